@@ -1,0 +1,117 @@
+"""The command line: train, evaluate, partition."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from flare_dist.analysis.plots import plot_label_table
+from flare_dist.comm.distributed import Launch
+from flare_dist.data.datasets import load
+from flare_dist.data.partition import label_table
+from flare_dist.run.config import build_config, config_parser
+from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.rounds import Diverged
+from flare_dist.run.trainer import divide, train
+
+log = logging.getLogger("flare_dist")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 where training diverged, 2 for wrong input, 130 for Ctrl-C."""
+    launch = Launch.from_environment()
+    console = Console(stderr=True, quiet=launch.rank != 0)
+    _start_logging(console)
+    if launch.size > 1:
+        # A rank that waits in a collective never returns to Python to see an interrupt: let the signal end it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        parsers = {"train": _train_parser(), "evaluate": _evaluate_parser(), "partition": _partition_parser()}
+        command, options = _parse(parsers, arguments)
+        COMMANDS[command](parsers[command], options, launch, console)
+    except (ArgumentError, ValueError) as error:
+        return _fail(" ".join(str(error).split()), 2)
+    except Diverged as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    """Say what went wrong in one line (rank 0; the others' loggers are silent) and hand the exit status on."""
+    log.error("error: %s", message)
+    return status
+
+
+def _start_logging(console: Console) -> None:
+    """Messages of rank 0 go above the progress bar; the console of the other ranks is silent."""
+    handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
+    if not console.is_terminal:
+        handler = logging.NullHandler() if console.quiet else logging.StreamHandler()
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:
+    parser = ArgumentParser(prog="flare-dist", description="Federated training with sparse updates.", exit_on_error=False)
+    commands = parser.add_subcommands()
+    for name, subparser in parsers.items():
+        commands.add_subcommand(name, subparser, help=subparser.description)
+    chosen = parser.parse_args(arguments)
+    return chosen.subcommand, chosen[chosen.subcommand]
+
+
+def _train_parser() -> ArgumentParser:
+    return config_parser(description="Train a model as configured; the same command continues an interrupted run.")
+
+
+def _run_train(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    train(build_config(parser, options), launch, console)
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Report the test accuracy of the model that a run saved.", exit_on_error=False)
+    parser.add_argument("run", type=Path, help="Run directory.")
+    parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
+    parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
+    return parser
+
+
+def _run_evaluate(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    loss, accuracy = evaluate_run(options.run, options.which, options.root)
+    print(f"test accuracy {accuracy:.4f}  test loss {loss:.4f}")
+
+
+def _partition_parser() -> ArgumentParser:
+    return config_parser(description="Show how the examples are divided among the clients, without training.")
+
+
+def _run_partition(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    config = build_config(parser, options)
+    data = load(config.data, config.seed)
+    counts = label_table(divide(config, data), data.train.labels, data.num_classes)
+    table = Table("client", *map(str, range(data.num_classes)), "examples")
+    for client, row in enumerate(counts.tolist()):
+        table.add_row(str(client), *map(str, row), str(sum(row)))
+    Console().print(table)
+    path = Path(config.output_dir) / "partition.png"
+    plot_label_table(counts, path)
+    print(f"plot: {path}")
+
+
+COMMANDS: dict[str, Callable[[ArgumentParser, Any, Launch, Console], None]] = {
+    "train": _run_train,
+    "evaluate": _run_evaluate,
+    "partition": _run_partition,
+}

@@ -1,0 +1,76 @@
+"""Who takes part and how clients train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
+from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.schedules import parse_schedule
+
+
+@dataclass(frozen=True)
+class ClientsConfig:
+    """Who takes part and how clients train.
+
+    Args:
+        num: clients of the federation, hosted by any number of ranks.
+        per_round: clients drawn afresh for each round (null = all of them).
+        local_epochs: passes over a client's examples in each round.
+        local_steps: mini-batch steps in each round, instead of local_epochs (null = by epochs).
+        batch_size: examples in a mini-batch.
+        optimizer: sgd, adam or adamw; its state starts fresh in every round.
+        lr: learning rate of the local optimizer.
+        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,…
+        momentum: momentum of sgd.
+        weight_decay: weight decay of the local optimizer.
+        weighting: how the server weights clients: num_examples or uniform.
+        objective: what is added to the clients' loss: none or fedprox.
+        fedprox: settings of the fedprox objective.
+    """
+
+    num: int = 8
+    per_round: int | None = None
+    local_epochs: int = 1
+    local_steps: int | None = None
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    lr_schedule: str = "constant"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    weighting: str = "num_examples"
+    objective: str = "none"
+    fedprox: FedProxConfig = field(default_factory=FedProxConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"clients.{name}: must be at least 1, got {value}")
+        if self.per_round is not None and self.per_round > self.num:
+            raise ValueError(
+                f"clients.per_round: {self.per_round} clients per round are more than clients.num = {self.num}"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"clients.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
+            )
+        if not self.lr > 0:
+            raise ValueError(f"clients.lr: must be positive, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"clients.{name}: must not be negative, got {getattr(self, name)}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"clients.momentum: {self.optimizer} has none (only sgd does)")
+        if self.weighting not in ("num_examples", "uniform"):
+            raise ValueError(f"clients.weighting: must be num_examples or uniform, got {self.weighting!r}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
+            )
+        parse_schedule(self.lr_schedule, "clients.lr_schedule")
+
+    @property
+    def cohort_size(self) -> int:
+        return self.num if self.per_round is None else self.per_round

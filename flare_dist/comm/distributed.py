@@ -1,0 +1,157 @@
+"""The process group and every collective of the package.
+
+`World` is the ranks of this run. With one rank its collectives return their input, so nothing above this module asks
+whether there is a process group. It counts what the collectives moved: `wire_bytes` over all W ranks, padding
+included, as all-gather W(W-1)B for B bytes a rank, ring all-reduce 2(W-1)B, broadcast (W-1)B.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher (torchrun, accelerate, deepspeed, srun) says of this process; one rank where it says nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Launch:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            size=size,
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+        )
+
+    def device(self, requested: str) -> torch.device:
+        """This rank's device for `requested` auto, cpu or cuda; ranks share GPUs where there are fewer of them."""
+        if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def backend(self, device: torch.device) -> str:
+        """NCCL where every local rank has a GPU of its own (NCCL refuses a shared one), otherwise gloo."""
+        own_gpu = device.type == "cuda" and self.local_size <= torch.cuda.device_count()
+        return "nccl" if own_gpu else "gloo"
+
+
+@dataclass
+class Traffic:
+    """What the collectives of this rank moved and took."""
+
+    wire_bytes: int = 0
+    communication_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+
+
+class World:
+    """The ranks of a run, and the bytes that their collectives moved."""
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None, backend: str = "") -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device or torch.device("cpu")
+        self._wire_device = self.device if backend == "nccl" else torch.device("cpu")
+        self.traffic = Traffic()
+
+    def take_traffic(self) -> Traffic:
+        """What moved since the last call."""
+        moved, self.traffic = self.traffic, Traffic()
+        return moved
+
+    @contextmanager
+    def _collective(self, wire_bytes: int) -> Iterator[None]:
+        """Count one collective's bytes and seconds."""
+        start = self.now()
+        yield
+        self.traffic.communication_seconds += self.now() - start
+        self.traffic.wire_bytes += wire_bytes
+
+    def now(self) -> float:
+        """Seconds on a monotonic clock, once the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def all_gather(self, local: Tensor) -> Tensor:
+        """[W, n] from every rank's one-dimensional tensor of n entries, on the device of `local`."""
+        if self.size == 1:
+            return local.unsqueeze(0)
+        with self._collective(self.size * (self.size - 1) * local.nbytes):
+            sent = local.to(self._wire_device).contiguous()
+            gathered = torch.empty(self.size * sent.numel(), dtype=sent.dtype, device=sent.device)
+            dist.all_gather_into_tensor(gathered, sent)
+            return gathered.view(self.size, -1).to(local.device)
+
+    def all_reduce_(self, tensor: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """Reduce `tensor` over the ranks in place, with the same bits on each of them."""
+        if self.size == 1:
+            return tensor
+        with self._collective(2 * (self.size - 1) * tensor.nbytes):
+            moved = tensor.to(self._wire_device)
+            dist.all_reduce(moved, op)
+            return tensor if moved is tensor else tensor.copy_(moved)
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Overwrite `tensor` with rank 0's."""
+        if self.size == 1:
+            return tensor
+        with self._collective((self.size - 1) * tensor.nbytes):
+            moved = tensor.to(self._wire_device)
+            dist.broadcast(moved, src=0)
+            return tensor if moved is tensor else tensor.copy_(moved)
+
+    def largest(self, numbers: list[float]) -> list[float]:
+        """Elementwise maximum over the ranks."""
+        return self.all_reduce_(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+
+    def all_true(self, condition: bool) -> bool:
+        """True where `condition` holds on every rank."""
+        return self.largest([0.0 if condition else 1.0]) == [0.0]
+
+    def wait_for_all(self) -> None:
+        """A barrier, so that what follows measures communication and not the slowest rank's computation."""
+        if self.size > 1:
+            start = self.now()
+            dist.barrier()
+            self.traffic.waiting_seconds += self.now() - start
+
+
+@contextmanager
+def open_world(launch: Launch, device: torch.device, timeout_seconds: float) -> Iterator[World]:
+    """The process group of this run, destroyed at the end whatever happens.
+
+    The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
+    fails or hangs more often than not.
+    """
+    if launch.size == 1:
+        yield World(device=device)
+        return
+    backend = launch.backend(device)
+    timeout = timedelta(seconds=timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        yield World(rank, size, device, backend)
+    finally:
+        gc.collect()  # futures still alive here can abort the process when the group goes first
+        dist.destroy_process_group()

@@ -1,0 +1,108 @@
+"""Batches made on the training device: the data set lives there as raw pixels and is normalised and augmented there.
+
+A client's epoch may be sixty batches of ten images, where Python's cost for each batch rules. So thousands of examples
+are gathered, normalised and augmented at once and handed out as views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flare_dist.data.examples import Examples
+
+_CHUNK = 4096  # examples prepared at once, about 50 MB of CIFAR-10
+_PADDING = 4  # pixels on each side; the crop of He et al., 2016, for CIFAR
+
+
+class BatchSource:
+    """A data set resident on the training device; batches are normalised and augmented there."""
+
+    def __init__(
+        self, examples: Examples, mean: Tensor, std: Tensor, device: torch.device | str, augment: str = "none"
+    ) -> None:
+        """`mean` and `std` are float32 [C] in raw pixel units; `augment` is a key of AUGMENTATIONS."""
+        self.inputs = examples.inputs.to(device)
+        self.labels = examples.labels.to(device)
+        self.mean = mean.to(device).view(-1, 1, 1)
+        self.std = std.to(device).view(-1, 1, 1)
+        self.moves = AUGMENTATIONS[augment]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, indices: Tensor | None, batch_size: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels int64 [b].
+
+        With a CPU `generator`: shuffled and augmented, all draws made on it at the start of the epoch. Without: in
+        order, as they are. The last batch may be smaller. Batches are views of one chunk: use them, do not keep many.
+        """
+        order = torch.arange(len(self)) if indices is None else indices
+        moves = None
+        if generator is not None:
+            order = order[torch.randperm(len(order), generator=generator)]
+            moves = self.moves(len(order), generator)
+        order = order.to(self.labels.device)
+        moves = None if moves is None else moves.to(order.device)
+        size = max(1, _CHUNK // batch_size) * batch_size
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
+            inputs = torch.sub(self.inputs[chunk], self.mean).div_(self.std)
+            if moves is not None:
+                inputs = move(inputs, moves[start : start + size])
+            yield from zip(inputs.split(batch_size), self.labels[chunk].split(batch_size))
+
+
+def move(inputs: Tensor, moves: Tensor) -> Tensor:
+    """Crop each of [b, C, H, W] at its own place in its zero-padded self, then mirror it where told.
+
+    `moves` is int64 [b, 3]: top and left of the crop in 0 to 8 (4 = unmoved), and 1 to mirror. Zero is the mean colour
+    of normalised inputs.
+    """
+    b, c, h, w = inputs.shape
+    padded = F.pad(inputs, (_PADDING,) * 4)
+    top, left, mirrored = moves[:, :, None].unbind(1)
+    column = torch.arange(w, device=inputs.device)
+    rows = top + torch.arange(h, device=inputs.device)
+    columns = left + torch.where(mirrored.bool(), column.flip(0), column)
+    place = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    return padded.view(b, c, -1).gather(2, place.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
+
+
+def stay(count: int, generator: torch.Generator) -> Tensor | None:
+    """No augmentation."""
+    return None
+
+
+def crop(count: int, generator: torch.Generator) -> Tensor:
+    """A random crop of the image padded by four pixels."""
+    moves = torch.zeros(count, 3, dtype=torch.int64)
+    moves[:, :2] = torch.randint(2 * _PADDING + 1, (count, 2), generator=generator)
+    return moves
+
+
+def flip(count: int, generator: torch.Generator) -> Tensor:
+    """Left and right exchanged in a random half."""
+    moves = torch.full((count, 3), _PADDING)
+    moves[:, 2] = torch.randint(2, (count,), generator=generator)
+    return moves
+
+
+def crop_flip(count: int, generator: torch.Generator) -> Tensor:
+    """Both."""
+    moves = crop(count, generator)
+    moves[:, 2] = flip(count, generator)[:, 2]
+    return moves
+
+
+AUGMENTATIONS: dict[str, Callable[[int, torch.Generator], Tensor | None]] = {
+    "none": stay,
+    "crop": crop,
+    "flip": flip,
+    "crop_flip": crop_flip,
+}

@@ -1,0 +1,89 @@
+"""Work that is done once beside the data and shared by every process: a folder, a lock and checked array files.
+
+Nothing here is needed for a result, so a root that cannot be written only costs a warning and the time saved.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+FOLDER = ".flare_dist_cache"
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[Path | None]:
+    """Hold the lock of `root` across processes; yields its cache folder, or None (and warns) if it is unwritable."""
+    folder = root / FOLDER
+    lock = FileLock(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        warnings.warn(f"data.root: no cache in {folder} ({error}); every process does the work itself", stacklevel=2)
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def cached_array(root: Path, name: str, fingerprint: str, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `build` returns, read from the cache of `root` if it was stored under the same `fingerprint`.
+
+    One file for each `name`, replaced when the fingerprint changes. A truncated or damaged file is built anew. Several
+    processes may call this at once: one builds and the others wait for it.
+    """
+    found = _read(root / FOLDER / f"{name}.npy", fingerprint)  # without the lock, since files appear whole
+    if found is not None:
+        return found
+    with locked(root) as folder:
+        if folder is None:
+            return build()
+        path = folder / f"{name}.npy"
+        found = _read(path, fingerprint)
+        if found is None:
+            found = build()
+            _write(path, fingerprint, found)
+        return found
+
+
+def _read(path: Path, fingerprint: str) -> np.ndarray | None:
+    """Three arrays in one file: fingerprint, content, checksum; None unless all three agree."""
+    try:
+        with path.open("rb") as file:
+            if str(np.load(file, allow_pickle=False)) != fingerprint:
+                return None
+            array = np.load(file, allow_pickle=False)
+            return array if int(np.load(file, allow_pickle=False)) == _checksum(array) else None
+    except (OSError, EOFError, ValueError, TypeError, SyntaxError):  # what numpy raises on absent or damaged files
+        return None
+
+
+def _write(path: Path, fingerprint: str, array: np.ndarray) -> None:
+    """Write beside `path` and rename, so that a reader sees the old file or the new one; a full disk only warns."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            for part in (np.array(fingerprint), array, np.array(_checksum(array))):
+                np.save(file, part, allow_pickle=False)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; colleagues may share the root
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(f"data.root: could not write the cache {path} ({error})", stacklevel=2)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)

@@ -1,0 +1,153 @@
+"""Where examples come from: each data set by name, as uint8 tensors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from flare_dist.data.cache import locked
+from flare_dist.data.examples import Examples
+from flare_dist.data.images import load_folder
+from flare_dist.seeding import generator
+
+if TYPE_CHECKING:
+    from flare_dist.data.datasets import DataConfig
+
+_CHUNK = 4096  # synthetic examples drawn at once
+_DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is read, before anything is held out or normalised."""
+
+    train: Examples
+    test: Examples
+    num_classes: int
+    white: float = 255.0  # the largest pixel value
+
+
+def digits(config: DataConfig, seed: int) -> Source:
+    """scikit-learn's bundled 8x8 digits, values 0 to 16; every fifth image of each class is a test image."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    inputs = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    place_in_class = (labels[:, None] == torch.arange(10)).cumsum(0).gather(1, labels[:, None])[:, 0]
+    held = place_in_class % 5 == 0
+    return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), 10, white=16.0)
+
+
+def synthetic(config: DataConfig, seed: int) -> Source:
+    """Grey noise around one random pattern for each class, plus a fainter one for each group (its "handwriting")."""
+    sizes = config.synthetic
+    rng = generator(seed, "synthetic patterns")
+    patterns = torch.randn(sizes.classes, *sizes.shape, generator=rng)
+    styles = torch.randn(sizes.groups, *sizes.shape, generator=rng)
+
+    def draw(part: str, count: int) -> Examples:
+        rng = generator(seed, f"synthetic {part}")
+        labels = torch.randint(sizes.classes, (count,), generator=rng)
+        groups = torch.randperm(count, generator=rng) % sizes.groups
+        inputs = torch.empty(count, *sizes.shape, dtype=torch.uint8)
+        for start in range(0, count, _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            noise = torch.randn(inputs[chunk].shape, generator=rng)
+            value = 128 + 24 * patterns[labels[chunk]] + 12 * styles[groups[chunk]] + 40 * noise
+            inputs[chunk] = value.clamp_(0, 255).byte()
+        return Examples(inputs, labels, groups)
+
+    return Source(draw("train", sizes.examples), draw("test", sizes.test_examples), sizes.classes)
+
+
+def image_folder(config: DataConfig, seed: int) -> Source:
+    """The tree of images at `data.root`; see `images.py`."""
+    return Source(*load_folder(Path(config.root).expanduser()))
+
+
+def torchvision_source(
+    config: DataConfig,
+    seed: int,
+    *,
+    reader: str,
+    folder: str,
+    files: Sequence[str],
+    num_classes: int,
+    transposed: bool = False,
+    **options: Any,
+) -> Source:
+    """A data set that the class `reader` of torchvision.datasets reads from `files` in `folder` of `data.root`.
+
+    Raises ValueError that names the missing files. They are fetched only where `data.download` asks for it, by one
+    process while the others wait.
+    """
+    from torchvision import datasets
+
+    root = Path(config.root).expanduser().absolute()
+    read = partial(getattr(datasets, reader), str(root), **options)
+    if config.download:
+        with locked(root):
+            try:
+                read(train=True, download=True)
+            except (OSError, RuntimeError) as error:  # urllib's and torchvision's own
+                raise ValueError(f"data.download: could not fetch {config.name} into {root} ({error})") from error
+    missing = [file for file in files if not (root / folder / file).is_file()]
+    if missing:
+        hint = "" if config.download else "; data.download=true would fetch them"
+        raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
+    try:
+        train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
+    except _DAMAGED as error:
+        raise ValueError(f"data.root: {config.name} in {root / folder} is damaged, delete it ({error})") from error
+    return Source(train, test, num_classes)
+
+
+def _in_memory(dataset: Any, transposed: bool) -> Examples:
+    data = torch.as_tensor(dataset.data)
+    inputs = data[:, None] if data.dim() == 3 else data.permute(0, 3, 1, 2)
+    inputs = inputs.transpose(2, 3) if transposed else inputs
+    return Examples(inputs.contiguous(), torch.as_tensor(dataset.targets, dtype=torch.int64))
+
+
+def _idx(train: str, test: str) -> list[str]:
+    return [f"{part}-{kind}-ubyte" for part in (train, test) for kind in ("images-idx3", "labels-idx1")]
+
+
+_mnist = partial(torchvision_source, files=_idx("train", "t10k"), num_classes=10)
+# EMNIST's files hold every image transposed.
+_emnist = partial(torchvision_source, reader="EMNIST", folder="EMNIST/raw", transposed=True)
+
+SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
+    "digits": digits,
+    "mnist": partial(_mnist, reader="MNIST", folder="MNIST/raw"),
+    "fashion_mnist": partial(_mnist, reader="FashionMNIST", folder="FashionMNIST/raw"),
+    "emnist": partial(
+        _emnist, split="balanced", files=_idx("emnist-balanced-train", "emnist-balanced-test"), num_classes=47
+    ),
+    "emnist_byclass": partial(
+        _emnist, split="byclass", files=_idx("emnist-byclass-train", "emnist-byclass-test"), num_classes=62
+    ),
+    "cifar10": partial(
+        torchvision_source,
+        reader="CIFAR10",
+        folder="cifar-10-batches-py",
+        files=[*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"],
+        num_classes=10,
+    ),
+    "cifar100": partial(
+        torchvision_source,
+        reader="CIFAR100",
+        folder="cifar-100-python",
+        files=["train", "test", "meta"],
+        num_classes=100,
+    ),
+    "image_folder": image_folder,
+    "synthetic": synthetic,
+}

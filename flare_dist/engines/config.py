@@ -1,0 +1,53 @@
+"""Where local training runs, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+NAMES = ("accelerate",)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where local training runs, and in which precision.
+
+    Args:
+        name: accelerate (placement and mixed precision by Hugging Face Accelerate).
+        mixed_precision: no, bf16 or fp16 (fp16 needs a GPU); weights, deltas and residuals stay float32.
+        device: auto (a GPU where there is one), cpu or cuda.
+        threads: intra-op threads of each rank (null = cores divided by the ranks of this machine); the bits of a run
+            depend on it, so a resumed run keeps what it started with.
+        timeout_seconds: longest wait for another rank in a collective before the run is given up.
+    """
+
+    name: str = "accelerate"
+    mixed_precision: str = "no"
+    device: str = "auto"
+    threads: int | None = None
+    timeout_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"engine.name: unknown engine {self.name!r} (choose from {', '.join(NAMES)})")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"engine.device: must be auto, cpu or cuda, got {self.device!r}")
+        has_gpu = torch.cuda.is_available()
+        if self.device == "cuda" and not has_gpu:
+            raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
+        if self.mixed_precision == "fp16" and (self.device == "cpu" or not has_gpu):
+            raise ValueError("engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"engine.threads: must be at least 1, got {self.threads}")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"engine.timeout_seconds: must be positive, got {self.timeout_seconds}")
+
+
+def default_threads(local_ranks: int) -> int:
+    """Cores that this process may use, divided by the ranks on this machine; at least one."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // local_ranks)

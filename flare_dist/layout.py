@@ -1,0 +1,100 @@
+"""Flat vector <-> named tensors: the ground that everything else stands on.
+
+Parameters, model deltas and residuals are one contiguous float32 vector each. A `ParameterLayout` says which slice of
+such a vector is which tensor, so memory can be addressed by parameter *name* wherever it outlives a process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor's place in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The order, shapes and offsets of named tensors in a flat vector of `total` entries."""
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]]) -> ParameterLayout:
+        """The layout of named tensors, in the order given."""
+        entries, offset = [], 0
+        for name, tensor in named:
+            entries.append(Entry(name, tuple(tensor.shape), offset))
+            offset += tensor.numel()
+        return cls(tuple(entries))
+
+    @property
+    def total(self) -> int:
+        return self.entries[-1].offset + self.entries[-1].numel if self.entries else 0
+
+    def views(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(name, view) for each tensor; writing to a view writes to `vector` (shape [total])."""
+        if vector.shape != (self.total,):
+            raise ValueError(f"expected a vector of {self.total} entries, got shape {tuple(vector.shape)}")
+        for entry in self.entries:
+            yield entry.name, vector[entry.offset : entry.offset + entry.numel].view(entry.shape)
+
+    def describe(self) -> list[list[object]]:
+        """[[name, [sizes]], …]: what a checkpoint keeps, so that a vector in it can be read by parameter name."""
+        return [[entry.name, list(entry.shape)] for entry in self.entries]
+
+
+def parameter_layout(model: nn.Module) -> ParameterLayout:
+    """The layout of the trainable parameters of `model`."""
+    return ParameterLayout.of((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def buffer_layout(model: nn.Module) -> ParameterLayout:
+    """The layout of the floating-point buffers of `model` (BatchNorm's running statistics)."""
+    return ParameterLayout.of((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+
+
+def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
+    """Move the parameters of `model` and their gradients into one flat vector each; the model then lives in them.
+
+    Returns (parameters, gradient), float32 vectors of `layout.total` entries on the parameters' device. Raises
+    ValueError where a parameter is not float32 (train in lower precision by autocast, not by casting the weights).
+    """
+    named = dict(model.named_parameters())
+    device = next(iter(named.values())).device
+    parameters = torch.empty(layout.total, device=device)
+    gradient = torch.zeros(layout.total, device=device)
+    for (name, value), (_, slot) in zip(layout.views(parameters), layout.views(gradient)):
+        parameter = named[name]
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"parameter {name} is {parameter.dtype}; flat vectors need float32 parameters")
+        value.copy_(parameter.detach())
+        parameter.data = value
+        parameter.grad = slot
+    return parameters, gradient
+
+
+def bind_buffers(model: nn.Module, layout: ParameterLayout) -> Tensor:
+    """Move the floating-point buffers of `model` into one flat float32 vector and return it."""
+    named = dict(model.named_buffers())
+    device = next(model.parameters()).device
+    vector = torch.empty(layout.total, device=device)
+    for name, value in layout.views(vector):
+        buffer = named[name]
+        value.copy_(buffer)
+        buffer.data = value
+    return vector

@@ -1,0 +1,84 @@
+"""Models by name: ours, torchvision's, the user's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import nn
+
+from flare_dist.models.resnet import resnet18, with_group_norm
+from flare_dist.models.small import cnn, lenet, two_nn
+from flare_dist.seeding import derive_seed
+
+Shape = tuple[int, int, int]  # channels, height, width
+Builder = Callable[[Shape, int], nn.Module]
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError naming model.name where `name` is no model; imports the user's module where it names one."""
+    find_builder(name)
+
+
+def find_builder(name: str) -> Builder:
+    """The function (input_shape, num_classes) -> module behind a model's name."""
+    if name in MODELS:
+        return MODELS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"model.name: unknown model {name!r} (choose from {', '.join(MODELS)}, torchvision:NAME or "
+            "package.module:callable)"
+        )
+    if module == "torchvision":
+        return _torchvision_builder(attribute)
+    try:
+        builder = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.name: cannot import {name!r}: {error}") from error
+    if not callable(builder):
+        raise ValueError(f"model.name: {name!r} is not callable")
+    return builder
+
+
+def _torchvision_builder(name: str) -> Builder:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"model.name: torchvision has no classifier {name!r}")
+
+    def build(input_shape: Shape, num_classes: int) -> nn.Module:
+        if input_shape[0] != 3:
+            raise ValueError(f"model.name: torchvision:{name} wants 3 channels, the data has {input_shape[0]}")
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+
+    return build
+
+
+def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int) -> nn.Module:
+    """The model with initial weights drawn from `seed`, on the CPU, trying it on one input of `input_shape`.
+
+    Raises ValueError naming model.name where the model does not take such inputs or does not give one score a class.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        model = find_builder(name)(input_shape, num_classes)
+        if norm == "group":
+            model = with_group_norm(model)
+        _check_scores(name, model, input_shape, num_classes)
+    return model
+
+
+def _check_scores(name: str, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
+    model.eval()
+    try:
+        with torch.no_grad():
+            scores = model(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(f"model.name: {name} does not take inputs of shape {input_shape}: {error}") from error
+    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != (2, num_classes):
+        raise ValueError(f"model.name: {name} must give scores of shape (batch, {num_classes}), it gives {shape}")
+
+
+MODELS: dict[str, Builder] = {"2nn": two_nn, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}

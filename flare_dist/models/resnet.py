@@ -1,0 +1,33 @@
+"""ResNet-18 for 32x32 images, and GroupNorm in place of BatchNorm."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+
+def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """torchvision's ResNet-18 with the stem of He et al. 2016 for small images: 3x3 stride 1, no pool; 11.17 M weights."""
+    model = torchvision.models.resnet18(weights=None, num_classes=num_classes)
+    model.conv1 = nn.Conv2d(input_shape[0], 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def with_group_norm(model: nn.Module, max_groups: int = 32) -> nn.Module:
+    """Replace every BatchNorm2d of `model` in place by a GroupNorm (Wu & He 2018) of the same weights and bias.
+
+    The number of groups is the largest divisor of the channels up to `max_groups`.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            groups = max(g for g in range(1, max_groups + 1) if child.num_features % g == 0)
+            norm = nn.GroupNorm(groups, child.num_features, eps=child.eps, affine=child.affine)
+            if child.affine:
+                norm.weight, norm.bias = child.weight, child.bias
+            setattr(model, name, norm)
+        else:
+            with_group_norm(child, max_groups)
+    return model
+

@@ -1,0 +1,137 @@
+"""The configuration of a run: one frozen dataclass, composed of each part's own.
+
+The command line, `--help`, `--print_config` and the reading of YAML are made from these classes by jsonargparse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.data.datasets import DataConfig
+from flare_dist.engines.config import EngineConfig
+from flare_dist.models.config import ModelConfig
+from flare_dist.server.config import ServerConfig
+
+MODES = ("federated", "centralised")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is saved, and what a run starts from.
+
+    Args:
+        every: rounds between checkpoints; the last round is always saved.
+        keep: checkpoints kept, at least 2, so that one survives a damaged file.
+        resume: auto (continue the output directory's run if it has a checkpoint), never (start over, removing the run
+            that is there) or the path of another run, whose newest checkpoint is continued under this configuration.
+    """
+
+    every: int = 10
+    keep: int = 2
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"checkpoint.every: must be at least 1, got {self.every}")
+        if self.keep < 2:
+            raise ValueError(f"checkpoint.keep: must be at least 2, got {self.keep}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of flare_dist.
+
+    Args:
+        seed: every random draw of the run derives from it.
+        rounds: rounds to train.
+        mode: federated (rounds of clients) or centralised (one model on the pooled data; a round is
+            clients.local_epochs passes, the optimizer keeps its state, nothing is sent).
+        eval_every: rounds between evaluations on the test set; the initial and the final model are always evaluated.
+        output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
+        data: what is learnt, and how it is divided among the clients.
+        model: which model is trained.
+        clients: who takes part and how clients train.
+        compression: what of a client's model delta travels to the server.
+        server: how the server turns the clients' mean model delta into new global parameters.
+        engine: where local training runs, and in which precision.
+        checkpoint: when state is saved, and what a run starts from.
+    """
+
+    seed: int = 0
+    rounds: int = 40
+    mode: str = "federated"
+    eval_every: int = 1
+    output_dir: str = "runs/default"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
+        for name in ("rounds", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not self.output_dir:
+            raise ValueError("output_dir: must name a directory")
+
+
+def config_parser(**options: Any) -> ArgumentParser:
+    """A parser of every key of `Config`, with --config FILE and --print_config."""
+    parser = ArgumentParser(exit_on_error=False, **options)
+    parser.add_argument("--config", action="config", help="YAML file with the keys that differ from the defaults.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def build_config(parser: ArgumentParser, namespace: Any) -> Config:
+    """The validated configuration of a parsed command line; ValueError names the dotted key that is wrong."""
+    values = dict(parser.instantiate(namespace))
+    return Config(**{field_.name: values[field_.name] for field_ in dataclasses.fields(Config)})
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in a YAML file."""
+    parser = config_parser()
+    return build_config(parser, parser.parse_path(path))
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def with_threads(config: Config, threads: int) -> Config:
+    """The configuration with the number of intra-op threads settled."""
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, threads=threads))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values, as in the YAML file."""
+
+    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs}
+
+    return dataclasses.asdict(config, dict_factory=plain)
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ between two nested dictionaries, in order."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}"

@@ -1,0 +1,54 @@
+"""Loss and accuracy of a model on a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from flare_dist.comm.distributed import Launch
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.datasets import load
+from flare_dist.engines.accelerate import AccelerateEngine
+from flare_dist.models.registry import build
+from flare_dist.run.config import load_config
+from flare_dist.run.rundir import BEST, CONFIG, MODEL
+
+BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, source: BatchSource) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all examples of `source`."""
+    model.eval()
+    loss_sum, correct = 0.0, 0
+    for inputs, labels in source.batches(None, BATCH_SIZE, None):
+        scores = model(inputs)
+        loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
+        correct += int((scores.argmax(1) == labels).sum())
+    return loss_sum / len(source), correct / len(source)
+
+
+def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, float]:
+    """(loss, accuracy) on the test set of the model that a run saved, `which` final or best; `root` moves the data.
+
+    Raises ValueError where `directory` holds no such model.
+    """
+    path = directory / {"final": MODEL, "best": BEST}[which]
+    for needed in (directory / CONFIG, path):
+        if not needed.exists():
+            raise ValueError(f"evaluate: {needed} does not exist; is {directory} the directory of a finished run?")
+    config = load_config(directory / CONFIG)
+    data_config = dataclasses.replace(config.data, root=root or config.data.root)
+    data = load(data_config, config.seed)
+    launch = Launch()
+    device = launch.device(config.engine.device)
+    torch.set_num_threads(config.engine.threads or 1)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model.load_state_dict(load_file(path))
+    model = AccelerateEngine(config.engine, device).place(model)
+    return evaluate(model, BatchSource(data.test, data.mean, data.std, device))

@@ -1,0 +1,64 @@
+"""Files that are either whole or not there: a crash at any moment leaves the old content or the new."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, in place of `path` once the block has ended and its bytes are on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a directory, whose entry for a renamed file must survive as well."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_model(path: Path, model: nn.Module) -> None:
+    """Write the weights and buffers of `model` by name; copies, because they share one flat vector."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def save_state(path: Path, state: Any) -> None:
+    """torch.save of plain containers and tensors, readable with weights_only=True."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def sha256(path: Path) -> bytes:
+    """The digest of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        read: Callable[[], bytes] = lambda: file.read(2**20)  # noqa: E731
+        for block in iter(read, b""):
+            digest.update(block)
+    return digest.digest()

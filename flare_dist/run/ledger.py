@@ -1,0 +1,80 @@
+"""What a round sent and what it took: the numbers behind metrics.jsonl and TensorBoard.
+
+Bytes are lengths of buffers that moved or, for the star that this run stands for, would have moved:
+
+* `uplink_bytes`: the cohort's encoded payloads, headers and indices included, before padding; 4 bytes an entry dense.
+* `downlink_bytes`: the global parameters, float32, to every client of the cohort.
+* `buffer_bytes`: the model's floating-point buffers that travelled with the payloads.
+* `dense_bytes`: the same uplink sent dense in float32, without buffers.
+* `wire_bytes`: what this round's collectives moved over all ranks, padding included (see comm/distributed.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flare_dist.comm.distributed import World
+from flare_dist.comm.exchange import Exchanged
+
+
+class Stopwatch:
+    """Seconds of this rank by phase; a phase waits for the device, so that its work is not booked on the next."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.seconds = {"compute": 0.0, "select": 0.0}
+        self.start = world.now()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = self.world.now()
+        yield
+        self.seconds[name] += self.world.now() - start
+
+    def totals(self) -> dict[str, float]:
+        """All `*_seconds` of a round, each the largest over the ranks; takes the traffic counted since it began."""
+        traffic = self.world.traffic
+        measured = {
+            "round_seconds": self.world.now() - self.start,
+            "compute_seconds": self.seconds["compute"],
+            "select_seconds": self.seconds["select"],
+            "communication_seconds": traffic.communication_seconds,
+            "waiting_seconds": traffic.waiting_seconds,
+        }
+        return dict(zip(measured, self.world.largest(list(measured.values()))))
+
+
+def federated_report(
+    round_: int, exchanged: Exchanged, total: int, buffers: int, wire_bytes: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The row of one federated round; `total` and `buffers` are the model's entries."""
+    clients = len(exchanged.accepted) + len(exchanged.rejected)
+    return {
+        "round": round_,
+        "train_loss": exchanged.train_loss,
+        "clients": clients,
+        "rejected_clients": len(exchanged.rejected),
+        "uplink_bytes": exchanged.uplink_bytes,
+        "downlink_bytes": clients * total * 4,
+        "buffer_bytes": len(exchanged.accepted) * buffers * 4,
+        "dense_bytes": clients * total * 4,
+        "wire_bytes": wire_bytes,
+        "kept": exchanged.kept,
+        "total": clients * total,
+        **seconds,
+    }
+
+
+def centralised_report(round_: int, train_loss: float, seconds: dict[str, float]) -> dict[str, Any]:
+    """The row of one centralised round: nothing is sent."""
+    unsent = ("uplink_bytes", "downlink_bytes", "buffer_bytes", "dense_bytes", "wire_bytes", "kept", "total")
+    return {
+        "round": round_,
+        "train_loss": train_loss,
+        "clients": 1,
+        "rejected_clients": 0,
+        **dict.fromkeys(unsent, 0),
+        **seconds,
+    }

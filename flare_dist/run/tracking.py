@@ -1,0 +1,149 @@
+"""What rank 0 writes about a run: metrics.jsonl, TensorBoard events, the progress bar and the summary table.
+
+metrics.jsonl is the source: when a run is resumed its rows are cut back to the round resumed from and the event file is
+written anew from them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from flare_dist.run.files import write_text
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
+
+
+def tag(key: str) -> str | None:
+    """The TensorBoard tag of a key of metrics.jsonl, or None for what has no curve of its own."""
+    for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
+        if key.endswith(suffix):
+            return f"{group}/{key.removesuffix(suffix)}"
+    return f"clients/{key}" if key in ("clients", "rejected_clients") else None
+
+
+def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of rounds 0 … `up_to`; a last line that a kill cut short is dropped."""
+    rows = []
+    path = directory / METRICS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["round"] <= up_to:
+            rows.append(row)
+    return rows
+
+
+class Tracker:
+    """Open logs of one run directory. `rows` are those of the rounds already done; use as a context manager."""
+
+    def __init__(self, directory: Path, rows: Iterable[dict[str, Any]], rounds: int, console: Console) -> None:
+        self.rows = list(rows)
+        self.rounds = rounds
+        self._earlier_seconds = self.rows[-1]["elapsed_seconds"] if self.rows else 0.0
+        self._start = time.monotonic()
+        self._last_line = self._start
+        self._interactive = console.is_terminal
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        write_text(directory / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._metrics = (directory / METRICS).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(directory))
+        for row in self.rows:
+            self._write_events(row)
+        self._progress = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("accuracy {task.fields[accuracy]}"),
+            TextColumn("{task.fields[sent]} sent"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._interactive,
+        )
+        self._sent = sum(row.get("uplink_bytes", 0) for row in self.rows)
+        self._accuracy = "-"
+        done = max((row["round"] for row in self.rows), default=0)
+        self._task = self._progress.add_task("", total=rounds, completed=done, accuracy="-", sent="0 MB")
+
+    def __enter__(self) -> Tracker:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        self._metrics.close()
+        self._events.close()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Wall-clock seconds of the run, those before an interruption included."""
+        return self._earlier_seconds + time.monotonic() - self._start
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one round's row to both logs and move the bar."""
+        row = {**row, "elapsed_seconds": self.elapsed_seconds, "time": time.time()}
+        self.rows.append(row)
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        self._write_events(row)
+        self._sent += row.get("uplink_bytes", 0)
+        if "test_accuracy" in row:
+            self._accuracy = f"{row['test_accuracy']:.4f}"
+        sent = f"{self._sent / 1e6:.3g} MB"
+        self._progress.update(self._task, completed=row["round"], accuracy=self._accuracy, sent=sent)
+        if not self._interactive and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            done, left = row["round"], self.rounds - row["round"]
+            eta = left * (self._last_line - self._start) / max(1, done - self._first_round())
+            log.info("round %d/%d  accuracy %s  %s sent  ETA %.0f s", done, self.rounds, self._accuracy, sent, eta)
+
+    def _first_round(self) -> int:
+        """The round that this process started from."""
+        return next((row["round"] for row in self.rows if row["elapsed_seconds"] >= self._earlier_seconds), 0)
+
+    def _write_events(self, row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            name = tag(key)
+            if name is not None:
+                self._events.add_scalar(name, value, row["round"], walltime=row["time"])
+
+    def sync(self) -> None:
+        """Put the rows on the disk, so that no checkpoint is newer than they are."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        self._events.flush()
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The table that a run ends with."""
+    table = Table(show_header=False)
+    up, dense = summary["uplink_bytes"], summary["dense_bytes"]
+    rows = {
+        "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        "rounds": str(summary["rounds"]),
+        "bytes up": f"{up:,} ({up / 1e6:.3g} MB)",
+        "compression against dense": f"{dense / up:.1f} x" if up else "nothing was sent",
+        "bytes down": f"{summary['downlink_bytes']:,} ({summary['downlink_bytes'] / 1e6:.3g} MB)",
+        "seconds": f"{summary['seconds']:.1f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,74 @@
+"""Learning-rate schedules over rounds, for clients and for the server.
+
+A schedule is written as a word, with its parameters behind a colon:
+    constant            1
+    linear              1 -> 0
+    cosine              1 -> 0 along half a cosine
+    exponential:F       1 -> F by the same factor each round, e.g. exponential:0.01
+    step:F@r1,r2        times F from round r1 on, again from r2 on, e.g. step:0.1@20,30
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def parse_schedule(text: str, key: str) -> Callable[[int, int], float]:
+    """The schedule `text` as a function (round, rounds) -> factor, for rounds 1 … rounds.
+
+    Raises ValueError naming the dotted `key` where the text is no schedule.
+    """
+    name, _, arguments = text.partition(":")
+    if name not in SCHEDULES:
+        raise ValueError(f"{key}: unknown schedule {text!r} (choose from {', '.join(SCHEDULES)})")
+    try:
+        return SCHEDULES[name](arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}: cannot read {text!r}: expected {FORMS[name]}") from error
+
+
+def _progress(round_: int, rounds: int) -> float:
+    """0 in the first round, 1 after the last."""
+    return (round_ - 1) / rounds
+
+
+def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, int], float]]:
+    """A schedule without parameters, from a function of the progress in [0, 1)."""
+
+    def parse(arguments: str) -> Callable[[int, int], float]:
+        if arguments:
+            raise ValueError(arguments)
+        return lambda round_, rounds: factor(_progress(round_, rounds))
+
+    return parse
+
+
+def _exponential(arguments: str) -> Callable[[int, int], float]:
+    final = float(arguments)
+    if not 0 < final:
+        raise ValueError(arguments)
+    # reaches `final` in the last round itself, as published schedules from one rate to another do
+    return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))
+
+
+def _step(arguments: str) -> Callable[[int, int], float]:
+    factor, _, rounds_text = arguments.partition("@")
+    decay, milestones = float(factor), [int(milestone) for milestone in rounds_text.split(",")]
+    return lambda round_, rounds: decay ** sum(round_ >= milestone for milestone in milestones)
+
+
+SCHEDULES: dict[str, Callable[[str], Callable[[int, int], float]]] = {
+    "constant": _plain(lambda progress: 1.0),
+    "linear": _plain(lambda progress: 1 - progress),
+    "cosine": _plain(lambda progress: (1 + math.cos(math.pi * progress)) / 2),
+    "exponential": _exponential,
+    "step": _step,
+}
+FORMS = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "exponential": "exponential:FINAL with FINAL > 0, e.g. exponential:0.01",
+    "step": "step:FACTOR@ROUND,ROUND, e.g. step:0.1@20,30",
+}
