@@ -20,7 +20,7 @@ from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
 from flare_dist.run.config import build_config, config_parser
 from flare_dist.run.evaluation import evaluate_run
-from flare_dist.run.rounds import Diverged
+from flare_dist.run.rounds import DivergedError
 from flare_dist.run.trainer import divide, train
 
 log = logging.getLogger("flare_dist")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[command](parsers[command], options, launch, console)
     except (ArgumentError, ValueError) as error:
         return _fail(" ".join(str(error).split()), 2)
-    except Diverged as error:
+    except DivergedError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues from the last checkpoint", 130)
@@ -64,7 +64,9 @@ def _start_logging(console: Console) -> None:
 
 
 def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:
-    parser = ArgumentParser(prog="flare-dist", description="Federated training with sparse updates.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="flare-dist", description="Federated training with sparse updates.", exit_on_error=False
+    )
     commands = parser.add_subcommands()
     for name, subparser in parsers.items():
         commands.add_subcommand(name, subparser, help=subparser.description)

@@ -46,7 +46,7 @@ def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, i
 
 def _exponential(arguments: str) -> Callable[[int, int], float]:
     final = float(arguments)
-    if not 0 < final:
+    if not final > 0:
         raise ValueError(arguments)
     # reaches `final` in the last round itself, as published schedules from one rate to another do
     return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher (torchrun, accelerate, deepspeed, srun) says of this process; one rank where it says nothing."""
+    """What the launcher (torchrun, accelerate, deepspeed) says of this process; a single rank where it says nothing."""
 
     rank: int = 0
     size: int = 1
@@ -134,8 +134,10 @@ class World:
 
 
 @contextmanager
-def open_world(launch: Launch, device: torch.device, timeout_seconds: float) -> Iterator[World]:
-    """The process group of this run, destroyed at the end whatever happens.
+def open_world(
+    launch: Launch, device: torch.device, timeout_seconds: float, rendezvous: str = "env://"
+) -> Iterator[World]:
+    """The process group of this run, destroyed at the end whatever happens; `rendezvous` says where the ranks meet.
 
     The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
     fails or hangs more often than not.
@@ -147,7 +149,7 @@ def open_world(launch: Launch, device: torch.device, timeout_seconds: float) -> 
     timeout = timedelta(seconds=timeout_seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, size = next(dist.rendezvous(rendezvous, launch.rank, launch.size, timeout=timeout))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK, State
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Rule, State
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, select
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
@@ -22,7 +22,10 @@ class Compressor:
         self.seed = seed
         self.segments = [] if config.is_dense else SCOPES[config.scope](layout, config.density)
         self.max_kept = sum(segment.k for segment in self.segments)
-        self.state_names, self.rule = ((), None) if config.is_dense else ERROR_FEEDBACK[config.rule]
+        self.state_names: tuple[str, ...] = ()
+        self.rule: Rule | None = None
+        if not config.is_dense:
+            self.state_names, self.rule = ERROR_FEEDBACK[config.rule]
 
     def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """(sorted int64 indices, float32 values) of what is sent; updates `state` in place.
@@ -33,9 +36,7 @@ class Compressor:
         draws = generator(self.seed, "sparsifier", round_, client)
 
         def choose(update: Tensor) -> Tensor:
-            return select(
-                update, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold
-            )
+            return select(update, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
 
         local = {name: vector.to(model_delta.device) for name, vector in state.items()}
         indices, values = self.rule(model_delta, local, choose)
@@ -43,4 +44,3 @@ class Compressor:
             if vector is not local[name]:
                 vector.copy_(local[name])
         return indices, values
-

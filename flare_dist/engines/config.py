@@ -40,7 +40,9 @@ class EngineConfig:
         if self.device == "cuda" and not has_gpu:
             raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
         if self.mixed_precision == "fp16" and (self.device == "cpu" or not has_gpu):
-            raise ValueError("engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both")
+            raise ValueError(
+                "engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"engine.threads: must be at least 1, got {self.threads}")
         if not self.timeout_seconds > 0:

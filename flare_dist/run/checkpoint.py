@@ -40,7 +40,9 @@ class Restored:
 
 def complete_rounds(directory: Path) -> list[int]:
     """Rounds in `directory` for which there is a manifest, ascending; says nothing of damage."""
-    return sorted(int(manifest.parent.name.removeprefix("round-")) for manifest in directory.glob(f"round-*/{MANIFEST}"))
+    return sorted(
+        int(manifest.parent.name.removeprefix("round-")) for manifest in directory.glob(f"round-*/{MANIFEST}")
+    )
 
 
 def _folder(directory: Path, round_: int) -> Path:
@@ -140,7 +142,9 @@ def _load(folder: Path, world: World, layout: list[list[object]]) -> Restored:
     clients: dict[int, dict[str, Tensor]] = {}
     for state in _states(folder):
         if state["layout"] != layout:
-            raise ValueError(f"checkpoint.resume: {folder} holds another model: its parameters differ from model.name's")
+            raise ValueError(
+                f"checkpoint.resume: {folder} holds another model: its parameters differ from model.name's"
+            )
         server = state["server"] or server
         clients.update({c: memory for c, memory in state["clients"].items() if c % world.size == world.rank})
     return Restored(int(folder.name.removeprefix("round-")), server, clients)

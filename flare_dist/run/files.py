@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 
@@ -45,7 +45,7 @@ def save_model(path: Path, model: nn.Module) -> None:
     """Write the weights and buffers of `model` by name; copies, because they share one flat vector."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
 
 
 def save_state(path: Path, state: Any) -> None:

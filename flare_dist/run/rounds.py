@@ -25,7 +25,7 @@ from flare_dist.server.server import Server, sample_cohort
 log = logging.getLogger(__name__)
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """No usable update in a round; raised on every rank alike."""
 
 
@@ -72,7 +72,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     if exchanged.rejected:
         names = ", ".join(map(str, exchanged.rejected))
         if not exchanged.accepted:
-            raise Diverged(f"round {round_}: the losses or deltas of all clients ({names}) are not finite")
+            raise DivergedError(f"round {round_}: the losses or deltas of all clients ({names}) are not finite")
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step; ranks that can take it themselves need no answer.
@@ -117,7 +117,7 @@ def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str
             server.buffers.copy_(trainer.buffers)
     world.wait_for_all()
     if not world.all_true(math.isfinite(train_loss)):
-        raise Diverged(f"round {round_}: the training loss of the pooled data is not finite")
+        raise DivergedError(f"round {round_}: the training loss of the pooled data is not finite")
     return centralised_report(round_, train_loss, watch.totals())
 
 

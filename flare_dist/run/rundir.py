@@ -76,7 +76,9 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     if source.resolve() == directory.resolve():
         return directory
     if _holds_run(directory):
-        raise ValueError(f"checkpoint.resume: {directory} already holds a run; continue it with auto, or choose another")
+        raise ValueError(
+            f"checkpoint.resume: {directory} already holds a run; continue it with auto, or choose another"
+        )
     return source
 
 

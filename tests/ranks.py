@@ -1,0 +1,41 @@
+"""Start ranks for tests: forkserver with torch preloaded (plain fork hangs once OpenMP was used), gloo, a file store."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare_dist.comm.distributed import Launch, World, open_world
+
+TIMEOUT_SECONDS = 60.0
+
+
+def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """The results of `function(world, *arguments)` on `size` ranks of one thread each, by rank.
+
+    `function` must be a module-level function; what it raises on any rank is raised here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    with tempfile.TemporaryDirectory() as directory:
+        store = (Path(directory) / "store").as_uri()
+        with ProcessPoolExecutor(size, mp_context=context) as pool:
+            futures = [pool.submit(_rank, function, rank, size, store, arguments) for rank in range(size)]
+            return [future.result(timeout=TIMEOUT_SECONDS) for future in futures]
+
+
+def _rank(function: Callable[..., Any], rank: int, size: int, store: str, arguments: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(1)
+    with open_world(Launch(rank, size, rank, size), torch.device("cpu"), TIMEOUT_SECONDS / 2, store) as world:
+        return function(world, *arguments)
+
+
+def single(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The same function without a process group."""
+    return function(World(), *arguments)
