@@ -1,4 +1,4 @@
-"""Start ranks for tests: forkserver with torch preloaded (plain fork hangs once OpenMP was used), gloo, a file store."""
+"""Ranks for tests: forkserver with torch preloaded (plain fork hangs once OpenMP was used), gloo, a file store."""
 
 from __future__ import annotations
 

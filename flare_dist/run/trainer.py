@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 def train(config: Config, launch: Launch, console: Console) -> None:
     """Train as configured.
 
-    Raises ValueError for what the user can put right, before any process group starts, and `DivergedError` on every rank
-    where no client of a round brings a usable update.
+    Raises ValueError for what the user can put right, before any process group starts, and DivergedError on every
+    rank where no client of a round brings a usable update.
     """
     config, source = rundir.settle(config, default_threads(launch.local_size))
     directory = Path(config.output_dir)
