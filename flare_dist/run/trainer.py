@@ -56,7 +56,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
 
     with open_world(launch, device, config.engine.timeout_seconds) as world:
         _check_shared(directory, world)
-        parties = _gather_parties(config, world, data, parts, model)
+        parties = gather_parties(config, world, data, parts, model)
         evaluate_global = _evaluator(parties, data)
         first_round, rows = _resume(config, source, parties)
         with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
@@ -91,7 +91,7 @@ def divide(config: Config, data: DataSplits) -> list[Tensor]:
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
 
 
-def _gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
+def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
     engine = AccelerateEngine(config.engine, world.device)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(engine, model, source, config.clients, config.rounds, config.seed)

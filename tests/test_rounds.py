@@ -1,0 +1,233 @@
+"""Federated rounds on real ranks against the oracle, and the laws that must always hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.objectives import FedProxConfig
+from flare_dist.comm.distributed import World
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.payload import HEADER_NBYTES
+from flare_dist.data.datasets import DataConfig, SyntheticConfig, load
+from flare_dist.models.config import ModelConfig
+from flare_dist.models.registry import build
+from flare_dist.run.config import Config
+from flare_dist.run.rounds import DivergedError, Parties, centralised_round, federated_round
+from flare_dist.run.trainer import divide, gather_parties
+from flare_dist.server.config import ServerConfig
+from tests.oracle import train_in_one_process
+from tests.ranks import run_ranks, single
+
+DATA = DataConfig(
+    name="synthetic",
+    partition="quantity",
+    alpha=3.0,
+    synthetic=SyntheticConfig(examples=150, test_examples=20, shape=(1, 5, 5), classes=3),
+)
+SPARSE = Config(
+    seed=3,
+    rounds=3,
+    data=DATA,
+    clients=ClientsConfig(num=5, per_round=4, batch_size=8, lr=0.05, momentum=0.5),
+    compression=CompressionConfig(density=0.02),
+)
+DENSE = dataclasses.replace(SPARSE, compression=CompressionConfig(sparsifier="dense"))
+
+
+def set_up(world: World, config: Config) -> Parties:
+    data = load(config.data, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    return gather_parties(config, world, data, divide(config, data), model)
+
+
+def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, dict[int, Any], list]:
+    """(parameters, buffers, memory of the clients homed here, reports) after all rounds of `config`."""
+    parties = set_up(world, config)
+    for client in poisoned:  # inputs that are not finite make the loss NaN
+        examples = parties.partition[client]
+        inputs = parties.trainer.source.inputs.float()
+        inputs[examples] = float("nan")
+        parties.trainer.source.inputs = inputs
+    reports = [federated_round(round_, config, parties) for round_ in range(1, config.rounds + 1)]
+    return parties.server.parameters.detach(), parties.server.buffers, parties.states.clients, reports
+
+
+def flat(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Tensor:
+    torch.set_num_threads(1)
+    return flat(train_in_one_process(SPARSE))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sparse_rounds_equal_the_oracle_bitwise_on_any_number_of_ranks(size: int, oracle: Tensor) -> None:
+    results = [single(play, SPARSE)] if size == 1 else run_ranks(play, size, SPARSE)
+    for parameters, *_ in results:
+        assert torch.equal(parameters, oracle)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_dense_rounds_are_fedavg_and_alike_on_every_rank(size: int) -> None:
+    torch.set_num_threads(1)
+    expected = flat(train_in_one_process(DENSE))
+    results = [single(play, DENSE)] if size == 1 else run_ranks(play, size, DENSE)
+    for parameters, *_ in results:
+        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-6)
+        assert torch.equal(parameters, results[0][0])
+
+
+def test_density_one_of_any_sparsifier_is_dense() -> None:
+    dense = single(play, DENSE)[0]
+    for name in ("topk", "randk"):
+        config = dataclasses.replace(DENSE, compression=CompressionConfig(sparsifier=name, density=1.0))
+        assert torch.equal(single(play, config)[0], dense)
+
+
+def test_zero_proximal_weight_is_plain_training() -> None:
+    clients = dataclasses.replace(SPARSE.clients, objective="fedprox", fedprox=FedProxConfig(mu=0.0))
+    assert torch.equal(single(play, dataclasses.replace(SPARSE, clients=clients))[0], single(play, SPARSE)[0])
+    pulled = dataclasses.replace(clients, fedprox=FedProxConfig(mu=1.0))
+    assert not torch.equal(single(play, dataclasses.replace(SPARSE, clients=pulled))[0], single(play, SPARSE)[0])
+
+
+def test_stateful_server_steps_on_rank_0_and_every_rank_receives_the_result() -> None:
+    config = dataclasses.replace(SPARSE, server=ServerConfig(momentum=0.9))
+    alone = single(play, config)[0]
+    for parameters, *_ in run_ranks(play, 2, config):
+        assert torch.equal(parameters, alone)
+    assert not torch.equal(alone, single(play, SPARSE)[0])
+
+
+@pytest.mark.parametrize("sparsifier", ["randk", "threshold"])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_other_sparsifiers_do_not_depend_on_the_number_of_ranks(sparsifier: str, scope: str) -> None:
+    compression = CompressionConfig(sparsifier=sparsifier, density=0.05, scope=scope, threshold=0.02)
+    config = dataclasses.replace(SPARSE, compression=compression)
+    alone, _, _, reports = single(play, config)
+    ranks = run_ranks(play, 2, config)
+    assert all(torch.equal(parameters, alone) for parameters, *_ in ranks)
+    assert [report["kept"] for report in ranks[0][3]] == [report["kept"] for report in reports]
+    assert all(0 < report["kept"] <= 0.06 * report["total"] for report in reports)
+
+
+def test_residuals_live_at_home_and_nowhere_else() -> None:
+    alone = single(play, SPARSE)[2]
+    ranks = run_ranks(play, 2, SPARSE)
+    for rank, (_, _, states, _) in enumerate(ranks):
+        assert all(client % 2 == rank for client in states)
+        for client, state in states.items():
+            assert torch.equal(state["residual"], alone[client]["residual"])
+    assert set(alone) == {client for _, _, states, _ in ranks for client in states}
+
+
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_clients_that_are_not_finite_are_left_out_and_keep_their_residual(config: Config) -> None:
+    torch.set_num_threads(1)
+    expected = flat(train_in_one_process(config, reject=frozenset({1, 4})))
+    for parameters, _, states, reports in run_ranks(play, 2, config, (1, 4)):
+        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-6)
+        rejected = [report["rejected_clients"] for report in reports]
+        assert sum(rejected) > 0
+        for report in reports:
+            assert report["clients"] == 4
+            assert report["train_loss"] == pytest.approx(report["train_loss"])  # finite
+        for client in {1, 4} & set(states) if config is SPARSE else ():
+            assert not states[client]["residual"].any()
+
+
+def fails(world: World, config: Config, poisoned: tuple[int, ...]) -> str:
+    with pytest.raises(DivergedError) as caught:
+        play(world, config, poisoned)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_all_ranks_stop_together_when_every_client_is_rejected(config: Config) -> None:
+    everyone = dataclasses.replace(config, clients=dataclasses.replace(config.clients, per_round=None))
+    messages = run_ranks(fails, 2, everyone, (0, 1, 2, 3, 4))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("round 1: ")
+    assert "(0, 1, 2, 3, 4)" in messages[0]
+
+
+def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
+    """The reports of a run, and the bytes that the gathers and reductions were really given, over all rounds."""
+    moved = 0
+    gather, reduce = torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce
+
+    def counted_gather(output: Tensor, local: Tensor) -> None:
+        nonlocal moved
+        moved += world.size * (world.size - 1) * local.numel() * local.element_size()
+        gather(output, local)
+
+    def counted_reduce(tensor: Tensor, op: Any) -> None:
+        nonlocal moved
+        if tensor.dtype == torch.float32:  # control messages are a few float64
+            moved += 2 * (world.size - 1) * tensor.numel() * tensor.element_size()
+        reduce(tensor, op)
+
+    torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce = counted_gather, counted_reduce
+    try:
+        return play(world, config)[3], moved
+    finally:
+        torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce = gather, reduce
+
+
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_ledger_counts_the_buffers_that_moved(config: Config) -> None:
+    reports, moved = run_ranks(wire, 2, config)[0]
+    assert sum(report["wire_bytes"] for report in reports) == moved > 0
+    for report in reports:
+        assert report["dense_bytes"] == report["downlink_bytes"] == 4 * report["total"]
+        header = 0 if config is DENSE else HEADER_NBYTES * report["clients"]
+        assert report["uplink_bytes"] == header + (4 if config is DENSE else 8) * report["kept"]
+        assert report["uplink_bytes"] <= report["wire_bytes"] or config is DENSE
+
+
+def test_batchnorm_buffers_travel_and_are_averaged() -> None:
+    config = dataclasses.replace(
+        SPARSE, rounds=1, model=ModelConfig(name="tests.test_rounds:norm_net", norm="batch"), data=DATA
+    )
+    ranks = run_ranks(play, 2, config)
+    alone = single(play, config)
+    for parameters, buffers, _, reports in ranks:
+        assert torch.equal(parameters, alone[0])
+        assert torch.equal(buffers, alone[1])
+        assert reports[0]["buffer_bytes"] == 4 * buffers.numel() * reports[0]["clients"]
+    assert alone[1].numel() == 8
+    assert not torch.equal(alone[1], set_up(World(), config).server.buffers)
+
+
+def norm_net(input_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(input_shape[0], 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * (input_shape[1] - 2) * (input_shape[2] - 2), num_classes),
+    )
+
+
+def test_centralised_rounds_are_plain_training_on_the_pooled_data(tmp_path: Path) -> None:
+    config = dataclasses.replace(DENSE, mode="centralised")
+    parties = set_up(World(), config)
+    reports = [centralised_round(round_, config, parties) for round_ in range(1, 4)]
+
+    federated = dataclasses.replace(DENSE, rounds=1, clients=dataclasses.replace(DENSE.clients, num=1, per_round=1))
+    data = dataclasses.replace(DATA, partition="iid")
+    first = flat(train_in_one_process(dataclasses.replace(federated, data=data)))
+    again = set_up(World(), config)
+    centralised_round(1, config, again)
+    torch.testing.assert_close(again.server.parameters.detach(), first, rtol=1e-5, atol=1e-7)
+    assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+    assert reports[-1]["uplink_bytes"] == 0
+    assert parties.trainer.optimizer.state  # momentum is kept from round to round
