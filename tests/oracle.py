@@ -42,10 +42,10 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
             for total, update, memory in zip(mean, delta, residual):
                 sent = _top(update + memory, config)
                 memory.copy_(update + memory - sent)
-                total += sent * (len(parts[client]) / examples)
+                total.add_(sent.mul(len(parts[client]) / examples))
         with torch.no_grad():
             for parameter, step in zip(model.parameters(), mean):
-                parameter += step
+                parameter.add_(step)
     return model
 
 

@@ -176,11 +176,10 @@ def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
             moved += 2 * (world.size - 1) * tensor.numel() * tensor.element_size()
         reduce(tensor, op)
 
-    torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce = counted_gather, counted_reduce
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_gather_into_tensor", counted_gather)
+        patch.setattr(torch.distributed, "all_reduce", counted_reduce)
         return play(world, config)[3], moved
-    finally:
-        torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce = gather, reduce
 
 
 @pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])

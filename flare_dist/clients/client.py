@@ -72,6 +72,8 @@ class LocalTrainer:
         self.buffer_layout = buffer_layout(model)
         self.parameters, self.gradient = bind_parameters(model, self.layout)
         self.buffers = bind_buffers(model, self.buffer_layout)
+        # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
+        self.counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
         self.model_delta = torch.empty_like(self.parameters)
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
         self.objective = OBJECTIVES[config.objective]
@@ -81,9 +83,11 @@ class LocalTrainer:
         engine.prepare(self.optimizer)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values."""
+        """Give the model these values, and its integer buffers their initial ones."""
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
+        for counter, initial in self.counters:
+            counter.copy_(initial)
 
     def train(
         self,

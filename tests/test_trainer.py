@@ -1,0 +1,241 @@
+"""Whole runs: resuming is bitwise, damage is noticed, and a run directory is what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.comm.distributed import Launch, World
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.data.datasets import DataConfig, SyntheticConfig
+from flare_dist.models.config import ModelConfig
+from flare_dist.run import trainer
+from flare_dist.run.config import CheckpointConfig, Config, load_config
+from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.trainer import train
+from flare_dist.server.config import ServerConfig
+from tests.ranks import run_ranks
+
+
+def tiny(directory: Path, **changes: Any) -> Config:
+    config = Config(
+        rounds=6,
+        eval_every=2,
+        output_dir=str(directory),
+        data=DataConfig(
+            name="synthetic",
+            validation=0.1,
+            synthetic=SyntheticConfig(examples=120, test_examples=30, shape=(1, 5, 5), classes=3),
+        ),
+        clients=ClientsConfig(num=5, per_round=3, batch_size=8, lr=0.05, lr_schedule="cosine"),
+        compression=CompressionConfig(density=0.02),
+        server=ServerConfig(momentum=0.5),
+        checkpoint=CheckpointConfig(every=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that the run could catch."""
+
+
+def start(config: Config, world_size: int = 1, kill_in_round: int | None = None) -> None:
+    """One `train` on `world_size` ranks; `kill_in_round` ends every rank in the middle of that round."""
+    if world_size == 1:
+        _start(World(), config, kill_in_round)
+    else:
+        run_ranks(_start, world_size, config, kill_in_round)
+
+
+def _start(world: World, config: Config, kill_in_round: int | None) -> None:
+    play = trainer.ROUNDS[config.mode]
+
+    def play_or_die(round_: int, config: Config, parties: Any) -> dict[str, Any]:
+        row = play(round_, config, parties)
+        if round_ == kill_in_round:
+            raise Killed
+        return row
+
+    class Group:
+        """The process group that the test's rank already has."""
+
+        def __enter__(self) -> World:
+            return world
+
+        def __exit__(self, *exception: object) -> None: ...
+
+    config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, device="cpu", threads=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(trainer.ROUNDS, config.mode, play_or_die)
+        patch.setattr(trainer, "open_world", lambda *arguments: Group())
+        try:
+            train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True))
+        except Killed:
+            assert kill_in_round is not None
+
+
+def results(directory: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """The final model, and the rows of metrics.jsonl without what clocks measure."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.endswith("_seconds") and k != "time"} for row in rows]
+    return load_file(directory / "model.safetensors"), kept
+
+
+def assert_same_run(one: Path, other: Path, wire: bool = True) -> None:
+    (model, rows), (other_model, other_rows) = results(one), results(other)
+    assert model.keys() == other_model.keys()
+    assert all(torch.equal(model[name], other_model[name]) for name in model)
+    assert load_file(one / "best.safetensors").keys() == model.keys()
+    if not wire:
+        rows, other_rows = (
+            [{k: v for k, v in r.items() if k != "wire_bytes"} for r in rs] for rs in (rows, other_rows)
+        )
+    assert rows == other_rows
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one rank without interruption."""
+    directory = tmp_path_factory.mktemp("straight")
+    start(tiny(directory))
+    return directory
+
+
+def test_run_directory_is_complete(straight: Path) -> None:
+    names = {path.name.split(".out.")[0] for path in straight.iterdir()}
+    models = {"model.safetensors", "best.safetensors"}
+    assert names == models | {"config.yaml", "metrics.jsonl", "events", "checkpoints", "summary.json"}
+    assert load_config(straight / "config.yaml").engine.threads == 1
+    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["round-00000004", "round-00000006"]
+    _, rows = results(straight)
+    assert [row["round"] for row in rows] == list(range(7))
+    assert [row["round"] for row in rows if "test_accuracy" in row] == [0, 2, 4, 6]
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["uplink_bytes"] == sum(row.get("uplink_bytes", 0) for row in rows)
+    assert summary["test_accuracy"] == rows[-1]["test_accuracy"]
+    best = max((row for row in rows if "test_accuracy" in row), key=lambda row: row["validation_accuracy"])
+    assert (summary["best_round"], summary["best_accuracy"]) == (best["round"], best["test_accuracy"])
+
+
+def test_evaluate_reports_what_the_run_measured(straight: Path) -> None:
+    summary = json.loads((straight / "summary.json").read_text())
+    assert evaluate_run(straight, "final", None) == (summary["test_loss"], summary["test_accuracy"])
+    assert evaluate_run(straight, "best", None)[1] == summary["best_accuracy"]
+
+
+@pytest.mark.parametrize("kill_in_round", [1, 3, 4, 6])
+def test_killed_and_continued_equals_straight(straight: Path, tmp_path: Path, kill_in_round: int) -> None:
+    start(tiny(tmp_path), kill_in_round=kill_in_round)
+    start(tiny(tmp_path))
+    assert_same_run(straight, tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 1), (1, 3), (3, 2)])
+def test_continued_on_any_number_of_ranks(straight: Path, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    first, second = sizes
+    start(tiny(tmp_path), first, kill_in_round=5)
+    start(tiny(tmp_path), second)
+    assert_same_run(straight, tmp_path, wire=False)
+
+
+@pytest.mark.parametrize("mode", ["centralised", "batchnorm", "adam_server", "dense"])
+def test_every_kind_of_state_survives(tmp_path: Path, mode: str) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "centralised": {
+            "mode": "centralised",
+            "clients": dataclasses.replace(tiny(tmp_path).clients, momentum=0.9),
+        },
+        "batchnorm": {"model": ModelConfig(name="tests.test_rounds:norm_net", norm="batch")},
+        "adam_server": {"server": ServerConfig(optimizer="adam", lr=0.01)},
+        "dense": {"compression": CompressionConfig(sparsifier="dense")},
+    }
+    start(tiny(tmp_path / "straight", **changes[mode]))
+    start(tiny(tmp_path / "killed", **changes[mode]), kill_in_round=5)
+    start(tiny(tmp_path / "killed", **changes[mode]))
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_damaged_file_makes_all_ranks_fall_back(straight: Path, tmp_path: Path, how: str, rank: int) -> None:
+    start(tiny(tmp_path), 2, kill_in_round=5)
+    newest = tmp_path / "checkpoints" / "round-00000004" / f"rank-{rank:05d}.pt"
+    newest.unlink() if how == "missing" else damage(newest, how)
+    start(tiny(tmp_path), 2)
+    assert_same_run(straight, tmp_path, wire=False)
+
+
+def test_set_without_manifest_is_not_used(straight: Path, tmp_path: Path) -> None:
+    start(tiny(tmp_path), kill_in_round=5)
+    (tmp_path / "checkpoints" / "round-00000004" / "manifest.json").unlink()
+    start(tiny(tmp_path))
+    assert_same_run(straight, tmp_path)
+
+
+def test_nothing_is_lost_silently_when_every_checkpoint_is_damaged(tmp_path: Path) -> None:
+    start(tiny(tmp_path), kill_in_round=5)
+    for path in tmp_path.glob("checkpoints/*/rank-00000.pt"):
+        damage(path, "flipped")
+    with pytest.raises(ValueError, match=r"checkpoint\.resume: every checkpoint in .* is damaged"):
+        start(tiny(tmp_path))
+
+
+def test_changed_configuration_is_refused_with_the_keys(straight: Path) -> None:
+    changed = tiny(straight, clients=ClientsConfig(num=5, per_round=3, batch_size=8, lr=0.01, lr_schedule="cosine"))
+    with pytest.raises(ValueError, match=r"clients\.lr: .* another configuration \(different: clients\.lr\)"):
+        start(changed)
+
+
+def test_finished_run_says_so_and_changes_nothing(straight: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = (straight / "metrics.jsonl").read_text()
+    with caplog.at_level("INFO", logger="flare_dist"):
+        trainer.log.parent.propagate = True  # type: ignore[union-attr]
+        start(tiny(straight))
+    assert "is finished" in caplog.text
+    assert (straight / "metrics.jsonl").read_text() == before
+
+
+def test_never_starts_over(straight: Path, tmp_path: Path) -> None:
+    start(tiny(tmp_path, seed=1))
+    (tmp_path / "notes.txt").write_text("the user's own")
+    start(tiny(tmp_path, checkpoint=CheckpointConfig(every=2, resume="never")))
+    assert_same_run(straight, tmp_path)
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_path_continues_another_run_under_a_changed_configuration(straight: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(straight, tmp_path / "source")
+    longer = tiny(tmp_path / "longer", rounds=8, checkpoint=CheckpointConfig(every=2, resume=str(source)))
+    start(longer)
+    _, rows = results(tmp_path / "longer")
+    assert [row["round"] for row in rows] == list(range(9))
+    assert rows[:7] == results(straight)[1]
+    with pytest.raises(ValueError, match=r"checkpoint\.resume: .* already holds a run"):
+        start(longer)
+
+
+def test_another_model_is_refused(straight: Path, tmp_path: Path) -> None:
+    other = tiny(tmp_path, model=ModelConfig(name="cnn"), checkpoint=CheckpointConfig(resume=str(straight)))
+    with pytest.raises(ValueError, match=r"checkpoint\.resume: .* holds another model"):
+        start(other)
+
+
+def test_all_checkpoints_but_the_last_two_are_removed(tmp_path: Path) -> None:
+    start(tiny(tmp_path, checkpoint=CheckpointConfig(every=1, keep=3)))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
