@@ -170,11 +170,11 @@ def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
         moved += world.size * (world.size - 1) * local.numel() * local.element_size()
         gather(output, local)
 
-    def counted_reduce(tensor: Tensor, op: Any) -> None:
+    def counted_reduce(tensor: Tensor, *operation: Any) -> None:
         nonlocal moved
-        if tensor.dtype == torch.float32:  # control messages are a few float64
+        if not operation:  # a maximum is a control message
             moved += 2 * (world.size - 1) * tensor.numel() * tensor.element_size()
-        reduce(tensor, op)
+        reduce(tensor, *operation)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "all_gather_into_tensor", counted_gather)

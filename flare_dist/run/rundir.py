@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,10 @@ def settle(config: Config, default_threads: int) -> tuple[Config, Path | None]:
     output directory cannot be written, where there is nothing to resume, or where the configuration has changed.
     """
     directory = Path(config.output_dir)
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=existing):
+            pass
     except OSError as error:
         raise ValueError(f"output_dir: cannot write to {directory}: {error.strerror}") from error
     source = _resume_from(config, directory)

@@ -122,6 +122,7 @@ def _check_shared(directory: Path, world: World) -> None:
     token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
     mark = directory / f".shared-{world.broadcast_(token).item()}"
     if world.rank == 0:
+        directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
     world.wait_for_all()
     seen = world.all_true(mark.exists())

@@ -1,0 +1,121 @@
+"""The command line: wrong input is one line that names the key, before any process group starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flare_dist import cli
+from flare_dist.run import trainer
+from tests.test_trainer import straight, tiny  # noqa: F401  (straight is a fixture)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(arguments)
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+SMOKE = ("train", "--config", "configs/smoke.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--clients.lrr", "1"], "--clients.lrr"),
+        (["--compression.density", "0"], "compression.density: the fraction kept must be in (0, 1], got 0"),
+        (["--compression.density", "1.5"], "compression.density: the fraction kept must be in (0, 1], got 1.5"),
+        (["--compression.density", "few"], "compression.density"),
+        (["--clients.per_round", "9"], "clients.per_round: 9 clients per round are more than clients.num = 4"),
+        (["--clients.num", "241"], "clients.num: "),
+        (["--data.name", "mnist", "--data.root", "{tmp}"], "data.download=true"),
+        (["--data.name", "image_folder", "--data.root", "{tmp}"], "data.root: "),
+        (["--output_dir", "{tmp}/file/run"], "output_dir: cannot write to "),
+        (["--checkpoint.resume", "{tmp}"], "checkpoint.resume: {tmp} holds no complete checkpoint"),
+        (["--model.name", "transformer"], "model.name: unknown model 'transformer'"),
+        (["--model.name", "torchvision:nothing"], "model.name: torchvision has no classifier 'nothing'"),
+        (["--model.name", "torchvision:resnet18"], "model.name: torchvision:resnet18 wants 3 channels, the data has 1"),
+        (["--model.name", "no_such_package:net"], "model.name: cannot import"),
+        (["--server.optimizer", "magic"], "server.optimizer: unknown optimizer 'magic'"),
+        (["--mode", "gossip"], "mode: must be one of federated, centralised"),
+        (["--rounds", "0"], "rounds: must be at least 1"),
+        (["--checkpoint.keep", "1"], "checkpoint.keep: must be at least 2"),
+        (["--clients.lr_schedule", "step:x"], "clients.lr_schedule: cannot read 'step:x': expected step:FACTOR@"),
+        (["--config", "{tmp}/nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_input_is_one_line_naming_the_key(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_process_group(*arguments: object) -> None:
+        raise AssertionError("a process group was started")
+
+    monkeypatch.setattr(trainer, "open_world", no_process_group)
+    (tmp_path / "file").touch()
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    where = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "out")]
+    status, _, error = run(capsys, *SMOKE, *where, *arguments)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said.replace("{tmp}", str(tmp_path)) in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_key_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("clients: {learning_rate: 1}\n")
+    status, _, error = run(capsys, "train", "--config", str(path))
+    assert status == 2
+    assert "clients.learning_rate" in error
+
+
+def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for described in ("--compression.density", "smaller = more compression", "--clients.per_round", "drawn afresh"):
+        assert described in text
+
+
+def test_diverged_training_ends_with_the_round_and_the_clients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, error = run(
+        capsys, *SMOKE, "--output_dir", str(tmp_path), "--clients.lr", "1e38", "--engine.threads", "1"
+    )
+    assert status == 1
+    assert "error: round 1: the losses or deltas of all clients (" in error
+
+
+def test_train_evaluate_and_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, output, error = run(capsys, *SMOKE, "--output_dir", str(tmp_path), "--engine.threads", "1")
+    assert status == 0, error
+    assert "compression against dense" in output
+    assert f"run directory: {tmp_path}" in output
+    status, output, _ = run(capsys, "evaluate", str(tmp_path))
+    assert status == 0
+    assert output.startswith("test accuracy 0.")
+    status, output, _ = run(capsys, "partition", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
+    assert status == 0
+    first = next(line for line in output.splitlines() if line.startswith("│ 0"))
+    assert first.split()[-2] == "60"  # 240 examples over 4 clients
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, error = run(capsys, "evaluate", str(tmp_path))
+    assert status == 2
+    assert "config.yaml does not exist" in error
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,292 @@
+"""Local training equals the loop that anybody would write, and depends on nobody else's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from flare_dist.clients.client import LocalResult, LocalTrainer
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.objectives import FedProxConfig
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.examples import Examples
+from flare_dist.engines.accelerate import AccelerateEngine
+from flare_dist.engines.config import EngineConfig
+from flare_dist.seeding import generator
+
+ROUNDS, CLASSES = 4, 3
+EXAMPLES = torch.arange(22)  # in batches of 5 the last one has 2
+BASE = ClientsConfig(batch_size=5, lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its device in a singleton of the process."""
+    threads = torch.get_num_threads()
+    yield
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float = 0.0, norm_momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4, momentum=norm_momentum)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(F.relu(self.norm(self.conv(x))).flatten(1)))
+
+
+def net(**settings: Any) -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net(**settings)
+
+
+def batch_source() -> BatchSource:
+    rng = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(40, 1, 4, 4, generator=rng), torch.randint(CLASSES, (40,), generator=rng)
+    return BatchSource(Examples(inputs, labels), torch.zeros(1), torch.ones(1), "cpu")
+
+
+def trainer(config: ClientsConfig = BASE, model: nn.Module | None = None, seed: int = 0) -> LocalTrainer:
+    engine = AccelerateEngine(EngineConfig(threads=1), torch.device("cpu"))
+    return LocalTrainer(engine, model or net(), batch_source(), config, ROUNDS, seed)
+
+
+def local(
+    used: LocalTrainer,
+    start: tuple[Tensor, Tensor] | None = None,
+    client: int = 1,
+    round_: int = 2,
+    examples: Tensor = EXAMPLES,
+) -> LocalResult:
+    """One round from `start` (parameters, buffers), by default the model as it was built; vectors are copies."""
+    parameters, buffers = start or (trainer().parameters.clone(), trainer().buffers.clone())
+    result = used.train(client, round_, examples, parameters, buffers, {})
+    return replace(result, model_delta=result.model_delta.clone(), buffers=result.buffers.clone())
+
+
+def same(first: LocalResult, second: LocalResult) -> bool:
+    return first.train_loss == second.train_loss and all(
+        torch.equal(a, b) for a, b in [(first.model_delta, second.model_delta), (first.buffers, second.buffers)]
+    )
+
+
+def ordinary_loop(optimizer: Optimizer, model: Net, epochs: int, mu: float = 0.0) -> tuple[Tensor, Tensor, float]:
+    """The same round by torch.optim on the model's own tensors; (delta, buffers, mean loss)."""
+    start = [p.detach().clone() for p in model.parameters()]
+    shuffle, losses = generator(0, "shuffle", 2, 1), []
+    for _ in range(epochs):
+        for inputs, labels in batch_source().batches(EXAMPLES, 5, shuffle):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), labels)
+            losses += [loss.item()] * len(labels)
+            for p, at in zip(model.parameters(), start):
+                loss = loss + mu / 2 * (p - at).square().sum()
+            loss.backward()
+            optimizer.step()
+    delta = torch.cat([(p.detach() - at).flatten() for p, at in zip(model.parameters(), start)])
+    assert isinstance(model.norm.running_mean, Tensor)
+    assert isinstance(model.norm.running_var, Tensor)
+    return delta, torch.cat([model.norm.running_mean, model.norm.running_var]), math.fsum(losses) / len(losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer", "arguments"),
+    [
+        ({}, SGD, {"lr": 0.1}),
+        ({"momentum": 0.9, "weight_decay": 0.01}, SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+        ({"lr_schedule": "step:0.5@2,3"}, SGD, {"lr": 0.05}),
+        ({"optimizer": "adam", "lr": 0.02, "weight_decay": 0.1}, Adam, {"lr": 0.02, "weight_decay": 0.1}),
+        ({"optimizer": "adamw", "lr": 0.02, "weight_decay": 0.1}, AdamW, {"lr": 0.02, "weight_decay": 0.1}),
+        ({"optimizer": "adamw", "lr": 0.02}, AdamW, {"lr": 0.02, "weight_decay": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_local_training_is_the_ordinary_loop(
+    settings: dict[str, Any], optimizer: type[Optimizer], arguments: dict[str, float], mu: float
+) -> None:
+    config = replace(BASE, local_epochs=3, objective="fedprox", fedprox=FedProxConfig(mu), **settings)
+    result = local(trainer(config))
+    model = net()
+    delta, buffers, loss = ordinary_loop(optimizer(model.parameters(), **arguments), model, 3, mu)  # type: ignore[arg-type]
+    torch.testing.assert_close(result.model_delta, delta, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.buffers, buffers)
+    assert result.train_loss == pytest.approx(loss, rel=1e-5)
+    assert result.client == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("norm_momentum", [0.1, None])  # None: the plain average over all batches so far
+def test_a_client_does_not_depend_on_the_one_before(optimizer: str, norm_momentum: float | None) -> None:
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    config = replace(BASE, optimizer=optimizer, lr=0.02, momentum=momentum)
+
+    def fresh() -> LocalTrainer:
+        return trainer(config, net(dropout=0.5, norm_momentum=norm_momentum))
+
+    used = fresh()
+    first = local(used, client=0, examples=torch.arange(30, 40))
+    after, alone = local(used), local(fresh())
+    assert same(after, alone)
+    assert not torch.equal(first.model_delta, after.model_delta)
+
+
+def test_training_starts_where_it_is_told() -> None:
+    used = trainer()
+    start = torch.full_like(used.parameters, 0.1), torch.cat([torch.full((4,), 3.0), torch.full((4,), 2.0)])
+    kept = tuple(vector.clone() for vector in start)
+    result = local(used, start, examples=EXAMPLES[:5])
+    assert all(map(torch.equal, start, kept))
+    assert torch.equal(used.parameters - start[0], result.model_delta)
+    assert result.model_delta.any()
+    batch_mean = (result.buffers[:4] - 0.9 * 3.0) / 0.1
+    expected = F.conv2d(batch_source().inputs[:5], torch.full((4, 1, 3, 3), 0.1), torch.full((4,), 0.1)).mean((0, 2, 3))
+    torch.testing.assert_close(batch_mean, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_vanishing_rate_leaves_the_model_and_measures_its_loss() -> None:
+    """The mean is over examples, not batches, of which the last is smaller."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    used = trainer(replace(BASE, lr=1e-30), model)
+    result = local(used, (used.parameters.clone(), used.buffers.clone()))
+    assert not result.model_delta.any()
+    source = batch_source()
+    expected = F.cross_entropy(model(source.inputs[EXAMPLES]), source.labels[EXAMPLES]).item()
+    assert result.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_steps_may_be_counted_instead_of_epochs(epochs: int) -> None:
+    by_epochs = local(trainer(replace(BASE, local_epochs=epochs)))
+    by_steps = local(trainer(replace(BASE, local_epochs=7, local_steps=5 * epochs)))
+    assert same(by_epochs, by_steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, 5), ({"local_epochs": 2}, 10)] + [({"local_steps": steps}, steps) for steps in (1, 4, 7, 13)],
+)
+def test_as_many_steps_as_asked_for(settings: dict[str, Any], steps: int) -> None:
+    model, batches = net(), []
+    model.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    local(trainer(replace(BASE, **settings), model))
+    assert batches == ([5, 5, 5, 5, 2] * 3)[:steps]
+
+
+def test_epochs_are_shuffled_afresh() -> None:
+    model, seen = net(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    local(trainer(replace(BASE, local_epochs=2), model))
+    first, second = torch.cat(seen[:5]).flatten(1), torch.cat(seen[5:]).flatten(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.unique(first, dim=0), torch.unique(second, dim=0))
+
+
+def test_dropout_and_order_belong_to_seed_round_and_client() -> None:
+    def drop(seed: int = 0, **place: int) -> LocalResult:
+        torch.manual_seed(99)
+        torch.rand(seed)  # wherever the global generator stands
+        return local(trainer(model=net(dropout=0.5), seed=seed), **place)  # type: ignore[arg-type]
+
+    first = drop()
+    assert same(first, drop())
+    for other in (drop(seed=1), drop(client=2), drop(round_=3)):
+        assert not torch.equal(first.model_delta, other.model_delta)
+
+
+def test_dropout_drops() -> None:
+    """With one batch that holds every example, the order hardly matters: what differs is what was dropped."""
+    config = replace(BASE, batch_size=22)
+    kept, dropped, again = (local(trainer(config, net(dropout=p)), client=c) for p, c in [(0, 1), (0.5, 1), (0.5, 2)])
+    assert not torch.allclose(kept.model_delta, dropped.model_delta, rtol=0.1)
+    assert not torch.allclose(dropped.model_delta, again.model_delta, rtol=0.1)
+
+
+def test_a_zero_coefficient_is_plain_training_and_memory_is_left_alone() -> None:
+    plain = local(trainer())
+    assert same(plain, local(trainer(replace(BASE, objective="fedprox", fedprox=FedProxConfig(0.0)))))
+    pulled = local(trainer(replace(BASE, objective="fedprox", fedprox=FedProxConfig(5.0))))
+    assert pulled.model_delta.norm() < plain.model_delta.norm()
+    state = {"residual": torch.ones_like(plain.model_delta)}
+    used = trainer()
+    used.train(1, 2, EXAMPLES, used.parameters.clone(), used.buffers.clone(), state)
+    assert (state["residual"] == 1).all()
+
+
+def test_frozen_parameters_neither_train_nor_travel() -> None:
+    model = net()
+    model.conv.requires_grad_(False)
+    frozen = copy.deepcopy(model.conv)
+    used = trainer(model=model)
+    result = local(used, (used.parameters.clone(), used.buffers.clone()))
+    assert result.model_delta.shape == (4 + 4 + 16 * CLASSES + CLASSES,)
+    assert result.model_delta.any()
+    assert torch.equal(model.conv.weight, frozen.weight)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["loss", "delta", "buffers"])
+@pytest.mark.parametrize("position", [0, 500, 999])
+def test_results_know_that_they_are_not_finite(bad: float, place: str, position: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    delta, buffers = torch.randn(2, 1000, generator=rng)
+    assert LocalResult(0, 1.0, delta, buffers).is_finite
+    assert LocalResult(0, 1.0, delta, torch.empty(0)).is_finite
+    if place != "loss":
+        (delta if place == "delta" else buffers)[position] = bad
+    assert not LocalResult(0, bad if place == "loss" else 1.0, delta, buffers).is_finite
+
+
+def test_a_large_finite_delta_is_finite() -> None:
+    """No sum that could overflow decides."""
+    assert LocalResult(0, 1.0, torch.full((1000,), 3e38), torch.full((5,), -3e38)).is_finite
+
+
+def test_divergence_is_seen() -> None:
+    assert local(trainer()).is_finite
+    assert not local(trainer(replace(BASE, lr=1e30, local_epochs=3))).is_finite
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("num", {"num": 0}),
+        ("per_round", {"per_round": 0}),
+        ("per_round", {"num": 4, "per_round": 5}),
+        ("local_epochs", {"local_epochs": 0}),
+        ("local_steps", {"local_steps": 0}),
+        ("batch_size", {"batch_size": 0}),
+        ("optimizer", {"optimizer": "lion"}),
+        ("lr", {"lr": 0.0}),
+        ("lr", {"lr": math.nan}),
+        ("momentum", {"momentum": -0.1}),
+        ("momentum", {"optimizer": "adam", "momentum": 0.9}),
+        ("weight_decay", {"weight_decay": -0.1}),
+        ("weighting", {"weighting": "size"}),
+        ("objective", {"objective": "scaffold"}),
+        ("lr_schedule", {"lr_schedule": "poly"}),
+    ],
+)
+def test_errors_name_the_key(key: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^clients\.{key}: "):
+        ClientsConfig(**values)
+
+
+def test_the_cohort_is_everybody_unless_told() -> None:
+    assert ClientsConfig(num=12).cohort_size == 12
+    assert ClientsConfig(num=12, per_round=5).cohort_size == 5

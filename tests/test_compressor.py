@@ -1,0 +1,146 @@
+"""One client's compression: its settings, its memory, its draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK
+from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS
+from flare_dist.layout import ParameterLayout
+
+LAYOUT = ParameterLayout.of([("a", torch.empty(10, 10)), ("b", torch.empty(10)), ("c", torch.empty(1))])
+
+
+def compressor(seed: int = 0, **settings: Any) -> Compressor:
+    return Compressor(CompressionConfig(**settings), LAYOUT, seed)
+
+
+def deltas(rounds: int = 4) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randn(LAYOUT.total, generator=rng) for _ in range(rounds)]
+
+
+def fresh_state(used: Compressor) -> dict[str, Tensor]:
+    return {name: torch.zeros(LAYOUT.total) for name in used.state_names}
+
+
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("rule", ERROR_FEEDBACK)
+@pytest.mark.parametrize("density", [0.001, 0.07, 0.9])
+def test_pairs_are_sorted_and_bounded_and_nothing_is_lost(
+    sparsifier: str, scope: str, rule: str, density: float
+) -> None:
+    used = compressor(sparsifier=sparsifier, scope=scope, error_feedback=rule, density=density, threshold=0.8)
+    state = fresh_state(used)
+    for round_, delta in enumerate(deltas(), 1):
+        old = state["residual"].clone() if state else torch.zeros(LAYOUT.total)
+        indices, values = used.compress(round_, 3, delta, state)
+        assert (indices.diff() > 0).all()
+        assert values.dtype == torch.float32
+        assert len(values) == len(indices) <= used.max_kept
+        assert sparsifier == "threshold" or len(indices) == used.max_kept
+        if state:
+            sent = torch.zeros(LAYOUT.total)
+            sent[indices] = values
+            assert torch.equal(sent + state["residual"], delta + old)
+
+
+def test_the_most_that_can_be_kept() -> None:
+    assert compressor(density=0.07, scope="tensor").max_kept == 7 + 1 + 1
+    assert compressor(density=0.07, scope="global").max_kept == 8
+
+
+def test_memory_changes_what_is_sent_later_and_nothing_sooner() -> None:
+    first, second = deltas(2)
+    runs = {}
+    for rule in ("ec", "none"):
+        used = compressor(error_feedback=rule, density=0.1)
+        state = fresh_state(used)
+        runs[rule] = [used.compress(round_, 0, delta, state) for round_, delta in enumerate((first, second), 1)]
+    assert all(map(torch.equal, runs["ec"][0], runs["none"][0]))
+    assert not all(map(torch.equal, runs["ec"][1], runs["none"][1]))
+
+
+def test_random_positions_belong_to_seed_round_and_client() -> None:
+    def positions(round_: int, client: int, seed: int = 0) -> list[int]:
+        used = compressor(seed, sparsifier="randk", density=0.2)
+        return used.compress(round_, client, torch.zeros(LAYOUT.total), fresh_state(used))[0].tolist()
+
+    assert positions(1, 2) == positions(1, 2)
+    assert len({tuple(positions(*use)) for use in [(1, 2), (2, 1), (1, 3), (1, 2, 1)]}) == 4
+
+
+def test_clients_do_not_share_draws_through_the_compressor() -> None:
+    used = compressor(sparsifier="randk", density=0.2)
+    (delta,) = deltas(1)
+    alone = used.compress(1, 5, delta, fresh_state(used))
+    used.compress(1, 4, delta, fresh_state(used))
+    assert all(map(torch.equal, alone, used.compress(1, 5, delta, fresh_state(used))))
+
+
+@pytest.mark.parametrize("settings", [{"sparsifier": "dense"}, {"density": 1.0}, {"sparsifier": "randk", "density": 1}])
+def test_dense_deltas_are_not_compressed_and_leave_no_memory(settings: dict[str, Any]) -> None:
+    used = compressor(**settings)
+    assert used.config.is_dense
+    assert not used.config.has_state
+    assert used.state_names == ()
+    assert used.max_kept == 0
+    with pytest.raises(AssertionError, match="dense"):
+        used.compress(1, 0, deltas(1)[0], {})
+
+
+def test_a_threshold_may_send_anything_at_density_one() -> None:
+    used = compressor(sparsifier="threshold", density=1.0, threshold=0.5)
+    (delta,) = deltas(1)
+    assert not used.config.is_dense
+    indices, _ = used.compress(1, 0, delta, fresh_state(used))
+    assert indices.tolist() == [i for i, value in enumerate(delta.tolist()) if abs(value) >= 0.5]
+
+
+@pytest.mark.parametrize(
+    ("written", "rule", "has_state"),
+    [("ec", "ec", True), (True, "ec", True), ("none", "none", False), (False, "none", False)],
+)
+def test_error_feedback_is_written_as_a_name_or_a_truth(written: str | bool, rule: str, has_state: bool) -> None:
+    config = CompressionConfig(error_feedback=written)
+    assert (config.rule, config.has_state) == (rule, has_state)
+    assert compressor(error_feedback=written).state_names == (("residual",) if has_state else ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sparsifier", "top-k"),
+        ("density", 0.0),
+        ("density", -0.1),
+        ("density", 1.01),
+        ("density", float("nan")),
+        ("scope", "layer"),
+        ("threshold", -1.0),
+        ("threshold", float("nan")),
+        ("error_feedback", "ef21"),
+    ],
+)
+def test_errors_name_the_key(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^compression\.{key}: "):
+        CompressionConfig(**{key: value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_may_live_on_the_cpu() -> None:
+    used = compressor(density=0.1)
+    here, away = fresh_state(used), fresh_state(used)
+    for round_, delta in enumerate(deltas(), 1):
+        expected = used.compress(round_, 0, delta, here)
+        got = used.compress(round_, 0, delta.cuda(), away)
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, got))
+        assert away["residual"].device.type == "cpu"
+        assert torch.equal(here["residual"], away["residual"])

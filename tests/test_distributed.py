@@ -1,0 +1,78 @@
+"""The collectives on real ranks, and without a process group."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.comm.distributed import Launch, World
+from tests.ranks import run_ranks, single
+
+
+def all_collectives(world: World) -> dict[str, Tensor | list[float] | bool]:
+    own = torch.arange(3.0) + world.rank
+    return {
+        "gathered": world.all_gather(own),
+        "sum": world.all_reduce_(own.clone()),
+        "broadcast": world.broadcast_(own.clone()),
+        "largest": world.largest([float(world.rank), -float(world.rank)]),
+        "all": world.all_true(True),
+        "some": world.all_true(world.rank != 1),
+    }
+
+
+def test_collectives() -> None:
+    base = torch.arange(3.0)
+    for result in run_ranks(all_collectives, 3):
+        assert torch.equal(result["gathered"], torch.stack([base, base + 1, base + 2]))
+        assert torch.equal(result["sum"], 3 * base + 3)
+        assert torch.equal(result["broadcast"], base)
+        assert result["largest"] == [2.0, 0.0]
+        assert result["all"] is True
+        assert result["some"] is False
+
+
+def test_one_rank_needs_no_process_group() -> None:
+    result = single(all_collectives)
+    base = torch.arange(3.0)
+    assert torch.equal(result["gathered"], base.unsqueeze(0))
+    for name in ("sum", "broadcast"):
+        assert torch.equal(result[name], base)
+    assert World().take_traffic().wire_bytes == 0
+
+
+def traffic(world: World) -> tuple[int, int]:
+    world.all_gather(torch.zeros(10, dtype=torch.uint8))
+    world.all_reduce_(torch.zeros(5))
+    world.broadcast_(torch.zeros(7, dtype=torch.float64))
+    world.largest([1.0])  # a control message
+    return world.take_traffic().wire_bytes, world.take_traffic().wire_bytes
+
+
+def test_wire_bytes_follow_the_formulas_and_are_taken_once() -> None:
+    size = 3
+    expected = size * (size - 1) * 10 + 2 * (size - 1) * 20 + (size - 1) * 56
+    for taken, afterwards in run_ranks(traffic, size):
+        assert (taken, afterwards) == (expected, 0)
+
+
+def raise_on_one(world: World) -> None:
+    if world.rank == 1:
+        raise RuntimeError("rank 1 gave up")
+
+
+def test_an_exception_on_a_rank_reaches_the_caller() -> None:
+    with pytest.raises(RuntimeError, match="rank 1 gave up"):
+        run_ranks(raise_on_one, 2)
+
+
+def test_launch_reads_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Launch.from_environment() == Launch(0, 1, 0, 1)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert Launch.from_environment() == Launch(3, 4, 1, 2)
+    assert Launch(3, 4, 1, 2).device("cpu") == torch.device("cpu")
+    assert Launch(3, 4, 1, 2).backend(torch.device("cpu")) == "gloo"

@@ -1,0 +1,76 @@
+"""The house: imports point one way, and each outside library has its one place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "flare_dist"
+
+# Each folder may import itself and what stands before it in one of these lists.
+GROUND = {"layout", "seeding", "schedules"}
+MAY_IMPORT = {
+    "layout": set(),
+    "seeding": set(),
+    "schedules": set(),
+    "data": GROUND,
+    "models": GROUND,
+    "compression": GROUND,
+    "clients": GROUND | {"data", "models", "compression"},
+    "server": GROUND | {"data", "models", "compression"},
+    "comm": GROUND | {"data", "models", "compression", "clients", "server"},
+    "engines": GROUND | {"data", "models", "compression", "clients", "server", "comm"},
+    "run": GROUND | {"data", "models", "compression", "clients", "server", "comm", "engines"},
+    "analysis": {"layout"},
+    "cli": GROUND | {"data", "models", "compression", "clients", "server", "comm", "engines", "run", "analysis"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ONLY_IN = {
+    "torch.distributed": {"comm/distributed.py"},
+    "accelerate": {"engines/accelerate.py"},
+    "deepspeed": {"engines/deepspeed.py"},
+    "jsonargparse": {"run/config.py", "cli.py"},
+    "torch.utils.tensorboard": {"run/tracking.py"},
+    "tensorboard": {"analysis/bandwidth.py"},
+    "matplotlib": {"analysis/plots.py"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of what a module imports; `from a import b` counts as a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("flare_dist.")}
+    assert used <= MAY_IMPORT[part(path)] | {part(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_each_library_has_its_place(path: Path) -> None:
+    name = str(path.relative_to(PACKAGE))
+    for library, places in ONLY_IN.items():
+        uses = any(imported == library or imported.startswith(library + ".") for imported in imports(path))
+        assert not uses or name in places, f"{name} imports {library}"
+
+
+def test_no_folder_inside_a_folder_and_no_long_module() -> None:
+    for path in MODULES:
+        assert len(path.relative_to(PACKAGE).parts) <= 2
+        assert len(path.read_text().splitlines()) <= 300, f"split {path}"

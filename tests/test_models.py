@@ -1,0 +1,181 @@
+"""Models by name: their sizes, their norms, their seeds, and clear words for those that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flare_dist.layout import buffer_layout, parameter_layout
+from flare_dist.models.config import ModelConfig
+from flare_dist.models.registry import MODELS, Shape, build
+from flare_dist.models.resnet import with_group_norm
+
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+NOT_CALLABLE = 3
+
+
+def linear(input_shape: Shape, num_classes: int) -> nn.Module:
+    channels, height, width = input_shape
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+
+class Pair(nn.Module):
+    """Scores and something else: always, or only while it trains."""
+
+    def __init__(self, scores: nn.Module, always: bool) -> None:
+        super().__init__()
+        self.scores = scores
+        self.always = always
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        scores = self.scores(x)
+        return (scores, x) if self.always or self.training else scores
+
+
+def two_outputs(input_shape: Shape, num_classes: int) -> nn.Module:
+    return Pair(linear(input_shape, num_classes), always=True)
+
+
+def two_outputs_while_training(input_shape: Shape, num_classes: int) -> nn.Module:
+    return Pair(linear(input_shape, num_classes), always=False)
+
+
+def one_class_too_many(input_shape: Shape, num_classes: int) -> nn.Module:
+    return linear(input_shape, num_classes + 1)
+
+
+def only_nine_inputs(input_shape: Shape, num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, num_classes))
+
+
+def too_many_arguments(input_shape: Shape, num_classes: int, width: int) -> nn.Module:
+    return linear(input_shape, num_classes)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "total"),
+    [
+        ("2nn", MNIST, 199_210),
+        ("cnn", MNIST, 28_938),
+        ("lenet", MNIST, 61_706),
+        ("lenet", CIFAR, 62_006),
+        ("resnet18", CIFAR, 11_173_962),
+        ("tests.test_models:linear", MNIST, 7_850),
+    ],
+)
+def test_sizes(name: str, shape: Shape, total: int) -> None:
+    assert parameter_layout(build(name, "group", shape, 10, seed=0)).total == total
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [MNIST, CIFAR, (3, 64, 48)])
+def test_ours_take_images_of_any_size(name: str, shape: Shape) -> None:
+    model = build(name, "group", shape, 7, seed=0)
+    with torch.no_grad():
+        assert model(torch.zeros(3, *shape)).shape == (3, 7)
+
+
+def test_resnet18_in_both_norms() -> None:
+    grouped, batched = (build("resnet18", norm, CIFAR, 10, seed=0) for norm in ("group", "batch"))
+    assert torch.equal(weights(grouped), weights(batched))
+    for model, norm in ((grouped, nn.GroupNorm), (batched, nn.BatchNorm2d)):
+        assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 20
+        assert sum(isinstance(module, norm) for module in model.modules()) == 20
+    assert buffer_layout(grouped).total == 0
+    assert buffer_layout(batched).total == 2 * 4800
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_torchvision_by_name(norm: str) -> None:
+    model = build("torchvision:mobilenet_v3_small", norm, CIFAR, 10, seed=0)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == (norm == "batch")
+    assert (buffer_layout(model).total == 0) == (norm == "group")
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 24), (20, 20), (37, 1), (1, 1)])
+def test_group_norm_takes_over(channels: int, groups: int) -> None:
+    batch = nn.BatchNorm2d(channels, eps=0.25)
+    norm = with_group_norm(nn.Sequential(batch))[0]  # type: ignore[index]
+    assert isinstance(norm, nn.GroupNorm)
+    assert (norm.num_groups, norm.num_channels, norm.eps) == (groups, channels, 0.25)
+    assert norm.weight is batch.weight
+    assert norm.bias is batch.bias
+    plain = with_group_norm(nn.Sequential(nn.Sequential(nn.BatchNorm2d(channels, affine=False))))
+    assert [type(module) for module in plain.modules()] == [nn.Sequential, nn.Sequential, nn.GroupNorm]
+    assert not list(plain.parameters())
+
+
+def test_a_norm_used_twice_is_replaced_twice() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = with_group_norm(nn.Sequential(norm, nn.ReLU(), norm))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert parameter_layout(model).total == 8
+
+
+@pytest.mark.parametrize("name", ["2nn", "cnn", "lenet", "torchvision:squeezenet1_1", "tests.test_models:linear"])
+def test_the_seed_decides_and_the_global_generator_is_left_alone(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = weights(build(name, "group", CIFAR, 10, seed=0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(weights(build(name, "group", CIFAR, 10, seed=0)), first)
+    assert not torch.equal(weights(build(name, "group", CIFAR, 10, seed=1)), first)
+
+
+def test_trying_a_model_leaves_its_statistics_alone() -> None:
+    model = build("resnet18", "batch", (1, 8, 8), 10, seed=0)
+    for name, buffer in model.named_buffers():
+        assert (buffer == (1 if name.endswith("var") else 0)).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "vgg",
+        "torchvision:",
+        "torchvision:no_such_net",
+        "torchvision:fcn_resnet50",  # no classifier
+        "no_such_package.models:net",
+        "tests.test_models:no_such_function",
+        "tests.test_models:NOT_CALLABLE",
+        "tests.test_models:",
+        ":linear",
+        ".test_models:linear",
+    ],
+)
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^model\.name: "):
+        ModelConfig(name=name)
+
+
+def test_unknown_norms_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.norm: must be group or batch, got 'layer'$"):
+        ModelConfig(norm="layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (1, 3, 3)),
+        ("lenet", (1, 6, 6)),
+        ("lenet", (1, 4, 28)),
+        ("torchvision:squeezenet1_0", (3, 8, 8)),
+        ("torchvision:resnet18", MNIST),
+        ("tests.test_models:only_nine_inputs", MNIST),
+        ("tests.test_models:one_class_too_many", MNIST),
+        ("tests.test_models:two_outputs", MNIST),
+        ("tests.test_models:two_outputs_while_training", MNIST),
+        ("torchvision:googlenet", CIFAR),  # gives auxiliary scores as well while it trains
+        ("tests.test_models:too_many_arguments", MNIST),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
+    with pytest.raises(ValueError, match=r"^model\.name: "):
+        build(name, "group", shape, 10, seed=0)

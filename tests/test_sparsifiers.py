@@ -1,0 +1,161 @@
+"""The laws of every sparsifier, in every scope."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.compression.sparsifiers import (
+    SCOPES,
+    SPARSIFIERS,
+    Segment,
+    count_kept,
+    randk,
+    select,
+    threshold_k,
+    topk,
+)
+from flare_dist.layout import ParameterLayout
+
+LAYOUT = ParameterLayout.of(
+    (name, torch.empty(shape)) for name, shape in {"a": (7, 11), "one": (), "none": (0,), "b": (40,), "c": (2,)}.items()
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def vector(kind: str, n: int) -> Tensor:
+    return {
+        "normal": torch.randn(n, generator=seeded()),
+        "ties": torch.randint(-2, 3, (n,), generator=seeded()).float(),
+        "zeros": torch.zeros(n),
+        "equal": torch.full((n,), -0.3),
+        "tiny": torch.randn(n, generator=seeded()) * 1e-42,  # subnormal
+    }[kind]
+
+
+KINDS = ["normal", "ties", "zeros", "equal", "tiny"]
+
+
+def slow_topk(x: Tensor, k: int) -> list[int]:
+    return sorted(sorted(range(len(x)), key=lambda i: (-abs(x[i].item()), i))[:k])
+
+
+@pytest.mark.parametrize("name", SPARSIFIERS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("density", [1e-5, 0.07, 0.5, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_indices_are_sorted_distinct_and_no_more_than_k(
+    name: str, scope: str, kind: str, density: float, threshold: float
+) -> None:
+    update = vector(kind, LAYOUT.total)
+    before = update.clone()
+    segments = SCOPES[scope](LAYOUT, density)
+    indices = select(update, segments, SPARSIFIERS[name], seeded(), threshold)
+    assert indices.dtype == torch.int64
+    assert (indices.diff() > 0).all()
+    assert torch.equal(update, before)
+    for offset, numel, k in segments:
+        kept = int(((indices >= offset) & (indices < offset + numel)).sum())
+        assert kept <= k if name == "threshold" else kept == k
+    if name == "threshold":
+        assert (update[indices].abs() >= threshold).all()
+
+
+@pytest.mark.parametrize("density", [1e-5, 0.07, 0.5, 1.0])
+def test_segments_tile_the_layout(density: float) -> None:
+    """Tensors without entries have no segment; one with entries keeps at least one."""
+    assert [s[:2] for s in SCOPES["tensor"](LAYOUT, density)] == [(0, 77), (77, 1), (78, 40), (118, 2)]
+    assert SCOPES["global"](LAYOUT, density) == [Segment(0, 120, count_kept(120, density))]
+    assert all(1 <= s.k <= s.numel for scope in SCOPES.values() for s in scope(LAYOUT, density))
+
+
+@pytest.mark.parametrize(
+    ("numel", "density", "kept"),
+    [
+        (100, 0.07, 7),  # 100 * 0.07 is 7.000000000000001 in floating point
+        (1000, 0.001, 1),
+        (1001, 0.001, 2),
+        (11_173_962, 1e-5, 112),
+        (300, 1 / 3, 100),
+        (3, 0.1, 1),
+        (1, 1e-12, 1),
+        (50, 1.0, 50),
+        (10**12 + 1, 1.0, 10**12 + 1),
+    ],
+)
+def test_densities_are_exact_decimals(numel: int, density: float, kept: int) -> None:
+    assert count_kept(numel, density) == kept
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_percentages_of_a_hundred_are_themselves(percent: int) -> None:
+    assert count_kept(100, percent / 100) == percent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 17, 300])
+def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
+    x = vector(kind, n)
+    for k in {1, (n + 1) // 2, n - 1, n} - {0}:
+        assert topk(x, k, seeded()).tolist() == slow_topk(x, k)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    assert topk(torch.tensor([1.0, -2.0, 2.0, 0.0, -2.0, 1.0]), 4, seeded()).tolist() == [0, 1, 2, 4]
+    assert topk(torch.zeros(9), 4, seeded()).tolist() == [0, 1, 2, 3]
+    assert topk(torch.tensor([-0.0, 0.0, -0.0]), 2, seeded()).tolist() == [0, 1]
+
+
+def test_scopes_share_out_differently() -> None:
+    update = torch.arange(120.0)
+    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05), topk, seeded())
+    assert shared.tolist() == [73, 74, 75, 76, 77, 116, 117, 119]
+    assert select(update, SCOPES["global"](LAYOUT, 0.05), topk, seeded()).tolist() == list(range(114, 120))
+
+
+def test_randk_follows_its_generator_alone() -> None:
+    first = randk(torch.zeros(1000), 50, seeded())
+    assert torch.equal(first, randk(torch.randn(1000, generator=seeded()), 50, seeded()))
+    assert not torch.equal(first, randk(torch.zeros(1000), 50, seeded(1)))
+    rng = seeded()
+    assert torch.equal(first, randk(torch.zeros(1000), 50, rng))
+    assert not torch.equal(first, randk(torch.zeros(1000), 50, rng))
+
+
+def test_randk_is_uniform() -> None:
+    rng, counts = seeded(), torch.zeros(10)
+    for _ in range(3000):
+        counts[randk(torch.zeros(10), 3, rng)] += 1
+    torch.testing.assert_close(counts / 3000, torch.full((10,), 0.3), atol=0.04, rtol=0)
+
+
+def test_threshold_keeps_what_reaches_it_up_to_its_cap() -> None:
+    x = torch.tensor([0.5, -2.0, 0.49, 1.0, -0.5, 2.0])
+    assert threshold_k(x, 6, seeded(), 0.5).tolist() == [0, 1, 3, 4, 5]
+    assert threshold_k(x, 3, seeded(), 0.5).tolist() == [1, 3, 5]
+    assert threshold_k(x, 4, seeded(), 0.5).tolist() == [0, 1, 3, 5]
+    assert threshold_k(x, 6, seeded(), 3.0).tolist() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threshold_zero_is_topk(kind: str) -> None:
+    x = vector(kind, 60)
+    for k in (1, 20, 60):
+        assert torch.equal(threshold_k(x, k, seeded(), 0.0), topk(x, k, seeded()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SPARSIFIERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_device_changes_nothing(name: str, kind: str) -> None:
+    x = vector(kind, LAYOUT.total)
+    segments = SCOPES["tensor"](LAYOUT, 0.3)
+    there = select(x.cuda(), segments, SPARSIFIERS[name], seeded(), 0.5)
+    assert there.is_cuda
+    assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], seeded(), 0.5))
