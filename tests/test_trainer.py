@@ -239,3 +239,16 @@ def test_another_model_is_refused(straight: Path, tmp_path: Path) -> None:
 def test_all_checkpoints_but_the_last_two_are_removed(tmp_path: Path) -> None:
     start(tiny(tmp_path, checkpoint=CheckpointConfig(every=1, keep=3)))
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def start_in_own_directory(world: World, root: Path) -> str:
+    """A run whose ranks are given different directories, as on nodes without a shared disk."""
+    (root / str(world.rank)).mkdir()
+    with pytest.raises(ValueError, match="output_dir") as caught:
+        _start(world, tiny(root / str(world.rank)), None)
+    return str(caught.value)
+
+
+def test_nodes_without_a_shared_directory_are_refused(tmp_path: Path) -> None:
+    messages = run_ranks(start_in_own_directory, 2, tmp_path)
+    assert all("is not shared by all nodes" in message for message in messages)

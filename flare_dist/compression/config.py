@@ -27,7 +27,7 @@ class CompressionConfig:
     density: float = 0.01
     scope: str = "tensor"
     threshold: float = 0.0
-    error_feedback: str | bool = "ec"
+    error_feedback: bool | str = "ec"
 
     def __post_init__(self) -> None:
         if self.sparsifier != "dense" and self.sparsifier not in SPARSIFIERS:
