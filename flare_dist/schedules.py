@@ -46,7 +46,7 @@ def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, i
 
 def _exponential(arguments: str) -> Callable[[int, int], float]:
     final = float(arguments)
-    if not final > 0:
+    if not 0 < final < math.inf:
         raise ValueError(arguments)
     # reaches `final` in the last round itself, as published schedules from one rate to another do
     return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))
@@ -55,6 +55,8 @@ def _exponential(arguments: str) -> Callable[[int, int], float]:
 def _step(arguments: str) -> Callable[[int, int], float]:
     factor, _, rounds_text = arguments.partition("@")
     decay, milestones = float(factor), [int(milestone) for milestone in rounds_text.split(",")]
+    if not 0 <= decay < math.inf:
+        raise ValueError(arguments)
     return lambda round_, rounds: decay ** sum(round_ >= milestone for milestone in milestones)
 
 

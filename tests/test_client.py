@@ -209,6 +209,10 @@ def test_dropout_and_order_belong_to_seed_round_and_client() -> None:
         assert not torch.equal(first.model_delta, other.model_delta)
 
 
+def test_a_model_that_was_just_evaluated_trains_all_the_same() -> None:
+    assert same(local(trainer(model=net(dropout=0.5).eval())), local(trainer(model=net(dropout=0.5))))
+
+
 def test_dropout_drops() -> None:
     """With one batch that holds every example, the order hardly matters: what differs is what was dropped."""
     config = replace(BASE, batch_size=22)

@@ -140,12 +140,13 @@ def test_errors_name_the_key(key: str, values: dict[str, Any]) -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_fp16_clients_do_not_inherit_a_loss_scale() -> None:
-    """Inputs that overflow fp16 halve the scale, which the next client must not notice."""
+    """The first client's gradients overflow a few times, which the next one must not notice."""
     device = torch.device("cuda", 0)
-    alone = local(trainer(model().to(device), device, 300.0, mixed_precision="fp16"), 1).model_delta.clone()
+    alone = local(trainer(model().to(device), device, 10.0, mixed_precision="fp16"), 1).model_delta.clone()
     AcceleratorState._reset_state(True)
-    used = trainer(model().to(device), device, 300.0, mixed_precision="fp16")
+    used = trainer(model().to(device), device, 10.0, mixed_precision="fp16")
     start = used.parameters.clone(), used.buffers.clone()
     local(used, 0)
     after = used.train(1, 1, torch.arange(40), *start, {}).model_delta
+    assert after.any()
     assert torch.equal(after, alone)

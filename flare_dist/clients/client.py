@@ -28,12 +28,23 @@ from flare_dist.seeding import derive_seed, generator
 class Engine(Protocol):
     """Placement and mixed precision, injected by the run."""
 
-    def place(self, model: nn.Module) -> nn.Module: ...
-    def prepare(self, optimizer: Optimizer) -> None: ...
-    def reset(self) -> None: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def unscale(self) -> None: ...
-    def step(self) -> None: ...
+    def place(self, model: nn.Module) -> nn.Module:
+        """Once: the model on the training device; its parameters stay the same objects."""
+
+    def prepare(self, optimizer: Optimizer) -> None:
+        """Once: the optimizer that `step` steps."""
+
+    def reset(self) -> None:
+        """Before each client: forget what earlier clients left in the engine."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, possibly scaled, to those of the parameters."""
+
+    def unscale(self) -> None:
+        """Take the scale out of the gradients; at most once a step."""
+
+    def step(self) -> None:
+        """Step the optimizer on the gradients."""
 
 
 @dataclass(frozen=True)

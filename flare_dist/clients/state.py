@@ -39,9 +39,9 @@ class ClientStates:
             vector.copy_(vectors[name])
 
     def _roomy_device(self) -> torch.device:
-        """The training device while a quarter of its memory stays free for activations, then the CPU."""
+        """The training device while a quarter of its memory stays free for activations, otherwise the CPU."""
         if self.device.type == "cuda":
             free, capacity = torch.cuda.mem_get_info(self.device)
-            if free - 4 * self.total < capacity // 4:
+            if free - 4 * self.total * len(self.names) < capacity // 4:
                 return torch.device("cpu")
         return self.device

@@ -70,12 +70,12 @@ def decode(buffer: Tensor, count: int, buffers: int) -> list[Payload]:
         client, kept = buffer[start : start + 8].view(torch.int32).tolist()
         train_loss = buffer[start + 8 : start + HEADER_NBYTES].view(torch.float32).item()
         start += HEADER_NBYTES
-        if kept < 0:
+        if kept == -1:
             payloads.append(rejected(client, train_loss, buffer.device))
             continue
         sizes = [4 * kept, 4 * kept, 4 * buffers]
-        if start + sum(sizes) > buffer.numel():
-            raise ValueError(f"client {client} announces {kept} pairs, more than its buffer of {buffer.numel()} bytes")
+        if kept < 0 or start + sum(sizes) > buffer.numel():
+            raise ValueError(f"client {client}: {kept} pairs at byte {start} of a buffer of {buffer.numel()} bytes")
         indices, values, floats = buffer[start : start + sum(sizes)].split(sizes)
         start += sum(sizes)
         payloads.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ def find_builder(name: str) -> Builder:
         return _torchvision_builder(attribute)
     try:
         builder = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model.name: cannot import {name!r}: {error}") from error
     if not callable(builder):
         raise ValueError(f"model.name: {name!r} is not callable")
@@ -62,15 +63,21 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
-        model = find_builder(name)(input_shape, num_classes)
+        builder = find_builder(name)
+        try:
+            model = builder(input_shape, num_classes)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"model.name: cannot build {name} for inputs of shape {input_shape}: {error}") from error
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"model.name: {name} has no trainable parameters")
         if norm == "group":
             model = with_group_norm(model)
-        _check_scores(name, model, input_shape, num_classes)
+        for training in (True, False):
+            _check_scores(name, copy.deepcopy(model).train(training), input_shape, num_classes)
     return model
 
 
 def _check_scores(name: str, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
-    model.eval()
     try:
         with torch.no_grad():
             scores = model(torch.zeros(2, *input_shape))

@@ -20,13 +20,11 @@ def with_group_norm(model: nn.Module, max_groups: int = 32) -> nn.Module:
 
     The number of groups is the largest divisor of the channels up to `max_groups`.
     """
-    for name, child in model.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+    for path, child in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(child, nn.BatchNorm2d) and path:
             groups = max(g for g in range(1, max_groups + 1) if child.num_features % g == 0)
             norm = nn.GroupNorm(groups, child.num_features, eps=child.eps, affine=child.affine)
             if child.affine:
                 norm.weight, norm.bias = child.weight, child.bias
-            setattr(model, name, norm)
-        else:
-            with_group_norm(child, max_groups)
+            model.set_submodule(path, norm)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flare_dist.schedules import parse_schedule
@@ -33,8 +34,8 @@ class ServerConfig:
             raise ValueError(
                 f"server.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
             )
-        if not self.lr > 0:
-            raise ValueError(f"server.lr: must be positive, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"server.lr: must be positive and finite, got {self.lr}")
         if not self.momentum >= 0:
             raise ValueError(f"server.momentum: must not be negative, got {self.momentum}")
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
