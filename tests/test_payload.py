@@ -86,7 +86,7 @@ def test_corrupt_counts_are_refused(kept: int) -> None:
     """Four pairs were sent; only -1 stands for a rejected client."""
     encoded = encode(payload(3, 4))
     encoded[4:8] = torch.tensor([kept], dtype=torch.int32).view(torch.uint8)
-    with pytest.raises(ValueError, match="client 3 "):
+    with pytest.raises(ValueError, match="client 3:"):
         decode(encoded, 1, 0)
 
 
