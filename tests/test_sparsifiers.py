@@ -105,6 +105,27 @@ def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
         assert topk(x, k, seeded()).tolist() == slow_topk(x, k)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "sorted", "one huge", "heavy tail", "deceived sample"])
+@pytest.mark.parametrize("density", [1e-5, 1e-3, 1e-2, 0.05, 0.2, 1.0])
+def test_long_vectors_are_selected_exactly(kind: str, density: float) -> None:
+    """Blocks that hold no winner are skipped in vectors of this length, which is no multiple of a block."""
+    n = 2**17 + 13
+    if kind == "sorted":
+        x = torch.arange(n).float()
+    elif kind == "one huge":
+        x = torch.ones(n).index_fill(0, torch.tensor([n - 2]), 1e30)
+    elif kind == "heavy tail":
+        x = 1 / torch.rand(n, generator=seeded()).sub(0.5)
+    elif kind == "deceived sample":
+        x = torch.rand(n, generator=seeded())
+        x[:: n // 2**15] += 10  # what the sample sees is not typical
+    else:
+        x = vector(kind, n)
+    k = count_kept(n, density)
+    expected = x.abs().sort(descending=True, stable=True).indices[:k].sort().values
+    assert torch.equal(topk(x, k, seeded()), expected)
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     assert topk(torch.tensor([1.0, -2.0, 2.0, 0.0, -2.0, 1.0]), 4, seeded()).tolist() == [0, 1, 2, 4]
     assert topk(torch.zeros(9), 4, seeded()).tolist() == [0, 1, 2, 3]
