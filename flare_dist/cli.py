@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 where training diverged, 2 for wrong input, 130 for Ctrl-C."""
     launch = Launch.from_environment()
     console = Console(stderr=True, quiet=launch.rank != 0)
-    _start_logging(console)
+    _start_logging(launch, console)
     if launch.size > 1:
         # A rank that waits in a collective never returns to Python to see an interrupt: let the signal end it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -48,18 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Say what went wrong in one line (rank 0; the others' loggers are silent) and hand the exit status on."""
+    """Say what went wrong in one line and hand the exit status on."""
     log.error("error: %s", message)
     return status
 
 
-def _start_logging(console: Console) -> None:
-    """Messages of rank 0 go above the progress bar; the console of the other ranks is silent."""
-    handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
-    if not console.is_terminal:
-        handler = logging.NullHandler() if console.quiet else logging.StreamHandler()
+def _start_logging(launch: Launch, console: Console) -> None:
+    """Rank 0 speaks, above the progress bar; the first rank of every other node reports errors; the rest are silent."""
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
+    if launch.rank != 0:
+        handler = logging.StreamHandler() if launch.local_rank == 0 else logging.NullHandler()
     log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if launch.rank == 0 else logging.ERROR)
     log.propagate = False
 
 

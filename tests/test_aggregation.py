@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import permutations
 
 import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.server.aggregation import WEIGHTINGS, accepted_weights, cohort_weights, weighted_mean
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.compression.payload import Payload
+from flare_dist.run.config import Config
+from flare_dist.server.aggregation import AGGREGATORS, WEIGHTINGS, cohort_weights, mean
 
 NUM_EXAMPLES = [10, 20, 30, 40, 7, 1]
-CPU = torch.device("cpu")
-Pair = tuple[float, Tensor, Tensor]
+Weighted = tuple[float, Payload]
 
 
-def pairs(total: int = 60, clients: int = 5) -> list[Pair]:
+def weighted_payloads(total: int = 60, clients: int = 5) -> list[Weighted]:
+    """Weights that sum to 1, and sparse payloads of ten entries and more."""
     rng = torch.Generator().manual_seed(0)
     weights = torch.rand(clients, generator=rng, dtype=torch.float64)
-    return [
-        (
-            float(weight / weights.sum()),
-            torch.randperm(total, generator=rng)[: 10 + client].sort().values,
-            torch.randn(10 + client, generator=rng),
-        )
-        for client, weight in enumerate(weights)
-    ]
+    sent = []
+    for client, weight in enumerate(weights):
+        indices = torch.randperm(total, generator=rng)[: 10 + client].sort().values.int()
+        sent.append((float(weight / weights.sum()), Payload(indices, torch.randn(10 + client, generator=rng))))
+    return sent
+
+
+def scattered(payload: Payload, total: int = 60) -> Tensor:
+    """The payload as a vector of all entries."""
+    if payload.indices is None:
+        return payload.values.clone()
+    vector = torch.zeros(total)
+    vector[payload.indices.long()] = payload.values
+    return vector
+
+
+def in_dense_form(sent: list[Weighted]) -> list[Weighted]:
+    return [(weight, Payload(None, scattered(payload))) for weight, payload in sent]
+
+
+def summed(sent: Iterable[Weighted], total: int = 60) -> Tensor:
+    vector = torch.zeros(total)
+    for weight, payload in sent:
+        mean(vector, payload, weight)
+    return vector
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -42,63 +63,64 @@ def test_weights_are_the_clients_own() -> None:
     assert cohort_weights([3, 0, 5, 4], NUM_EXAMPLES, "uniform") == dict.fromkeys([3, 0, 5, 4], 0.25)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("accepted", [[0], [1, 3], [0, 2, 4, 5], [0, 1, 2, 3, 4, 5]])
-def test_rejected_clients_weigh_nothing(weighting: str, accepted: list[int]) -> None:
-    """What remains is weighted as if the others had never been drawn."""
-    weights = accepted_weights(cohort_weights(range(6), NUM_EXAMPLES, weighting), accepted)
-    expected = cohort_weights(accepted, NUM_EXAMPLES, weighting)
-    assert weights == pytest.approx([expected[client] for client in accepted], rel=1e-14)
+def test_an_unknown_weighting_is_refused_by_the_run() -> None:
+    with pytest.raises(ValueError, match=r"^clients\.weighting: must be one of num_examples, uniform, got 'size'$"):
+        Config(clients=ClientsConfig(weighting="size"))
 
 
-def test_nobody_accepted_leaves_no_weights() -> None:
-    assert accepted_weights({0: 0.5, 1: 0.5}, []) == []
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_mean_is_that_of_the_dense_vectors(dense: bool) -> None:
+    sent = in_dense_form(weighted_payloads()) if dense else weighted_payloads()
+    expected = torch.stack([weight * scattered(payload).double() for weight, payload in sent]).sum(0)
+    got = summed(sent)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_weights_of_a_full_cohort_keep_their_bits_in_the_order_asked_for() -> None:
-    weights = {4: 0.1, 2: 0.7, 9: 0.2}
-    assert accepted_weights(weights, [2, 4, 9]) == [0.7, 0.1, 0.2]
+@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("dense", [False, True])
+def test_payloads_are_added_in_place_and_left_alone(name: str, dense: bool) -> None:
+    """A dense payload is the trainer's own vector; a power of two as weight, hence exact."""
+    _, payload = (in_dense_form(weighted_payloads()) if dense else weighted_payloads())[0]
+    total, before = torch.arange(60.0), payload.values.clone()
+    AGGREGATORS[name](total, payload, 0.5)
+    assert torch.equal(total, torch.arange(60.0) + 0.5 * scattered(payload))
+    assert torch.equal(payload.values, before)
 
 
-def test_the_mean_is_that_of_the_dense_vectors() -> None:
-    dense = torch.zeros(60, dtype=torch.float64)
-    for weight, indices, values in pairs():
-        scattered = torch.zeros(60, dtype=torch.float64)
-        scattered[indices] = values.double()
-        dense += weight * scattered
-    mean = weighted_mean(60, pairs(), CPU)
-    assert mean.dtype == torch.float32
-    torch.testing.assert_close(mean.double(), dense, rtol=1e-6, atol=1e-7)
-
-
-def test_one_client_of_weight_one_is_passed_on_exactly() -> None:
-    (_, indices, values) = pairs()[0]
-    mean = weighted_mean(60, [(1.0, indices.int(), values)], CPU)  # int32, as payloads bring them
-    assert torch.equal(mean[indices], values)
-    assert mean.count_nonzero() == len(indices)
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+def test_one_client_of_weight_one_is_passed_on_exactly(index_type: torch.dtype) -> None:
+    _, payload = weighted_payloads()[0]
+    assert payload.indices is not None
+    got = summed([(1.0, Payload(payload.indices.to(index_type), payload.values))])
+    assert torch.equal(got[payload.indices.long()], payload.values)
+    assert got.count_nonzero() == payload.kept
+    assert torch.equal(summed(in_dense_form([(1.0, payload)])), got)
 
 
 def test_equal_clients_give_their_common_delta() -> None:
     """Weights are powers of two, hence exact."""
-    _, indices, values = pairs()[0]
-    mean = weighted_mean(60, [(weight, indices, values) for weight in (0.5, 0.25, 0.25)], CPU)
-    assert torch.equal(mean[indices], values)
+    _, payload = weighted_payloads()[0]
+    sent = [(weight, payload) for weight in (0.5, 0.25, 0.25)]
+    assert torch.equal(summed(sent), scattered(payload))
+    assert torch.equal(summed(in_dense_form(sent)), scattered(payload))
 
 
 def test_the_order_hardly_matters() -> None:
-    means = [weighted_mean(60, order, CPU) for order in permutations(pairs(clients=4))]
-    for mean in means:
-        torch.testing.assert_close(mean, means[0], rtol=1e-5, atol=1e-7)
+    means = [summed(order) for order in permutations(weighted_payloads(clients=4))]
+    for each in means:
+        torch.testing.assert_close(each, means[0], rtol=1e-5, atol=1e-7)
 
 
-def test_sums_are_taken_in_the_order_given() -> None:
+@pytest.mark.parametrize("at", [torch.tensor([0]), None], ids=["sparse", "dense"])
+def test_sums_are_taken_in_the_order_given(at: Tensor | None) -> None:
     """1 is lost beside 2^24, unless 2^24 has gone before: every rank must therefore add in client order."""
-    big, one = torch.tensor([2.0**24]), torch.tensor([1.0])
-    at = torch.tensor([0])
-    given = [(1.0, at, big), (1.0, at, one), (-1.0, at, big)]
-    assert weighted_mean(1, given, CPU).tolist() == [0.0]
-    assert weighted_mean(1, [given[0], given[2], given[1]], CPU).tolist() == [1.0]
+    big, one = Payload(at, torch.tensor([2.0**24])), Payload(at, torch.tensor([1.0]))
+    given = [(1.0, big), (1.0, one), (-1.0, big)]
+    assert summed(given, 1).tolist() == [0.0]
+    assert summed([given[0], given[2], given[1]], 1).tolist() == [1.0]
 
 
-def test_nobody_s_mean_is_zero() -> None:
-    assert torch.equal(weighted_mean(4, [], CPU), torch.zeros(4))
+def test_an_empty_payload_adds_nothing() -> None:
+    empty = Payload(torch.empty(0, dtype=torch.int32), torch.empty(0))
+    assert torch.equal(summed([(1.0, empty)], 4), torch.zeros(4))

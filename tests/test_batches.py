@@ -74,9 +74,12 @@ def test_later_epochs_of_one_generator_differ() -> None:
 @pytest.mark.parametrize("batch_size", [1, 8, 100])
 def test_chunks_change_nothing(augment: str, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = epoch(source(augment), seeded(), size=batch_size)
-    monkeypatch.setattr(batches, "_CHUNK", 16)
+    sixteen = 16 * 4 * 3 * 10 * 7  # bytes: the inputs of sixteen examples
+    monkeypatch.setattr(batches, "_CHUNK", sixteen)
     chunked = epoch(source(augment), seeded(), size=batch_size)
     assert all(map(torch.equal, whole, chunked))
+    held = [inputs.untyped_storage().nbytes() for inputs, _ in source(augment).batches(None, batch_size, seeded())]
+    assert max(held) == (sixteen if batch_size <= 16 else 53 * sixteen // 16)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)

@@ -15,12 +15,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from flare_dist.clients.client import LocalResult, LocalTrainer
+from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import FedProxConfig
+from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig, Penalty
+from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
-from flare_dist.engines.accelerate import AccelerateEngine
+from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.seeding import generator
 
@@ -63,8 +64,16 @@ def batch_source() -> BatchSource:
 
 
 def trainer(config: ClientsConfig = BASE, model: nn.Module | None = None, seed: int = 0) -> LocalTrainer:
-    engine = AccelerateEngine(EngineConfig(threads=1), torch.device("cpu"))
-    return LocalTrainer(engine, model or net(), batch_source(), config, ROUNDS, seed)
+    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
+        return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
+
+    local_model = AccelerateModel(EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer)
+    return LocalTrainer(local_model, batch_source(), config, ROUNDS, seed)
+
+
+def as_built(used: LocalTrainer) -> tuple[Tensor, Tensor]:
+    """Copies of the model's parameters and buffers."""
+    return used.model.parameters.clone(), used.model.buffers.clone()
 
 
 def local(
@@ -73,15 +82,15 @@ def local(
     client: int = 1,
     round_: int = 2,
     examples: Tensor = EXAMPLES,
-) -> LocalResult:
+) -> ClientResult:
     """One round from `start` (parameters, buffers), by default the model as it was built; vectors are copies."""
-    parameters, buffers = start or (trainer().parameters.clone(), trainer().buffers.clone())
+    parameters, buffers = start or as_built(trainer())
     result = used.train(client, round_, examples, parameters, buffers, {})
     return replace(result, model_delta=result.model_delta.clone(), buffers=result.buffers.clone())
 
 
-def same(first: LocalResult, second: LocalResult) -> bool:
-    return first.train_loss == second.train_loss and all(
+def same(first: ClientResult, second: ClientResult) -> bool:
+    return (first.num_examples, first.train_loss) == (second.num_examples, second.train_loss) and all(
         torch.equal(a, b) for a, b in [(first.model_delta, second.model_delta), (first.buffers, second.buffers)]
     )
 
@@ -127,7 +136,7 @@ def test_local_training_is_the_ordinary_loop(
     torch.testing.assert_close(result.model_delta, delta, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(result.buffers, buffers)
     assert result.train_loss == pytest.approx(loss, rel=1e-5)
-    assert result.client == 1
+    assert (result.client, result.num_examples) == (1, 22)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -148,11 +157,13 @@ def test_a_client_does_not_depend_on_the_one_before(optimizer: str, norm_momentu
 
 def test_training_starts_where_it_is_told() -> None:
     used = trainer()
-    start = torch.full_like(used.parameters, 0.1), torch.cat([torch.full((4,), 3.0), torch.full((4,), 2.0)])
+    start = torch.full_like(used.model.parameters, 0.1), torch.cat([torch.full((4,), 3.0), torch.full((4,), 2.0)])
     kept = tuple(vector.clone() for vector in start)
     result = local(used, start, examples=EXAMPLES[:5])
     assert all(map(torch.equal, start, kept))
-    assert torch.equal(used.parameters - start[0], result.model_delta)
+    assert torch.equal(used.model.parameters - start[0], result.model_delta)
+    assert torch.equal(used.model.buffers, result.buffers)
+    assert result.num_examples == 5
     assert result.model_delta.any()
     batch_mean = (result.buffers[:4] - 0.9 * 3.0) / 0.1
     expected = F.conv2d(batch_source().inputs[:5], torch.full((4, 1, 3, 3), 0.1), torch.full((4,), 0.1)).mean((0, 2, 3))
@@ -163,7 +174,7 @@ def test_a_vanishing_rate_leaves_the_model_and_measures_its_loss() -> None:
     """The mean is over examples, not batches, of which the last is smaller."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
     used = trainer(replace(BASE, lr=1e-30), model)
-    result = local(used, (used.parameters.clone(), used.buffers.clone()))
+    result = local(used, as_built(used))
     assert not result.model_delta.any()
     source = batch_source()
     expected = F.cross_entropy(model(source.inputs[EXAMPLES]), source.labels[EXAMPLES]).item()
@@ -188,6 +199,49 @@ def test_as_many_steps_as_asked_for(settings: dict[str, Any], steps: int) -> Non
     assert batches == ([5, 5, 5, 5, 2] * 3)[:steps]
 
 
+def test_a_result_s_vectors_are_the_trainer_s_own() -> None:
+    """No vector of the model's size is allocated for a client; the next one overwrites them."""
+    used = trainer()
+    start = as_built(used)
+    first = used.train(0, 2, EXAMPLES, *start, {})
+    before = first.model_delta.clone()
+    second = used.train(1, 2, EXAMPLES, *start, {})
+    assert first.model_delta is second.model_delta is used.model_delta
+    assert first.buffers is second.buffers is used.model.buffers
+    assert not torch.equal(first.model_delta, before)
+
+
+def test_steps_without_a_fresh_start_go_on_where_the_last_ones_ended() -> None:
+    """Centralised training: parameters and momentum stay from round to round."""
+    used = trainer(replace(BASE, momentum=0.9))
+    start, _ = as_built(used)
+    model, end = net(), []
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        loss = used.run_steps(1, 2, EXAMPLES, start, {})
+        _, buffers, expected = ordinary_loop(optimizer, model, 1)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(used.model.buffers, buffers)
+        end.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+    torch.testing.assert_close(used.model.parameters, end[1], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(end[0], end[1])
+
+
+def test_penalties_are_told_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    used = trainer(replace(BASE, local_steps=7))
+    start = as_built(used)
+
+    def objective(config: object, global_parameters: Tensor, state: dict[str, Tensor], round_: int) -> Penalty:
+        assert torch.equal(global_parameters, start[0])
+        assert (list(state), round_) == (["memory"], 2)
+        return lambda step, gradient, local: seen.append(step)
+
+    monkeypatch.setitem(OBJECTIVES, "none", objective)
+    used.train(1, 2, EXAMPLES, *start, {"memory": torch.zeros(1)})
+    assert seen == list(range(7))
+
+
 def test_epochs_are_shuffled_afresh() -> None:
     model, seen = net(), []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
@@ -198,7 +252,7 @@ def test_epochs_are_shuffled_afresh() -> None:
 
 
 def test_dropout_and_order_belong_to_seed_round_and_client() -> None:
-    def drop(seed: int = 0, **place: int) -> LocalResult:
+    def drop(seed: int = 0, **place: int) -> ClientResult:
         torch.manual_seed(99)
         torch.rand(seed)  # wherever the global generator stands
         return local(trainer(model=net(dropout=0.5), seed=seed), **place)  # type: ignore[arg-type]
@@ -228,7 +282,7 @@ def test_a_zero_coefficient_is_plain_training_and_memory_is_left_alone() -> None
     assert pulled.model_delta.norm() < plain.model_delta.norm()
     state = {"residual": torch.ones_like(plain.model_delta)}
     used = trainer()
-    used.train(1, 2, EXAMPLES, used.parameters.clone(), used.buffers.clone(), state)
+    used.train(1, 2, EXAMPLES, *as_built(used), state)
     assert (state["residual"] == 1).all()
 
 
@@ -237,7 +291,7 @@ def test_frozen_parameters_neither_train_nor_travel() -> None:
     model.conv.requires_grad_(False)
     frozen = copy.deepcopy(model.conv)
     used = trainer(model=model)
-    result = local(used, (used.parameters.clone(), used.buffers.clone()))
+    result = local(used, as_built(used))
     assert result.model_delta.shape == (4 + 4 + 16 * CLASSES + CLASSES,)
     assert result.model_delta.any()
     assert torch.equal(model.conv.weight, frozen.weight)
@@ -249,16 +303,16 @@ def test_frozen_parameters_neither_train_nor_travel() -> None:
 def test_results_know_that_they_are_not_finite(bad: float, place: str, position: int) -> None:
     rng = torch.Generator().manual_seed(0)
     delta, buffers = torch.randn(2, 1000, generator=rng)
-    assert LocalResult(0, 1.0, delta, buffers).is_finite
-    assert LocalResult(0, 1.0, delta, torch.empty(0)).is_finite
+    assert ClientResult(0, 1, 1.0, delta, buffers).is_finite
+    assert ClientResult(0, 1, 1.0, delta, torch.empty(0)).is_finite
     if place != "loss":
         (delta if place == "delta" else buffers)[position] = bad
-    assert not LocalResult(0, bad if place == "loss" else 1.0, delta, buffers).is_finite
+    assert not ClientResult(0, 1, bad if place == "loss" else 1.0, delta, buffers).is_finite
 
 
 def test_a_large_finite_delta_is_finite() -> None:
     """No sum that could overflow decides."""
-    assert LocalResult(0, 1.0, torch.full((1000,), 3e38), torch.full((5,), -3e38)).is_finite
+    assert ClientResult(0, 1, 1.0, torch.full((1000,), 3e38), torch.full((5,), -3e38)).is_finite
 
 
 def test_divergence_is_seen() -> None:
@@ -281,7 +335,6 @@ def test_divergence_is_seen() -> None:
         ("momentum", {"momentum": -0.1}),
         ("momentum", {"optimizer": "adam", "momentum": 0.9}),
         ("weight_decay", {"weight_decay": -0.1}),
-        ("weighting", {"weighting": "size"}),
         ("objective", {"objective": "scaffold"}),
         ("lr_schedule", {"lr_schedule": "poly"}),
     ],

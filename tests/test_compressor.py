@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.clients.state import ClientStates
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK
+from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS
 from flare_dist.layout import ParameterLayout
 
@@ -30,6 +32,15 @@ def fresh_state(used: Compressor) -> dict[str, Tensor]:
     return {name: torch.zeros(LAYOUT.total) for name in used.state_names}
 
 
+def pairs(payload: Payload) -> tuple[Tensor, Tensor]:
+    assert payload.indices is not None
+    return payload.indices, payload.values
+
+
+def same(first: Payload, second: Payload) -> bool:
+    return all(map(torch.equal, pairs(first), pairs(second)))
+
+
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("rule", ERROR_FEEDBACK)
@@ -41,8 +52,11 @@ def test_pairs_are_sorted_and_bounded_and_nothing_is_lost(
     state = fresh_state(used)
     for round_, delta in enumerate(deltas(), 1):
         old = state["residual"].clone() if state else torch.zeros(LAYOUT.total)
-        indices, values = used.compress(round_, 3, delta, state)
+        brought = delta.clone()
+        indices, values = pairs(used.compress(round_, 3, delta, state))
+        assert torch.equal(delta, brought)
         assert (indices.diff() > 0).all()
+        assert indices.dtype == torch.int32
         assert values.dtype == torch.float32
         assert len(values) == len(indices) <= used.max_kept
         assert sparsifier == "threshold" or len(indices) == used.max_kept
@@ -50,6 +64,8 @@ def test_pairs_are_sorted_and_bounded_and_nothing_is_lost(
             sent = torch.zeros(LAYOUT.total)
             sent[indices] = values
             assert torch.equal(sent + state["residual"], delta + old)
+        else:
+            assert torch.equal(values, delta[indices])
 
 
 def test_the_most_that_can_be_kept() -> None:
@@ -64,14 +80,14 @@ def test_memory_changes_what_is_sent_later_and_nothing_sooner() -> None:
         used = compressor(error_feedback=rule, density=0.1)
         state = fresh_state(used)
         runs[rule] = [used.compress(round_, 0, delta, state) for round_, delta in enumerate((first, second), 1)]
-    assert all(map(torch.equal, runs["ec"][0], runs["none"][0]))
-    assert not all(map(torch.equal, runs["ec"][1], runs["none"][1]))
+    assert same(runs["ec"][0], runs["none"][0])
+    assert not same(runs["ec"][1], runs["none"][1])
 
 
 def test_random_positions_belong_to_seed_round_and_client() -> None:
     def positions(round_: int, client: int, seed: int = 0) -> list[int]:
         used = compressor(seed, sparsifier="randk", density=0.2)
-        return used.compress(round_, client, torch.zeros(LAYOUT.total), fresh_state(used))[0].tolist()
+        return pairs(used.compress(round_, client, torch.zeros(LAYOUT.total), fresh_state(used)))[0].tolist()
 
     assert positions(1, 2) == positions(1, 2)
     assert len({tuple(positions(*use)) for use in [(1, 2), (2, 2), (2, 1), (1, 2, 1)]}) == 4
@@ -82,25 +98,31 @@ def test_clients_do_not_share_draws_through_the_compressor() -> None:
     (delta,) = deltas(1)
     alone = used.compress(1, 5, delta, fresh_state(used))
     used.compress(1, 4, delta, fresh_state(used))
-    assert all(map(torch.equal, alone, used.compress(1, 5, delta, fresh_state(used))))
+    assert same(alone, used.compress(1, 5, delta, fresh_state(used)))
 
 
+@pytest.mark.parametrize("rule", ERROR_FEEDBACK)
 @pytest.mark.parametrize("settings", [{"sparsifier": "dense"}, {"density": 1.0}, {"sparsifier": "randk", "density": 1}])
-def test_dense_deltas_are_not_compressed_and_leave_no_memory(settings: dict[str, Any]) -> None:
-    used = compressor(**settings)
+def test_dense_deltas_are_passed_on_and_leave_no_memory(settings: dict[str, Any], rule: str) -> None:
+    used = compressor(error_feedback=rule, **settings)
     assert used.config.is_dense
-    assert not used.config.has_state
     assert used.state_names == ()
     assert used.max_kept == 0
-    with pytest.raises(AssertionError, match="dense"):
-        used.compress(1, 0, deltas(1)[0], {})
+    (delta,) = deltas(1)
+    before, state = delta.clone(), fresh_state(used)
+    payload = used.compress(1, 0, delta, state)
+    assert payload.indices is None
+    assert payload.values is delta
+    assert (payload.kept, payload.nbytes) == (LAYOUT.total, 4 * LAYOUT.total)
+    assert torch.equal(delta, before)
+    assert state == {}
 
 
 def test_a_threshold_may_send_anything_at_density_one() -> None:
     used = compressor(sparsifier="threshold", density=1.0, threshold=0.5)
     (delta,) = deltas(1)
     assert not used.config.is_dense
-    indices, _ = used.compress(1, 0, delta, fresh_state(used))
+    indices, _ = pairs(used.compress(1, 0, delta, fresh_state(used)))
     assert indices.tolist() == [i for i, value in enumerate(delta.tolist()) if abs(value) >= 0.5]
 
 
@@ -109,8 +131,7 @@ def test_a_threshold_may_send_anything_at_density_one() -> None:
     [("ec", "ec", True), (True, "ec", True), ("none", "none", False), (False, "none", False)],
 )
 def test_error_feedback_is_written_as_a_name_or_a_truth(written: str | bool, rule: str, has_state: bool) -> None:
-    config = CompressionConfig(error_feedback=written)
-    assert (config.rule, config.has_state) == (rule, has_state)
+    assert CompressionConfig(error_feedback=written).rule == rule
     assert compressor(error_feedback=written).state_names == (("residual",) if has_state else ())
 
 
@@ -137,10 +158,12 @@ def test_errors_name_the_key(key: str, value: Any) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_may_live_on_the_cpu() -> None:
     used = compressor(density=0.1)
-    here, away = fresh_state(used), fresh_state(used)
+    here, states = fresh_state(used), ClientStates(used.state_names, LAYOUT.total, torch.device("cuda"))
+    away = states.clients[0] = fresh_state(used)
     for round_, delta in enumerate(deltas(), 1):
         expected = used.compress(round_, 0, delta, here)
-        got = used.compress(round_, 0, delta.cuda(), away)
-        assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, got))
+        with states.lend(0) as lent:
+            got = used.compress(round_, 0, delta.cuda(), lent)
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(pairs(expected), pairs(got)))
         assert away["residual"].device.type == "cpu"
         assert torch.equal(here["residual"], away["residual"])

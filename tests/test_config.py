@@ -44,7 +44,6 @@ def test_differing_keys_are_dotted_and_complete() -> None:
 def test_error_feedback_is_a_rule_or_a_switch(written: str, rule: str) -> None:
     compression = parse("--compression.error_feedback", written).compression
     assert compression.rule == rule
-    assert compression.has_state == (rule == "ec")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from flare_dist.data import cache, images
 from flare_dist.data.cache import cached_array
-from flare_dist.data.datasets import DataConfig, DataSplits, Examples, SyntheticConfig, load
+from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.examples import Examples
 
 SMALL = SyntheticConfig(examples=300, test_examples=80, shape=(3, 8, 8), classes=5, groups=7)
 

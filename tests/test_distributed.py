@@ -68,11 +68,14 @@ def test_an_exception_on_a_rank_reaches_the_caller() -> None:
 
 
 def test_launch_reads_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert Launch.from_environment() == Launch(0, 1, 0, 1)
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    assert Launch.from_environment() == Launch(3, 4, 1, 2)
+    assert Launch.from_environment() == Launch(3, 4, 1, 2, launched=True)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("LOCAL_SIZE", "2")  # as the deepspeed launcher has it
+    assert Launch.from_environment().local_size == 2
     assert Launch(3, 4, 1, 2).device("cpu") == torch.device("cpu")
     assert Launch(3, 4, 1, 2).backend(torch.device("cpu")) == "gloo"

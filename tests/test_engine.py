@@ -10,15 +10,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
-from flare_dist.clients.client import LocalResult, LocalTrainer
+from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
-from flare_dist.engines.accelerate import AccelerateEngine
-from flare_dist.engines.config import EngineConfig, default_threads
+from flare_dist.engines.accelerate import AccelerateModel, place
+from flare_dist.engines.config import EngineConfig, default_threads, settle_device
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -45,11 +45,16 @@ def trainer(net: nn.Module, device: torch.device = CPU, scale: float = 1.0, **en
     inputs, labels = scale * torch.randn(40, 1, 4, 4, generator=rng), torch.randint(3, (40,), generator=rng)
     source = BatchSource(Examples(inputs, labels), torch.zeros(1), torch.ones(1), device)
     clients = ClientsConfig(batch_size=10, lr=0.05, objective="fedprox", fedprox=FedProxConfig(0.1))
-    return LocalTrainer(AccelerateEngine(EngineConfig(**engine), device), net, source, clients, 1, 0)
+    local_model = AccelerateModel(EngineConfig(**engine), net, device, sgd)
+    return LocalTrainer(local_model, source, clients, 1, 0)
 
 
-def local(used: LocalTrainer, client: int = 0) -> LocalResult:
-    return used.train(client, 1, torch.arange(40), used.parameters.clone(), used.buffers.clone(), {})
+def sgd(parameters: nn.Parameter, momentum: float = 0.0) -> Optimizer:
+    return SGD([parameters], lr=0.5, momentum=momentum)
+
+
+def local(used: LocalTrainer, client: int = 0) -> ClientResult:
+    return used.train(client, 1, torch.arange(40), used.model.parameters.clone(), used.model.buffers.clone(), {})
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32() -> None:
@@ -58,7 +63,9 @@ def test_bf16_computes_in_bf16_and_keeps_float32() -> None:
     used = trainer(net, mixed_precision="bf16", threads=1)
     result = local(used)
     assert types == [torch.bfloat16] * 4
-    vectors = (used.parameters, used.gradient, result.model_delta, *net.parameters())
+    (flat,) = used.model.optimizer.param_groups[0]["params"]
+    gradients = [parameter.grad for parameter in net.parameters()]
+    vectors = (used.model.parameters, flat, flat.grad, result.model_delta, *net.parameters(), *gradients)
     assert all(vector.dtype == torch.float32 for vector in vectors)
     assert net(torch.zeros(1, 1, 4, 4)).dtype == torch.float32
     rounded = result.model_delta.clone()
@@ -76,27 +83,73 @@ def test_without_mixed_precision_everything_is_float32() -> None:
 
 
 def test_placing_adds_no_wrapper() -> None:
-    engine, net = AccelerateEngine(EngineConfig(threads=1), CPU), model()
-    assert engine.place(net) is net
+    net = model()
+    assert place(EngineConfig(threads=1), net, CPU)[1] is net
+    AcceleratorState._reset_state(True)
+    assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd).module is net
 
 
-def test_backward_unscale_and_step_are_plain_on_a_cpu() -> None:
-    engine = AccelerateEngine(EngineConfig(threads=1), CPU)
-    weight = nn.Parameter(torch.tensor([3.0]))
-    engine.prepare(SGD([weight], lr=0.5))
-    engine.reset()
-    engine.backward((2 * weight).sum())
-    engine.unscale()
-    assert isinstance(weight.grad, Tensor)
-    assert weight.grad.tolist() == [2.0]
-    engine.step()
-    assert weight.tolist() == [2.0]
+def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
+    net, seen = nn.Linear(1, 1, bias=False), []
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd)
+    used.load(torch.tensor([3.0]), torch.empty(0))
+
+    def penalty(gradient: Tensor, parameters: Tensor) -> None:
+        seen.append((gradient.tolist(), parameters.tolist()))
+        gradient.add_(parameters)
+
+    used.step((2 * net.weight).sum(), None)
+    assert used.parameters.tolist() == net.weight.flatten().tolist() == [2.0]
+    used.step((2 * net.weight).sum(), penalty)
+    assert seen == [([2.0], [2.0])]  # the gradient of this loss alone, the parameters before the step
+    assert used.parameters.tolist() == net.weight.flatten().tolist() == [0.0]
+
+
+def test_the_flat_vectors_are_the_model() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    flat: list[nn.Parameter] = []
+
+    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
+        flat.append(parameters)
+        return sgd(parameters, momentum=0.5)
+
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer)
+    assert [parameters.data_ptr() for parameters in flat] == [used.parameters.data_ptr()]
+    assert (used.layout.total, used.buffer_layout.total) == (len(used.parameters), len(used.buffers)) == (23, 6)
+    for layout, vector, tensors in (
+        (used.layout, used.parameters, dict(net.named_parameters())),
+        (used.buffer_layout, used.buffers, dict(net.named_buffers())),
+    ):
+        vector.copy_(torch.arange(float(len(vector))))
+        assert all(torch.equal(tensors[name], value) for name, value in layout.views(vector))
+
+
+def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, lambda parameters: sgd(parameters, momentum=0.5))
+    start = used.parameters.clone(), used.buffers.clone()
+    counter = net[1].num_batches_tracked
+    ends = []
+    for _ in range(2):
+        used.load(*start)
+        used.reset()
+        assert torch.equal(used.parameters, start[0])
+        assert torch.equal(used.buffers, start[1])
+        assert not used.optimizer.state
+        assert counter == 0
+        for _ in range(3):
+            used.step(net(torch.eye(2)).square().mul(torch.arange(3.0)).sum(), None)
+        assert used.optimizer.state
+        assert counter == 3
+        ends.append((used.parameters.clone(), used.buffers.clone()))
+    assert all(map(torch.equal, *ends))
+    assert not torch.equal(ends[0][0], start[0])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_those_asked_for(threads: int) -> None:
     torch.set_num_threads(3 - threads)
-    AccelerateEngine(EngineConfig(threads=threads), CPU)
+    place(EngineConfig(threads=threads), model(), CPU)
     assert torch.get_num_threads() == threads
 
 
@@ -106,18 +159,57 @@ def test_ranks_of_a_machine_share_its_cores() -> None:
         assert 1 <= default_threads(ranks) <= max(1, default_threads(1) // ranks)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"mixed_precision": "fp16"}])
-def test_what_needs_a_gpu_is_refused_without_one(settings: dict[str, str]) -> None:
-    (key,) = settings
-    with pytest.raises(ValueError, match=rf"^engine\.{key}: .*GPU"):
-        EngineConfig(**settings)  # type: ignore[arg-type]
+NO_GPU = r"engine\.device: cuda was asked for, but PyTorch sees no GPU"
+NO_FP16 = r"engine\.mixed_precision: fp16 needs a GPU .*"
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "settings", "message"),
+    [
+        (False, {"device": "cuda"}, NO_GPU),
+        (False, {"device": "cuda", "mixed_precision": "fp16"}, NO_GPU),
+        (False, {"mixed_precision": "fp16"}, NO_FP16),
+        (False, {"device": "cpu", "mixed_precision": "fp16"}, NO_FP16),
+        (True, {"device": "cpu", "mixed_precision": "fp16"}, NO_FP16),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(
+    has_gpu: bool, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the device is settled, not before: a configuration of another machine can be read on this one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    config = EngineConfig(**settings)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        settle_device(config)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "settled"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_a_gpu_is_taken_where_there_is_one(
+    device: str, has_gpu: bool, settled: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    config = EngineConfig(device=device, mixed_precision=precision)
+    if (settled, precision) == ("cpu", "fp16"):
+        with pytest.raises(ValueError, match=r"^engine\.mixed_precision: "):
+            settle_device(config)
+    else:
+        assert settle_device(config) == settled
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_an_engine_on_another_device_than_the_run_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="Accelerate chose cpu where cuda was expected"):
-        AccelerateEngine(EngineConfig(), torch.device("cuda"))
+def test_a_model_on_another_device_than_the_run_is_refused() -> None:
+    with pytest.raises(AssertionError, match="Accelerate chose cpu, not cuda"):
+        place(EngineConfig(), model(), torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +217,6 @@ def test_an_engine_on_another_device_than_the_run_is_refused() -> None:
     [
         ("name", {"name": "lightning"}),
         ("mixed_precision", {"mixed_precision": "fp8"}),
-        ("mixed_precision", {"mixed_precision": "fp16", "device": "cpu"}),
         ("device", {"device": "tpu"}),
         ("threads", {"threads": 0}),
         ("timeout_seconds", {"timeout_seconds": 0.0}),
@@ -145,7 +236,7 @@ def test_fp16_clients_do_not_inherit_a_loss_scale() -> None:
     alone = local(trainer(model().to(device), device, 10.0, mixed_precision="fp16"), 1).model_delta.clone()
     AcceleratorState._reset_state(True)
     used = trainer(model().to(device), device, 10.0, mixed_precision="fp16")
-    start = used.parameters.clone(), used.buffers.clone()
+    start = used.model.parameters.clone(), used.model.buffers.clone()
     local(used, 0)
     after = used.train(1, 1, torch.arange(40), *start, {}).model_delta
     assert after.any()

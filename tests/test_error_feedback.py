@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Select, ec, none
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Compress, ec, none
+from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 
 N, K = 90, 7
@@ -16,13 +17,24 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def chooser(sparsifier: str) -> Select:
+def sparsify(sparsifier: str) -> Compress:
     rng = seeded()
     segments = [Segment(0, 50, 4), Segment(50, 40, 3)]
-    return lambda update: select(update, segments, SPARSIFIERS[sparsifier], rng, 0.5)
+
+    def compress(vector: Tensor) -> Payload:
+        indices = select(vector, segments, SPARSIFIERS[sparsifier], rng, 0.5)
+        return Payload(indices.int(), vector[indices])
+
+    return compress
 
 
-def dense(indices: Tensor, values: Tensor) -> Tensor:
+def pairs(payload: Payload) -> tuple[Tensor, Tensor]:
+    assert payload.indices is not None
+    return payload.indices.long(), payload.values
+
+
+def dense(payload: Payload) -> Tensor:
+    indices, values = pairs(payload)
     vector = torch.zeros(N)
     vector[indices] = values
     return vector
@@ -31,39 +43,55 @@ def dense(indices: Tensor, values: Tensor) -> Tensor:
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS)
 @pytest.mark.parametrize("rule", sorted(set(ERROR_FEEDBACK) - {"none"}))
 def test_what_is_not_sent_is_kept(rule: str, sparsifier: str) -> None:
-    names, compress = ERROR_FEEDBACK[rule]
+    names, step = ERROR_FEEDBACK[rule]
     state = {name: torch.zeros(N) for name in names}
-    choose, rng = chooser(sparsifier), seeded(1)
+    memory = dict(state)
+    compress, rng = sparsify(sparsifier), seeded(1)
     for _ in range(6):
         delta = torch.randn(N, generator=rng)
         before, old = delta.clone(), state["residual"].clone()
-        indices, values = compress(delta, state, choose)
+        payload = step(delta, state, compress)
+        indices, values = pairs(payload)
         assert values.dtype == torch.float32
         assert indices.shape == values.shape
-        assert torch.equal(dense(indices, values) + state["residual"], before + old)
+        assert torch.equal(dense(payload) + state["residual"], before + old)
         assert not state["residual"][indices].any()
         assert torch.equal(delta, before)
+        assert all(state[name] is memory[name] for name in names)  # in place: whoever lent it sees it
 
 
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS)
 def test_over_many_rounds_nothing_is_lost(sparsifier: str) -> None:
     """Whole numbers, hence exact: all that was ever sent, and what is still kept, is all that was ever brought."""
-    state, choose, rng = {"residual": torch.zeros(N)}, chooser(sparsifier), seeded(1)
+    state, compress, rng = {"residual": torch.zeros(N)}, sparsify(sparsifier), seeded(1)
     brought, sent = torch.zeros(N), torch.zeros(N)
     for _ in range(20):
         delta = torch.randint(-9, 10, (N,), generator=rng).float()
         brought += delta
-        sent += dense(*ec(delta, state, choose))
+        sent += dense(ec(delta, state, compress))
     assert torch.equal(sent + state["residual"], brought)
+    assert state["residual"].any()
+
+
+def test_what_is_remembered_is_what_the_server_does_not_decode() -> None:
+    """A lossy payload: the loss of rounding stays with the client, not only the entries left out."""
+
+    def rounded(vector: Tensor) -> Payload:
+        return Payload(torch.arange(N, dtype=torch.int32), vector.round())
+
+    state, delta = {"residual": torch.full((N,), 0.25)}, torch.randint(-90, 90, (N,), generator=seeded(1)) / 8
+    payload = ec(delta, state, rounded)
+    assert torch.equal(dense(payload), (delta + 0.25).round())
+    assert torch.equal(state["residual"], delta + 0.25 - (delta + 0.25).round())
     assert state["residual"].any()
 
 
 def test_with_memory_every_entry_gets_its_turn() -> None:
     """Top-k alone would send the same entries for ever."""
     delta = torch.linspace(1, 2, N)
-    state, choose, reached = {"residual": torch.zeros(N)}, chooser("topk"), torch.zeros(N, dtype=torch.bool)
+    state, compress, reached = {"residual": torch.zeros(N)}, sparsify("topk"), torch.zeros(N, dtype=torch.bool)
     for _ in range(40):
-        reached[ec(delta, state, choose)[0]] = True
+        reached[pairs(ec(delta, state, compress))[0]] = True
     assert reached.all()
 
 
@@ -74,7 +102,7 @@ def test_none_forgets(sparsifier: str) -> None:
     state: dict[str, Tensor] = {}
     delta = torch.randn(N, generator=seeded(1))
     before = delta.clone()
-    indices, values = none(delta, state, chooser(sparsifier))
+    indices, values = pairs(none(delta, state, sparsify(sparsifier)))
     assert 0 < len(indices) <= K
     assert torch.equal(values, before[indices])
     assert torch.equal(delta, before)
@@ -84,9 +112,9 @@ def test_none_forgets(sparsifier: str) -> None:
 def test_sent_values_stay_when_the_memory_changes() -> None:
     state, delta = {"residual": torch.zeros(N)}, torch.ones(N)
     for rule in (ec, none):
-        _, values = rule(delta, state, chooser("topk"))
+        payload = rule(delta, state, sparsify("topk"))
         state["residual"].fill_(5.0)
         delta.fill_(6.0)
-        assert (values == 1).all()
+        assert (payload.values == 1).all()
         state["residual"].zero_()
         delta.fill_(1.0)

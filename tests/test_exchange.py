@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.clients.client import ClientResult
 from flare_dist.comm import exchange
 from flare_dist.comm.distributed import World
-from flare_dist.comm.exchange import ALIGNMENT, DenseUplink, Exchanged, SparseUplink
-from flare_dist.compression.payload import max_nbytes
+from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Exchanged, SparseUplink
+from flare_dist.compression.payload import HEADER_NBYTES, Payload, slot_nbytes
+from flare_dist.server.aggregation import mean
 from tests.ranks import run_ranks, single
 
 TOTAL, BUFFERS = 40, 3
@@ -24,35 +26,34 @@ def update(client: int) -> tuple[Tensor, Tensor]:
     return torch.randn(TOTAL, generator=rng), torch.randn(BUFFERS, generator=rng)
 
 
-def first_entries(client: int, model_delta: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A compression that keeps a client-dependent number of entries."""
+def first_entries(client: int) -> Payload:
+    """A payload of a client-dependent number of entries."""
     indices = torch.arange(client % 5)
-    return indices, model_delta[indices]
+    return Payload(indices.int(), update(client)[0][indices])
 
 
 def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
-    cohort = [(client, client % world.size) for client in range(7)]
+    cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
-        uplink = SparseUplink(cohort, WEIGHTS, TOTAL, BUFFERS, torch.device("cpu"), first_entries, max_kept=4)
-        return _exchange(world, uplink, cohort, rejected)
+        return _exchange(world, SparseUplink(cohort, mean, TOTAL, BUFFERS, max_kept=4), rejected)
 
 
 def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
-    cohort = [(client, client * world.size // 7) for client in range(7)]
-    return _exchange(world, DenseUplink(cohort, WEIGHTS, TOTAL, BUFFERS, torch.device("cpu")), cohort, rejected)
+    cohort = Cohort({client: client * world.size // 7 for client in range(7)}, WEIGHTS)
+    return _exchange(world, DenseUplink(cohort, mean, TOTAL, BUFFERS, torch.device("cpu")), rejected)
 
 
-def _exchange(
-    world: World, uplink: SparseUplink | DenseUplink, cohort: list[tuple[int, int]], rejected: tuple[int, ...]
-) -> tuple[Exchanged, int]:
-    for client, host in cohort:
-        if host == world.rank:
-            model_delta, buffers = update(client)
-            if client in rejected:
-                uplink.reject(client, math.nan)
-            else:
-                uplink.add(client, float(client), model_delta, buffers, {})
+def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Exchanged, int]:
+    for client in uplink.cohort.hosted_by(world.rank):
+        model_delta, buffers = update(client)
+        result = ClientResult(client, 1, float(client), model_delta, buffers)
+        if client in rejected:
+            uplink.reject(result)
+        else:
+            uplink.add(
+                result, first_entries(client) if isinstance(uplink, SparseUplink) else Payload(None, model_delta)
+            )
     return uplink.exchange(world), world.take_traffic().wire_bytes
 
 
@@ -90,6 +91,7 @@ def test_sparse_mean_is_the_weighted_mean_of_the_accepted() -> None:
     assert result.train_loss == pytest.approx(loss)
     assert (result.accepted, result.rejected) == (present, [0, 5])
     assert result.kept == sum(client % 5 for client in present)
+    assert result.uplink_bytes == 7 * HEADER_NBYTES + 8 * result.kept
 
 
 @pytest.mark.parametrize("rejected", [(), (0, 5), tuple(range(7))], ids=["none", "some", "all"])
@@ -106,7 +108,7 @@ def test_dense_exchange_agrees_to_rounding_and_is_the_same_on_every_rank(rejecte
 
 
 def test_wire_bytes_are_those_of_the_padded_buffers() -> None:
-    padded = math.ceil(4 * max_nbytes(4, BUFFERS) / ALIGNMENT) * ALIGNMENT  # rank 0 hosts clients 0, 2, 4 and 6
+    padded = math.ceil(4 * slot_nbytes(4, BUFFERS) / ALIGNMENT) * ALIGNMENT  # rank 0 hosts clients 0, 2, 4 and 6
     for _, wire_bytes in run_ranks(sparse, 2, 2**20):
         assert wire_bytes == 2 * 1 * padded
     for _, wire_bytes in run_ranks(dense, 3):

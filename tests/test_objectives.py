@@ -26,7 +26,7 @@ def test_fedprox_adds_the_gradient_of_its_penalty(mu: float, step: int) -> None:
     (mu / 2 * (moving - global_parameters).square().sum()).backward()
     assert moving.grad is not None
     expected, untouched = gradient + moving.grad, (local.clone(), global_parameters.clone())
-    penalty(gradient, local, step)
+    penalty(step, gradient, local)
     torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=1e-14)
     assert all(map(torch.equal, (local, global_parameters), untouched))
 
@@ -36,11 +36,11 @@ def test_fedprox_pulls_towards_the_global_model() -> None:
     penalty = OBJECTIVES["fedprox"](ClientsConfig(fedprox=FedProxConfig(1.0)), global_parameters, {}, 1)
     assert penalty is not None
     still = torch.zeros(40, dtype=torch.float64)
-    penalty(still, global_parameters.clone(), 0)
+    penalty(0, still, global_parameters.clone())
     assert not still.any()
     for _ in range(60):
         gradient = torch.zeros_like(local)
-        penalty(gradient, local, 0)
+        penalty(0, gradient, local)
         local -= 0.5 * gradient
     torch.testing.assert_close(local, global_parameters)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.data.datasets import DataConfig
+from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
 from flare_dist.data.partition import PARTITIONERS, label_table, partition
 

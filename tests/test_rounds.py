@@ -15,7 +15,8 @@ from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import HEADER_NBYTES
-from flare_dist.data.datasets import DataConfig, SyntheticConfig, load
+from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.data.datasets import load
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config
@@ -229,4 +230,4 @@ def test_centralised_rounds_are_plain_training_on_the_pooled_data(tmp_path: Path
     torch.testing.assert_close(again.server.parameters.detach(), first, rtol=1e-5, atol=1e-7)
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
     assert reports[-1]["uplink_bytes"] == 0
-    assert parties.trainer.optimizer.state  # momentum is kept from round to round
+    assert parties.trainer.model.optimizer.state  # momentum is kept from round to round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from flare_dist.server.config import ServerConfig
-from flare_dist.server.optimizers import OPTIMIZERS
+from flare_dist.server.optimizers import OPTIMIZERS, load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server, sample_cohort
 
 TOTAL, ROUNDS = 50, 10
@@ -29,6 +30,12 @@ def server(**settings: Any) -> Server:
 
 def delta(round_: int) -> Tensor:
     return 0.1 * torch.randn(TOTAL, generator=torch.Generator().manual_seed(round_))
+
+
+def vectors(state: dict[str, Any]) -> list[Tensor]:
+    """All tensors of a server's state."""
+    remembered = [tensor for slot in state["optimizer"]["state"].values() for tensor in slot.values()]
+    return [state["parameters"], state["buffers"], *remembered]
 
 
 def test_sgd_at_rate_one_is_fedavg_exactly() -> None:
@@ -117,6 +124,92 @@ def test_a_restored_server_goes_on_as_if_nothing_had_happened(settings: dict[str
         assert torch.equal(resumed.parameters.data, straight.parameters.data)
 
 
+def test_a_checkpoint_refers_to_the_server_s_own_vectors() -> None:
+    used = server(optimizer="adam")
+    used.step(1, delta(1))
+    state = used.state_dict()
+    assert state["parameters"].data_ptr() == used.parameters.data_ptr()
+    assert state["buffers"] is used.buffers
+    assert state["optimizer"]["name"] == "adam"
+    assert sorted(state["optimizer"]) == ["name", "state"]
+
+
+def test_a_restored_server_shares_nothing_with_what_it_was_restored_from() -> None:
+    for name in OPTIMIZERS:
+        old = server(optimizer=name, lr=0.1, momentum=0.9 if name in ("sgd", "rmsprop") else 0.0)
+        old.step(1, delta(1))
+        saved = old.state_dict()
+        kept = copy.deepcopy(saved)
+        new = Server(torch.zeros(TOTAL), torch.zeros(3), old.config, ROUNDS)
+        new.load_state_dict(saved)
+        new.step(2, delta(2))
+        new.buffers.add_(1.0)
+        assert all(map(torch.equal, vectors(saved), vectors(kept)))
+        assert saved["optimizer"]["state"]  # there was something to share
+
+
+@pytest.mark.parametrize("other", [name for name in OPTIMIZERS if name != "adam"])
+def test_another_optimizer_s_state_is_refused_and_nothing_is_changed(other: str) -> None:
+    old, new = server(optimizer="adam"), Server(torch.zeros(TOTAL), torch.zeros(3), ServerConfig(other), ROUNDS)
+    old.step(1, delta(1))
+    before = copy.deepcopy(vectors(new.state_dict()))
+    with pytest.raises(
+        ValueError, match=rf"^server\.optimizer: the checkpoint holds the state of adam, not of {other}$"
+    ):
+        new.load_state_dict(old.state_dict())
+    after = vectors(new.state_dict())
+    assert len(after) == len(before)
+    assert all(map(torch.equal, after, before))
+
+
+def test_the_error_names_the_key_that_it_is_given() -> None:
+    plain = nn.Parameter(start())
+    optimizer = Adam([plain])
+    plain.grad = delta(1)
+    optimizer.step()
+    saved = optimizer_state(optimizer, "adam")
+    with pytest.raises(ValueError, match=r"^clients\.optimizer: .* adam, not of adamw$"):
+        load_optimizer_state(AdamW([plain]), "adamw", saved, "clients.optimizer")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stateless_past_goes_with_any_optimizer(optimizer: str) -> None:
+    """Plain sgd leaves nothing behind, so a run may go on with another method as if it started there."""
+    old = server()
+    old.step(1, delta(1))
+    assert not old.state_dict()["optimizer"]["state"]
+    config = ServerConfig(optimizer, lr=0.1)
+    resumed, new = Server(start(), torch.zeros(3), config, ROUNDS), Server(old.parameters.data, old.buffers, config, 10)
+    resumed.load_state_dict(old.state_dict())
+    for round_ in (2, 3):
+        for each in (resumed, new):
+            each.step(round_, delta(round_))
+        assert torch.equal(resumed.parameters.data, new.parameters.data)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"momentum": 0.9}, {"momentum": 0.25, "lr": 0.5}),
+        ({"momentum": 0.9}, {"momentum": 0.0, "lr": 0.5}),
+        ({"momentum": 0.0}, {"momentum": 0.5, "lr": 0.5}),
+        ({"optimizer": "rmsprop", "momentum": 0.9}, {"optimizer": "rmsprop", "momentum": 0.5, "lr": 0.01}),
+        ({"optimizer": "rmsprop", "momentum": 0.0}, {"optimizer": "rmsprop", "momentum": 0.5, "lr": 0.01}),
+    ],
+)
+def test_settings_are_the_new_configuration_s(old: dict[str, Any], new: dict[str, Any]) -> None:
+    past, resumed = server(**old), server(**new)
+    past.step(1, delta(1))
+    settings = copy.deepcopy(resumed.optimizer.state_dict()["param_groups"])
+    resumed.load_state_dict(past.state_dict())
+    assert resumed.optimizer.state_dict()["param_groups"] == settings
+    assert resumed.optimizer.param_groups[0]["momentum"] == new["momentum"]
+    resumed.step(2, delta(2))
+    if "optimizer" not in new:  # by hand: v <- m v + Delta, with the old v where there was one
+        velocity = delta(2) + (new["momentum"] * delta(1) if old["momentum"] else 0)
+        torch.testing.assert_close(resumed.parameters.data, past.parameters.data + 0.5 * velocity)
+
+
 @pytest.mark.parametrize("settings", [{"optimizer": name} for name in OPTIMIZERS] + [{"momentum": 0.9}])
 def test_stateless_means_that_the_last_delta_alone_decides(settings: dict[str, Any]) -> None:
     """Two servers at the same parameters with different pasts take the same step if, and only if, stateless."""
@@ -126,7 +219,7 @@ def test_stateless_means_that_the_last_delta_alone_decides(settings: dict[str, A
     travelled.parameters.data.copy_(start())
     for each in (travelled, new):
         each.step(2, delta(2))
-    assert torch.equal(travelled.parameters.data, new.parameters.data) == config.is_stateless
+    assert torch.equal(travelled.parameters.data, new.parameters.data) == new.is_stateless
 
 
 @pytest.mark.parametrize(("num", "per_round"), [(1, 1), (10, 3), (10, 10), (1000, 100)])

@@ -12,7 +12,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flare_dist.run import tracking
-from flare_dist.run.tracking import Tracker, read_rows, summary_table, tag
+from flare_dist.run.summary import summary_table
+from flare_dist.run.tracking import Tracker, read_rows, tag
 
 QUIET = Console(file=io.StringIO())
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import Launch, World
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.data.datasets import DataConfig, SyntheticConfig
+from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.run import trainer
 from flare_dist.run.config import CheckpointConfig, Config, load_config
@@ -49,7 +49,10 @@ class Killed(BaseException):
 
 
 def start(config: Config, world_size: int = 1, kill_in_round: int | None = None) -> None:
-    """One `train` on `world_size` ranks; `kill_in_round` ends every rank in the middle of that round."""
+    """One `train` on `world_size` ranks; `kill_in_round` ends every rank in the middle of that round.
+
+    Round 7 of 6 is the moment between the last checkpoint and the final model.
+    """
     if world_size == 1:
         _start(World(), config, kill_in_round)
     else:
@@ -57,13 +60,18 @@ def start(config: Config, world_size: int = 1, kill_in_round: int | None = None)
 
 
 def _start(world: World, config: Config, kill_in_round: int | None) -> None:
-    play = trainer.ROUNDS[config.mode]
+    play, save = trainer.ROUNDS[config.mode], trainer.save_global
 
     def play_or_die(round_: int, config: Config, parties: Any) -> dict[str, Any]:
         row = play(round_, config, parties)
         if round_ == kill_in_round:
             raise Killed
         return row
+
+    def save_or_die(path: Path, parties: Any) -> None:
+        if kill_in_round == config.rounds + 1 and path.name == "model.safetensors":
+            raise Killed
+        save(path, parties)
 
     class Group:
         """The process group that the test's rank already has."""
@@ -76,6 +84,7 @@ def _start(world: World, config: Config, kill_in_round: int | None) -> None:
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, device="cpu", threads=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trainer.ROUNDS, config.mode, play_or_die)
+        patch.setattr(trainer, "save_global", save_or_die)
         patch.setattr(trainer, "open_world", lambda *arguments: Group())
         try:
             train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True))
@@ -132,7 +141,7 @@ def test_evaluate_reports_what_the_run_measured(straight: Path) -> None:
     assert evaluate_run(straight, "best", None)[1] == summary["best_accuracy"]
 
 
-@pytest.mark.parametrize("kill_in_round", [1, 3, 4, 6])
+@pytest.mark.parametrize("kill_in_round", [1, 3, 4, 6, 7])
 def test_killed_and_continued_equals_straight(straight: Path, tmp_path: Path, kill_in_round: int) -> None:
     start(tiny(tmp_path), kill_in_round=kill_in_round)
     start(tiny(tmp_path))
@@ -192,7 +201,7 @@ def test_nothing_is_lost_silently_when_every_checkpoint_is_damaged(tmp_path: Pat
     start(tiny(tmp_path), kill_in_round=5)
     for path in tmp_path.glob("checkpoints/*/rank-00000.pt"):
         damage(path, "flipped")
-    with pytest.raises(ValueError, match=r"checkpoint\.resume: every checkpoint in .* is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoint\.resume: no checkpoint in .* is whole"):
         start(tiny(tmp_path))
 
 
@@ -209,6 +218,56 @@ def test_finished_run_says_so_and_changes_nothing(straight: Path, caplog: pytest
         start(tiny(straight))
     assert "is finished" in caplog.text
     assert (straight / "metrics.jsonl").read_text() == before
+
+
+def test_finished_run_without_checkpoints_is_not_overwritten(straight: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints")
+    config = (copy / "config.yaml").read_text().replace(str(straight), str(copy))
+    (copy / "config.yaml").write_text(config)
+    before = (copy / "model.safetensors").stat().st_mtime_ns
+    start(tiny(copy))
+    assert (copy / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_best_model_is_saved_from_the_first_evaluation_on(tmp_path: Path) -> None:
+    """With a learning rate this small nothing beats the initial model."""
+    config = tiny(tmp_path, clients=dataclasses.replace(tiny(tmp_path).clients, lr=1e-12))
+    start(config)
+    assert json.loads((tmp_path / "summary.json").read_text())["best_round"] == 0
+    assert evaluate_run(tmp_path, "best", None) == evaluate_run(tmp_path, "final", None)
+
+
+def test_files_of_an_unfinished_set_are_not_mixed_into_another(straight: Path, tmp_path: Path) -> None:
+    """Two ranks were killed before the manifest of round 4; one rank then saves round 4 alone."""
+    start(tiny(tmp_path), 2, kill_in_round=5)
+    (tmp_path / "checkpoints" / "round-00000004" / "manifest.json").unlink()
+    start(tiny(tmp_path), 1, kill_in_round=5)
+    assert [path.name for path in (tmp_path / "checkpoints" / "round-00000004").glob("rank-*")] == ["rank-00000.pt"]
+    start(tiny(tmp_path), 3)
+    assert_same_run(straight, tmp_path, wire=False)
+
+
+def test_settings_of_optimizers_come_from_the_configuration_not_from_the_checkpoint(
+    straight: Path, tmp_path: Path
+) -> None:
+    def last_model(name: str, **server: Any) -> dict[str, torch.Tensor]:
+        resume = CheckpointConfig(every=2, resume=str(straight))
+        start(tiny(tmp_path / name, rounds=8, server=ServerConfig(**server), checkpoint=resume))
+        return load_file(tmp_path / name / "model.safetensors")
+
+    same, other = last_model("same", momentum=0.5), last_model("other", momentum=0.9)
+    assert not torch.equal(same["1.weight"], other["1.weight"])
+    with pytest.raises(ValueError, match=r"server\.optimizer: the checkpoint holds the state of sgd, not of adam"):
+        last_model("adam", optimizer="adam", lr=0.01)
+
+
+def test_error_feedback_can_be_switched_on_or_off_in_a_continued_run(straight: Path, tmp_path: Path) -> None:
+    resume = CheckpointConfig(every=2, resume=str(straight))
+    start(tiny(tmp_path / "off", rounds=8, compression=CompressionConfig(sparsifier="dense"), checkpoint=resume))
+    resume = CheckpointConfig(every=2, resume=str(tmp_path / "off"))
+    start(tiny(tmp_path / "on", rounds=10, compression=CompressionConfig(density=0.02), checkpoint=resume))
+    assert len(results(tmp_path / "on")[1]) == 11
 
 
 def test_never_starts_over(straight: Path, tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """One client's round: local training from the global parameters to a model delta.
 
-A rank has one `LocalTrainer` and lends it to the clients it hosts, one after another. Model, gradient and optimizer
-live in flat vectors that are allocated once.
+A rank has one `LocalTrainer` and lends it to the clients it hosts, one after another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,40 +18,37 @@ from torch.optim import Optimizer
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.objectives import OBJECTIVES
-from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import BatchSource
-from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
+from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator
 
 
-class Engine(Protocol):
-    """Placement and mixed precision, injected by the run."""
+class LocalModel(Protocol):
+    """What an engine makes of a model: flat vectors to read and write, and a training step."""
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Once: the model on the training device; its parameters stay the same objects."""
+    module: nn.Module  # to be called for the forward pass
+    layout: ParameterLayout
+    parameters: Tensor  # float32 [total], the model's current values
+    buffers: Tensor  # float32 [b]
+    optimizer: Optimizer
 
-    def prepare(self, optimizer: Optimizer) -> None:
-        """Once: the optimizer that `step` steps."""
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Give the model these values."""
 
     def reset(self) -> None:
-        """Before each client: forget what earlier clients left in the engine."""
+        """Forget what earlier clients left in the optimizer and the loss scale."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, possibly scaled, to those of the parameters."""
-
-    def unscale(self) -> None:
-        """Take the scale out of the gradients; at most once a step."""
-
-    def step(self) -> None:
-        """Step the optimizer on the gradients."""
+    def step(self, loss: Tensor, penalty: Callable[[Tensor, Tensor], None] | None) -> None:
+        """Backward and optimizer step; `penalty` adds to (gradient, parameters) in between."""
 
 
 @dataclass(frozen=True)
-class LocalResult:
+class ClientResult:
     """What a client brings back. The two vectors are the trainer's own and change with the next client."""
 
     client: int
+    num_examples: int
     train_loss: float  # mean over the examples seen
     model_delta: Tensor  # float32 [total]: local - global
     buffers: Tensor  # float32 [b]: the model's floating-point buffers after training
@@ -65,40 +62,16 @@ class LocalResult:
 
 
 class LocalTrainer:
-    """The model of this rank, bound to flat vectors, and the local training loop.
+    """The local training loop of this rank, over a model whose flat vectors are allocated once."""
 
-    `parameters` and `buffers` are the model's current values as vectors: write to them and the model has changed.
-    """
-
-    def __init__(
-        self, engine: Engine, model: nn.Module, source: BatchSource, config: ClientsConfig, rounds: int, seed: int
-    ) -> None:
-        self.engine = engine
+    def __init__(self, model: LocalModel, source: BatchSource, config: ClientsConfig, rounds: int, seed: int) -> None:
+        self.model = model
         self.source = source
         self.config = config
         self.rounds = rounds
         self.seed = seed
-        self.model = engine.place(model)
-        self.layout = parameter_layout(model)
-        self.buffer_layout = buffer_layout(model)
-        self.parameters, self.gradient = bind_parameters(model, self.layout)
-        self.buffers = bind_buffers(model, self.buffer_layout)
-        # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
-        self.counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
-        self.model_delta = torch.empty_like(self.parameters)
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
-        self.objective = OBJECTIVES[config.objective]
-        flat = nn.Parameter(self.parameters)
-        flat.grad = self.gradient
-        self.optimizer = OPTIMIZERS[config.optimizer](flat, config.lr, config.momentum, config.weight_decay)
-        engine.prepare(self.optimizer)
-
-    def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and its integer buffers their initial ones."""
-        self.parameters.copy_(parameters)
-        self.buffers.copy_(buffers)
-        for counter, initial in self.counters:
-            counter.copy_(initial)
+        self.model_delta = torch.empty_like(model.parameters)
 
     def train(
         self,
@@ -108,39 +81,34 @@ class LocalTrainer:
         global_parameters: Tensor,
         global_buffers: Tensor,
         state: dict[str, Tensor],
-    ) -> LocalResult:
+    ) -> ClientResult:
         """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only."""
-        self.load(global_parameters, global_buffers)
-        self.optimizer.state.clear()
-        self.engine.reset()
+        self.model.load(global_parameters, global_buffers)
+        self.model.reset()
         train_loss = self.run_steps(client, round_, examples, global_parameters, state)
-        torch.sub(self.parameters, global_parameters, out=self.model_delta)
-        return LocalResult(client, train_loss, self.model_delta, self.buffers)
+        torch.sub(self.model.parameters, global_parameters, out=self.model_delta)
+        return ClientResult(client, len(examples), train_loss, self.model_delta, self.model.buffers)
 
     def run_steps(
         self, client: int, round_: int, examples: Tensor, global_parameters: Tensor, state: dict[str, Tensor]
     ) -> float:
         """The local steps of one round from wherever the model stands; returns the mean training loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", round_, client))
-        for group in self.optimizer.param_groups:
+        for group in self.model.optimizer.param_groups:
             group["lr"] = self.config.lr * self.schedule(round_, self.rounds)
-        penalty = self.objective(self.config, global_parameters, state, round_)
-        self.model.train()
-        loss_sum, seen = torch.zeros((), device=self.parameters.device), 0
+        penalty = OBJECTIVES[self.config.objective](self.config, global_parameters, state, round_)
+        self.model.module.train()
+        loss_sum, seen = torch.zeros((), device=global_parameters.device), 0
         for step, (inputs, labels) in enumerate(self._batches(client, round_, examples)):
-            self.gradient.zero_()
-            loss = F.cross_entropy(self.model(inputs), labels)
-            self.engine.backward(loss)
-            if penalty is not None:
-                self.engine.unscale()
-                penalty(self.gradient, self.parameters, step)
-            self.engine.step()
+            loss = F.cross_entropy(self.model.module(inputs), labels)
+            self.model.step(loss, partial(penalty, step) if penalty else None)
             loss_sum.add_(loss.detach(), alpha=len(labels))
             seen += len(labels)
         return loss_sum.item() / seen
 
     def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """`local_epochs` passes, or passes until `local_steps` batches were drawn, each freshly shuffled."""
+        assert len(examples), f"client {client} has no examples"
         shuffle = generator(self.seed, "shuffle", round_, client)
         remaining = self.config.local_steps
         epochs = self.config.local_epochs if remaining is None else math.inf

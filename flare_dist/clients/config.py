@@ -64,8 +64,6 @@ class ClientsConfig:
                 raise ValueError(f"clients.{name}: must not be negative, got {getattr(self, name)}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"clients.momentum: {self.optimizer} has none (only sgd does)")
-        if self.weighting not in ("num_examples", "uniform"):
-            raise ValueError(f"clients.weighting: must be num_examples or uniform, got {self.weighting!r}")
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"

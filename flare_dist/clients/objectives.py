@@ -1,7 +1,7 @@
 """Objectives: what clients minimise besides their loss, given as an explicit gradient on the flat vectors.
 
 An objective is a function (config, global_parameters, state, round) -> penalty: it prepares what stays fixed for the
-round. The penalty is a function (gradient, local, step) that adds its gradient at `local` to `gradient` in place before
+round. The penalty is a function (step, gradient, local) that adds its gradient at `local` to `gradient` in place before
 each local step. No autograd graph is built over the penalty and no second model is held.
 """
 
@@ -36,7 +36,7 @@ class ObjectiveConfig(Protocol):
     def fedprox(self) -> FedProxConfig: ...
 
 
-Penalty = Callable[[Tensor, Tensor, int], None]
+Penalty = Callable[[int, Tensor, Tensor], None]
 Objective = Callable[[ObjectiveConfig, Tensor, dict[str, Tensor], int], "Penalty | None"]
 
 
@@ -52,7 +52,7 @@ def fedprox(
     if not mu:
         return None
 
-    def penalty(gradient: Tensor, local: Tensor, step: int) -> None:
+    def penalty(step: int, gradient: Tensor, local: Tensor) -> None:
         gradient.add_(local - global_parameters, alpha=mu)
 
     return penalty

@@ -5,22 +5,23 @@ Client i's memory is homed on rank i mod world_size and never moves; it is alloc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 
-def hosting_ranks(cohort: Sequence[int], world_size: int, stateful: bool) -> list[tuple[int, int]]:
-    """(client, rank) in ascending client order: homes where clients have state, otherwise an even split."""
+def hosting_ranks(cohort: Sequence[int], world_size: int, stateful: bool) -> dict[int, int]:
+    """The rank of each client, in ascending client order: its home where clients have state, or an even split."""
     ordered = sorted(cohort)
     if stateful:
-        return [(client, client % world_size) for client in ordered]
-    return [(client, position * world_size // len(ordered)) for position, client in enumerate(ordered)]
+        return {client: client % world_size for client in ordered}
+    return {client: position * world_size // len(ordered) for position, client in enumerate(ordered)}
 
 
 class ClientStates:
-    """The memory of the clients homed on this rank: for each a dict of flat vectors, zero at first use."""
+    """The state of the clients homed on this rank: for each a dict of flat vectors, zero at first use."""
 
     def __init__(self, names: Sequence[str], total: int, device: torch.device) -> None:
         self.names = names
@@ -33,10 +34,20 @@ class ClientStates:
             self.clients[client] = {name: torch.zeros(self.total, device=self._roomy_device()) for name in self.names}
         return self.clients[client]
 
+    @contextmanager
+    def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
+        """A client's state on the training device; what is changed in it is kept where the state lives."""
+        home = self[client]
+        lent = {name: vector.to(self.device) for name, vector in home.items()}
+        yield lent
+        for name, vector in home.items():
+            if vector is not lent[name]:
+                vector.copy_(lent[name])
+
     def load(self, client: int, vectors: dict[str, Tensor]) -> None:
-        """Take over a client's memory from a checkpoint."""
+        """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
         for name, vector in self[client].items():
-            vector.copy_(vectors[name])
+            vector.copy_(vectors[name]) if name in vectors else vector.zero_()
 
     def _roomy_device(self) -> torch.device:
         """The training device while a quarter of its memory stays free for activations, otherwise the CPU."""

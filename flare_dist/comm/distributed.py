@@ -28,6 +28,7 @@ class Launch:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    launched: bool = False  # by a launcher, possibly as the only rank
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -36,14 +37,14 @@ class Launch:
             rank=int(os.environ.get("RANK", "0")),
             size=size,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+            # the deepspeed launcher writes LOCAL_SIZE
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(size)))),
+            launched="LOCAL_RANK" in os.environ,
         )
 
-    def device(self, requested: str) -> torch.device:
-        """This rank's device for `requested` auto, cpu or cuda; ranks share GPUs where there are fewer of them."""
-        if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
-            return torch.device("cpu")
-        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+    def device(self, kind: str) -> torch.device:
+        """This rank's device of `kind` cpu or cuda; ranks share GPUs where there are fewer of them."""
+        return torch.device(kind, self.local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
 
     def backend(self, device: torch.device) -> str:
         """NCCL where every local rank has a GPU of its own (NCCL refuses a shared one), otherwise gloo."""
@@ -145,7 +146,7 @@ def open_world(
     The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
     fails or hangs more often than not.
     """
-    if launch.size == 1:
+    if launch.size == 1 and not launch.launched:
         yield World(device=device)
         return
     backend = launch.backend(device)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Rule, State
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK, State
+from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, select
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
 
 class Compressor:
-    """Turns model deltas of one layout into index/value pairs.
+    """Turns model deltas of one layout into payloads.
 
-    `max_kept` is the most pairs that one client can send; `state_names` are the vectors that a client remembers.
+    `max_kept` is the most pairs that one client can send; `state_names` are the vectors that a client remembers, none
+    where everything is sent.
     """
 
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
@@ -22,25 +24,20 @@ class Compressor:
         self.seed = seed
         self.segments = [] if config.is_dense else SCOPES[config.scope](layout, config.density)
         self.max_kept = sum(segment.k for segment in self.segments)
-        self.state_names: tuple[str, ...] = ()
-        self.rule: Rule | None = None
-        if not config.is_dense:
-            self.state_names, self.rule = ERROR_FEEDBACK[config.rule]
+        self.state_names, self.rule = ERROR_FEEDBACK["none" if config.is_dense else config.rule]
 
-    def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """(sorted int64 indices, float32 values) of what is sent; updates `state` in place.
+    def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> Payload:
+        """What is sent of `model_delta` (float32 [total], finite); updates `state` in place.
 
-        `model_delta` must be finite. A memory kept on another device is brought over for the moment.
+        A dense payload is the delta itself, not a copy.
         """
-        assert self.rule is not None, "dense deltas are summed, not compressed"
         draws = generator(self.seed, "sparsifier", round_, client)
 
-        def choose(update: Tensor) -> Tensor:
-            return select(update, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
+        def sparsify(vector: Tensor) -> Payload:
+            if self.config.is_dense:
+                return Payload(None, vector)
+            sparsifier = SPARSIFIERS[self.config.sparsifier]
+            indices = select(vector, self.segments, sparsifier, draws, self.config.threshold)
+            return Payload(indices.int(), vector[indices])
 
-        local = {name: vector.to(model_delta.device) for name, vector in state.items()}
-        indices, values = self.rule(model_delta, local, choose)
-        for name, vector in state.items():
-            if vector is not local[name]:
-                vector.copy_(local[name])
-        return indices, values
+        return self.rule(model_delta, state, sparsify)

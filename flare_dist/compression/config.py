@@ -54,8 +54,3 @@ class CompressionConfig:
     def is_dense(self) -> bool:
         """True where every entry is sent, so that ranks may sum their clients before the wire."""
         return self.sparsifier == "dense" or (self.density == 1 and self.sparsifier != "threshold")
-
-    @property
-    def has_state(self) -> bool:
-        """True where clients remember something between rounds, and therefore have a home rank."""
-        return not self.is_dense and self.rule != "none"

@@ -1,9 +1,12 @@
-"""The bytes of one client's update: a header, int32 indices, float32 values and the model's buffers.
+"""The bytes of one client's update.
+
+A `Payload` is what compression makes of a model delta. An `Update` is its envelope on the way to the server: who sent
+it, its training loss and the model's buffers. Encoded updates lie in slots of one size that every rank knows beforehand
+(`slot_nbytes`), so no exchange of sizes precedes the exchange itself:
 
     | client int32 | kept int32 | train_loss float32 | indices int32[kept] | values float32[kept] | buffers float32[b] |
 
-`kept` is -1 for a client whose update was rejected; nothing follows its header. Payloads stand one behind the other in
-a buffer whose size every rank knows beforehand (`max_nbytes`), so no exchange of sizes precedes the exchange itself.
+`kept` is -1 for a client whose update was rejected; nothing follows its header.
 """
 
 from __future__ import annotations
@@ -19,68 +22,75 @@ PAIR_NBYTES = 8  # int32 index + float32 value
 
 @dataclass(frozen=True)
 class Payload:
-    """One client's decoded update: `indices` int32 [kept], `values` float32 [kept], `buffers` float32 [b]."""
+    """What is sent of a model delta: `values` float32 [kept] at `indices` int32 [kept], or all of it (None)."""
 
-    client: int
-    train_loss: float
-    indices: Tensor
+    indices: Tensor | None
     values: Tensor
-    buffers: Tensor
-    accepted: bool = True
 
     @property
     def kept(self) -> int:
-        return self.indices.numel()
+        return self.values.numel()
 
     @property
     def nbytes(self) -> int:
-        """Length of the encoded payload in bytes, without the buffers, which are counted apart."""
-        return HEADER_NBYTES + PAIR_NBYTES * self.kept
+        return self.kept * (4 if self.indices is None else PAIR_NBYTES)
 
 
-def rejected(client: int, train_loss: float, device: torch.device) -> Payload:
-    """The payload of a client that is left out of the round: a header only."""
-    empty = torch.empty(0, device=device)
-    return Payload(client, train_loss, empty.int(), empty, empty, accepted=False)
+@dataclass(frozen=True)
+class Update:
+    """One client's contribution to a round; `payload` is None where it was rejected."""
+
+    client: int
+    train_loss: float
+    payload: Payload | None
+    buffers: Tensor  # float32 [b]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the encoded update in bytes, without the buffers, which are counted apart."""
+        return HEADER_NBYTES + (self.payload.nbytes if self.payload else 0)
 
 
-def max_nbytes(kept: int, buffers: int) -> int:
-    """The most bytes that a payload of at most `kept` pairs and `buffers` buffer entries can take."""
+def slot_nbytes(kept: int, buffers: int) -> int:
+    """The most bytes that an update of at most `kept` pairs and `buffers` buffer entries can take."""
     return HEADER_NBYTES + PAIR_NBYTES * kept + 4 * buffers
 
 
-def encode(payload: Payload) -> Tensor:
-    """The payload as a uint8 vector on the device of its tensors."""
-    device = payload.values.device
-    counts = torch.tensor([payload.client, payload.kept if payload.accepted else -1], dtype=torch.int32, device=device)
-    loss = torch.tensor([payload.train_loss], dtype=torch.float32, device=device)
-    parts = [counts, loss, payload.indices.int(), payload.values, payload.buffers]
-    return torch.cat([part.contiguous().view(torch.uint8) for part in parts])
+def encode(update: Update, slot: Tensor) -> None:
+    """Write `update` to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is."""
+    payload = update.payload
+    header = torch.tensor([update.client, payload.kept if payload else -1], dtype=torch.int32)
+    loss = torch.tensor([update.train_loss], dtype=torch.float32)
+    parts = [torch.cat([header.view(torch.uint8), loss.view(torch.uint8)])]
+    if payload:
+        assert payload.indices is not None, "dense payloads are summed, not encoded"
+        for part in (payload.indices.int(), payload.values.float(), update.buffers.float()):
+            parts.append(part.contiguous().view(torch.uint8))
+    start = 0
+    for part in parts:
+        slot[start : start + part.numel()].copy_(part)
+        start += part.numel()
 
 
-def decode(buffer: Tensor, count: int, buffers: int) -> list[Payload]:
-    """The first `count` payloads of a uint8 `buffer`; their tensors are views into it.
+def decode(slots: Tensor, buffers: int) -> list[Update]:
+    """The updates in `slots`, uint8 [count, slot_nbytes]; their tensors are views into it.
 
-    `buffers` is the number of buffer entries of the model. Raises ValueError where the bytes are no such payloads.
+    `buffers` is the number of buffer entries of the model. Raises ValueError where the bytes are no such updates.
     """
-    payloads, start = [], 0
-    for _ in range(count):
-        if start + HEADER_NBYTES > buffer.numel():
-            raise ValueError(f"payload header expected at byte {start} of a buffer of {buffer.numel()} bytes")
-        client, kept = buffer[start : start + 8].view(torch.int32).tolist()
-        train_loss = buffer[start + 8 : start + HEADER_NBYTES].view(torch.float32).item()
-        start += HEADER_NBYTES
+    if slots.shape[1] < HEADER_NBYTES:
+        raise ValueError(f"slots of {slots.shape[1]} bytes have no room for a header of {HEADER_NBYTES}")
+    headers = slots[:, :HEADER_NBYTES].cpu().contiguous()  # one copy, so that a GPU is waited for once
+    counts = headers[:, :8].contiguous().view(torch.int32).tolist()
+    losses = headers[:, 8:].contiguous().view(torch.float32).squeeze(1).tolist()
+    updates = []
+    for (client, kept), train_loss, slot in zip(counts, losses, slots):
         if kept == -1:
-            payloads.append(rejected(client, train_loss, buffer.device))
+            updates.append(Update(client, train_loss, None, slot.new_empty(0).view(torch.float32)))
             continue
+        if kept < 0 or slot_nbytes(kept, buffers) > slot.numel():
+            raise ValueError(f"client {client}: {kept} pairs do not fit into a slot of {slot.numel()} bytes")
         sizes = [4 * kept, 4 * kept, 4 * buffers]
-        if kept < 0 or start + sum(sizes) > buffer.numel():
-            raise ValueError(f"client {client}: {kept} pairs at byte {start} of a buffer of {buffer.numel()} bytes")
-        indices, values, floats = buffer[start : start + sum(sizes)].split(sizes)
-        start += sum(sizes)
-        payloads.append(
-            Payload(
-                client, train_loss, indices.view(torch.int32), values.view(torch.float32), floats.view(torch.float32)
-            )
-        )
-    return payloads
+        indices, values, floats = slot[HEADER_NBYTES : HEADER_NBYTES + sum(sizes)].split(sizes)
+        payload = Payload(indices.view(torch.int32), values.view(torch.float32))
+        updates.append(Update(client, train_loss, payload, floats.view(torch.float32)))
+    return updates

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flare_dist.data.examples import Examples
 
-_CHUNK = 4096  # examples prepared at once, about 50 MB of CIFAR-10
+_CHUNK = 2**26  # bytes of float32 inputs prepared at once
 _PADDING = 4  # pixels on each side; the crop of He et al., 2016, for CIFAR
 
 
@@ -49,7 +49,7 @@ class BatchSource:
             moves = self.moves(len(order), generator)
         order = order.to(self.labels.device)
         moves = None if moves is None else moves.to(order.device)
-        size = max(1, _CHUNK // batch_size) * batch_size
+        size = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size)) * batch_size
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
             inputs = torch.sub(self.inputs[chunk], self.mean).div_(self.std)

@@ -16,7 +16,7 @@ from flare_dist.data.examples import Examples
 from flare_dist.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from flare_dist.data.datasets import DataConfig
+    from flare_dist.data.config import DataConfig
 
 UNUSED = -1  # owner of an example that no client gets
 

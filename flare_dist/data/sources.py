@@ -17,7 +17,7 @@ from flare_dist.data.images import load_folder
 from flare_dist.seeding import generator
 
 if TYPE_CHECKING:
-    from flare_dist.data.datasets import DataConfig
+    from flare_dist.data.config import DataConfig
 
 _CHUNK = 4096  # synthetic examples drawn at once
 _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, ValueError)

@@ -6,7 +6,7 @@ Models are prepared without a DDP wrapper, and data loaders never: clients are p
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -14,49 +14,72 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.engines.config import EngineConfig
+from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
 
 
-class AccelerateEngine:
-    """One rank's device and precision; the process group, if any, must exist before."""
+def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple[Accelerator, nn.Module]:
+    """The model on `device`, with its forward under autocast where the precision asks for it.
 
-    def __init__(self, config: EngineConfig, device: torch.device) -> None:
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
-        if self.accelerator.device.type != device.type:
-            raise RuntimeError(f"Accelerate chose {self.accelerator.device} where {device} was expected")
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)  # Accelerate sets its own number while it starts on CPUs
-        scaler = self.accelerator.scaler
-        self._initial_scale = copy.deepcopy(scaler.state_dict()) if scaler is not None else None
+    The process group, if any, must exist before: Accelerate would start its own.
+    """
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
+    assert accelerator.device.type == device.type, f"Accelerate chose {accelerator.device}, not {device}"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)  # Accelerate sets its own number while it starts on CPUs
+    return accelerator, accelerator.prepare_model(model, evaluation_mode=True)
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device; its forward then runs under autocast where mixed precision asks for it."""
-        return cast(nn.Module, self.accelerator.prepare_model(model, evaluation_mode=True))
 
-    def prepare(self, optimizer: Optimizer) -> None:
-        """Take charge of the optimizer that `step` steps. Its float32 parameters stay where they are."""
-        self.plain_optimizer = optimizer
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+class AccelerateModel:
+    """A model whose parameters, gradient and floating-point buffers are one flat vector each, and its optimizer.
+
+    `parameters` and `buffers` are the model's current values: write to them and the model has changed.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: nn.Module,
+        device: torch.device,
+        make_optimizer: Callable[[nn.Parameter], Optimizer],
+    ) -> None:
+        self._accelerator, self.module = place(config, model, device)
+        self.layout = parameter_layout(model)
+        self.buffer_layout = buffer_layout(model)
+        self.parameters, self._gradient = bind_parameters(model, self.layout)
+        self.buffers = bind_buffers(model, self.buffer_layout)
+        # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
+        self._counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
+        flat = nn.Parameter(self.parameters)
+        flat.grad = self._gradient
+        self.optimizer = make_optimizer(flat)
+        self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
+        scaler = self._accelerator.scaler
+        self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
+
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Give the model these values, and its integer buffers their initial ones."""
+        self.parameters.copy_(parameters)
+        self.buffers.copy_(buffers)
+        for counter, initial in self._counters:
+            counter.copy_(initial)
 
     def reset(self) -> None:
-        """Forget the loss scale, so that a client's training does not depend on who was trained before it."""
+        """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
+        self.optimizer.state.clear()
         if self._initial_scale is not None:
-            self.accelerator.scaler.load_state_dict(self._initial_scale)
+            self._accelerator.scaler.load_state_dict(self._initial_scale)
 
-    def backward(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, penalty: Callable[[Tensor, Tensor], None] | None) -> None:
+        """Backward and optimizer step; `penalty` adds to (gradient, parameters) in between, on unscaled gradients.
+
+        With fp16 a step whose gradients overflowed is skipped and the loss scale halved.
+        """
         # Without a loss scale Accelerate's backward and step only divide by 1 and look for optional packages, which
         # costs a small model a tenth of its step.
-        if self._initial_scale is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
-
-    def unscale(self) -> None:
-        """Take the loss scale out of the gradients before something is added to them."""
-        self.accelerator.unscale_gradients(self.optimizer)
-
-    def step(self) -> None:
-        """Step the optimizer; with fp16 a step whose gradients overflowed is skipped and the scale halved."""
-        if self._initial_scale is None:
-            self.plain_optimizer.step()
-        else:
-            self.optimizer.step()
+        scaled = self._initial_scale is not None
+        self._gradient.zero_()
+        self._accelerator.backward(loss) if scaled else loss.backward()
+        if penalty is not None:
+            self._accelerator.unscale_gradients(self._scaled_optimizer)
+            penalty(self._gradient, self.parameters)
+        self._scaled_optimizer.step() if scaled else self.optimizer.step()

@@ -36,17 +36,21 @@ class EngineConfig:
             raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"engine.device: must be auto, cpu or cuda, got {self.device!r}")
-        has_gpu = torch.cuda.is_available()
-        if self.device == "cuda" and not has_gpu:
-            raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
-        if self.mixed_precision == "fp16" and (self.device == "cpu" or not has_gpu):
-            raise ValueError(
-                "engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both"
-            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"engine.threads: must be at least 1, got {self.threads}")
         if not self.timeout_seconds > 0:
             raise ValueError(f"engine.timeout_seconds: must be positive, got {self.timeout_seconds}")
+
+
+def settle_device(config: EngineConfig) -> str:
+    """cpu or cuda; ValueError naming the key where this machine cannot do what is asked for."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
+    device = config.device if config.device != "auto" else "cuda" if has_gpu else "cpu"
+    if config.mixed_precision == "fp16" and device == "cpu":
+        raise ValueError("engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both")
+    return device
 
 
 def default_threads(local_ranks: int) -> int:

@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Callable
 
 import torch
-import torchvision
 from torch import nn
 
 from flare_dist.models.resnet import resnet18, with_group_norm
@@ -45,13 +44,17 @@ def find_builder(name: str) -> Builder:
 
 
 def _torchvision_builder(name: str) -> Builder:
+    import torchvision  # seconds, which runs without its models save
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(f"model.name: torchvision has no classifier {name!r}")
 
     def build(input_shape: Shape, num_classes: int) -> nn.Module:
         if input_shape[0] != 3:
             raise ValueError(f"model.name: torchvision:{name} wants 3 channels, the data has {input_shape[0]}")
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        # Two classifiers give auxiliary scores while training, where one score a class is wanted.
+        options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
     return build
 

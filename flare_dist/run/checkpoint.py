@@ -1,7 +1,7 @@
 """Checkpoints: one file per rank, complete once rank 0 has written the manifest.
 
-    checkpoints/round-00000040/rank-00000.pt   the server's state and the memory of the clients homed on rank 0
-                               rank-00001.pt   the memory of the clients homed on rank 1
+    checkpoints/round-00000040/rank-00000.pt   the server's state and the state of the clients homed on rank 0
+                               rank-00001.pt   the state of the clients homed on rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
 After a kill, or where a file is damaged, the ranks agree on the newest set that is whole for all of them. Randomness is
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Restored:
 
     round: int
     server: dict[str, Any]
-    clients: dict[int, dict[str, Tensor]]  # the memory of the clients homed on this rank now
+    clients: dict[int, dict[str, Tensor]]  # the state of the clients homed on this rank now
 
 
 def complete_rounds(directory: Path) -> list[int]:
@@ -65,8 +64,8 @@ def save(
     """
     folder = _folder(directory, round_)
     if world.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)  # of a set that was found damaged: it is written anew
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there is not to be mixed with this set
+        folder.mkdir(parents=True)
     world.wait_for_all()
     state = {"round": round_, "layout": layout, "clients": clients, "server": server if world.rank == 0 else {}}
     path = folder / f"rank-{world.rank:05d}.pt"
@@ -81,9 +80,10 @@ def save(
 
 
 def _compact(value: Any) -> Any:
-    """Copies of all tensors on the CPU: saving a view would write the whole storage behind it."""
+    """All tensors on the CPU; copies of views, of which the whole storage would be written otherwise."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
+        tensor = value.detach().cpu()
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
     if isinstance(value, dict):
         return {key: _compact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -91,66 +91,64 @@ def _compact(value: Any) -> Any:
     return value
 
 
-def restore(directory: Path, world: World, layout: list[list[object]]) -> Restored | None:
-    """The newest checkpoint that every rank finds whole, or None where there is none; all ranks call it together.
+def restore(directory: Path, world: World, layout: list[list[object]]) -> Restored:
+    """The newest checkpoint that every rank finds whole; all ranks call it together, and nothing is changed.
 
-    Damaged sets are passed over with a warning, and removed. Raises ValueError where every set is damaged, or where
-    the checkpoint holds another model.
+    Damaged sets are passed over with a warning. Raises ValueError on all ranks where no set is whole, or where the
+    checkpoint holds another model.
     """
-    bound = max(complete_rounds(directory), default=-1)
-    found_any = bound >= 0
+    newest = max(complete_rounds(directory), default=-1)
     while True:
-        mine = [round_ for round_ in complete_rounds(directory) if round_ <= bound]
-        bound = int(-world.largest([-float(max(mine, default=-1))])[0])
-        if bound < 0:
-            if found_any:
-                raise ValueError(f"checkpoint.resume: every checkpoint in {directory} is damaged")
-            return None
-        damage = _find_damage(_folder(directory, bound), world)
-        if world.all_true(not damage):
-            break
-        log.warning("the checkpoint of round %d is damaged; falling back to the one before", bound)
-        for problem in damage:
-            log.error("%s", problem)
-        bound -= 1
-    if world.rank == 0:
-        for later in [round_ for round_ in complete_rounds(directory) if round_ > bound]:
-            shutil.rmtree(_folder(directory, later))
-    world.wait_for_all()
-    return _load(_folder(directory, bound), world, layout)
+        mine = [round_ for round_ in complete_rounds(directory) if round_ <= newest]
+        newest = int(-world.largest([-float(max(mine, default=-1))])[0])  # the newest that all ranks have
+        if newest < 0:
+            raise ValueError(f"checkpoint.resume: no checkpoint in {directory} is whole on all ranks")
+        folder = _folder(directory, newest)
+        digests = _digests(folder)
+        share = sorted(digests)[world.rank :: world.size]  # the shares of all ranks are the set
+        if world.all_true(bool(digests) and not _damaged(folder, digests, share)):
+            return _load(folder, world, layout)
+        if world.rank == 0:
+            problems = _damaged(folder, digests, sorted(digests)) or [f"{folder / MANIFEST} cannot be read"]
+            log.warning("%s; all ranks fall back to the checkpoint before round %d", "; ".join(problems), newest)
+        newest -= 1
 
 
-def _find_damage(folder: Path, world: World) -> list[str]:
-    """What is wrong with this rank's share of the files of a set; the shares of all ranks are the set."""
+def discard_after(directory: Path, round_: int) -> None:
+    """Remove what is newer than `round_`, damaged or never completed; for one rank, before the run goes on."""
+    for folder in directory.glob("round-*"):
+        if int(folder.name.removeprefix("round-")) > round_:
+            shutil.rmtree(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name, from the manifest of a set; empty where it cannot be read."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text())["sha256"]
-        names = sorted(expected)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{folder / MANIFEST}: {error}"]
+        return dict(json.loads((folder / MANIFEST).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _damaged(folder: Path, digests: dict[str, str], names: list[str]) -> list[str]:
+    """What is wrong with the files `names` of a set."""
     problems = []
-    for name in names[world.rank :: world.size]:
+    for name in names:
         try:
-            if sha256(folder / name).hex() != expected[name]:
-                problems.append(f"{folder / name}: the content does not have the checksum of the manifest")
+            if sha256(folder / name).hex() != digests[name]:
+                problems.append(f"{folder / name} does not have the checksum of its manifest")
         except OSError as error:
-            problems.append(f"{folder / name}: {error}")
+            problems.append(f"{folder / name}: {error.strerror}")
     return problems
 
 
 def _load(folder: Path, world: World, layout: list[list[object]]) -> Restored:
+    """Files are mapped, so that only what is taken from them is read."""
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
-    for state in _states(folder):
+    for name in sorted(_digests(folder)):
+        state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
         if state["layout"] != layout:
-            raise ValueError(
-                f"checkpoint.resume: {folder} holds another model: its parameters differ from model.name's"
-            )
+            raise ValueError(f"checkpoint.resume: {folder} holds another model than the one that model.name gives")
         server = state["server"] or server
-        clients.update({c: memory for c, memory in state["clients"].items() if c % world.size == world.rank})
+        clients.update({c: own for c, own in state["clients"].items() if c % world.size == world.rank})
     return Restored(int(folder.name.removeprefix("round-")), server, clients)
-
-
-def _states(folder: Path) -> Iterator[dict[str, Any]]:
-    """The files of a set one after the other; mapped, so that only what is taken from them is read."""
-    for path in sorted(folder.glob("rank-*.pt")):
-        yield torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -16,9 +16,10 @@ from jsonargparse import ArgumentParser
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.data.datasets import DataConfig
+from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
+from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 
 MODES = ("federated", "centralised")
@@ -85,6 +86,9 @@ class Config:
         for name in ("rounds", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.clients.weighting not in WEIGHTINGS:
+            known = ", ".join(WEIGHTINGS)
+            raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
 
@@ -113,9 +117,9 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(as_dict(config), sort_keys=False)
 
 
-def with_threads(config: Config, threads: int) -> Config:
-    """The configuration with the number of intra-op threads settled."""
-    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, threads=threads))
+def with_machine(config: Config, threads: int, device: str) -> Config:
+    """The configuration with the intra-op threads and the kind of device settled, on which the bits of a run depend."""
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, threads=threads, device=device))
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from flare_dist.comm.distributed import Launch
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
-from flare_dist.engines.accelerate import AccelerateEngine
+from flare_dist.engines.accelerate import place
 from flare_dist.models.registry import build
 from flare_dist.run.config import load_config
 from flare_dist.run.rundir import BEST, CONFIG, MODEL
@@ -45,10 +44,12 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, 
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
     data = load(data_config, config.seed)
-    launch = Launch()
-    device = launch.device(config.engine.device)
-    torch.set_num_threads(config.engine.threads or 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = config.engine
+    if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway
+        engine = dataclasses.replace(engine, mixed_precision="no")
+    torch.set_num_threads(engine.threads or 1)
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
     model.load_state_dict(load_file(path))
-    model = AccelerateEngine(config.engine, device).place(model)
+    _, model = place(engine, model, device)
     return evaluate(model, BatchSource(data.test, data.mean, data.std, device))

@@ -23,6 +23,8 @@ class Stopwatch:
     """Seconds of this rank by phase; a phase waits for the device, so that its work is not booked on the next."""
 
     def __init__(self, world: World) -> None:
+        world.wait_for_all()  # rank 0 may still be busy with what came between the rounds
+        world.take_traffic()
         self.world = world
         self.seconds = {"compute": 0.0, "select": 0.0}
         self.start = world.now()
@@ -34,7 +36,7 @@ class Stopwatch:
         self.seconds[name] += self.world.now() - start
 
     def totals(self) -> dict[str, float]:
-        """All `*_seconds` of a round, each the largest over the ranks; takes the traffic counted since it began."""
+        """All `*_seconds` of the round, each the largest over the ranks."""
         traffic = self.world.traffic
         measured = {
             "round_seconds": self.world.now() - self.start,
@@ -47,9 +49,10 @@ class Stopwatch:
 
 
 def federated_report(
-    round_: int, exchanged: Exchanged, total: int, buffers: int, wire_bytes: int, seconds: dict[str, float]
+    round_: int, exchanged: Exchanged, buffers: int, wire_bytes: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """The row of one federated round; `total` and `buffers` are the model's entries."""
+    """The row of one federated round; `buffers` is the number of the model's buffer entries."""
+    total = exchanged.mean_delta.numel()
     clients = len(exchanged.accepted) + len(exchanged.rejected)
     return {
         "round": round_,

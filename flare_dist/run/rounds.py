@@ -15,11 +15,11 @@ from torch import Tensor
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import ClientStates, hosting_ranks
 from flare_dist.comm.distributed import World
-from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
 from flare_dist.compression.compressor import Compressor
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
-from flare_dist.server.aggregation import cohort_weights
+from flare_dist.server.aggregation import AGGREGATORS, cohort_weights
 from flare_dist.server.server import Server, sample_cohort
 
 log = logging.getLogger(__name__)
@@ -43,28 +43,29 @@ class Parties:
 
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Train the cohort, exchange its updates and step the server; returns the round's report."""
-    world, trainer, server = parties.world, parties.trainer, parties.server
-    world.take_traffic()
+    world, trainer, compressor, server = parties.world, parties.trainer, parties.compressor, parties.server
     watch = Stopwatch(world)
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
     drawn = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
-    cohort = hosting_ranks(drawn, world.size, config.compression.has_state)
     num_examples = [len(examples) for examples in parties.partition]
-    weights = cohort_weights(drawn, num_examples, config.clients.weighting)
-    uplink = _open_uplink(round_, config, parties, cohort, weights)
+    cohort = Cohort(
+        hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
+        cohort_weights(drawn, num_examples, config.clients.weighting),
+    )
+    uplink = _open_uplink(config, cohort, parties)
 
     # Local training and compression, one client after another.
-    for client in (client for client, host in cohort if host == world.rank):
-        state = parties.states[client]
-        with watch.phase("compute"):
-            examples = parties.partition[client]
-            result = trainer.train(client, round_, examples, server.parameters.data, server.buffers, state)
-        with watch.phase("select"):
-            if result.is_finite:
-                uplink.add(client, result.train_loss, result.model_delta, result.buffers, state)
-            else:
-                uplink.reject(client, result.train_loss)
+    for client in cohort.hosted_by(world.rank):
+        with parties.states.lend(client) as state:
+            with watch.phase("compute"):
+                examples = parties.partition[client]
+                result = trainer.train(client, round_, examples, server.parameters.data, server.buffers, state)
+            with watch.phase("select"):
+                if result.is_finite:
+                    uplink.add(result, compressor.compress(round_, client, result.model_delta, state))
+                else:
+                    uplink.reject(result)
 
     # The exchange: afterwards every rank holds the same mean delta.
     world.wait_for_all()
@@ -76,45 +77,33 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step; ranks that can take it themselves need no answer.
-    if config.server.is_stateless or world.rank == 0:
+    if server.is_stateless or world.rank == 0:
         server.step(round_, exchanged.mean_delta)
-    if not config.server.is_stateless:
+    if not server.is_stateless:
         world.broadcast_(server.parameters.data)
     server.buffers.copy_(exchanged.mean_buffers)
-
-    wire_bytes = world.traffic.wire_bytes
-    return federated_report(
-        round_, exchanged, server.parameters.numel(), server.buffers.numel(), wire_bytes, watch.totals()
-    )
+    return federated_report(round_, exchanged, server.buffers.numel(), world.traffic.wire_bytes, watch.totals())
 
 
-def _open_uplink(
-    round_: int, config: Config, parties: Parties, cohort: list[tuple[int, int]], weights: dict[int, float]
-) -> DenseUplink | SparseUplink:
+def _open_uplink(config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
     total, buffers = parties.server.parameters.numel(), parties.server.buffers.numel()
-    device = parties.world.device
+    aggregate = AGGREGATORS[config.server.aggregator]
     if config.compression.is_dense:
-        return DenseUplink(cohort, weights, total, buffers, device)
-    compressor = parties.compressor
-
-    def compress(client: int, model_delta: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return compressor.compress(round_, client, model_delta, state)
-
-    return SparseUplink(cohort, weights, total, buffers, device, compress, compressor.max_kept)
+        return DenseUplink(cohort, aggregate, total, buffers, parties.world.device)
+    return SparseUplink(cohort, aggregate, total, buffers, parties.compressor.max_kept)
 
 
 def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Passes over the pooled data on rank 0, with an optimizer that keeps its state; the other ranks wait."""
     world, trainer, server = parties.world, parties.trainer, parties.server
-    world.take_traffic()
     watch = Stopwatch(world)
     train_loss = 0.0
     if world.rank == 0:
         with watch.phase("compute"):
-            trainer.load(server.parameters.data, server.buffers)
+            trainer.model.load(server.parameters.data, server.buffers)
             train_loss = trainer.run_steps(0, round_, parties.partition[0], server.parameters.data, {})
-            server.parameters.data.copy_(trainer.parameters)
-            server.buffers.copy_(trainer.buffers)
+            server.parameters.data.copy_(trainer.model.parameters)
+            server.buffers.copy_(trainer.model.buffers)
     world.wait_for_all()
     if not world.all_true(math.isfinite(train_loss)):
         raise DivergedError(f"round {round_}: the training loss of the pooled data is not finite")

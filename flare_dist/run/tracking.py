@@ -1,4 +1,4 @@
-"""What rank 0 writes about a run: metrics.jsonl, TensorBoard events, the progress bar and the summary table.
+"""What rank 0 writes while a run goes on: metrics.jsonl, TensorBoard events and the progress bar.
 
 metrics.jsonl is the source: when a run is resumed its rows are cut back to the round resumed from and the event file is
 written anew from them.
@@ -16,14 +16,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from flare_dist.run.files import write_text
+from flare_dist.run.rundir import METRICS
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
 
 
@@ -130,20 +129,3 @@ class Tracker:
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
         self._events.flush()
-
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """The table that a run ends with."""
-    table = Table(show_header=False)
-    up, dense = summary["uplink_bytes"], summary["dense_bytes"]
-    rows = {
-        "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
-        "rounds": str(summary["rounds"]),
-        "bytes up": f"{up:,} ({up / 1e6:.3g} MB)",
-        "compression against dense": f"{dense / up:.1f} x" if up else "nothing was sent",
-        "bytes down": f"{summary['downlink_bytes']:,} ({summary['downlink_bytes'] / 1e6:.3g} MB)",
-        "seconds": f"{summary['seconds']:.1f}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table

@@ -13,23 +13,26 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
-from flare_dist.engines.accelerate import AccelerateEngine
-from flare_dist.engines.config import default_threads
+from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
 from flare_dist.run.files import save_model, write_text
 from flare_dist.run.rounds import ROUNDS, Parties
-from flare_dist.run.tracking import Tracker, read_rows, summary_table
+from flare_dist.run.summary import is_best, summarise, summary_table
+from flare_dist.run.tracking import Tracker, read_rows
+from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server
 
 log = logging.getLogger(__name__)
@@ -38,50 +41,75 @@ log = logging.getLogger(__name__)
 def train(config: Config, launch: Launch, console: Console) -> None:
     """Train as configured.
 
-    Raises ValueError for what the user can put right, before any process group starts, and DivergedError on every
-    rank where no client of a round brings a usable update.
+    Raises ValueError for what the user can put right, before any process group starts where one rank alone can tell,
+    and DivergedError on every rank where no client of a round brings a usable update.
     """
-    config, source = rundir.settle(config, default_threads(launch.local_size))
+    config, source = rundir.settle(config, launch.local_size)
     directory = Path(config.output_dir)
-    finished = rundir.read_summary(directory) if source == directory else None
-    if finished is not None:
-        log.info("%s is finished; train on with --checkpoint.resume %s and another output_dir", directory, directory)
-        _show(launch, directory, finished)
-        return
     torch.set_num_threads(config.engine.threads or 1)
     device = launch.device(config.engine.device)
-    data = load(config.data, config.seed)
-    parts = divide(config, data)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    summary = rundir.read_summary(directory) if source == directory else None
+    if summary is None:
+        data = load(config.data, config.seed)
+        parts = divide(config, data)
+        model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
 
     with open_world(launch, device, config.engine.timeout_seconds) as world:
-        _check_shared(directory, world)
-        parties = gather_parties(config, world, data, parts, model)
-        evaluate_global = _evaluator(parties, data)
-        first_round, rows = _resume(config, source, parties)
-        with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
-            if tracker and not rows:
-                tracker.write({"round": 0} | evaluate_global())
-            for round_ in range(first_round, config.rounds + 1):
-                last = round_ == config.rounds
+        _check_shared(directory, world, [source is None, summary is None])
+        if summary is not None:
+            log.info(
+                "%s is finished; train on with --checkpoint.resume %s and another output_dir", directory, directory
+            )
+        else:
+            parties = gather_parties(config, world, data, parts, model)
+            summary = _play(config, source, parties, data, console)
+    if launch.rank == 0:
+        output = Console()
+        output.print(summary_table(summary))
+        output.print(f"run directory: {directory}", soft_wrap=True)
+
+
+def _play(config: Config, source: Path | None, parties: Parties, data: DataSplits, console: Console) -> dict[str, Any]:
+    """All rounds that are left, and the records of them; returns the summary (empty on ranks other than 0)."""
+    directory, world = Path(config.output_dir), parties.world
+    first_round, rows = _resume(config, source, parties)
+    with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
+        evaluate_global = _evaluator(parties, data) if tracker else None
+        if tracker and evaluate_global and not rows:
+            _record(tracker, {"round": 0} | evaluate_global(), directory, parties)
+        for round_ in range(first_round, config.rounds + 1):
+            last = round_ == config.rounds
+            try:
                 row = ROUNDS[config.mode](round_, config, parties)
+            except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
+                raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
+            if tracker and evaluate_global:
+                evaluated = evaluate_global() if last or round_ % config.eval_every == 0 else {}
+                _record(tracker, row | evaluated, directory, parties)
+            if last or round_ % config.checkpoint.every == 0:
                 if tracker:
-                    if last or round_ % config.eval_every == 0:
-                        row |= evaluate_global()
-                        if rundir.is_best(row, tracker.rows):
-                            save_model(directory / rundir.BEST, parties.trainer.model)
-                    tracker.write(row)
-                if last or round_ % config.checkpoint.every == 0:
-                    if tracker:
-                        tracker.sync()
-                    _save(config, round_, parties)
-            if tracker:
-                save_model(directory / rundir.MODEL, parties.trainer.model)
-                hardware = {"device": device.type, "ranks": world.size, "threads": config.engine.threads}
-                finished = rundir.summarise(tracker.rows, tracker.elapsed_seconds, hardware)
-                write_text(directory / rundir.SUMMARY, json.dumps(finished, indent=1))
-    if finished is not None:
-        _show(launch, directory, finished)
+                    tracker.sync()
+                _save(config, round_, parties)
+        if not tracker:
+            return {}
+        save_global(directory / rundir.MODEL, parties)
+        hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
+        summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware)
+        write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
+        return summary
+
+
+def _record(tracker: Tracker, row: dict[str, Any], directory: Path, parties: Parties) -> None:
+    """Write one row to the logs, and the model where it is the best so far."""
+    if is_best(row, tracker.rows):
+        save_global(directory / rundir.BEST, parties)
+    tracker.write(row)
+
+
+def save_global(path: Path, parties: Parties) -> None:
+    """Write the global model."""
+    parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
+    save_model(path, parties.trainer.model.module)
 
 
 def divide(config: Config, data: DataSplits) -> list[Tensor]:
@@ -92,80 +120,88 @@ def divide(config: Config, data: DataSplits) -> list[Tensor]:
 
 
 def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
-    engine = AccelerateEngine(config.engine, world.device)
+    """The parties of a run on this rank, at its beginning."""
+    clients = config.clients
+
+    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
+        return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
+
+    local = AccelerateModel(config.engine, model, world.device, make_optimizer)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
-    trainer = LocalTrainer(engine, model, source, config.clients, config.rounds, config.seed)
-    compressor = Compressor(config.compression, trainer.layout, config.seed)
-    states = ClientStates(compressor.state_names, trainer.layout.total, world.device)
-    server = Server(trainer.parameters, trainer.buffers, config.server, config.rounds)
+    trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
+    compressor = Compressor(config.compression, local.layout, config.seed)
+    states = ClientStates(compressor.state_names, local.layout.total, world.device)
+    server = Server(local.parameters, local.buffers, config.server, config.rounds)
+    if states.names and config.mode == "federated":
+        homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
+        log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     return Parties(world, trainer, compressor, states, server, parts)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
-    """A function that gives the global model's loss and accuracy; it leaves the global model in the trainer's."""
+    """A function that gives the global model's loss and accuracy on what is held out."""
     held_out = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
     device = parties.world.device
     sources = {name: BatchSource(split, data.mean, data.std, device) for name, split in held_out.items()}
 
     def evaluate_global() -> dict[str, float]:
-        parties.trainer.load(parties.server.parameters.data, parties.server.buffers)
+        parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
         metrics = {}
         for name, source in sources.items():
-            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = evaluate(parties.trainer.model, source)
+            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = evaluate(parties.trainer.model.module, source)
         return metrics
 
     return evaluate_global
 
 
-def _check_shared(directory: Path, world: World) -> None:
-    """Raise ValueError where the output directory is not the same for all ranks (several nodes, no shared disk)."""
+def _check_shared(directory: Path, world: World, found: list[bool]) -> None:
+    """Raise ValueError on all ranks where the output directory is not one and the same for them (no shared disk).
+
+    `found` is what this rank has read from it; it decides what the ranks do next, so they must agree.
+    """
     token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
     mark = directory / f".shared-{world.broadcast_(token).item()}"
     if world.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
     world.wait_for_all()
-    seen = world.all_true(mark.exists())
+    views = world.all_gather(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
     if world.rank == 0:
         mark.unlink()
-    if not seen:
+    if not (views == views[0]).all():
         raise ValueError(f"output_dir: {directory} is not shared by all nodes, which checkpoints and resuming need")
 
 
 def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int, list[dict[str, Any]]]:
     """Put the state of the run being continued in place; returns the first round to play and the rows before it."""
     directory, world = Path(config.output_dir), parties.world
-    layout = parties.trainer.layout.describe()
-    restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, layout) if source else None
-    if restored is not None:
+    first_round, rows = 1, []
+    if source:
+        restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, parties.trainer.model.layout.describe())
         parties.server.load_state_dict(restored.server)
-        for client, memory in restored.clients.items():
-            parties.states.load(client, memory)
-        if config.mode == "centralised" and world.rank == 0:
-            parties.trainer.optimizer.load_state_dict(restored.server["local_optimizer"])
+        for client, state in restored.clients.items():
+            parties.states.load(client, state)
+        if config.mode == "centralised" and "local_optimizer" in restored.server:
+            optimizer, name = parties.trainer.model.optimizer, config.clients.optimizer
+            load_optimizer_state(optimizer, name, restored.server["local_optimizer"], "clients.optimizer")
+        first_round, rows = restored.round + 1, read_rows(source, restored.round)
         log.info("continuing %s after round %d", source, restored.round)
-    rows = read_rows(source, restored.round) if source and restored else []
     if world.rank == 0:
-        if source != directory:
+        if source == directory:
+            checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
+        else:
             rundir.clear(directory)
             if source and (source / rundir.BEST).exists():
                 shutil.copy(source / rundir.BEST, directory / rundir.BEST)
         rundir.write_config(directory, config)
     world.wait_for_all()
-    return restored.round + 1 if restored else 1, rows
+    return first_round, rows
 
 
 def _save(config: Config, round_: int, parties: Parties) -> None:
     server = parties.server.state_dict()
     if config.mode == "centralised":
-        server["local_optimizer"] = parties.trainer.optimizer.state_dict()
+        server["local_optimizer"] = optimizer_state(parties.trainer.model.optimizer, config.clients.optimizer)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
-    layout = parties.trainer.layout.describe()
+    layout = parties.trainer.model.layout.describe()
     checkpoint.save(directory, round_, parties.world, layout, server, parties.states.clients, config.checkpoint.keep)
-
-
-def _show(launch: Launch, directory: Path, summary: dict[str, Any]) -> None:
-    if launch.rank == 0:
-        output = Console()
-        output.print(summary_table(summary))
-        output.print(f"run directory: {directory}", soft_wrap=True)

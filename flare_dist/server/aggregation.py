@@ -1,4 +1,4 @@
-"""Aggregation: the clients' updates become one pseudo-gradient's worth of model delta.
+"""Aggregation: the clients' payloads become one mean model delta.
 
 Weighted mean, McMahan et al. 2017: w_{t+1} - w_t = sum_k (n_k / n) Delta_k, over the clients that took part only.
 """
@@ -6,10 +6,13 @@ Weighted mean, McMahan et al. 2017: w_{t+1} - w_t = sum_k (n_k / n) Delta_k, ove
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
+
+from flare_dist.compression.payload import Payload
+
+Aggregator = Callable[[Tensor, Payload, float], None]
 
 
 def by_num_examples(num_examples: Sequence[int]) -> list[float]:
@@ -26,21 +29,13 @@ def cohort_weights(cohort: Sequence[int], num_examples: Sequence[int], weighting
     return {client: weight / math.fsum(raw) for client, weight in zip(cohort, raw)}
 
 
-def accepted_weights(weights: dict[int, float], accepted: Sequence[int]) -> list[float]:
-    """The weights of the accepted clients; scaled to a sum of 1 where some of the cohort were rejected."""
-    if len(accepted) == len(weights):
-        return [weights[client] for client in accepted]
-    present = math.fsum(weights[client] for client in accepted)
-    return [weights[client] / present for client in accepted]
-
-
-def weighted_mean(total: int, pairs: Iterable[tuple[float, Tensor, Tensor]], device: torch.device) -> Tensor:
-    """float32 [total]: the sum of (weight, indices, values) over clients, added up in the order given."""
-    mean = torch.zeros(total, device=device)
-    for weight, indices, values in pairs:
-        mean.index_add_(0, indices, values * weight)
-    return mean
+def mean(total: Tensor, payload: Payload, weight: float) -> None:
+    """Add one client's payload, times its weight, to `total` in place; call in client order, for the bits' sake."""
+    if payload.indices is None:
+        total.add_(payload.values, alpha=weight)
+    else:
+        total.index_add_(0, payload.indices, payload.values * weight)
 
 
 WEIGHTINGS: dict[str, Callable[[Sequence[int]], list[float]]] = {"num_examples": by_num_examples, "uniform": uniform}
-AGGREGATORS = {"mean": weighted_mean}
+AGGREGATORS: dict[str, Aggregator] = {"mean": mean}

@@ -45,8 +45,3 @@ class ServerConfig:
                 f"server.aggregator: unknown aggregator {self.aggregator!r} (choose from {', '.join(AGGREGATORS)})"
             )
         parse_schedule(self.lr_schedule, "server.lr_schedule")
-
-    @property
-    def is_stateless(self) -> bool:
-        """True where the step depends on the mean delta alone, so that every rank may take it by itself."""
-        return self.optimizer == "sgd" and not self.momentum

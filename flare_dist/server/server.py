@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
 from flare_dist.server.config import ServerConfig
-from flare_dist.server.optimizers import OPTIMIZERS
+from flare_dist.server.optimizers import OPTIMIZERS, load_optimizer_state, optimizer_state
 
 
 def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]:
@@ -33,6 +33,11 @@ class Server:
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config.lr, config.momentum)
 
+    @property
+    def is_stateless(self) -> bool:
+        """True where the step depends on the mean delta alone, so that every rank may take it by itself."""
+        return self.config.optimizer == "sgd" and not self.config.momentum
+
     def step(self, round_: int, mean_delta: Tensor) -> None:
         """One optimizer step on the pseudo-gradient, minus the mean delta (which is negated in place)."""
         for group in self.optimizer.param_groups:
@@ -42,9 +47,15 @@ class Server:
         self.parameters.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": self.parameters.data, "buffers": self.buffers, "optimizer": self.optimizer.state_dict()}
+        """References, not copies: what a checkpoint saves."""
+        optimizer = optimizer_state(self.optimizer, self.config.optimizer)
+        return {"parameters": self.parameters.data, "buffers": self.buffers, "optimizer": optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy parameters, buffers and the optimizer's state; its settings stay those of the configuration.
+
+        Raises ValueError where the state is another optimizer's.
+        """
+        load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
-        self.optimizer.load_state_dict(state["optimizer"])

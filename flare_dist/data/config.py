@@ -1,0 +1,91 @@
+"""Which data set, and how it is shared out among the clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flare_dist.data.batches import AUGMENTATIONS
+from flare_dist.data.datasets import NORMALIZATIONS
+from flare_dist.data.partition import PARTITIONERS
+from flare_dist.data.sources import SOURCES
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """A seeded data set of any size: noise around one pattern for each class and a fainter one for each group.
+
+    Args:
+        examples: Training examples.
+        test_examples: Test examples.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        groups: Number of natural groups, for partition: natural.
+    """
+
+    examples: int = 2000
+    test_examples: int = 500
+    shape: tuple[int, int, int] = (3, 16, 16)
+    classes: int = 10
+    groups: int = 20
+
+    def __post_init__(self) -> None:
+        for key in ("examples", "test_examples", "classes", "groups"):
+            _require(getattr(self, key) >= 1, f"data.synthetic.{key}", "must be at least 1", getattr(self, key))
+        _require(
+            len(self.shape) == 3 and min(self.shape) >= 1, "data.synthetic.shape", "must be three sizes", self.shape
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and how it is shared out among the clients.
+
+    Args:
+        name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder or
+            synthetic.
+        root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it, and
+            takes natural groups from lines "train/<class>/<file>,<group>" in groups.csv.
+        partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity or natural.
+        alpha: Concentration of the Dirichlet partitions and of quantity; smaller = clients differ more.
+        examples_per_client: Size of each client for consecutive; null = an equal share.
+        shards_per_client: Runs of label-sorted data for each client of shards; smaller = fewer classes each.
+        download: Whether missing files may be fetched.
+        validation: Fraction of the training set held out for tuning, in [0, 1).
+        normalize: standard (channel mean and deviation of the training set), unit (pixels in [0, 1]) or none (raw).
+        augment: none, crop (4 pixels of padding), flip (left-right) or crop_flip.
+        synthetic: Sizes of the synthetic data set.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    partition: str = "iid"
+    alpha: float = 1.0  # smaller = clients differ more
+    examples_per_client: int | None = None  # None = an equal share
+    shards_per_client: int = 2  # smaller = fewer classes on a client
+    download: bool = False
+    validation: float = 0.0  # fraction held out
+    normalize: str = "standard"
+    augment: str = "none"
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        _require_one_of("data.name", self.name, SOURCES)
+        _require_one_of("data.partition", self.partition, PARTITIONERS)
+        _require_one_of("data.normalize", self.normalize, NORMALIZATIONS)
+        _require_one_of("data.augment", self.augment, AUGMENTATIONS)
+        _require(0 < self.alpha < math.inf, "data.alpha", "must be positive", self.alpha)
+        size = self.examples_per_client
+        _require(size is None or size >= 1, "data.examples_per_client", "must be at least 1", size)
+        _require(self.shards_per_client >= 1, "data.shards_per_client", "must be at least 1", self.shards_per_client)
+        _require(0 <= self.validation < 1, "data.validation", "must be in [0, 1)", self.validation)
+
+
+def _require(holds: bool, key: str, what: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{key}: {what}, got {value}")
+
+
+def _require_one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    _require(value in choices, key, f"must be one of {', '.join(choices)}", value)
