@@ -46,7 +46,7 @@ def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, i
 
 def _exponential(arguments: str) -> Callable[[int, int], float]:
     final = float(arguments)
-    if not 0 < final < math.inf:
+    if not 0 < final <= 1000:
         raise ValueError(arguments)
     # reaches `final` in the last round itself, as published schedules from one rate to another do
     return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))
@@ -55,7 +55,7 @@ def _exponential(arguments: str) -> Callable[[int, int], float]:
 def _step(arguments: str) -> Callable[[int, int], float]:
     factor, _, rounds_text = arguments.partition("@")
     decay, milestones = float(factor), [int(milestone) for milestone in rounds_text.split(",")]
-    if not 0 <= decay < math.inf:
+    if not 0 <= decay <= 1:
         raise ValueError(arguments)
     return lambda round_, rounds: decay ** sum(round_ >= milestone for milestone in milestones)
 
@@ -71,6 +71,6 @@ FORMS = {
     "constant": "constant",
     "linear": "linear",
     "cosine": "cosine",
-    "exponential": "exponential:FINAL with FINAL > 0, e.g. exponential:0.01",
-    "step": "step:FACTOR@ROUND,ROUND, e.g. step:0.1@20,30",
+    "exponential": "exponential:FINAL with FINAL in (0, 1000], e.g. exponential:0.01",
+    "step": "step:FACTOR@ROUND,ROUND with FACTOR in [0, 1], e.g. step:0.1@20,30",
 }

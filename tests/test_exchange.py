@@ -105,6 +105,8 @@ def test_dense_exchange_agrees_to_rounding_and_is_the_same_on_every_rank(rejecte
         scale = sum(WEIGHTS[client] for client in alone.accepted)
         expected = sum(update(client)[0] * WEIGHTS[client] / scale for client in alone.accepted)
         torch.testing.assert_close(alone.mean_delta, expected)
+        expected = sum(update(client)[1] * WEIGHTS[client] / scale for client in alone.accepted)
+        torch.testing.assert_close(alone.mean_buffers, expected)
 
 
 def test_wire_bytes_are_those_of_the_padded_buffers() -> None:

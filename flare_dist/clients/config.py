@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
@@ -57,8 +56,8 @@ class ClientsConfig:
             raise ValueError(
                 f"clients.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
             )
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"clients.lr: must be positive and finite, got {self.lr}")
+        if not 0 < self.lr < 1e38:  # the range of float32
+            raise ValueError(f"clients.lr: must be positive and below 1e38, got {self.lr}")
         for name in ("momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"clients.{name}: must not be negative, got {getattr(self, name)}")

@@ -71,6 +71,8 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
             model = builder(input_shape, num_classes)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"model.name: cannot build {name} for inputs of shape {input_shape}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"model.name: {name} has no trainable parameters")
         if norm == "group":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from flare_dist.schedules import parse_schedule
@@ -34,8 +33,8 @@ class ServerConfig:
             raise ValueError(
                 f"server.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
             )
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"server.lr: must be positive and finite, got {self.lr}")
+        if not 0 < self.lr < 1e38:  # the range of float32
+            raise ValueError(f"server.lr: must be positive and below 1e38, got {self.lr}")
         if not self.momentum >= 0:
             raise ValueError(f"server.momentum: must not be negative, got {self.momentum}")
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):

@@ -1,0 +1,60 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from flare_dist.run.files import replacing, save_model, save_state, sha256, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        events.append("sync " + ("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"))
+        real_fsync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "file", "content")
+    assert events == ["sync file", "rename", "sync folder"]
+
+
+def test_a_flipped_bit_changes_the_checksum(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", {"clients": {3: {"residual": torch.arange(5.0)}}})
+    before = sha256(tmp_path / "state")
+    content = bytearray((tmp_path / "state").read_bytes())
+    content[200] ^= 1
+    (tmp_path / "state").write_bytes(content)
+    assert sha256(tmp_path / "state") != before
+
+
+def test_saved_models_are_readable_by_others(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", torch.nn.Linear(2, 2))
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444
