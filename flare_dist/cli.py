@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+        return _fail("interrupted; the same command continues from the last checkpoint, if there is one", 130)
     return 0
 
 
@@ -108,7 +108,10 @@ def _run_partition(parser: ArgumentParser, options: Any, launch: Launch, console
     table = Table("client", *map(str, range(data.num_classes)), "examples")
     for client, row in enumerate(counts.tolist()):
         table.add_row(str(client), *map(str, row), str(sum(row)))
-    Console().print(table)
+    output = Console()
+    if not output.is_terminal:
+        output.width = 10_000  # a file or a pipe has no edge to wrap at
+    output.print(table)
     path = Path(config.output_dir) / "partition.png"
     plot_label_table(counts, path)
     print(f"plot: {path}")

@@ -64,8 +64,12 @@ def parameter_layout(model: nn.Module) -> ParameterLayout:
 
 
 def buffer_layout(model: nn.Module) -> ParameterLayout:
-    """The layout of the floating-point buffers of `model` (BatchNorm's running statistics)."""
-    return ParameterLayout.of((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+    """The layout of the floating-point buffers of `model` (BatchNorm's running statistics).
+
+    Buffers that are not finite to begin with are constants, e.g. attention masks, and left out.
+    """
+    named = ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+    return ParameterLayout.of((name, b) for name, b in named if b.isfinite().all())
 
 
 def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, Tensor]:

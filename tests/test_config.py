@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import ArgumentError
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_error_feedback_is_a_rule_or_a_switch(written: str, rule: str) -> None:
 )
 def test_what_counts_as_dense(sparsifier: str, density: float, dense: bool) -> None:
     assert CompressionConfig(sparsifier=sparsifier, density=density).is_dense == dense
+
+
+@pytest.mark.parametrize("written", ["3", "null", "[]"])
+def test_a_section_must_have_keys(tmp_path: Path, written: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"clients: {written}\n")
+    with pytest.raises((ValueError, ArgumentError), match="clients"):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_yaml_none_is_the_word_none(tmp_path: Path) -> None:

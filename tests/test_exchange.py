@@ -60,7 +60,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
 def assert_equal(one: Exchanged, other: Exchanged, exact: bool = True) -> None:
     rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
     torch.testing.assert_close(one.mean_delta, other.mean_delta, rtol=rtol, atol=atol)
-    torch.testing.assert_close(one.mean_buffers, other.mean_buffers, rtol=rtol, atol=atol)
+    torch.testing.assert_close(one.mean_buffer_delta, other.mean_buffer_delta, rtol=rtol, atol=atol)
     assert (one.accepted, one.rejected, one.kept) == (other.accepted, other.rejected, other.kept)
     assert one.uplink_bytes == other.uplink_bytes
     assert one.train_loss == pytest.approx(other.train_loss)
@@ -87,7 +87,7 @@ def test_sparse_mean_is_the_weighted_mean_of_the_accepted() -> None:
         buffers += own * WEIGHTS[client] / scale
         loss += client * WEIGHTS[client] / scale
     torch.testing.assert_close(result.mean_delta, expected)
-    torch.testing.assert_close(result.mean_buffers, buffers)
+    torch.testing.assert_close(result.mean_buffer_delta, buffers)
     assert result.train_loss == pytest.approx(loss)
     assert (result.accepted, result.rejected) == (present, [0, 5])
     assert result.kept == sum(client % 5 for client in present)
@@ -106,7 +106,7 @@ def test_dense_exchange_agrees_to_rounding_and_is_the_same_on_every_rank(rejecte
         expected = sum(update(client)[0] * WEIGHTS[client] / scale for client in alone.accepted)
         torch.testing.assert_close(alone.mean_delta, expected)
         expected = sum(update(client)[1] * WEIGHTS[client] / scale for client in alone.accepted)
-        torch.testing.assert_close(alone.mean_buffers, expected)
+        torch.testing.assert_close(alone.mean_buffer_delta, expected)
 
 
 def test_wire_bytes_are_those_of_the_padded_buffers() -> None:

@@ -53,6 +53,18 @@ def test_both_logs_are_cut_back_to_the_round_resumed_from(tmp_path: Path) -> Non
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
+def test_unreadable_lines_are_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
+    lines = [json.dumps(row(round_)) for round_ in range(4)]
+    lines[1:2] = ["5", "{}", '"x"', '{"round": "a"}', '{"rou']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with caplog.at_level("WARNING", logger="flare_dist"):
+        assert [r["round"] for r in read_rows(tmp_path, up_to=3)] == [0, 2, 3]
+    assert "no readable line for rounds 1: totals are incomplete" in caplog.text
+
+
 def test_lines_of_progress_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ from flare_dist.comm.distributed import Launch, World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run import trainer
+from flare_dist.run import rundir, trainer
 from flare_dist.run.config import CheckpointConfig, Config, load_config
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.trainer import train
@@ -122,7 +122,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_directory_is_complete(straight: Path) -> None:
     names = {path.name.split(".out.")[0] for path in straight.iterdir()}
     models = {"model.safetensors", "best.safetensors"}
-    assert names == models | {"config.yaml", "metrics.jsonl", "events", "checkpoints", "summary.json"}
+    assert names == models | {".lock", "config.yaml", "metrics.jsonl", "events", "checkpoints", "summary.json"}
     assert load_config(straight / "config.yaml").engine.threads == 1
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["round-00000004", "round-00000006"]
     _, rows = results(straight)
@@ -270,6 +270,69 @@ def test_error_feedback_can_be_switched_on_or_off_in_a_continued_run(straight: P
     assert len(results(tmp_path / "on")[1]) == 11
 
 
+def test_repeating_the_command_that_continues_another_run_continues_it(straight: Path, tmp_path: Path) -> None:
+    longer = tiny(tmp_path, rounds=9, checkpoint=CheckpointConfig(every=2, resume=str(straight)))
+    start(longer, kill_in_round=9)
+    start(longer)
+    assert [row["round"] for row in results(tmp_path)[1]] == list(range(10))
+
+
+def test_files_of_others_are_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("somebody's own")
+    with pytest.raises(ValueError, match=r"output_dir: .* holds config.yaml of something that is not a run"):
+        start(tiny(tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "somebody's own"
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
+    with rundir.claim(tmp_path), pytest.raises(ValueError, match=r"output_dir: another run is writing"):
+        start(tiny(tmp_path))
+    start(tiny(tmp_path))
+
+
+def test_fewer_rounds_than_the_other_run_has_played_are_refused(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rounds: .* has played 6 rounds already"):
+        start(tiny(tmp_path, rounds=6, checkpoint=CheckpointConfig(resume=str(straight))))
+
+
+def test_buffers_that_a_model_replaces_or_never_touches(tmp_path: Path) -> None:
+    """A running mean that is assigned anew, a counter, a constant, and a mask of minus infinity."""
+    config = tiny(tmp_path / "one", model=ModelConfig(name="tests.test_trainer:OwnBuffers", norm="batch"))
+    start(config)
+    start(dataclasses.replace(config, output_dir=str(tmp_path / "two")), 2)
+    assert_same_run(tmp_path / "one", tmp_path / "two", wire=False)
+    model = load_file(tmp_path / "two" / "model.safetensors")
+    fresh = OwnBuffers((1, 5, 5), 3)
+    assert model["running"].any()
+    assert torch.equal(model["constant"], fresh.constant)
+    assert torch.equal(model["mask"], fresh.mask)
+
+
+class OwnBuffers(torch.nn.Module):
+    """A linear model with buffers of every kind."""
+
+    running: torch.Tensor
+    count: torch.Tensor
+    constant: torch.Tensor
+    mask: torch.Tensor
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        features = input_shape[0] * input_shape[1] * input_shape[2]
+        self.linear = torch.nn.Linear(features, num_classes)
+        self.register_buffer("running", torch.zeros(features))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("constant", torch.arange(features) / 7)
+        self.register_buffer("mask", torch.full((3,), -torch.inf))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        flat = inputs.flatten(1)
+        if self.training:
+            self.running = 0.9 * self.running + 0.1 * flat.detach().mean(0)
+            self.count = self.count + 1
+        return self.linear(flat - self.running + 0 * self.constant)
+
+
 def test_never_starts_over(straight: Path, tmp_path: Path) -> None:
     start(tiny(tmp_path, seed=1))
     (tmp_path / "notes.txt").write_text("the user's own")
@@ -285,8 +348,9 @@ def test_path_continues_another_run_under_a_changed_configuration(straight: Path
     _, rows = results(tmp_path / "longer")
     assert [row["round"] for row in rows] == list(range(9))
     assert rows[:7] == results(straight)[1]
+    other = dataclasses.replace(longer, checkpoint=CheckpointConfig(every=2, resume=str(straight)))
     with pytest.raises(ValueError, match=r"checkpoint\.resume: .* already holds a run"):
-        start(longer)
+        start(other)
 
 
 def test_another_model_is_refused(straight: Path, tmp_path: Path) -> None:

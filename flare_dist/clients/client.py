@@ -36,6 +36,9 @@ class LocalModel(Protocol):
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values."""
 
+    def collect_buffers(self) -> None:
+        """After training: make sure that `buffers` holds what the model left in its buffers."""
+
     def reset(self) -> None:
         """Forget what earlier clients left in the optimizer and the loss scale."""
 
@@ -45,18 +48,18 @@ class LocalModel(Protocol):
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client brings back. The two vectors are the trainer's own and change with the next client."""
+    """What a client brings back. `model_delta` is the trainer's own vector and changes with the next client."""
 
     client: int
     num_examples: int
     train_loss: float  # mean over the examples seen
     model_delta: Tensor  # float32 [total]: local - global
-    buffers: Tensor  # float32 [b]: the model's floating-point buffers after training
+    buffer_delta: Tensor  # float32 [b]: change of the model's floating-point buffers; of a constant exactly zero
 
     @property
     def is_finite(self) -> bool:
         """False where the loss, the delta or a buffer is NaN or infinite; one pass each, without a temporary."""
-        vectors = [v for v in (self.model_delta, self.buffers) if v.numel()]
+        vectors = [v for v in (self.model_delta, self.buffer_delta) if v.numel()]
         extremes = torch.stack([extreme for v in vectors for extreme in (v.amax(), v.amin())])
         return math.isfinite(self.train_loss) and bool(extremes.isfinite().all())
 
@@ -87,7 +90,8 @@ class LocalTrainer:
         self.model.reset()
         train_loss = self.run_steps(client, round_, examples, global_parameters, state)
         torch.sub(self.model.parameters, global_parameters, out=self.model_delta)
-        return ClientResult(client, len(examples), train_loss, self.model_delta, self.model.buffers)
+        buffer_delta = self.model.buffers - global_buffers
+        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta)
 
     def run_steps(
         self, client: int, round_: int, examples: Tensor, global_parameters: Tensor, state: dict[str, Tensor]
@@ -104,6 +108,7 @@ class LocalTrainer:
             self.model.step(loss, partial(penalty, step) if penalty else None)
             loss_sum.add_(loss.detach(), alpha=len(labels))
             seen += len(labels)
+        self.model.collect_buffers()
         return loss_sum.item() / seen
 
     def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

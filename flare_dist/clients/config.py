@@ -21,7 +21,7 @@ class ClientsConfig:
         batch_size: examples in a mini-batch.
         optimizer: sgd, adam or adamw; its state starts fresh in every round.
         lr: learning rate of the local optimizer.
-        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,…
+        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
         momentum: momentum of sgd.
         weight_decay: weight decay of the local optimizer.
         weighting: how the server weights clients: num_examples or uniform.
@@ -59,8 +59,8 @@ class ClientsConfig:
         if not 0 < self.lr < 1e38:  # the range of float32
             raise ValueError(f"clients.lr: must be positive and below 1e38, got {self.lr}")
         for name in ("momentum", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"clients.{name}: must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 1e38:
+                raise ValueError(f"clients.{name}: must be finite and not negative, got {getattr(self, name)}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"clients.momentum: {self.optimizer} has none (only sgd does)")
         if self.objective not in OBJECTIVES:

@@ -40,7 +40,7 @@ class Exchanged:
     """What every rank knows after an exchange: the means over the accepted clients, and what was sent for them."""
 
     mean_delta: Tensor  # float32 [total]; zeros where nobody was accepted
-    mean_buffers: Tensor  # float32 [b]
+    mean_buffer_delta: Tensor  # float32 [b]
     accepted: list[int]  # clients, ascending
     rejected: list[int]
     train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
@@ -74,12 +74,12 @@ class SparseUplink:
         self.updates: dict[int, Update] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
-        """One client's update; its buffers are copied, because the trainer goes on with the next client."""
-        self.updates[result.client] = Update(result.client, result.train_loss, payload, result.buffers.clone())
+        """One client's update."""
+        self.updates[result.client] = Update(result.client, result.train_loss, payload, result.buffer_delta)
 
     def reject(self, result: ClientResult) -> None:
         """Leave one client out of the round."""
-        self.updates[result.client] = Update(result.client, result.train_loss, None, result.buffers.new_empty(0))
+        self.updates[result.client] = Update(result.client, result.train_loss, None, result.buffer_delta.new_empty(0))
 
     def exchange(self, world: World) -> Exchanged:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
@@ -133,7 +133,7 @@ class DenseUplink:
         """Add one client's weighted delta and buffers to this rank's sums."""
         weight = self.cohort.weights[result.client]
         self.aggregate(self.delta_sum, payload, weight)
-        self.buffer_sum.add_(result.buffers, alpha=weight)
+        self.buffer_sum.add_(result.buffer_delta, alpha=weight)
         self.reports[result.client].copy_(torch.tensor([result.train_loss, 1.0]))
 
     def reject(self, result: ClientResult) -> None:

@@ -43,7 +43,7 @@ class Update:
     client: int
     train_loss: float
     payload: Payload | None
-    buffers: Tensor  # float32 [b]
+    buffers: Tensor  # float32 [b]: the change of the model's floating-point buffers
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import tokenize
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +59,10 @@ def cached_array(root: Path, name: str, fingerprint: str, build: Callable[[], np
         return found
 
 
+# What numpy raises on absent or damaged files.
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
+
+
 def _read(path: Path, fingerprint: str) -> np.ndarray | None:
     """Three arrays in one file: fingerprint, content, checksum; None unless all three agree."""
     try:
@@ -65,7 +71,7 @@ def _read(path: Path, fingerprint: str) -> np.ndarray | None:
                 return None
             array = np.load(file, allow_pickle=False)
             return array if int(np.load(file, allow_pickle=False)) == _checksum(array) else None
-    except (OSError, EOFError, ValueError, TypeError, SyntaxError):  # what numpy raises on absent or damaged files
+    except _DAMAGED:
         return None
 
 

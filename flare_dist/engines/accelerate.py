@@ -48,7 +48,7 @@ class AccelerateModel:
         self.parameters, self._gradient = bind_parameters(model, self.layout)
         self.buffers = bind_buffers(model, self.buffer_layout)
         # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
-        self._counters = [(b, b.clone()) for b in model.buffers() if not b.is_floating_point()]
+        self._counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         flat = nn.Parameter(self.parameters)
         flat.grad = self._gradient
         self.optimizer = make_optimizer(flat)
@@ -60,8 +60,16 @@ class AccelerateModel:
         """Give the model these values, and its integer buffers their initial ones."""
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
-        for counter, initial in self._counters:
-            counter.copy_(initial)
+        for name, initial in self._counters.items():
+            self.module.get_buffer(name).copy_(initial)
+
+    def collect_buffers(self) -> None:
+        """Bring buffers that the model replaced, instead of writing to them, back into the flat vector."""
+        named = dict(self.module.named_buffers())
+        for name, value in self.buffer_layout.views(self.buffers):
+            if named[name].data_ptr() != value.data_ptr():
+                value.copy_(named[name])
+                named[name].data = value
 
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""

@@ -36,10 +36,10 @@ class EngineConfig:
             raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"engine.device: must be auto, cpu or cuda, got {self.device!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"engine.threads: must be at least 1, got {self.threads}")
-        if not self.timeout_seconds > 0:
-            raise ValueError(f"engine.timeout_seconds: must be positive, got {self.timeout_seconds}")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ValueError(f"engine.threads: must be in [1, 1024], got {self.threads}")
+        if not 1 <= self.timeout_seconds <= 1e7:
+            raise ValueError(f"engine.timeout_seconds: must be in [1, 1e7], got {self.timeout_seconds}")
 
 
 def settle_device(config: EngineConfig) -> str:

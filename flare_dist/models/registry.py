@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -34,6 +36,8 @@ def find_builder(name: str) -> Builder:
         )
     if module == "torchvision":
         return _torchvision_builder(attribute)
+    if os.getcwd() not in sys.path:  # the user's own module, which a console script would not find beside it
+        sys.path.insert(0, os.getcwd())
     try:
         builder = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:

@@ -39,9 +39,8 @@ class Restored:
 
 def complete_rounds(directory: Path) -> list[int]:
     """Rounds in `directory` for which there is a manifest, ascending; says nothing of damage."""
-    return sorted(
-        int(manifest.parent.name.removeprefix("round-")) for manifest in directory.glob(f"round-*/{MANIFEST}")
-    )
+    folders = (manifest.parent.name for manifest in directory.glob(f"round-*/{MANIFEST}"))
+    return sorted(int(name.removeprefix("round-")) for name in folders if name.removeprefix("round-").isdecimal())
 
 
 def _folder(directory: Path, round_: int) -> Path:
@@ -117,14 +116,16 @@ def restore(directory: Path, world: World, layout: list[list[object]]) -> Restor
 def discard_after(directory: Path, round_: int) -> None:
     """Remove what is newer than `round_`, damaged or never completed; for one rank, before the run goes on."""
     for folder in directory.glob("round-*"):
-        if int(folder.name.removeprefix("round-")) > round_:
+        number = folder.name.removeprefix("round-")
+        if number.isdecimal() and int(number) > round_:
             shutil.rmtree(folder)
 
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 by file name, from the manifest of a set; empty where it cannot be read."""
     try:
-        return dict(json.loads((folder / MANIFEST).read_text())["sha256"])
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return dict(manifest["sha256"]) if folder == _folder(folder.parent, manifest["round"]) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

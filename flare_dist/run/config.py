@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
@@ -103,6 +103,9 @@ def config_parser(**options: Any) -> ArgumentParser:
 
 def build_config(parser: ArgumentParser, namespace: Any) -> Config:
     """The validated configuration of a parsed command line; ValueError names the dotted key that is wrong."""
+    for section in dataclasses.fields(Config):
+        if section.default is dataclasses.MISSING and not isinstance(namespace[section.name], Namespace):
+            raise ValueError(f"{section.name}: expected keys and values, got {namespace[section.name]!r}")
     values = dict(parser.instantiate(namespace))
     return Config(**{field_.name: values[field_.name] for field_ in dataclasses.fields(Config)})
 

@@ -81,7 +81,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         server.step(round_, exchanged.mean_delta)
     if not server.is_stateless:
         world.broadcast_(server.parameters.data)
-    server.buffers.copy_(exchanged.mean_buffers)
+    server.buffers.add_(exchanged.mean_buffer_delta)
     return federated_report(round_, exchanged, server.buffers.numel(), world.traffic.wire_bytes, watch.totals())
 
 

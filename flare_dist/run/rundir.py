@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.run.checkpoint import complete_rounds
@@ -80,8 +81,16 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     wanted = config.checkpoint.resume
     if wanted == "never":
         return None
+    if _holds_run(directory) and wanted in ("auto", _read_config(directory / CONFIG)["checkpoint"]["resume"]):
+        return directory  # under a path: the same command, repeated
+    foreign = [name for name in (CONFIG, CHECKPOINTS, MODEL, SUMMARY) if (directory / name).exists()]
+    if foreign and not (directory / METRICS).exists() and not _holds_run(directory):
+        raise ValueError(
+            f"output_dir: {directory} holds {', '.join(foreign)} of something that is not a run; choose another "
+            "directory, or start over with checkpoint.resume=never"
+        )
     if wanted == "auto":
-        return directory if _holds_run(directory) else None
+        return None
     source = Path(wanted)
     if not (source / CONFIG).exists() or not complete_rounds(source / CHECKPOINTS):
         raise ValueError(f"checkpoint.resume: {source} holds no complete checkpoint of a run")
@@ -100,9 +109,21 @@ def _holds_run(directory: Path) -> bool:
     return (directory / CONFIG).exists() and holds_state
 
 
+def claim(directory: Path) -> FileLock:
+    """Take the directory for this process until it ends; ValueError where another run is writing to it."""
+    lock = FileLock(directory / ".lock")
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"output_dir: another run is writing to {directory}") from error
+    return lock
+
+
 def clear(directory: Path) -> None:
     """Remove what an earlier run left in `directory`, and nothing else."""
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    for folder in (directory / CHECKPOINTS).glob("round-*"):
+        shutil.rmtree(folder)
     for name in (CONFIG, SUMMARY, METRICS, MODEL, BEST):
         (directory / name).unlink(missing_ok=True)
 
@@ -114,4 +135,9 @@ def write_config(directory: Path, config: Config) -> None:
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None."""
     path = directory / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"output_dir: {path} is damaged: {error}") from error

@@ -6,6 +6,7 @@ written anew from them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,17 +36,20 @@ def tag(key: str) -> str | None:
 
 
 def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of rounds 0 … `up_to`; a last line that a kill cut short is dropped."""
-    rows = []
+    """The rows of metrics.jsonl of rounds 0 ... `up_to`; lines that cannot be read are left out with a warning.
+
+    The last line is no loss where a kill cut it short: it belongs to a round that is played again.
+    """
     path = directory / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
+    rows = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["round"] <= up_to:
-            rows.append(row)
-    return rows
+            rows[int(row["round"])] = row
+    missing = [str(round_) for round_ in range(up_to + 1) if round_ not in rows]
+    if missing:
+        log.warning("%s has no readable line for rounds %s: totals are incomplete", path, ", ".join(missing))
+    return [rows[round_] for round_ in sorted(rows) if round_ <= up_to]
 
 
 class Tracker:

@@ -54,7 +54,10 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
 
-    with open_world(launch, device, config.engine.timeout_seconds) as world:
+    with (
+        rundir.claim(directory) if launch.rank == 0 else nullcontext(),
+        open_world(launch, device, config.engine.timeout_seconds) as world,
+    ):
         _check_shared(directory, world, [source is None, summary is None])
         if summary is not None:
             log.info(
@@ -75,7 +78,7 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
     first_round, rows = _resume(config, source, parties)
     with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
         evaluate_global = _evaluator(parties, data) if tracker else None
-        if tracker and evaluate_global and not rows:
+        if tracker and evaluate_global and first_round == 1:
             _record(tracker, {"round": 0} | evaluate_global(), directory, parties)
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
@@ -162,7 +165,6 @@ def _check_shared(directory: Path, world: World, found: list[bool]) -> None:
     token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
     mark = directory / f".shared-{world.broadcast_(token).item()}"
     if world.rank == 0:
-        directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
     world.wait_for_all()
     views = world.all_gather(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
@@ -184,6 +186,8 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
         if config.mode == "centralised" and "local_optimizer" in restored.server:
             optimizer, name = parties.trainer.model.optimizer, config.clients.optimizer
             load_optimizer_state(optimizer, name, restored.server["local_optimizer"], "clients.optimizer")
+        if source != directory and restored.round >= config.rounds:
+            raise ValueError(f"rounds: {source} has played {restored.round} rounds already, rounds is {config.rounds}")
         first_round, rows = restored.round + 1, read_rows(source, restored.round)
         log.info("continuing %s after round %d", source, restored.round)
     if world.rank == 0:

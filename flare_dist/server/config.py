@@ -18,7 +18,7 @@ class ServerConfig:
             sgd with lr 1 is FedAvg, sgd with momentum is FedAvgM.
         lr: server learning rate.
         momentum: momentum of sgd and rmsprop.
-        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,…
+        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
         aggregator: how the clients' deltas become one: mean, weighted by clients.weighting.
     """
 
@@ -35,8 +35,8 @@ class ServerConfig:
             )
         if not 0 < self.lr < 1e38:  # the range of float32
             raise ValueError(f"server.lr: must be positive and below 1e38, got {self.lr}")
-        if not self.momentum >= 0:
-            raise ValueError(f"server.momentum: must not be negative, got {self.momentum}")
+        if not 0 <= self.momentum < 1e38:
+            raise ValueError(f"server.momentum: must be finite and not negative, got {self.momentum}")
         if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
             raise ValueError(f"server.momentum: {self.optimizer} has none (only sgd and rmsprop do)")
         if self.aggregator not in AGGREGATORS:
