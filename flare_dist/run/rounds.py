@@ -73,7 +73,9 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     if exchanged.rejected:
         names = ", ".join(map(str, exchanged.rejected))
         if not exchanged.accepted:
-            raise DivergedError(f"round {round_}: the losses or deltas of all clients ({names}) are not finite")
+            raise DivergedError(
+                f"round {round_}: the losses or deltas of all clients ({names}) are not finite; try a lower clients.lr"
+            )
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step; ranks that can take it themselves need no answer.

@@ -60,9 +60,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     ):
         _check_shared(directory, world, [source is None, summary is None])
         if summary is not None:
-            log.info(
-                "%s is finished; train on with --checkpoint.resume %s and another output_dir", directory, directory
-            )
+            log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
             parties = gather_parties(config, world, data, parts, model)
             summary = _play(config, source, parties, data, console)
@@ -135,6 +133,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     compressor = Compressor(config.compression, local.layout, config.seed)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds)
+    log.info(
+        "%s: %s, %d parameters, on %d ranks (%s, %d threads each)",
+        config.output_dir, config.model.name, local.layout.total, world.size, world.device.type, torch.get_num_threads(),
+    )  # fmt: skip
     if states.names and config.mode == "federated":
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
