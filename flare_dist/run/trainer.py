@@ -133,10 +133,8 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     compressor = Compressor(config.compression, local.layout, config.seed)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds)
-    log.info(
-        "%s: %s, %d parameters, on %d ranks (%s, %d threads each)",
-        config.output_dir, config.model.name, local.layout.total, world.size, world.device.type, torch.get_num_threads(),
-    )  # fmt: skip
+    machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
+    log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     if states.names and config.mode == "federated":
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
