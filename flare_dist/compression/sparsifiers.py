@@ -56,7 +56,7 @@ def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 
     # k blocks with peaks of at least some bound hold k such entries; where blocks are few a sample bounds more tightly
     bound = peaks.topk(k, sorted=False).values.amin() if block == 128 else _sampled_bound(vector, k)
     rows = (peaks >= bound).nonzero()
-    if rows.numel() * block * 4 > vector.numel():  # ties everywhere: looking into the blocks would save nothing
+    if rows.numel() * block * 2 > vector.numel():  # ties everywhere: looking into the blocks would save nothing
         return _largest(vector.abs(), k)
     positions = (rows * block + torch.arange(block, device=vector.device)).flatten()
     positions = torch.cat([positions, torch.arange(whole, vector.numel(), device=vector.device)])

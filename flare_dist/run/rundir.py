@@ -81,10 +81,11 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     wanted = config.checkpoint.resume
     if wanted == "never":
         return None
-    if _holds_run(directory) and wanted in ("auto", _read_config(directory / CONFIG)["checkpoint"]["resume"]):
+    held = _holds_run(directory)
+    if held and wanted in ("auto", _read_config(directory / CONFIG)["checkpoint"]["resume"]):
         return directory  # under a path: the same command, repeated
     foreign = [name for name in (CONFIG, CHECKPOINTS, MODEL, SUMMARY) if (directory / name).exists()]
-    if foreign and not (directory / METRICS).exists() and not _holds_run(directory):
+    if foreign and not (directory / METRICS).exists() and not held:
         raise ValueError(
             f"output_dir: {directory} holds {', '.join(foreign)} of something that is not a run; choose another "
             "directory, or start over with checkpoint.resume=never"
@@ -96,7 +97,7 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
         raise ValueError(f"checkpoint.resume: {source} holds no complete checkpoint of a run")
     if source.resolve() == directory.resolve():
         return directory
-    if _holds_run(directory):
+    if held:
         raise ValueError(
             f"checkpoint.resume: {directory} already holds a run; continue it with auto, or choose another"
         )

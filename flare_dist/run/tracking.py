@@ -83,8 +83,8 @@ class Tracker:
         )
         self._sent = sum(row.get("uplink_bytes", 0) for row in self.rows)
         self._accuracy = "-"
-        done = max((row["round"] for row in self.rows), default=0)
-        self._task = self._progress.add_task("", total=rounds, completed=done, accuracy="-", sent="0 MB")
+        self._rounds_before = self.rows[-1]["round"] if self.rows else 0  # played before this process
+        self._task = self._progress.add_task("", total=rounds, completed=self._rounds_before, accuracy="-", sent="0 MB")
 
     def __enter__(self) -> Tracker:
         self._progress.start()
@@ -115,12 +115,8 @@ class Tracker:
         if not self._interactive and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             done, left = row["round"], self.rounds - row["round"]
-            eta = left * (self._last_line - self._start) / max(1, done - self._first_round())
+            eta = left * (self._last_line - self._start) / max(1, done - self._rounds_before)
             log.info("round %d/%d  accuracy %s  %s sent  ETA %.0f s", done, self.rounds, self._accuracy, sent, eta)
-
-    def _first_round(self) -> int:
-        """The round that this process started from."""
-        return next((row["round"] for row in self.rows if row["elapsed_seconds"] >= self._earlier_seconds), 0)
 
     def _write_events(self, row: dict[str, Any]) -> None:
         for key, value in row.items():
