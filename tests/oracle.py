@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from flare_dist.server.server import sample_cohort
 
 
 def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -> nn.Module:
-    """Top-k per tensor with error feedback (or nothing where dense), local SGD, weighted mean, server rate 1.
+    """Top-k per tensor with ec, dgc or ef21 (or nothing where dense), local SGD with FLARE's pull where it is asked
+    for, weighted mean, server rate 1.
 
     Clients in `reject` are drawn but their updates are not used.
     """
@@ -30,19 +32,22 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
     parts = partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    residuals: dict[int, list[Tensor]] = {}
+    memories: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for round_ in range(1, config.rounds + 1):
         cohort = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
         present = [client for client in cohort if client not in reject]
         examples = math.fsum(len(parts[client]) for client in present)
         mean = [torch.zeros_like(p) for p in model.parameters()]
         for client in present:
-            delta = _local_delta(copy.deepcopy(model), source, parts[client], config, round_, client)
-            residual = residuals.setdefault(client, [torch.zeros_like(d) for d in delta])
-            for total, update, memory in zip(mean, delta, residual):
-                sent = _top(update + memory, config)
-                memory.copy_(update + memory - sent)
-                total.add_(sent.mul(len(parts[client]) / examples))
+            zeros = [(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()]
+            memory = memories.setdefault(client, zeros)
+            residual = [first for first, _ in memory]
+            delta = _local_delta(copy.deepcopy(model), source, parts[client], config, round_, client, residual)
+            for total, update, vectors in zip(mean, delta, memory):
+                weight, received = len(parts[client]) / examples, _fed_back(update, vectors, config)
+                # A dense vector is added in one rounding, sparse values are weighted first.
+                dense = config.compression.rule == "ef21"
+                total.add_(received, alpha=weight) if dense else total.add_(received.mul(weight))
         with torch.no_grad():
             for parameter, step in zip(model.parameters(), mean):
                 parameter.add_(step)
@@ -50,19 +55,49 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
 
 
 def _local_delta(
-    model: nn.Module, source: BatchSource, examples: Tensor, config: Config, round_: int, client: int
+    model: nn.Module,
+    source: BatchSource,
+    examples: Tensor,
+    config: Config,
+    round_: int,
+    client: int,
+    residual: list[Tensor],
 ) -> list[Tensor]:
     torch.manual_seed(derive_seed(config.seed, "dropout", round_, client))
     start = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=config.clients.lr, momentum=config.clients.momentum)
     shuffle = generator(config.seed, "shuffle", round_, client)
     model.train()
+    steps, flare = 0, config.clients.flare
+    pulls = config.clients.objective == "flare" and any(a.any() for a in residual)
     for _ in range(config.clients.local_epochs):
         for inputs, labels in source.batches(examples, config.clients.batch_size, shuffle):
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
+            loss = F.cross_entropy(model(inputs), labels)
+            if pulls and (flare.steps is None or steps < flare.steps):
+                for p, s, a in zip(model.parameters(), start, residual):
+                    nearest_rank = np.sort(a.abs().flatten())[round(flare.percentile / 100 * (a.numel() - 1))]
+                    mask = a.abs() > float(nearest_rank)
+                    loss = loss + flare.tau * flare.decay**-round_ * (mask * (p - s - a).abs()).sum()
+            if pulls and steps == flare.steps:
+                optimizer.state.clear()
+            loss.backward()
             optimizer.step()
+            steps += 1
     return [p.detach() - s for p, s in zip(model.parameters(), start)]
+
+
+def _fed_back(delta: Tensor, memory: tuple[Tensor, Tensor], config: Config) -> Tensor:
+    """What the server gets of `delta`; the first vector of `memory` is the residual or EF21's estimate."""
+    first, velocity = memory
+    if config.compression.rule == "ef21":
+        return first.add_(_top(delta - first, config))
+    if config.compression.rule == "dgc":
+        delta = velocity.mul_(config.compression.momentum).add_(delta)
+    sent = _top(delta + first, config)
+    first.copy_(delta + first - sent)
+    velocity[sent != 0] = 0
+    return sent
 
 
 def _top(update: Tensor, config: Config) -> Tensor:

@@ -17,8 +17,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig, Penalty
+from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel
@@ -216,11 +217,10 @@ def test_a_result_s_vectors_are_the_trainer_s_own() -> None:
 def test_steps_without_a_fresh_start_go_on_where_the_last_ones_ended() -> None:
     """Centralised training: parameters and momentum stay from round to round."""
     used = trainer(replace(BASE, momentum=0.9))
-    start, _ = as_built(used)
     model, end = net(), []
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(2):
-        loss = used.run_steps(1, 2, EXAMPLES, start, {})
+        loss = used.run_steps(1, 2, EXAMPLES)
         _, buffers, expected = ordinary_loop(optimizer, model, 1)
         assert loss == pytest.approx(expected, rel=1e-5)
         torch.testing.assert_close(used.model.buffers, buffers)
@@ -229,19 +229,61 @@ def test_steps_without_a_fresh_start_go_on_where_the_last_ones_ended() -> None:
     assert not torch.allclose(end[0], end[1])
 
 
-def test_penalties_are_told_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    used = trainer(replace(BASE, local_steps=7))
+@pytest.mark.parametrize("steps", [None, 3, 9])
+def test_penalties_are_added_for_their_steps(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
+    seen: list[Tensor] = []
+    used = trainer(replace(BASE, local_steps=7, lr=0.25))
     start = as_built(used)
 
-    def objective(config: object, global_parameters: Tensor, state: dict[str, Tensor], round_: int) -> Penalty:
-        assert torch.equal(global_parameters, start[0])
-        assert (list(state), round_) == (["memory"], 2)
-        return lambda step, gradient, local: seen.append(step)
+    def objective(config: object, context: LocalContext) -> Penalty:
+        assert torch.equal(context.global_parameters, start[0])
+        assert (list(context.state), context.round, context.lr) == (["memory"], 2, 0.25)
+        assert context.layout is used.model.layout
+        return Penalty(lambda gradient, local: seen.append(local.clone()), steps)
 
     monkeypatch.setitem(OBJECTIVES, "none", objective)
     used.train(1, 2, EXAMPLES, *start, {"memory": torch.zeros(1)})
-    assert seen == list(range(7))
+    assert len(seen) == min(steps or 7, 7)
+    assert torch.equal(seen[0], start[0])
+    assert not torch.equal(seen[1], start[0])
+
+
+def test_the_velocity_restarts_when_the_penalty_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A penalty of nothing for two steps: two steps of momentum, then three from rest."""
+    used = trainer(replace(BASE, local_steps=5, momentum=0.9))
+    start = as_built(used)
+    monkeypatch.setitem(OBJECTIVES, "none", lambda config, context: Penalty(lambda gradient, local: None, 2))
+    restarted = used.train(1, 2, EXAMPLES, *start, {}).model_delta.clone()
+    model = net()
+    batches = list(batch_source().batches(EXAMPLES, 5, generator(0, "shuffle", 2, 1)))
+    model.train()
+    for part in (batches[:2], batches[2:]):
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for inputs, labels in part:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    expected = nn.utils.parameters_to_vector(model.parameters()).detach() - start[0]
+    torch.testing.assert_close(restarted, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_penalty_has_moved_is_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = trainer()
+    start = as_built(used)
+    plain = used.train(1, 2, EXAMPLES, *start, {}).model_delta.clone()
+    moved = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(OBJECTIVES, "none", lambda config, context: Penalty(lambda g, w: None, moved=moved))
+    assert torch.equal(used.train(1, 2, EXAMPLES, *start, {}).model_delta, plain - moved)
+
+
+def test_a_step_ahead_starts_at_the_residual_and_measures_from_there() -> None:
+    """w_start = w + a * A and Delta = w_end - w_start: plain training from another start."""
+    used = trainer(replace(BASE, step_ahead=0.25))
+    parameters, buffers = as_built(used)
+    residual = torch.randn(parameters.shape, generator=torch.Generator().manual_seed(0))
+    ahead = used.train(1, 2, EXAMPLES, parameters, buffers, {"residual": residual}).model_delta.clone()
+    plain = trainer().train(1, 2, EXAMPLES, parameters.add(residual, alpha=0.25), buffers, {})
+    assert torch.equal(ahead, plain.model_delta)
 
 
 def test_epochs_are_shuffled_afresh() -> None:

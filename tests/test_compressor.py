@@ -51,26 +51,53 @@ def test_pairs_are_sorted_and_bounded_and_nothing_is_lost(
     used = compressor(sparsifier=sparsifier, scope=scope, error_feedback=rule, density=density, threshold=0.8)
     state = fresh_state(used)
     for round_, delta in enumerate(deltas(), 1):
-        old = state["residual"].clone() if state else torch.zeros(LAYOUT.total)
+        old = {name: vector.clone() for name, vector in state.items()}
         brought = delta.clone()
         indices, values = pairs(used.compress(round_, 3, delta, state))
         assert torch.equal(delta, brought)
         assert (indices.diff() > 0).all()
         assert indices.dtype == torch.int32
         assert values.dtype == torch.float32
-        assert len(values) == len(indices) <= used.max_kept
-        assert sparsifier == "threshold" or len(indices) == used.max_kept
-        if state:
-            sent = torch.zeros(LAYOUT.total)
-            sent[indices] = values
-            assert torch.equal(sent + state["residual"], delta + old)
-        else:
+        assert len(values) == len(indices) <= used.max_kept(round_)
+        assert sparsifier == "threshold" or len(indices) == used.max_kept(round_)
+        sent = torch.zeros(LAYOUT.total)
+        sent[indices] = values
+        if rule == "ec":
+            assert torch.equal(sent + state["residual"], delta + old["residual"])
+        if rule == "dgc":
+            assert torch.equal(sent + state["residual"], old["residual"] + (0.9 * old["velocity"] + delta))
+        if rule == "ef21":
+            assert torch.equal(state["estimate"], old["estimate"] + sent)
+        if rule == "none":
             assert torch.equal(values, delta[indices])
 
 
 def test_the_most_that_can_be_kept() -> None:
-    assert compressor(density=0.07, scope="tensor").max_kept == 7 + 1 + 1
-    assert compressor(density=0.07, scope="global").max_kept == 8
+    assert compressor(density=0.07, scope="tensor").max_kept(1) == 7 + 1 + 1
+    assert compressor(density=0.07, scope="global").max_kept(1) == 8
+
+
+def test_a_warm_up_leads_to_the_density() -> None:
+    used = compressor(density=0.07, scope="global", warmup=(0.5, 0.25), warmup_rounds=2)
+    assert [used.max_kept(round_) for round_ in range(1, 8)] == [56, 56, 28, 28, 8, 8, 8]
+    (delta,) = deltas(1)
+    assert [used.compress(r, 0, delta, fresh_state(used)).kept for r in (1, 3, 5)] == [56, 28, 8]
+
+
+@pytest.mark.parametrize(
+    ("numel", "density", "kept"), [(3190096, 1e-5, 33), (40690, 1e-5, 1), (5, 0.5, 3), (1, 0.9, 1)]
+)
+def test_the_paper_s_count_is_one_more_than_rounded(numel: int, density: float, kept: int) -> None:
+    """round(n * R / 100) + 1 with R = 100 * density, halves to even; at most all there are."""
+    layout = ParameterLayout.of([("a", torch.empty(numel))])
+    assert Compressor(CompressionConfig(density=density, count="paper"), layout, 0).max_kept(1) == kept
+
+
+def test_settings_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^compression\.residual_decay: dgc has none"):
+        CompressionConfig(error_feedback="dgc", residual_decay=0.9)
+    with pytest.raises(ValueError, match=r"^compression\.warmup: leads to a density below 1"):
+        CompressionConfig(sparsifier="dense", warmup=(0.5,))
 
 
 def test_memory_changes_what_is_sent_later_and_nothing_sooner() -> None:
@@ -107,7 +134,7 @@ def test_dense_deltas_are_passed_on_and_leave_no_memory(settings: dict[str, Any]
     used = compressor(error_feedback=rule, **settings)
     assert used.config.is_dense
     assert used.state_names == ()
-    assert used.max_kept == 0
+    assert used.max_kept(1) == 0
     (delta,) = deltas(1)
     before, state = delta.clone(), fresh_state(used)
     payload = used.compress(1, 0, delta, state)
@@ -146,7 +173,14 @@ def test_error_feedback_is_written_as_a_name_or_a_truth(written: str | bool, rul
         ("scope", "layer"),
         ("threshold", -1.0),
         ("threshold", float("nan")),
-        ("error_feedback", "ef21"),
+        ("error_feedback", "ef20"),
+        ("count", "floor"),
+        ("residual_decay", 0.0),
+        ("residual_decay", 1.1),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("warmup", (0.5, 0.0)),
+        ("warmup_rounds", 0),
     ],
 )
 def test_errors_name_the_key(key: str, value: Any) -> None:

@@ -32,16 +32,20 @@ def first_entries(client: int) -> Payload:
     return Payload(indices.int(), update(client)[0][indices])
 
 
+def receive(total: Tensor, client: int, payload: Payload, weight: float) -> None:
+    mean(total, payload, weight)
+
+
 def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
-        return _exchange(world, SparseUplink(cohort, mean, TOTAL, BUFFERS, max_kept=4), rejected)
+        return _exchange(world, SparseUplink(cohort, receive, TOTAL, BUFFERS, max_kept=4), rejected)
 
 
 def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
     cohort = Cohort({client: client * world.size // 7 for client in range(7)}, WEIGHTS)
-    return _exchange(world, DenseUplink(cohort, mean, TOTAL, BUFFERS, torch.device("cpu")), rejected)
+    return _exchange(world, DenseUplink(cohort, receive, TOTAL, BUFFERS, torch.device("cpu")), rejected)
 
 
 def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Exchanged, int]:

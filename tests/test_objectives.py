@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
+from flare_dist.clients.penalty import LocalContext, Penalty
+from flare_dist.layout import ParameterLayout
 
 
 def vectors() -> tuple[Tensor, Tensor, Tensor]:
@@ -16,42 +19,61 @@ def vectors() -> tuple[Tensor, Tensor, Tensor]:
     return first, second, third
 
 
-@pytest.mark.parametrize("mu", [0.01, 1.0, 7.5])
-@pytest.mark.parametrize("step", [0, 3])
-def test_fedprox_adds_the_gradient_of_its_penalty(mu: float, step: int) -> None:
-    gradient, local, global_parameters = vectors()
-    penalty = OBJECTIVES["fedprox"](ClientsConfig(fedprox=FedProxConfig(mu)), global_parameters, {}, 1)
+def fedprox(global_parameters: Tensor, round_: int = 1, **settings: float) -> Penalty:
+    layout = ParameterLayout.of([("a", global_parameters)])
+    context = LocalContext(layout, round_, 0.1, 0.0, global_parameters, {})
+    penalty = OBJECTIVES["fedprox"](ClientsConfig(fedprox=FedProxConfig(**settings)), context)
     assert penalty is not None
+    return penalty
+
+
+@pytest.mark.parametrize("mu", [0.01, 1.0, 7.5])
+def test_fedprox_adds_the_gradient_of_its_penalty(mu: float) -> None:
+    gradient, local, global_parameters = vectors()
+    penalty = fedprox(global_parameters, mu=mu)
     moving = local.clone().requires_grad_()
     (mu / 2 * (moving - global_parameters).square().sum()).backward()
     assert moving.grad is not None
     expected, untouched = gradient + moving.grad, (local.clone(), global_parameters.clone())
-    penalty(step, gradient, local)
+    penalty.add_gradient(gradient, local)
     torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=1e-14)
     assert all(map(torch.equal, (local, global_parameters), untouched))
 
 
 def test_fedprox_pulls_towards_the_global_model() -> None:
     _, local, global_parameters = vectors()
-    penalty = OBJECTIVES["fedprox"](ClientsConfig(fedprox=FedProxConfig(1.0)), global_parameters, {}, 1)
-    assert penalty is not None
+    penalty = fedprox(global_parameters, mu=1.0)
     still = torch.zeros(40, dtype=torch.float64)
-    penalty(0, still, global_parameters.clone())
+    penalty.add_gradient(still, global_parameters.clone())
     assert not still.any()
     for _ in range(60):
         gradient = torch.zeros_like(local)
-        penalty(0, gradient, local)
+        penalty.add_gradient(gradient, local)
         local -= 0.5 * gradient
     torch.testing.assert_close(local, global_parameters)
 
 
+def test_fedprox_may_decay_over_the_rounds() -> None:
+    gradient, local, global_parameters = vectors()
+    expected = gradient + 8.0 / 2.0**3 * (local - global_parameters)
+    fedprox(global_parameters, 3, mu=8.0, decay=2.0).add_gradient(gradient, local)
+    torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_zero_coefficients_add_nothing(name: str) -> None:
-    config = ClientsConfig(objective=name, fedprox=FedProxConfig(0.0))
-    assert OBJECTIVES[name](config, torch.zeros(3), {}, 1) is None
+    config = ClientsConfig(objective=name, fedprox=FedProxConfig(0.0), flare=FlareConfig(tau=0.0))
+    layout = ParameterLayout.of([("a", torch.empty(3))])
+    context = LocalContext(layout, 1, 0.1, 0.0, torch.zeros(3), {"residual": torch.ones(3)})
+    assert OBJECTIVES[name](config, context) is None
 
 
 @pytest.mark.parametrize("mu", [-0.1, float("nan")])
 def test_errors_name_the_key(mu: float) -> None:
     with pytest.raises(ValueError, match=r"^clients\.fedprox\.mu: must not be negative, got "):
         FedProxConfig(mu)
+
+
+def test_a_growing_penalty_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^clients\.fedprox\.decay: must be at least 1, got 0.9"):
+        FedProxConfig(decay=0.9)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
@@ -75,6 +76,30 @@ def test_sparse_rounds_equal_the_oracle_bitwise_on_any_number_of_ranks(size: int
     results = [single(play, SPARSE)] if size == 1 else run_ranks(play, size, SPARSE)
     for parameters, *_ in results:
         assert torch.equal(parameters, oracle)
+
+
+FLARE = dataclasses.replace(
+    SPARSE.clients, objective="flare", local_epochs=2, flare=FlareConfig(tau=0.3, decay=1.1, steps=3)
+)
+METHODS = {
+    "flare": dataclasses.replace(SPARSE, rounds=5, clients=FLARE),
+    "flare throughout": dataclasses.replace(
+        SPARSE, rounds=5, clients=dataclasses.replace(FLARE, flare=FlareConfig(tau=0.3, percentile=80, steps=None))
+    ),
+    "ef21": dataclasses.replace(SPARSE, rounds=5, compression=CompressionConfig(density=0.02, error_feedback="ef21")),
+    "dgc": dataclasses.replace(SPARSE, rounds=5, compression=CompressionConfig(density=0.02, error_feedback="dgc")),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_equal_the_oracle_bitwise_with_clients_absent(method: str) -> None:
+    torch.set_num_threads(1)
+    expected = flat(train_in_one_process(METHODS[method]))
+    for size in (1, 2, 3):
+        results = [single(play, METHODS[method])] if size == 1 else run_ranks(play, size, METHODS[method])
+        for parameters, *_ in results:
+            assert torch.equal(parameters, expected)
+    assert not torch.equal(expected, flat(train_in_one_process(dataclasses.replace(SPARSE, rounds=5))))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.sparsifiers import (
+    COUNTS,
     SCOPES,
     SPARSIFIERS,
     Segment,
@@ -54,7 +55,7 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
 ) -> None:
     update = vector(kind, LAYOUT.total)
     before = update.clone()
-    segments = SCOPES[scope](LAYOUT, density)
+    segments = SCOPES[scope](LAYOUT, density, count_kept)
     indices = select(update, segments, SPARSIFIERS[name], seeded(), threshold)
     assert indices.dtype == torch.int64
     assert (indices.diff() > 0).all()
@@ -69,9 +70,14 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
 @pytest.mark.parametrize("density", [1e-5, 0.07, 0.5, 1.0])
 def test_segments_tile_the_layout(density: float) -> None:
     """Tensors without entries have no segment; one with entries keeps at least one."""
-    assert [s[:2] for s in SCOPES["tensor"](LAYOUT, density)] == [(0, 77), (77, 1), (78, 40), (118, 2)]
-    assert SCOPES["global"](LAYOUT, density) == [Segment(0, 120, count_kept(120, density))]
-    assert all(1 <= s.k <= s.numel for scope in SCOPES.values() for s in scope(LAYOUT, density))
+    assert [s[:2] for s in SCOPES["tensor"](LAYOUT, density, count_kept)] == [(0, 77), (77, 1), (78, 40), (118, 2)]
+    assert SCOPES["global"](LAYOUT, density, count_kept) == [Segment(0, 120, count_kept(120, density))]
+    assert all(
+        1 <= s.k <= s.numel
+        for scope in SCOPES.values()
+        for count in COUNTS.values()
+        for s in scope(LAYOUT, density, count)
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,9 +140,9 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_scopes_share_out_differently() -> None:
     update = torch.arange(120.0)
-    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05), topk, seeded())
+    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05, count_kept), topk, seeded())
     assert shared.tolist() == [73, 74, 75, 76, 77, 116, 117, 119]
-    assert select(update, SCOPES["global"](LAYOUT, 0.05), topk, seeded()).tolist() == list(range(114, 120))
+    assert select(update, SCOPES["global"](LAYOUT, 0.05, count_kept), topk, seeded()).tolist() == list(range(114, 120))
 
 
 def test_randk_follows_its_generator_alone() -> None:
@@ -176,7 +182,7 @@ def test_threshold_zero_is_topk(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_device_changes_nothing(name: str, kind: str) -> None:
     x = vector(kind, LAYOUT.total)
-    segments = SCOPES["tensor"](LAYOUT, 0.3)
+    segments = SCOPES["tensor"](LAYOUT, 0.3, count_kept)
     there = select(x.cuda(), segments, SPARSIFIERS[name], seeded(), 0.5)
     assert there.is_cuda
     assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], seeded(), 0.5))

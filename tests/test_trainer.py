@@ -156,7 +156,7 @@ def test_continued_on_any_number_of_ranks(straight: Path, tmp_path: Path, sizes:
     assert_same_run(straight, tmp_path, wire=False)
 
 
-@pytest.mark.parametrize("mode", ["centralised", "batchnorm", "adam_server", "dense"])
+@pytest.mark.parametrize("mode", ["centralised", "batchnorm", "adam_server", "dense", "flare", "ef21", "dgc"])
 def test_every_kind_of_state_survives(tmp_path: Path, mode: str) -> None:
     changes: dict[str, dict[str, Any]] = {
         "centralised": {
@@ -166,6 +166,9 @@ def test_every_kind_of_state_survives(tmp_path: Path, mode: str) -> None:
         "batchnorm": {"model": ModelConfig(name="tests.test_rounds:norm_net", norm="batch")},
         "adam_server": {"server": ServerConfig(optimizer="adam", lr=0.01)},
         "dense": {"compression": CompressionConfig(sparsifier="dense")},
+        "flare": {"clients": dataclasses.replace(tiny(tmp_path).clients, objective="flare")},
+        "ef21": {"compression": CompressionConfig(density=0.02, error_feedback="ef21")},
+        "dgc": {"compression": CompressionConfig(density=0.02, error_feedback="dgc", warmup=(0.5, 0.1) * 2)},
     }
     start(tiny(tmp_path / "straight", **changes[mode]))
     start(tiny(tmp_path / "killed", **changes[mode]), kill_in_round=5)

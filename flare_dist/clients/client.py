@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.objectives import OBJECTIVES
+from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
@@ -76,6 +76,10 @@ class LocalTrainer:
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
         self.model_delta = torch.empty_like(model.parameters)
 
+    def lr(self, round_: int) -> float:
+        """The learning rate of the local optimizer."""
+        return self.config.lr * self.schedule(round_, self.rounds)
+
     def train(
         self,
         client: int,
@@ -88,24 +92,33 @@ class LocalTrainer:
         """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only."""
         self.model.load(global_parameters, global_buffers)
         self.model.reset()
-        train_loss = self.run_steps(client, round_, examples, global_parameters, state)
-        torch.sub(self.model.parameters, global_parameters, out=self.model_delta)
+        start = global_parameters
+        if self.config.step_ahead:  # SAEF: the delta is measured from where the client starts
+            start = self.model.parameters.add_(state["residual"], alpha=self.config.step_ahead).clone()
+        context = LocalContext(
+            self.model.layout, round_, self.lr(round_), self.config.momentum, global_parameters, state
+        )
+        penalty = OBJECTIVES[self.config.objective](self.config, context)
+        train_loss = self.run_steps(client, round_, examples, penalty)
+        torch.sub(self.model.parameters, start, out=self.model_delta)
+        if penalty is not None and penalty.moved is not None:
+            self.model_delta.sub_(penalty.moved)
         buffer_delta = self.model.buffers - global_buffers
         return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta)
 
-    def run_steps(
-        self, client: int, round_: int, examples: Tensor, global_parameters: Tensor, state: dict[str, Tensor]
-    ) -> float:
+    def run_steps(self, client: int, round_: int, examples: Tensor, penalty: Penalty | None = None) -> float:
         """The local steps of one round from wherever the model stands; returns the mean training loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", round_, client))
         for group in self.model.optimizer.param_groups:
-            group["lr"] = self.config.lr * self.schedule(round_, self.rounds)
-        penalty = OBJECTIVES[self.config.objective](self.config, global_parameters, state, round_)
+            group["lr"] = self.lr(round_)
         self.model.module.train()
-        loss_sum, seen = torch.zeros((), device=global_parameters.device), 0
+        loss_sum, seen = torch.zeros((), device=self.model.parameters.device), 0
         for step, (inputs, labels) in enumerate(self._batches(client, round_, examples)):
+            if penalty is not None and step == penalty.steps:
+                self.model.optimizer.state.clear()
+                penalty = None
             loss = F.cross_entropy(self.model.module(inputs), labels)
-            self.model.step(loss, partial(penalty, step) if penalty else None)
+            self.model.step(loss, penalty.add_gradient if penalty else None)
             loss_sum.add_(loss.detach(), alpha=len(labels))
             seen += len(labels)
         self.model.collect_buffers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.schedules import parse_schedule
@@ -25,8 +26,11 @@ class ClientsConfig:
         momentum: momentum of sgd.
         weight_decay: weight decay of the local optimizer.
         weighting: how the server weights clients: num_examples or uniform.
-        objective: what is added to the clients' loss: none or fedprox.
+        step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
+            measured from there (SAEF: 0 = plain error feedback).
+        objective: what is added to the clients' loss: none, fedprox or flare.
         fedprox: settings of the fedprox objective.
+        flare: settings of the flare objective.
     """
 
     num: int = 8
@@ -40,8 +44,10 @@ class ClientsConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     weighting: str = "num_examples"
+    step_ahead: float = 0.0
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
+    flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
         for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size"):
@@ -67,6 +73,10 @@ class ClientsConfig:
             raise ValueError(
                 f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
             )
+        if not 0 <= self.step_ahead <= 1:
+            raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
+        if self.objective == "flare" and self.flare.conserve and (self.optimizer != "sgd" or self.weight_decay):
+            raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
 
     @property

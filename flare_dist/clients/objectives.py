@@ -1,8 +1,7 @@
 """Objectives: what clients minimise besides their loss, given as an explicit gradient on the flat vectors.
 
-An objective is a function (config, global_parameters, state, round) -> penalty: it prepares what stays fixed for the
-round. The penalty is a function (step, gradient, local) that adds its gradient at `local` to `gradient` in place before
-each local step. No autograd graph is built over the penalty and no second model is held.
+An objective is a function (config, context) -> Penalty | None. It prepares what stays fixed for the round; the penalty
+then adds its gradient before each local step. No autograd graph is built over it and no second model is held.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from flare_dist.clients.flare import FlareConfig, flare_penalty
+from flare_dist.clients.penalty import LocalContext, Penalty
+
 
 @dataclass(frozen=True)
 class FedProxConfig:
@@ -20,13 +22,17 @@ class FedProxConfig:
 
     Args:
         mu: weight of the penalty (mu / 2) * ||local - global||^2; 0 is plain local training.
+        decay: in round r the weight is mu / decay^r; 1 keeps it.
     """
 
     mu: float = 0.01
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.mu >= 0:
             raise ValueError(f"clients.fedprox.mu: must not be negative, got {self.mu}")
+        if not self.decay >= 1:
+            raise ValueError(f"clients.fedprox.decay: must be at least 1, got {self.decay}")
 
 
 class ObjectiveConfig(Protocol):
@@ -35,27 +41,32 @@ class ObjectiveConfig(Protocol):
     @property
     def fedprox(self) -> FedProxConfig: ...
 
+    @property
+    def flare(self) -> FlareConfig: ...
 
-Penalty = Callable[[int, Tensor, Tensor], None]
-Objective = Callable[[ObjectiveConfig, Tensor, dict[str, Tensor], int], "Penalty | None"]
+
+Objective = Callable[[ObjectiveConfig, LocalContext], "Penalty | None"]
 
 
-def none(config: ObjectiveConfig, global_parameters: Tensor, state: dict[str, Tensor], round_: int) -> None:
+def none(config: ObjectiveConfig, context: LocalContext) -> None:
     """The loss alone."""
 
 
-def fedprox(
-    config: ObjectiveConfig, global_parameters: Tensor, state: dict[str, Tensor], round_: int
-) -> Penalty | None:
+def fedprox(config: ObjectiveConfig, context: LocalContext) -> Penalty | None:
     """FedProx (Li et al. 2020): the gradient of (mu / 2) * ||w - w_t||^2 is mu * (w - w_t)."""
-    mu = config.fedprox.mu
+    mu = config.fedprox.mu * config.fedprox.decay**-context.round
     if not mu:
         return None
 
-    def penalty(step: int, gradient: Tensor, local: Tensor) -> None:
-        gradient.add_(local - global_parameters, alpha=mu)
+    def add_gradient(gradient: Tensor, local: Tensor) -> None:
+        gradient.add_(local - context.global_parameters, alpha=mu)
 
-    return penalty
+    return Penalty(add_gradient)
 
 
-OBJECTIVES: dict[str, Objective] = {"none": none, "fedprox": fedprox}
+def flare(config: ObjectiveConfig, context: LocalContext) -> Penalty | None:
+    """FLARE (Greidi & Cohen 2024): pull the local model towards where the residual points."""
+    return flare_penalty(config.flare, context)
+
+
+OBJECTIVES: dict[str, Objective] = {"none": none, "fedprox": fedprox, "flare": flare}

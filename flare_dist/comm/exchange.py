@@ -9,7 +9,7 @@ cohort; where clients were rejected, the sum is divided by the weight that is pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
 from flare_dist.compression.payload import Payload, Update, decode, encode, slot_nbytes
-from flare_dist.server.aggregation import Aggregator
+
+Receive = Callable[[Tensor, int, Payload, float], None]  # what the server makes of (total, client, payload, weight)
 
 ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -65,9 +66,9 @@ def _exchanged(
 class SparseUplink:
     """Collects the updates of this rank's clients and gathers everybody's; payloads have at most `max_kept` pairs."""
 
-    def __init__(self, cohort: Cohort, aggregate: Aggregator, total: int, buffers: int, max_kept: int) -> None:
+    def __init__(self, cohort: Cohort, receive: Receive, total: int, buffers: int, max_kept: int) -> None:
         self.cohort = cohort
-        self.aggregate = aggregate
+        self.receive = receive
         self.total = total
         self.buffers = buffers
         self.slot_nbytes = slot_nbytes(max_kept, buffers)
@@ -90,7 +91,7 @@ class SparseUplink:
             uplink_bytes += update.nbytes
             if update.payload is not None:
                 weight = self.cohort.weights[update.client]
-                self.aggregate(delta_sum, update.payload, weight)
+                self.receive(delta_sum, update.client, update.payload, weight)
                 buffer_sum.add_(update.buffers, alpha=weight)
                 losses[update.client] = update.train_loss
                 kept += update.payload.kept
@@ -121,9 +122,9 @@ class DenseUplink:
     only the hosting rank writes a client's two places, so their sum is what it wrote.
     """
 
-    def __init__(self, cohort: Cohort, aggregate: Aggregator, total: int, buffers: int, device: torch.device) -> None:
+    def __init__(self, cohort: Cohort, receive: Receive, total: int, buffers: int, device: torch.device) -> None:
         self.cohort = cohort
-        self.aggregate = aggregate
+        self.receive = receive
         clients = len(cohort.hosts)
         self.sums = torch.zeros(total + buffers + 2 * clients, device=device)
         self.delta_sum, self.buffer_sum, reports = self.sums.split([total, buffers, 2 * clients])
@@ -132,7 +133,7 @@ class DenseUplink:
     def add(self, result: ClientResult, payload: Payload) -> None:
         """Add one client's weighted delta and buffers to this rank's sums."""
         weight = self.cohort.weights[result.client]
-        self.aggregate(self.delta_sum, payload, weight)
+        self.receive(self.delta_sum, result.client, payload, weight)
         self.buffer_sum.add_(result.buffer_delta, alpha=weight)
         self.reports[result.client].copy_(torch.tensor([result.train_loss, 1.0]))
 

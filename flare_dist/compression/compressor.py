@@ -7,7 +7,7 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, State
 from flare_dist.compression.payload import Payload
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, select
+from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS, Segment, select
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
@@ -15,16 +15,25 @@ from flare_dist.seeding import generator
 class Compressor:
     """Turns model deltas of one layout into payloads.
 
-    `max_kept` is the most pairs that one client can send; `state_names` are the vectors that a client remembers, none
-    where everything is sent.
+    `state_names` are the vectors that a client remembers, none where everything is sent; where `mirrored`, payloads are
+    changes of an estimate that the server holds too.
     """
 
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
         self.config = config
+        self.layout = layout
         self.seed = seed
-        self.segments = [] if config.is_dense else SCOPES[config.scope](layout, config.density)
-        self.max_kept = sum(segment.k for segment in self.segments)
-        self.state_names, self.rule = ERROR_FEEDBACK["none" if config.is_dense else config.rule]
+        self.state_names, self.rule, self.mirrored = ERROR_FEEDBACK["none" if config.is_dense else config.rule]
+
+    def segments(self, round_: int) -> list[Segment]:
+        """What is selected from in a round, and how much."""
+        if self.config.is_dense:
+            return []
+        return SCOPES[self.config.scope](self.layout, self.config.density_in(round_), COUNTS[self.config.count])
+
+    def max_kept(self, round_: int) -> int:
+        """The most pairs that one client can send in a round."""
+        return sum(segment.k for segment in self.segments(round_))
 
     def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> Payload:
         """What is sent of `model_delta` (float32 [total], finite); updates `state` in place.
@@ -37,7 +46,7 @@ class Compressor:
             if self.config.is_dense:
                 return Payload(None, vector)
             sparsifier = SPARSIFIERS[self.config.sparsifier]
-            indices = select(vector, self.segments, sparsifier, draws, self.config.threshold)
+            indices = select(vector, self.segments(round_), sparsifier, draws, self.config.threshold)
             return Payload(indices.int(), vector[indices])
 
-        return self.rule(model_delta, state, sparsify)
+        return self.rule(self.config, model_delta, state, sparsify)

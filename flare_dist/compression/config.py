@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS
+from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,30 @@ class CompressionConfig:
     Args:
         sparsifier: dense (everything), topk (largest magnitudes), randk (a fresh random set each round) or threshold
             (magnitudes of at least `threshold`, at most `density` of the entries).
-        density: fraction of the entries KEPT, in (0, 1]; smaller = more compression. Read as an exact decimal:
-            ceil(n * density) entries of n are kept.
+        density: fraction of the entries KEPT, in (0, 1]; smaller = more compression. Read as an exact decimal.
         scope: tensor (each parameter tensor keeps its own share) or global (one selection over the whole model).
+        count: how many of n entries are kept: ceil, which is ceil(n * density), or paper, which is FLARE's
+            round(n * density) + 1.
         threshold: smallest magnitude that the threshold sparsifier sends.
-        error_feedback: ec (what is not sent is remembered by the client and added to its next delta) or none (it is
-            lost); true and false mean the same two.
+        error_feedback: ec (what is not sent is remembered by the client and added to its next delta), dgc (the same
+            with momentum), ef21 (what is sent is the change of an estimate that client and server both hold) or none
+            (it is lost); true and false mean ec and none.
+        residual_decay: factor on the residual of ec before a new delta is added, in (0, 1]; SparseLoCo takes 0.95.
+        momentum: of dgc, which then wants clients.momentum 0; with 0 it is ec.
+        warmup: densities of the first rounds, before `density`, e.g. [0.25, 0.063, 0.015, 0.004].
+        warmup_rounds: rounds that each of them lasts.
     """
 
     sparsifier: str = "topk"
     density: float = 0.01
     scope: str = "tensor"
+    count: str = "ceil"
     threshold: float = 0.0
     error_feedback: bool | str = "ec"
+    residual_decay: float = 1.0
+    momentum: float = 0.9
+    warmup: tuple[float, ...] = ()
+    warmup_rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.sparsifier != "dense" and self.sparsifier not in SPARSIFIERS:
@@ -37,11 +48,25 @@ class CompressionConfig:
             raise ValueError(f"compression.density: the fraction kept must be in (0, 1], got {self.density}")
         if self.scope not in SCOPES:
             raise ValueError(f"compression.scope: must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+        if self.count not in COUNTS:
+            raise ValueError(f"compression.count: must be one of {', '.join(COUNTS)}, got {self.count!r}")
         if not self.threshold >= 0:
             raise ValueError(f"compression.threshold: must not be negative, got {self.threshold}")
         if self.rule not in ERROR_FEEDBACK:
             known = ", ".join(ERROR_FEEDBACK)
             raise ValueError(f"compression.error_feedback: unknown rule {self.rule!r} (choose from {known})")
+        if not 0 < self.residual_decay <= 1:
+            raise ValueError(f"compression.residual_decay: must be in (0, 1], got {self.residual_decay}")
+        if self.residual_decay != 1 and self.rule != "ec":
+            raise ValueError(f"compression.residual_decay: {self.rule} has none (only ec does)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"compression.momentum: must be in [0, 1), got {self.momentum}")
+        if not all(0 < density <= 1 for density in self.warmup):
+            raise ValueError(f"compression.warmup: every density must be in (0, 1], got {list(self.warmup)}")
+        if self.warmup and self.is_dense:
+            raise ValueError("compression.warmup: leads to a density below 1, not to dense updates")
+        if self.warmup_rounds < 1:
+            raise ValueError(f"compression.warmup_rounds: must be at least 1, got {self.warmup_rounds}")
 
     @property
     def rule(self) -> str:
@@ -54,3 +79,8 @@ class CompressionConfig:
     def is_dense(self) -> bool:
         """True where every entry is sent, so that ranks may sum their clients before the wire."""
         return self.sparsifier == "dense" or (self.density == 1 and self.sparsifier != "threshold")
+
+    def density_in(self, round_: int) -> float:
+        """The density of a round, from 1: that of the warm-up, or the one that it leads to."""
+        stage = (round_ - 1) // self.warmup_rounds
+        return self.warmup[stage] if stage < len(self.warmup) else self.density

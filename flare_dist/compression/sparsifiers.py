@@ -25,6 +25,7 @@ class Segment(NamedTuple):
     k: int
 
 
+Count = Callable[[int, float], int]
 Sparsifier = Callable[[Tensor, int, torch.Generator, float], Tensor]
 
 
@@ -33,12 +34,17 @@ def count_kept(numel: int, density: float) -> int:
     return math.ceil(numel * Decimal(repr(density)))
 
 
-def tensor_segments(layout: ParameterLayout, density: float) -> list[Segment]:
-    return [Segment(e.offset, e.numel, count_kept(e.numel, density)) for e in layout.entries if e.numel]
+def count_in_paper(numel: int, density: float) -> int:
+    """round(numel * density) + 1, halves to even, and never more than there are: what FLARE's code keeps."""
+    return min(numel, round(numel * Decimal(repr(density))) + 1)
 
 
-def global_segments(layout: ParameterLayout, density: float) -> list[Segment]:
-    return [Segment(0, layout.total, count_kept(layout.total, density))]
+def tensor_segments(layout: ParameterLayout, density: float, count: Count) -> list[Segment]:
+    return [Segment(e.offset, e.numel, count(e.numel, density)) for e in layout.entries if e.numel]
+
+
+def global_segments(layout: ParameterLayout, density: float, count: Count) -> list[Segment]:
+    return [Segment(0, layout.total, count(layout.total, density))]
 
 
 def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
@@ -106,7 +112,8 @@ def select(
     )
 
 
-SCOPES: dict[str, Callable[[ParameterLayout, float], list[Segment]]] = {
+COUNTS: dict[str, Count] = {"ceil": count_kept, "paper": count_in_paper}
+SCOPES: dict[str, Callable[[ParameterLayout, float, Count], list[Segment]]] = {
     "tensor": tensor_segments,
     "global": global_segments,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.resnet import resnet18, with_group_norm
 from flare_dist.models.small import cnn, lenet, two_nn
 from flare_dist.seeding import derive_seed
@@ -97,4 +98,11 @@ def _check_scores(name: str, model: nn.Module, input_shape: Shape, num_classes: 
         raise ValueError(f"model.name: {name} must give scores of shape (batch, {num_classes}), it gives {shape}")
 
 
-MODELS: dict[str, Builder] = {"2nn": two_nn, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}
+MODELS: dict[str, Builder] = {
+    "2nn": two_nn,
+    "cnn": cnn,
+    "flare_fc": flare_fc,
+    "flare_cnn": flare_cnn,
+    "lenet": lenet,
+    "resnet18": resnet18,
+}

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
@@ -89,8 +90,22 @@ class Config:
         if self.clients.weighting not in WEIGHTINGS:
             known = ", ".join(WEIGHTINGS)
             raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
+        if self.mode == "federated":
+            self._check_residuals()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+
+    def _check_residuals(self) -> None:
+        """Raise ValueError where clients are to follow a residual that their error feedback does not keep."""
+        compression = self.compression
+        names = () if compression.is_dense else ERROR_FEEDBACK[compression.rule].state_names
+        if "residual" in names:
+            return
+        kept = "dense updates leave" if compression.is_dense else f"compression.error_feedback={compression.rule} keeps"
+        if self.clients.objective == "flare":
+            raise ValueError(f"clients.objective: flare pulls towards the residual, and {kept} none (use ec or dgc)")
+        if self.clients.step_ahead:
+            raise ValueError(f"clients.step_ahead: follows the residual, and {kept} none (use ec or dgc)")
 
 
 def config_parser(**options: Any) -> ArgumentParser:

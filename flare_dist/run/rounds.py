@@ -17,9 +17,10 @@ from flare_dist.clients.state import ClientStates, hosting_ranks
 from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
 from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.payload import Payload
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
-from flare_dist.server.aggregation import AGGREGATORS, cohort_weights
+from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import Server, sample_cohort
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
-    uplink = _open_uplink(config, cohort, parties)
+    uplink = _open_uplink(round_, config, cohort, parties)
 
     # Local training and compression, one client after another.
     for client in cohort.hosted_by(world.rank):
@@ -67,7 +68,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
                 else:
                     uplink.reject(result)
 
-    # The exchange: afterwards every rank holds the same mean delta.
+    # The exchange: afterwards every rank that steps the server holds the same mean delta.
     world.wait_for_all()
     exchanged = uplink.exchange(world)
     if exchanged.rejected:
@@ -87,12 +88,18 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     return federated_report(round_, exchanged, server.buffers.numel(), world.traffic.wire_bytes, watch.totals())
 
 
-def _open_uplink(config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
-    total, buffers = parties.server.parameters.numel(), parties.server.buffers.numel()
-    aggregate = AGGREGATORS[config.server.aggregator]
+def _open_uplink(round_: int, config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
+    server = parties.server
+    total, buffers = server.parameters.numel(), server.buffers.numel()
     if config.compression.is_dense:
-        return DenseUplink(cohort, aggregate, total, buffers, parties.world.device)
-    return SparseUplink(cohort, aggregate, total, buffers, parties.compressor.max_kept)
+        return DenseUplink(cohort, server.receive, total, buffers, parties.world.device)
+    steps_here = server.is_stateless or parties.world.rank == 0
+    receive = server.receive if steps_here else _leave_to_rank_0
+    return SparseUplink(cohort, receive, total, buffers, parties.compressor.max_kept(round_))
+
+
+def _leave_to_rank_0(total: Tensor, client: int, payload: Payload, weight: float) -> None:
+    """A server whose step needs memory has it on rank 0 only, and sends the new parameters back."""
 
 
 def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str
     if world.rank == 0:
         with watch.phase("compute"):
             trainer.model.load(server.parameters.data, server.buffers)
-            train_loss = trainer.run_steps(0, round_, parties.partition[0], server.parameters.data, {})
+            train_loss = trainer.run_steps(0, round_, parties.partition[0])
             server.parameters.data.copy_(trainer.model.parameters)
             server.buffers.copy_(trainer.model.buffers)
     world.wait_for_all()

@@ -132,7 +132,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
     compressor = Compressor(config.compression, local.layout, config.seed)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds)
+    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.mirrored)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     if states.names and config.mode == "federated":

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flare_dist.compression.payload import Payload
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
+from flare_dist.server.aggregation import AGGREGATORS
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import OPTIMIZERS, load_optimizer_state, optimizer_state
 
@@ -23,20 +25,37 @@ def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]
 
 
 class Server:
-    """Global parameters (a flat float32 vector) and the optimizer that steps them."""
+    """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
-    def __init__(self, parameters: Tensor, buffers: Tensor, config: ServerConfig, rounds: int) -> None:
+    Where payloads are changes of the clients' estimates (EF21), `mirrored`, it keeps a copy of each estimate.
+    """
+
+    def __init__(
+        self, parameters: Tensor, buffers: Tensor, config: ServerConfig, rounds: int, mirrored: bool = False
+    ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
         self.config = config
         self.rounds = rounds
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
+        self.mirrored = mirrored
+        self.mirrors: dict[int, Tensor] = {}
+        self.aggregate = AGGREGATORS[config.aggregator]
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config.lr, config.momentum)
 
     @property
     def is_stateless(self) -> bool:
-        """True where the step depends on the mean delta alone, so that every rank may take it by itself."""
-        return self.config.optimizer == "sgd" and not self.config.momentum
+        """True where the step depends on this round's payloads alone, so that every rank may take it by itself."""
+        return self.config.optimizer == "sgd" and not self.config.momentum and not self.mirrored
+
+    def receive(self, total: Tensor, client: int, payload: Payload, weight: float) -> None:
+        """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
+        if self.mirrored:
+            assert payload.indices is not None
+            if client not in self.mirrors:
+                self.mirrors[client] = torch.zeros_like(total)
+            payload = Payload(None, self.mirrors[client].index_add_(0, payload.indices, payload.values))
+        self.aggregate(total, payload, weight)
 
     def step(self, round_: int, mean_delta: Tensor) -> None:
         """One optimizer step on the pseudo-gradient, minus the mean delta (which is negated in place)."""
@@ -49,13 +68,21 @@ class Server:
     def state_dict(self) -> dict[str, Any]:
         """References, not copies: what a checkpoint saves."""
         optimizer = optimizer_state(self.optimizer, self.config.optimizer)
-        return {"parameters": self.parameters.data, "buffers": self.buffers, "optimizer": optimizer}
+        return {
+            "parameters": self.parameters.data,
+            "buffers": self.buffers,
+            "optimizer": optimizer,
+            "mirrors": self.mirrors,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy parameters, buffers and the optimizer's state; its settings stay those of the configuration.
+        """Copy parameters, buffers, mirrors and the optimizer's state; its settings stay those of the configuration.
 
         Raises ValueError where the state is another optimizer's.
         """
         load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
+        if self.mirrored:
+            device = self.parameters.device
+            self.mirrors = {client: estimate.to(device, copy=True) for client, estimate in state["mirrors"].items()}

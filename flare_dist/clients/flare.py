@@ -1,0 +1,96 @@
+"""FLARE: accumulated pulling with regularisation (Greidi & Cohen 2024, and the authors' code).
+
+In round r a client minimises f(w) + tau_r * sum_li M_li * |w_li - (w_t,li + A_li)| for its first local steps, with
+its residual A, tau_r = tau / decay^r and the mask M_l = |A_l| > its percentile, strictly, tensor by tensor. The
+gradient of the penalty is tau_r * M * sign((w - w_t) - A): the model is pulled to where error feedback wants it to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flare_dist.clients.penalty import LocalContext, Penalty
+from flare_dist.clients.percentile import magnitude_percentile
+from flare_dist.layout import ParameterLayout
+
+_CHUNK = 2**16  # entries handled at once on a CPU, so that temporaries stay in its cache
+
+
+@dataclass(frozen=True)
+class FlareConfig:
+    """Settings of the flare objective.
+
+    Args:
+        tau: strength of the pull; 0 is plain local training.
+        decay: in round r the strength is tau / decay^r; 1 keeps it.
+        percentile: only entries whose residual is larger than this percentile of its tensor's are pulled, in [0, 100);
+            larger = fewer.
+        steps: local steps of a round that are regularised (null = all); the velocity restarts after them.
+        conserve: subtract what the pull itself has moved from the model delta, since it also stays in the residual.
+        cap: let no single step pull an entry beyond its target.
+        exclude: name patterns of parameters that are never pulled, e.g. "embedding.*".
+    """
+
+    tau: float = 0.05
+    decay: float = 1.0
+    percentile: float = 50.0
+    steps: int | None = 1
+    conserve: bool = False
+    cap: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau < 1e38:  # the range of float32
+            raise ValueError(f"clients.flare.tau: must be finite and not negative, got {self.tau}")
+        if not self.decay >= 1:
+            raise ValueError(f"clients.flare.decay: must be at least 1, got {self.decay}")
+        if not 0 <= self.percentile < 100:
+            raise ValueError(f"clients.flare.percentile: must be in [0, 100), got {self.percentile}")
+        if self.steps is not None and self.steps < 0:
+            raise ValueError(f"clients.flare.steps: must not be negative, got {self.steps}")
+
+
+def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
+    """The pull of one client's round; None where there is nothing to pull, which leaves plain local training."""
+    tau = config.tau * config.decay**-context.round
+    residual = context.state["residual"]
+    if not tau or config.steps == 0 or not context.lr or not any(part.any() for part in residual.split(2**20)):
+        return None
+    pulled = list(_pulled_slices(config, context.layout, residual))
+    moved = velocity = None
+    if config.conserve:
+        moved = torch.zeros_like(residual)
+        velocity = torch.zeros_like(residual) if context.momentum else None
+
+    def add_gradient(gradient: Tensor, local: Tensor) -> None:
+        for slice_, threshold in pulled:
+            away = (local[slice_] - context.global_parameters[slice_]).sub_(residual[slice_])
+            # Capped, one step of plain SGD ends at the target at most.
+            direction = away.div_(context.lr * tau).clamp_(-1, 1) if config.cap else away.sign_()
+            # 1 where |A| is above the threshold, else 0: hardshrink is several times faster than a boolean mask here
+            direction.mul_(F.hardshrink(residual[slice_], threshold).sign_().square_())
+            gradient[slice_].add_(direction, alpha=tau)
+            if velocity is not None:
+                direction = velocity[slice_].mul_(context.momentum).add_(direction)
+            if moved is not None:
+                moved[slice_].sub_(direction, alpha=context.lr * tau)
+
+    return Penalty(add_gradient, config.steps, moved)
+
+
+def _pulled_slices(config: FlareConfig, layout: ParameterLayout, residual: Tensor) -> Iterator[tuple[slice, float]]:
+    """The slices of the flat vector that are handled at once, with the magnitude above which entries are pulled."""
+    for entry in layout.entries:
+        if not entry.numel or any(fnmatch(entry.name, pattern) for pattern in config.exclude):
+            continue
+        end = entry.offset + entry.numel
+        threshold = magnitude_percentile(residual[entry.offset : end], config.percentile)
+        chunk = _CHUNK if residual.device.type == "cpu" else entry.numel
+        for start in range(entry.offset, end, chunk):
+            yield slice(start, min(start + chunk, end)), threshold
