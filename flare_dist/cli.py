@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, partition."""
+"""The command line: train, evaluate, partition, sweep."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from flare_dist.analysis.plots import plot_label_table
+from flare_dist.analysis.plots import plot_accuracy_against_bytes, plot_label_table
 from flare_dist.comm.distributed import Launch
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
-from flare_dist.run.config import build_config, config_parser
+from flare_dist.run.config import build_config, config_parser, to_yaml
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.rounds import DivergedError
+from flare_dist.run.sweep import PLOT, RESULTS, Grid, by_point, parse_values, results_table, sweep
 from flare_dist.run.trainer import divide, train
 
 log = logging.getLogger("flare_dist")
@@ -35,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A rank that waits in a collective never returns to Python to see an interrupt: let the signal end it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        parsers = {"train": _train_parser(), "evaluate": _evaluate_parser(), "partition": _partition_parser()}
+        parsers = {
+            "train": _train_parser(),
+            "evaluate": _evaluate_parser(),
+            "partition": _partition_parser(),
+            "sweep": _sweep_parser(),
+        }
         command, options = _parse(parsers, arguments)
         COMMANDS[command](parsers[command], options, launch, console)
     except (ArgumentError, ValueError) as error:
@@ -108,17 +114,71 @@ def _run_partition(parser: ArgumentParser, options: Any, launch: Launch, console
     table = Table("client", *map(str, range(data.num_classes)), "examples")
     for client, row in enumerate(counts.tolist()):
         table.add_row(str(client), *map(str, row), str(sum(row)))
-    output = Console()
-    if not output.is_terminal:
-        output.width = 10_000  # a file or a pipe has no edge to wrap at
-    output.print(table)
+    _wide_console().print(table)
     path = Path(config.output_dir) / "partition.png"
     plot_label_table(counts, path)
     print(f"plot: {path}")
+
+
+def _sweep_parser() -> ArgumentParser:
+    parser = config_parser(
+        description="Train every combination of some settings, one after another; the same command continues."
+    )
+    group = parser.add_argument_group("What is tried")
+    group.add_argument(
+        "--grid", action="append", type=str, default=[], help="KEY=VALUE,VALUE,...: every combination is trained."
+    )
+    group.add_argument(
+        "--tune",
+        action="append",
+        type=str,
+        default=[],
+        help="KEY=VALUE,VALUE,...: for each combination of the grid the best value by validation accuracy is chosen "
+        "with the first seed (a tenth is held out unless data.validation says otherwise), then all seeds are trained.",
+    )
+    group.add_argument("--seeds", type=str, default="0", help="Seeds, separated by commas.")
+    group.add_argument("--ranks", type=int, default=1, help="Ranks of each run, on this node.")
+    return parser
+
+
+def _run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    if launch.size > 1:
+        raise ValueError("sweep: start it once, without a launcher; --ranks gives each run its ranks")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: needs whole numbers separated by commas, got {options.seeds!r}") from None
+    grid = Grid(parse_values("--grid", options.grid), parse_values("--tune", options.tune), seeds)
+    config = build_config(parser, options)
+    train_parser = _train_parser()
+    base = train_parser.parse_string(to_yaml(config))
+
+    def check(arguments: Sequence[str]) -> None:
+        build_config(train_parser, train_parser.parse_args(list(arguments), namespace=base.clone()))
+
+    rows = sweep(config, grid, options.ranks, check)
+    keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
+    _wide_console().print(results_table(rows, keys))
+    print(f"results: {directory / RESULTS}")
+    finished = {
+        name: [Path(row["directory"]) for row in runs if row["status"] == "finished"]
+        for name, runs in by_point(rows, keys).items()
+    }
+    plot_accuracy_against_bytes(finished, directory / PLOT)
+    print(f"plot: {directory / PLOT}")
+
+
+def _wide_console() -> Console:
+    """A console for tables; a file or a pipe has no edge to wrap at."""
+    output = Console()
+    if not output.is_terminal:
+        output.width = 10_000
+    return output
 
 
 COMMANDS: dict[str, Callable[[ArgumentParser, Any, Launch, Console], None]] = {
     "train": _run_train,
     "evaluate": _run_evaluate,
     "partition": _run_partition,
+    "sweep": _run_sweep,
 }

@@ -119,3 +119,34 @@ def test_evaluate_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def test_sweep_trains_and_says_where_the_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ("sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
+    status, output, _ = run(capsys, *sweep, "--grid", "clients.objective=none,flare", "--clients.lr", "0.1")
+    assert status == 0
+    assert "clients.objective=flare" in output
+    assert f"results: {tmp_path / 'results.csv'}" in output
+    assert (tmp_path / "accuracy_against_bytes.png").read_bytes().startswith(b"\x89PNG")
+    assert "clients.lr: 0.1" not in (tmp_path / "results.csv").read_text()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--grid", "clients.lrr=1"), "clients.lrr"),
+        (("--grid", "clients.lr=-1"), "clients.lr: must be positive"),
+        (("--grid", "lr"), "--grid: expected each KEY=VALUE"),
+        (("--seeds", "a"), "--seeds: needs whole numbers"),
+    ],
+)
+def test_a_wrong_sweep_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], message: str
+) -> None:
+    status, _, errors = run(
+        capsys, "sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path / "x"), *arguments
+    )
+    assert status == 2
+    assert message in errors
+    assert not (tmp_path / "x").exists()

@@ -34,6 +34,7 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
         "rounds": rows[-1]["round"],
         "test_accuracy": evaluated[-1]["test_accuracy"],
         "test_loss": evaluated[-1]["test_loss"],
+        **{key: evaluated[-1][key] for key in ("validation_accuracy", "validation_loss") if key in evaluated[-1]},
         "best_accuracy": best["test_accuracy"],
         "best_round": best["round"],
         **{key: sum(row.get(key, 0) for row in rows) for key in (*sums, "rejected_clients")},

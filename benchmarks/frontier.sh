@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The frontier study of docs/results.md: what each method reaches at equal rounds and densities. Every method's learning
+# rate comes from the same search on a validation split with seed 0; then three seeds on all training data.
+#   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS, e.g. --rounds 2000 for the full length]
+# Resumable: the same command continues. Results: runs/frontier/*/results.csv
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mnist=$1 cifar10=$2
+shift 2
+methods=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do methods+=("$1") && shift; done
+[ $# -gt 0 ] && shift
+[ ${#methods[@]} -gt 0 ] || methods=(dense ec ef21 dgc flare flare_dgc)
+declare -A settings=(
+  [dense]="--compression.sparsifier dense"
+  [ec]=""
+  [ef21]="--compression.error_feedback ef21"
+  [dgc]="--compression.error_feedback dgc"
+  [flare]="--clients.objective flare --tune clients.flare.tau=0.05,0.2"
+  [flare_dgc]="--clients.objective flare --compression.error_feedback dgc --tune clients.flare.tau=0.05,0.2"
+)
+export OMP_NUM_THREADS=1
+sweep() { # study, densities, method, keys
+  local densities=(--grid "compression.density=$2")
+  [ "$3" = dense ] && densities=()
+  # shellcheck disable=SC2086 # the settings are several words
+  .venv/bin/flare-dist sweep --output_dir "runs/frontier/$1_$3" --seeds 0,1,2 --tune clients.lr=0.05,0.1,0.2,0.4 \
+    "${densities[@]}" ${settings[$3]} "${@:4}"
+}
+for method in "${methods[@]}"; do
+  sweep mnist_iid 1e-2,1e-3,1e-4,1e-5 "$method" --config configs/frontier_mnist.yaml --data.root "$mnist" "$@"
+  sweep mnist_dirichlet 1e-2,1e-3,1e-4,1e-5 "$method" --config configs/frontier_mnist.yaml --data.root "$mnist" \
+    --data.partition dirichlet --data.alpha 0.3 "$@"
+  sweep cifar10_dirichlet 1e-2,1e-4 "$method" --config configs/frontier_cifar10.yaml --data.root "$cifar10" "$@"
+done

@@ -1,0 +1,249 @@
+"""A plain grid of runs, one after another: the same search for every method, and one table of what came of it.
+
+    runs/my_sweep/results.csv                            a row for each run
+                  accuracy_against_bytes.png
+                  clients.lr=0.1,seed=0/                 an ordinary run directory for each run, with its output
+                  clients.lr=0.1,seed=0.log              beside it
+                  tuning/clients.lr=0.1,seed=0/          runs that only chose the value of a tuned key
+
+Each run is a process of its own. The same command continues an interrupted sweep: finished runs are not repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from flare_dist.run import rundir
+from flare_dist.run.config import Config, to_yaml
+from flare_dist.run.files import write_text
+
+log = logging.getLogger(__name__)
+
+RESULTS = "results.csv"
+PLOT = "accuracy_against_bytes.png"
+BASE = "base.yaml"
+TUNING = "tuning"
+TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuration itself holds nothing out
+MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "seconds")
+
+Values = dict[str, str]  # dotted key -> value as on the command line
+Check = Callable[[Sequence[str]], None]  # raises ValueError where a command line is no valid configuration
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    values: Values
+    seed: int
+    tuning: bool  # whether it only chooses the value of a tuned key
+
+    def directory(self, sweep: Path) -> Path:
+        name = ",".join(f"{key}={value}" for key, value in {**self.values, "seed": str(self.seed)}.items())
+        return (sweep / TUNING if self.tuning else sweep) / name.replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep tries: every combination of `grid`, each with the best value of the `tune` keys, with every seed."""
+
+    grid: dict[str, list[str]]
+    tune: dict[str, list[str]]
+    seeds: list[int]
+
+    def __post_init__(self) -> None:
+        twice = self.grid.keys() & self.tune.keys()
+        if twice:
+            raise ValueError(f"--tune: {', '.join(twice)} cannot be in --grid as well")
+        reserved = {"seed": "--seeds", "output_dir": "--output_dir", "config": "--config"}
+        for key in [*self.grid, *self.tune]:
+            if key in reserved:
+                raise ValueError(f"--grid: use {reserved[key]} for {key}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds: needs different whole numbers, got {self.seeds}")
+
+    def points(self) -> list[Values]:
+        return combinations(self.grid)
+
+
+def combinations(keys: dict[str, list[str]]) -> list[Values]:
+    """Every choice of one value for each key, the last key changing fastest."""
+    return [dict(zip(keys, values)) for values in itertools.product(*keys.values())]
+
+
+def parse_values(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
+    """["clients.lr=0.1,0.2"] -> {"clients.lr": ["0.1", "0.2"]}; values are YAML, so lists may be written [1, 2]."""
+    parsed: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        try:
+            listed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            listed = []
+        if not equals or not key or not listed or key in parsed:
+            raise ValueError(f"{option}: expected each KEY=VALUE,VALUE,... once, got {text!r}")
+        parsed[key] = [value if isinstance(value, str) else json.dumps(value) for value in listed]
+    return parsed
+
+
+def sweep(config: Config, grid: Grid, ranks: int, check: Check) -> list[dict[str, Any]]:
+    """Play all runs that are not finished yet; returns the rows of results.csv, in order.
+
+    `check` tells whether a run's command line is valid, and is asked for all of them before the first one starts.
+    Raises ValueError where it is not, where the directory holds another sweep, or where a run cannot be started.
+    """
+    directory = Path(config.output_dir)
+    everything = [{**point, **choice} for point in grid.points() for choice in combinations(grid.tune)]
+    for values in everything:
+        check(_arguments(values))
+    base = directory / BASE
+    if base.exists() and base.read_text() != to_yaml(config):
+        raise ValueError(f"output_dir: {directory} holds a sweep of another configuration")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(base, to_yaml(config))
+    count = len(grid.points()) * len(grid.seeds) + (len(everything) if grid.tune else 0)
+    rows: list[dict[str, Any]] = []
+    started = time.monotonic()
+
+    def play(run: Run) -> dict[str, Any]:
+        row = _play(run, config, directory, ranks)
+        rows.append(row)
+        write_csv(directory / RESULTS, rows)
+        eta = (count - len(rows)) * (time.monotonic() - started) / len(rows)
+        log.info("%d/%d  %s  ETA %.0f s", len(rows), count, describe(row), eta)
+        return row
+
+    for point in grid.points():
+        tried = [play(Run({**point, **choice}, grid.seeds[0], tuning=True)) for choice in _choices(grid)]
+        chosen = _best(tried, grid.tune)
+        if chosen is None:
+            log.warning("%s: every value of %s diverged", point or "the configuration", ", ".join(grid.tune))
+            continue
+        for seed in grid.seeds:
+            play(Run({**point, **chosen}, seed, tuning=False))
+    return rows
+
+
+def _choices(grid: Grid) -> list[Values]:
+    return combinations(grid.tune) if grid.tune else []
+
+
+def _best(tried: list[dict[str, Any]], tune: dict[str, list[str]]) -> Values | None:
+    """The values of the tuned keys with the best validation accuracy, the first of equals; none to choose: {}."""
+    if not tune:
+        return {}
+    finished = [row for row in tried if row["status"] == "finished"]
+    if not finished:
+        return None
+    best = max(finished, key=lambda row: row["validation_accuracy"])
+    for key, values in tune.items():
+        if len(values) > 2 and best[key] in (values[0], values[-1]):
+            log.warning("%s = %s is at the edge of what was tried: a better value may lie beyond it", key, best[key])
+    return {key: best[key] for key in tune}
+
+
+def _arguments(values: Values) -> list[str]:
+    return [argument for key, value in values.items() for argument in (f"--{key}", value)]
+
+
+def _play(run: Run, config: Config, sweep_directory: Path, ranks: int) -> dict[str, Any]:
+    """One run in a process of its own, if it is not finished; its row of results."""
+    directory = run.directory(sweep_directory)
+    values = {**run.values, "seed": str(run.seed), "output_dir": str(directory)}
+    if run.tuning and not config.data.validation:
+        values["data.validation"] = str(TUNING_VALIDATION)
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+    command = [*launcher, "flare_dist", "train", "--config", str(sweep_directory / BASE), *_arguments(values)]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    output = directory.parent / f"{directory.name}.log"
+    summary = rundir.read_summary(directory)
+    status = 0
+    if summary is None:
+        with output.open("w") as file:
+            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        summary = rundir.read_summary(directory)
+    if summary is None and "are not finite" not in output.read_text():
+        lines = [line for line in output.read_text().splitlines() if line.strip()] or ["(nothing)"]
+        found = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        raise ValueError(f"{directory.name}: the run ended with status {status}: {found} (all of it: {output})")
+    row: dict[str, Any] = {**run.values, "seed": run.seed, "purpose": "tuning" if run.tuning else "result"}
+    row["status"] = "diverged" if summary is None else "finished"
+    row |= {key: (summary or {}).get(key) for key in MEASURED}
+    return row | {"directory": str(directory)}
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` with a header line; a value that a row lacks is left empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One finished or diverged run in a line."""
+    name = Path(row["directory"]).name + (" (tuning)" if row["purpose"] == "tuning" else "")
+    if row["status"] == "diverged":
+        return f"{name}: diverged"
+    kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
+    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {row['uplink_bytes'] / 1e6:.3g} MB up"
+
+
+def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The result rows of each setting of `keys`, by its description."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["purpose"] == "result":
+            points.setdefault(", ".join(f"{key}={row[key]}" for key in keys) or "as configured", []).append(row)
+    return points
+
+
+def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
+    """Mean and spread over the seeds of every setting; the best by validation accuracy, if any, is marked."""
+    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "MB up", "seconds")
+    points = by_point(rows, keys)
+    means = {name: _mean([row["validation_accuracy"] for row in runs]) for name, runs in points.items()}
+    best = max((value for value in means.values() if value is not None), default=None)
+    for name, runs in points.items():
+        mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
+        columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
+        megabytes = _mean([row["uplink_bytes"] and row["uplink_bytes"] / 1e6 for row in runs])
+        seconds = _mean([row["seconds"] for row in runs])
+        plain = ["-" if value is None else f"{value:.4g}" for value in (megabytes, seconds)]
+        table.add_row(name + mark, str(len(runs)), *columns, *plain)
+    if best is not None and len(points) > 1:
+        table.caption = "* best by validation accuracy"
+    return table
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """None where a run has no value: it diverged, or nothing was held out."""
+    present = [value for value in values if value is not None]
+    return mean(present) if present and len(present) == len(values) else None
+
+
+def _spread(values: list[float | None]) -> str:
+    present = [value for value in values if value is not None]
+    lost = f" ({len(values) - len(present)} diverged)" if 0 < len(present) < len(values) else ""
+    if not present:
+        return "-"
+    return f"{mean(present):.4f}" + (f" ± {stdev(present):.4f}" if len(present) > 1 else "") + lost
