@@ -20,16 +20,16 @@ declare -A settings=(
   [flare_dgc]="--clients.objective flare --compression.error_feedback dgc --tune clients.flare.tau=0.05,0.2"
 )
 export OMP_NUM_THREADS=1
-sweep() { # study, densities, method, keys
+sweep() { # study, densities, method, configuration, keys
   local densities=(--grid "compression.density=$2")
   [ "$3" = dense ] && densities=()
   # shellcheck disable=SC2086 # the settings are several words
-  .venv/bin/flare-dist sweep --output_dir "runs/frontier/$1_$3" --seeds 0,1,2 --tune clients.lr=0.05,0.1,0.2,0.4 \
-    "${densities[@]}" ${settings[$3]} "${@:4}"
+  .venv/bin/flare-dist sweep --config "configs/$4.yaml" --output_dir "runs/frontier/$1_$3" --seeds 0,1,2 \
+    --tune clients.lr=0.1,0.2,0.4,0.8 "${densities[@]}" ${settings[$3]} "${@:5}"
 }
 for method in "${methods[@]}"; do
-  sweep mnist_iid 1e-2,1e-3,1e-4,1e-5 "$method" --config configs/frontier_mnist.yaml --data.root "$mnist" "$@"
-  sweep mnist_dirichlet 1e-2,1e-3,1e-4,1e-5 "$method" --config configs/frontier_mnist.yaml --data.root "$mnist" \
+  sweep mnist_iid 1e-2,1e-3,1e-4,1e-5 "$method" frontier_mnist --data.root "$mnist" "$@"
+  sweep mnist_dirichlet 1e-2,1e-3,1e-4,1e-5 "$method" frontier_mnist --data.root "$mnist" \
     --data.partition dirichlet --data.alpha 0.3 "$@"
-  sweep cifar10_dirichlet 1e-2,1e-4 "$method" --config configs/frontier_cifar10.yaml --data.root "$cifar10" "$@"
+  sweep cifar10_dirichlet 1e-2,1e-4 "$method" frontier_cifar10 --data.root "$cifar10" "$@"
 done

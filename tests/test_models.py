@@ -65,6 +65,11 @@ def weights(model: nn.Module) -> Tensor:
         ("lenet", MNIST, 61_706),
         ("lenet", CIFAR, 62_006),
         ("resnet18", CIFAR, 11_173_962),
+        ("flare_fc", MNIST, 36_356_525),
+        ("flare_cnn", MNIST, 582_026),
+        ("vgg11", CIFAR, 28_144_010),
+        ("vgg16", CIFAR, 33_638_218),
+        ("vgg19", CIFAR, 38_947_914),
         ("tests.test_models:linear", MNIST, 7_850),
     ],
 )
@@ -72,9 +77,11 @@ def test_sizes(name: str, shape: Shape, total: int) -> None:
     assert parameter_layout(build(name, "group", shape, 10, seed=0)).total == total
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"gru", "vgg16", "vgg19"}))
 @pytest.mark.parametrize("shape", [MNIST, CIFAR, (3, 64, 48)])
 def test_ours_take_images_of_any_size(name: str, shape: Shape) -> None:
+    if name == "vgg11" and shape == MNIST:
+        pytest.skip("VGG halves images five times")
     model = build(name, "group", shape, 7, seed=0)
     with torch.no_grad():
         assert model(torch.zeros(3, *shape)).shape == (3, 7)

@@ -9,9 +9,10 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 import yaml
 
-from flare_dist.run.config import load_config
+from flare_dist.run.config import as_dict, differing_keys, load_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +47,19 @@ def test_every_configuration_file_is_valid() -> None:
     for path in files:
         config = load_config(path)
         assert Path(config.output_dir) == Path("runs") / path.stem
+
+
+@pytest.mark.parametrize("model", ["fc", "cnn", "vgg", "gru"])
+@pytest.mark.parametrize("method", ["ec", "ef21", "fedprox", "fedavg"])
+def test_the_twins_of_flare_differ_in_the_method_alone(model: str, method: str) -> None:
+    flare, twin = (load_config(ROOT / "configs" / f"flare_{model}{end}.yaml") for end in ("", f"_{method}"))
+    free = ("output_dir", "clients.objective", "clients.flare.", "clients.fedprox.", "compression.")
+    assert flare.clients.objective == "flare"
+    assert all(key.startswith(free) for key in differing_keys(as_dict(flare), as_dict(twin)))
+    assert (flare.compression.density == twin.compression.density) is (method != "fedavg")
+    if method == "fedprox":
+        assert twin.clients.fedprox.mu == pytest.approx(2 * flare.clients.flare.tau)
+        assert twin.clients.fedprox.decay == flare.clients.flare.decay
 
 
 def test_launch_scripts_are_short() -> None:

@@ -25,6 +25,7 @@ class BatchSource:
         self, examples: Examples, mean: Tensor, std: Tensor, device: torch.device | str, augment: str = "none"
     ) -> None:
         """`mean` and `std` are float32 [C] in raw pixel units; `augment` is a key of AUGMENTATIONS."""
+        self.is_text = examples.is_text
         self.inputs = examples.inputs.to(device)
         self.labels = examples.labels.to(device)
         self.mean = mean.to(device).view(-1, 1, 1)
@@ -39,6 +40,8 @@ class BatchSource:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels int64 [b].
 
+        Of text both are int64 [b, T].
+
         With a CPU `generator`: shuffled and augmented, all draws made on it at the start of the epoch. Without: in
         order, as they are. The last batch may be smaller. Batches are views of one chunk: use them, do not keep many.
         """
@@ -52,7 +55,8 @@ class BatchSource:
         size = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size)) * batch_size
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
-            inputs = torch.sub(self.inputs[chunk], self.mean).div_(self.std)
+            inputs = self.inputs[chunk]
+            inputs = inputs.long() if self.is_text else torch.sub(inputs, self.mean).div_(self.std)
             if moves is not None:
                 inputs = move(inputs, moves[start : start + size])
             yield from zip(inputs.split(batch_size), self.labels[chunk].split(batch_size))

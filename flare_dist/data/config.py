@@ -43,10 +43,12 @@ class DataConfig:
     """Which data set, and how it is shared out among the clients.
 
     Args:
-        name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder or
-            synthetic.
+        name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder,
+            shakespeare (or any other texts of many speakers) or synthetic.
         root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it, and
-            takes natural groups from lines "train/<class>/<file>,<group>" in groups.csv.
+            takes natural groups from lines "train/<class>/<file>,<group>" in groups.csv. shakespeare expects
+            train/*.json and test/*.json as LEAF or TensorFlow Federated write them.
+        sequence_length: Characters in an example of text.
         partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity or natural.
         alpha: Concentration of the Dirichlet partitions and of quantity; smaller = clients differ more.
         examples_per_client: Size of each client for consecutive; null = an equal share.
@@ -60,6 +62,7 @@ class DataConfig:
 
     name: str = "digits"
     root: str = "data"
+    sequence_length: int = 100
     partition: str = "iid"
     alpha: float = 1.0  # smaller = clients differ more
     examples_per_client: int | None = None  # None = an equal share
@@ -78,6 +81,7 @@ class DataConfig:
         _require(0 < self.alpha < math.inf, "data.alpha", "must be positive", self.alpha)
         size = self.examples_per_client
         _require(size is None or size >= 1, "data.examples_per_client", "must be at least 1", size)
+        _require(self.sequence_length >= 1, "data.sequence_length", "must be at least 1", self.sequence_length)
         _require(self.shards_per_client >= 1, "data.shards_per_client", "must be at least 1", self.shards_per_client)
         _require(0 <= self.validation < 1, "data.validation", "must be in [0, 1)", self.validation)
 

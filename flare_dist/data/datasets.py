@@ -25,14 +25,13 @@ class DataSplits:
     validation: Examples | None
     test: Examples
     num_classes: int
-    mean: Tensor  # float32 [C], in raw pixel units
-    std: Tensor  # float32 [C], in raw pixel units
+    mean: Tensor  # float32 [C], in raw pixel units; of text [0]
+    std: Tensor  # float32 [C], in raw pixel units; of text [0]
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one example."""
-        channels, height, width = self.train.inputs.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image, or (length,) of one text."""
+        return tuple(self.train.inputs.shape[1:])
 
 
 def load(config: DataConfig, seed: int) -> DataSplits:
@@ -44,6 +43,10 @@ def load(config: DataConfig, seed: int) -> DataSplits:
     train, validation = source.train, None
     if config.validation > 0:
         train, validation = hold_out(train, config.validation, generator(seed, "validation"))
+    if source.train.is_text:
+        if config.augment != "none":
+            raise ValueError(f"data.augment: {config.augment} is for images, {config.name} is text")
+        return DataSplits(train, validation, source.test, source.num_classes, torch.empty(0), torch.empty(0))
     mean, std = NORMALIZATIONS[config.normalize](train, source)
     return DataSplits(train, validation, source.test, source.num_classes, mean, std)
 

@@ -12,14 +12,18 @@ _CHUNK = 256  # examples converted to float64 at once; few, so that they stay in
 
 @dataclass(frozen=True)
 class Examples:
-    """n labelled images."""
+    """n labelled images, or n sequences of characters, each labelled with the one that follows it."""
 
-    inputs: Tensor  # [n, C, H, W], uint8 or float32, in raw pixel units
-    labels: Tensor  # int64 [n]
+    inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; text uint8 [n, T]
+    labels: Tensor  # int64 [n]; of text int64 [n, T]
     groups: Tensor | None = None  # int64 [n], the natural client (writer, device, …) of each example
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_text(self) -> bool:
+        return self.inputs.dim() == 2
 
 
 def subset(examples: Examples, indices: Tensor) -> Examples:

@@ -28,6 +28,8 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
     """
     if not 1 <= num_clients <= len(train):
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
+    if train.is_text and config.partition not in ("iid", "consecutive", "quantity", "natural"):
+        raise ValueError(f"data.partition: {config.partition} goes by labels, of which a text has one per character")
     rng = np.random.default_rng(derive_seed(seed, "partition"))
     owner = PARTITIONERS[config.partition](config, train, num_classes, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
@@ -38,7 +40,7 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
 
 def label_table(parts: Sequence[Tensor], labels: Tensor, num_classes: int) -> Tensor:
     """How many examples of each class each client has: int64 [clients, classes]."""
-    return torch.stack([torch.bincount(labels[part], minlength=num_classes) for part in parts])
+    return torch.stack([torch.bincount(labels[part].flatten(), minlength=num_classes) for part in parts])
 
 
 def iid(

@@ -14,6 +14,7 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.text import CHARACTERS, load_texts
 from flare_dist.seeding import generator
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def synthetic(config: DataConfig, seed: int) -> Source:
 def image_folder(config: DataConfig, seed: int) -> Source:
     """The tree of images at `data.root`; see `images.py`."""
     return Source(*load_folder(Path(config.root).expanduser()))
+
+
+def shakespeare(config: DataConfig, seed: int) -> Source:
+    """Texts of many speakers at `data.root`; see `text.py`."""
+    return Source(*load_texts(Path(config.root).expanduser(), config.sequence_length), len(CHARACTERS))
 
 
 def torchvision_source(
@@ -149,5 +155,6 @@ SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
         num_classes=100,
     ),
     "image_folder": image_folder,
+    "shakespeare": shakespeare,
     "synthetic": synthetic,
 }

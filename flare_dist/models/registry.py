@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from flare_dist.models.flare import flare_cnn, flare_fc
+from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet18, with_group_norm
 from flare_dist.models.small import cnn, lenet, two_nn
+from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # channels, height, width; of text the length
 Builder = Callable[[Shape, int], nn.Module]
 
 
@@ -55,8 +57,8 @@ def _torchvision_builder(name: str) -> Builder:
         raise ValueError(f"model.name: torchvision has no classifier {name!r}")
 
     def build(input_shape: Shape, num_classes: int) -> nn.Module:
-        if input_shape[0] != 3:
-            raise ValueError(f"model.name: torchvision:{name} wants 3 channels, the data has {input_shape[0]}")
+        if len(input_shape) != 3 or input_shape[0] != 3:
+            raise ValueError(f"it wants images of 3 channels, the data has inputs of shape {input_shape}")
         # Two classifiers give auxiliary scores while training, where one score a class is wanted.
         options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
@@ -74,7 +76,7 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
         builder = find_builder(name)
         try:
             model = builder(input_shape, num_classes)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"model.name: cannot build {name} for inputs of shape {input_shape}: {error}") from error
         if not isinstance(model, nn.Module):
             raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
@@ -90,12 +92,14 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
 def _check_scores(name: str, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
     try:
         with torch.no_grad():
-            scores = model(torch.zeros(2, *input_shape))
+            scores = model(torch.zeros(2, *input_shape, dtype=torch.long if len(input_shape) == 1 else torch.float))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"model.name: {name} does not take inputs of shape {input_shape}: {error}") from error
     shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    if shape != (2, num_classes):
-        raise ValueError(f"model.name: {name} must give scores of shape (batch, {num_classes}), it gives {shape}")
+    places = input_shape if len(input_shape) == 1 else ()  # a text has a label at every place
+    if shape != (2, num_classes, *places):
+        expected = ", ".join(["batch", *map(str, (num_classes, *places))])
+        raise ValueError(f"model.name: {name} must give scores of shape ({expected}), it gives {shape}")
 
 
 MODELS: dict[str, Builder] = {
@@ -103,6 +107,10 @@ MODELS: dict[str, Builder] = {
     "cnn": cnn,
     "flare_fc": flare_fc,
     "flare_cnn": flare_cnn,
+    "gru": gru,
     "lenet": lenet,
     "resnet18": resnet18,
+    "vgg11": vgg11,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
 }

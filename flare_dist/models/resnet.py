@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def resnet18(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """torchvision's ResNet-18 with a stem for small images (He et al. 2016), 3x3 stride 1, no pool: 11.17 M weights."""
     import torchvision  # seconds, which runs of other models save
 

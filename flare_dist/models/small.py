@@ -10,7 +10,7 @@ import math
 from torch import nn
 
 
-def two_nn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def two_nn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The 2NN of McMahan et al. 2017: two hidden layers of 200 ReLUs (784-200-200-10 on MNIST, 199,210 weights)."""
     return nn.Sequential(
         nn.Flatten(),
@@ -22,7 +22,7 @@ def two_nn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     )
 
 
-def cnn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Two 5x5 convolutions of 16 and 32 channels, each with a pool, and one linear layer: 28,938 weights on MNIST."""
     channels, height, width = input_shape
     return nn.Sequential(
@@ -37,7 +37,7 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     )
 
 
-def lenet(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 weights on MNIST, 62,006 on CIFAR-10.
 
     Images of 28x28 are padded to the 32x32 that it was drawn for.

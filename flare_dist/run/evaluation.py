@@ -22,14 +22,15 @@ BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 
 @torch.no_grad()
 def evaluate(model: nn.Module, source: BatchSource) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all examples of `source`."""
+    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all labels of `source`."""
     model.eval()
-    loss_sum, correct = 0.0, 0
+    loss_sum, correct, seen = 0.0, 0, 0
     for inputs, labels in source.batches(None, BATCH_SIZE, None):
         scores = model(inputs)
         loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
         correct += int((scores.argmax(1) == labels).sum())
-    return loss_sum / len(source), correct / len(source)
+        seen += labels.numel()
+    return loss_sum / seen, correct / seen
 
 
 def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, float]:

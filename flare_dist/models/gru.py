@@ -1,0 +1,29 @@
+"""A recurrent model of text, character by character, as in FLARE's Shakespeare runs (Greidi & Cohen 2024)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class CharacterGRU(nn.Module):
+    """Embedding of 256, one GRU layer of 1024 and scores of the next character at every place.
+
+    Takes codes int64 [b, T] and gives scores [b, num_classes, T]; 4,048,470 weights for 86 characters.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int = 256, hidden_size: int = 1024) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, embedding_size)
+        self.gru = nn.GRU(embedding_size, hidden_size, batch_first=True)
+        self.head = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        hidden, _ = self.gru(self.embedding(codes))
+        return self.head(hidden).transpose(1, 2)
+
+
+def gru(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The model for sequences of any length; raises ValueError for images."""
+    if len(input_shape) != 1:
+        raise ValueError("it reads text (data.name shakespeare), the data are images")
+    return CharacterGRU(num_classes)

@@ -1,0 +1,156 @@
+"""Texts come back as they were said, whichever layout they lie in; the character model learns them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flare_dist.comm.distributed import World
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.config import DataConfig
+from flare_dist.data.datasets import load
+from flare_dist.data.partition import partition
+from flare_dist.data.text import CHARACTERS, encode_text, load_texts
+from flare_dist.layout import parameter_layout
+from flare_dist.models.registry import build
+from flare_dist.run.config import load_config
+from flare_dist.run.evaluation import evaluate
+from flare_dist.run.rounds import federated_round
+from flare_dist.run.trainer import divide, gather_parties
+
+ROOT = Path(__file__).parent
+SAMPLE = ROOT / "shakespeare"
+SNIPPETS = {
+    name: "".join(own["snippets"])
+    for name, own in json.loads((SAMPLE / "train" / "plays.json").read_text())["user_data"].items()
+}
+
+
+def write(root: Path, user_data: Any) -> Path:
+    for part in ("train", "test"):
+        (root / part).mkdir(parents=True)
+        (root / part / "all.json").write_text(json.dumps({"user_data": user_data}))
+    return root
+
+
+def windows(text: str, length: int = 80) -> dict[str, list[str]]:
+    """LEAF's layout: every run of `length` characters, and the one after it."""
+    places = range(len(text) - length)
+    return {"x": [text[i : i + length] for i in places], "y": [text[i + length] for i in places]}
+
+
+def decode(codes: torch.Tensor) -> str:
+    return "".join(CHARACTERS[code] for code in codes.tolist())
+
+
+def test_there_are_86_characters_and_the_rest_are_spaces() -> None:
+    assert len(set(CHARACTERS)) == len(CHARACTERS) == 86
+    assert decode(encode_text("Out, out\tbrief candle\u00e9")) == "Out, out brief candle "
+
+
+def test_sequences_are_the_text_and_labels_the_character_after() -> None:
+    train, test = load_texts(SAMPLE, 30)
+    assert train.inputs.dtype == torch.uint8
+    assert train.inputs.shape == train.labels.shape == (len(train), 30)
+    assert torch.equal(train.inputs[:, 1:].long(), train.labels[:, :-1])
+    assert train.groups is not None
+    for group, text in enumerate(SNIPPETS.values()):
+        own = train.groups == group
+        said = "".join(decode(x) + decode(y[-1:]) for x, y in zip(train.inputs[own], train.labels[own]))
+        assert said == text[: len(text) // 31 * 31]
+    assert test.groups is not None
+    assert test.groups.unique().tolist() == [0, 1, 5]  # two who spoke before, and Prospero
+
+
+def test_both_layouts_say_the_same(tmp_path: Path) -> None:
+    leaf = write(tmp_path / "leaf", {name: windows(text) for name, text in SNIPPETS.items()})
+    tff = write(tmp_path / "tff", {name: {"snippets": [text[:50], text[50:]]} for name, text in SNIPPETS.items()})
+    for one, other in zip(load_texts(leaf, 20), load_texts(tff, 20)):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_windows_that_do_not_overlap_are_pieces_of_their_own(tmp_path: Path) -> None:
+    root = write(tmp_path / "x", {"A": {"x": ["abc", "bcd", "xyz"], "y": ["d", "e", "!"]}})
+    assert decode(load_texts(root, 3)[0].inputs.flatten()) == "abcexy"  # of "abcde" + "xyz!", in runs of four
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"^data\.root: there are no \.json files in "),
+        ("{", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
+        ("[]", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"snippets": ["short"]}}}', r"^data\.sequence_length: no speaker in .* says 101 "),
+    ],
+)
+def test_errors_name_the_key(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "all.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_texts(tmp_path, 100)
+
+
+def data_config(**settings: Any) -> DataConfig:
+    return DataConfig(name="shakespeare", root=str(SAMPLE), sequence_length=30, **settings)
+
+
+def test_clients_are_speakers() -> None:
+    data = load(data_config(), 0)
+    assert data.input_shape == (30,)
+    parts = partition(data_config(partition="natural"), data.train, data.num_classes, 5, 0)
+    assert data.train.groups is not None
+    assert [len(data.train.groups[part].unique()) for part in parts] == [1] * 5
+    with pytest.raises(ValueError, match=r"^data\.partition: dirichlet goes by labels"):
+        partition(data_config(partition="dirichlet"), data.train, data.num_classes, 5, 0)
+    with pytest.raises(ValueError, match=r"^data\.augment: crop is for images"):
+        load(data_config(augment="crop"), 0)
+
+
+def test_batches_of_text_are_codes() -> None:
+    data = load(data_config(), 0)
+    source = BatchSource(data.train, data.mean, data.std, "cpu")
+    ((inputs, labels),) = source.batches(torch.tensor([3, 1]), 5, None)
+    assert inputs.dtype == labels.dtype == torch.int64
+    assert torch.equal(inputs, data.train.inputs[[3, 1]].long())
+    assert torch.equal(labels, data.train.labels[[3, 1]])
+
+
+def test_text_and_images_want_models_of_their_own() -> None:
+    with pytest.raises(ValueError, match=r"^model\.name: cannot build gru for inputs of shape \(1, 28, 28\): it reads"):
+        build("gru", "group", (1, 28, 28), 10, 0)
+    for name in ("2nn", "cnn", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match=rf"^model\.name: .*{name}.* inputs of shape \(30,\)"):
+            build(name, "group", (30,), 86, 0)
+
+
+def test_the_published_configuration_learns_the_sample() -> None:
+    """flare_gru.yaml with fewer and larger steps: FLARE on all local steps, but not on the embedding."""
+    torch.set_num_threads(1)
+    config = load_config(ROOT.parent / "configs" / "flare_gru.yaml")
+    assert config.clients.flare.exclude == ("embedding.*",)
+    gentle = dataclasses.replace(config.clients.flare, tau=0.002)
+    config = dataclasses.replace(
+        config,
+        rounds=4,
+        data=data_config(partition="natural"),
+        clients=dataclasses.replace(config.clients, num=3, per_round=None, lr=0.3, flare=gentle),
+        compression=dataclasses.replace(config.compression, density=0.01),
+    )
+    data = load(config.data, config.seed)
+    model = build("gru", "group", data.input_shape, data.num_classes, config.seed)
+    assert parameter_layout(model).total == 4_048_470
+    parties = gather_parties(config, World(), data, divide(config, data), model)
+    losses = [federated_round(round_, config, parties)["train_loss"] for round_ in range(1, 5)]
+    assert losses[-1] < losses[0] - 0.5
+    parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
+    loss, accuracy = evaluate(parties.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"))
+    assert loss < 4.0
+    assert accuracy > 0.1
