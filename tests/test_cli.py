@@ -42,6 +42,10 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--clients.flare.percentile", "100"], "clients.flare.percentile: must be in [0, 100), got 100"),
         (["--clients.flare.decay", "0.9"], "clients.flare.decay: must be at least 1, got 0.9"),
         (["--clients.flare.tau", "-1"], "clients.flare.tau: must be finite and not negative, got -1"),
+        (
+            ["--clients.objective", "flare", "--clients.flare.exclude", "[emb.*]"],
+            "clients.flare.exclude: 'emb.*' matches",
+        ),
         (["--server.optimizer", "magic"], "server.optimizer: unknown optimizer 'magic'"),
         (["--mode", "gossip"], "mode: must be one of federated, centralised"),
         (["--rounds", "0"], "rounds: must be at least 1"),

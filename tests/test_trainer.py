@@ -298,6 +298,24 @@ def test_fewer_rounds_than_the_other_run_has_played_are_refused(straight: Path, 
         start(tiny(tmp_path, rounds=6, checkpoint=CheckpointConfig(resume=str(straight))))
 
 
+@pytest.mark.parametrize(("steps", "warned"), [(None, False), (3, False), (4, True)])
+def test_more_regularised_steps_than_there_are_is_worth_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int | None, warned: bool
+) -> None:
+    """Each of the five clients has 108 / 5 examples, hence three batches of eight."""
+    config = tiny(tmp_path, rounds=1)
+    flare = dataclasses.replace(config.clients.flare, steps=steps)
+    start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, objective="flare", flare=flare)))
+    said = "clients.flare.steps: 4 are more than the 3 local steps of a round: all of them are regularised"
+    assert (said in caplog.messages) is warned
+
+
+def test_momentum_twice_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny(tmp_path, rounds=1, compression=CompressionConfig(density=0.02, error_feedback="dgc"))
+    start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, momentum=0.9)))
+    assert any(message.startswith("clients.momentum: dgc has its own momentum") for message in caplog.messages)
+
+
 def test_buffers_that_a_model_replaces_or_never_touches(tmp_path: Path) -> None:
     """A running mean that is assigned anew, a counter, a constant, and a mask of minus infinity."""
     config = tiny(tmp_path / "one", model=ModelConfig(name="tests.test_trainer:OwnBuffers", norm="batch"))

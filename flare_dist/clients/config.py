@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from flare_dist.clients.flare import FlareConfig
@@ -78,6 +79,12 @@ class ClientsConfig:
         if self.objective == "flare" and self.flare.conserve and (self.optimizer != "sgd" or self.weight_decay):
             raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
+
+    def steps_with(self, num_examples: int) -> int:
+        """Local steps of a round on so many examples."""
+        if self.local_steps is not None:
+            return self.local_steps
+        return self.local_epochs * math.ceil(num_examples / self.batch_size)
 
     @property
     def cohort_size(self) -> int:

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
 from flare_dist.engines.accelerate import AccelerateModel
+from flare_dist.layout import ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir
 from flare_dist.run.config import Config
@@ -53,6 +55,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         data = load(config.data, config.seed)
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+        _check_clients(config, parts, parameter_layout(model))
 
     with (
         rundir.claim(directory) if launch.rank == 0 else nullcontext(),
@@ -118,6 +121,24 @@ def divide(config: Config, data: DataSplits) -> list[Tensor]:
     if config.mode == "centralised":
         return [torch.arange(len(data.train.labels))]
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
+
+
+def _check_clients(config: Config, parts: list[Tensor], layout: ParameterLayout) -> None:
+    """Warn of settings that the data make meaningless; ValueError where a pattern matches no parameter."""
+    clients, flare = config.clients, config.clients.flare
+    if config.mode != "federated":
+        return
+    if clients.objective == "flare":
+        for pattern in flare.exclude:
+            if not any(fnmatch(entry.name, pattern) for entry in layout.entries):
+                names = ", ".join(entry.name for entry in layout.entries[:4])
+                raise ValueError(f"clients.flare.exclude: {pattern!r} matches no parameter (they are {names}, ...)")
+        most = max(clients.steps_with(len(part)) for part in parts)
+        if flare.steps is not None and flare.steps > most:
+            log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
+                        "regularised", flare.steps, most)  # fmt: skip
+    if config.compression.rule == "dgc" and clients.momentum:
+        log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)
 
 
 def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
