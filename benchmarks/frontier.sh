@@ -10,14 +10,14 @@ shift 2
 methods=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do methods+=("$1") && shift; done
 [ $# -gt 0 ] && shift
-[ ${#methods[@]} -gt 0 ] || methods=(dense ec ef21 dgc flare flare_dgc)
+[ ${#methods[@]} -gt 0 ] || methods=(dense ec dgc flare flare_dgc ef21)
 declare -A settings=(
   [dense]="--compression.sparsifier dense"
   [ec]=""
   [ef21]="--compression.error_feedback ef21"
-  [dgc]="--compression.error_feedback dgc"
+  [dgc]="--compression.error_feedback dgc --compression.momentum 0.5"
   [flare]="--clients.objective flare --tune clients.flare.tau=0.05,0.2"
-  [flare_dgc]="--clients.objective flare --compression.error_feedback dgc --tune clients.flare.tau=0.05,0.2"
+  [flare_dgc]="--clients.objective flare --clients.flare.tau 0.05 --compression.error_feedback dgc --compression.momentum 0.5"
 )
 export OMP_NUM_THREADS=1
 sweep() { # study, densities, method, configuration, keys
@@ -25,7 +25,7 @@ sweep() { # study, densities, method, configuration, keys
   [ "$3" = dense ] && densities=()
   # shellcheck disable=SC2086 # the settings are several words
   .venv/bin/flare-dist sweep --config "configs/$4.yaml" --output_dir "runs/frontier/$1_$3" --seeds 0,1,2 \
-    --tune clients.lr=0.1,0.2,0.4,0.8 "${densities[@]}" ${settings[$3]} "${@:5}"
+    --tune clients.lr=0.05,0.1,0.2,0.4 "${densities[@]}" ${settings[$3]} "${@:5}"
 }
 for method in "${methods[@]}"; do
   sweep mnist_iid 1e-2,1e-3,1e-4,1e-5 "$method" frontier_mnist --data.root "$mnist" "$@"
