@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The frontier study of docs/results.md: what each method reaches at equal rounds and densities. Every method's learning
 # rate comes from the same search on a validation split with seed 0; then three seeds on all training data.
-#   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS, e.g. --rounds 2000 for the full length]
-# Resumable: the same command continues. Results: runs/frontier/*/results.csv
+#   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS]
+#   OUT=runs/frontier_long bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 2000    # the full length
+# Resumable: the same command continues. Tables: python benchmarks/frontier_table.py runs/frontier
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mnist=$1 cifar10=$2
@@ -24,7 +25,7 @@ sweep() { # study, densities, method, configuration, keys
   local densities=(--grid "compression.density=$2")
   [ "$3" = dense ] && densities=()
   # shellcheck disable=SC2086 # the settings are several words
-  .venv/bin/flare-dist sweep --config "configs/$4.yaml" --output_dir "runs/frontier/$1_$3" --seeds 0,1,2 \
+  .venv/bin/flare-dist sweep --config "configs/$4.yaml" --output_dir "${OUT:-runs/frontier}/$1_$3" --seeds 0,1,2 \
     --tune clients.lr=0.05,0.1,0.2,0.4 "${densities[@]}" ${settings[$3]} "${@:5}"
 }
 for method in "${methods[@]}"; do

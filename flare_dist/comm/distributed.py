@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -135,6 +136,21 @@ class World:
             start = self.now()
             dist.barrier()
             self.traffic.waiting_seconds += self.now() - start
+
+
+def all_gather_async(local: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
+    """The tensors of every rank one after another, and a future of their arrival; for a hook inside backward."""
+    gathered = local.new_empty(dist.get_world_size(group) * local.numel())
+    work = dist.all_gather_into_tensor(gathered, local, group=group, async_op=True)
+    assert work is not None, "this rank is not of the group"
+    return gathered, work.get_future()
+
+
+def all_reduce_async(tensor: Tensor, group: dist.ProcessGroup | None) -> torch.futures.Future[Any]:
+    """A future of the sum of `tensor` over the ranks, in place; for a hook inside backward."""
+    work = dist.all_reduce(tensor, group=group, async_op=True)
+    assert work is not None, "this rank is not of the group"
+    return work.get_future()
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""The tables of the frontier study from its sweeps' results.csv, as markdown: mean ± deviation of the test accuracy.
+
+python benchmarks/frontier_table.py runs/frontier
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+METHODS = ("dense", "ec", "ef21", "dgc", "flare", "flare_dgc")
+
+
+def main(directory: Path) -> None:
+    studies: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    densities: dict[str, list[str]] = defaultdict(list)
+    for method in METHODS:
+        for file in sorted(directory.glob(f"*_{method}/results.csv")):
+            study = file.parent.name.removesuffix(f"_{method}")
+            with file.open() as lines:
+                for row in csv.DictReader(lines):
+                    density = row.get("compression.density", "")
+                    if row["purpose"] == "result":
+                        studies[study][method, density].append(row)
+                    if density and density not in densities[study]:
+                        densities[study].append(density)
+    for study, results in studies.items():
+        columns = sorted(densities[study], key=float, reverse=True)
+        print(f"\n### {study}\n\n| method | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+        for method in METHODS:
+            if method == "dense":
+                print(f"| dense | {_cell(results['dense', ''])}" + " |" * len(columns))
+            elif any((method, density) in results for density in columns):
+                print(f"| {method} | " + " | ".join(_cell(results[method, density]) for density in columns) + " |")
+
+
+def _cell(rows: list[dict[str, str]]) -> str:
+    """Accuracy over the seeds and, in brackets, what the search chose."""
+    finished = [float(row["test_accuracy"]) for row in rows if row["status"] == "finished"]
+    if not finished:
+        return "-"
+    spread = f" ± {stdev(finished):.3f}" if len(finished) > 1 else ""
+    chosen = [rows[0][key] for key in ("clients.lr", "clients.flare.tau") if rows[0].get(key)]
+    lost = f", {len(rows) - len(finished)} diverged" if len(finished) < len(rows) else ""
+    return f"{mean(finished):.3f}{spread} ({', '.join(chosen)}{lost})"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,249 @@
+"""The sparse exchange as a communication hook of DistributedDataParallel: `ddp.register_comm_hook(state, sparse_hook)`.
+
+For each bucket, once its gradients are there:
+
+1. Divide by the loss scale, if there is one, and let error feedback add what was not sent before (float32).
+2. Select per tensor, and send this rank's pairs in one packed all-gather; tensors of up to `dense_below` entries whole.
+3. When it has arrived, add up all ranks' pairs in rank order, over the number of ranks, and put the loss scale back.
+
+The memory is addressed by parameter name: DDP forms new buckets after the first backward, and one bucket cap gives the
+same numbers as another. A tensor whose gradient is zero on this rank (unused, or the rank has joined) sends nothing
+and keeps its residual. Where a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
+every GradScaler skips the step, and the memory of the whole step is taken back.
+
+The packed buffer, in words of 4 bytes: | not finite? | indices [k] | values [k] | whole tensors [d] | padding |.
+Annotations are evaluated here, since DDP looks at those of a hook.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flare_dist.comm.distributed import all_gather_async, all_reduce_async
+from flare_dist.comm.exchange import ALIGNMENT
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK
+from flare_dist.compression.payload import Payload
+from flare_dist.compression.sparsifiers import COUNTS, SPARSIFIERS, Segment, select
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.seeding import generator
+
+WORD = 4
+
+
+class SparseHookState:
+    """What `sparse_hook` remembers of a model between steps, and its settings. One for each DDP object.
+
+    Args:
+        model: the model, before or after DDP has wrapped it; its parameters' names address the memory.
+        density: fraction of each tensor's entries that a rank sends, in (0, 1]; 1 is plain DDP.
+        dense_below: tensors of at most so many entries (biases, norms) are sent whole.
+        scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
+        process_group: the ranks to exchange with, as given to DDP (None = all).
+        seed: of the randk sparsifier.
+        compression: more keys of `CompressionConfig`: sparsifier (topk or randk), error_feedback (ec, dgc or none),
+            momentum, residual_decay, count, warmup and warmup_rounds, which here count steps.
+
+    Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
+    sizes, a threshold gives payloads of unknown size, EF21 needs a server.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float = 0.01,
+        *,
+        dense_below: int = 0,
+        scaler: "torch.amp.GradScaler | None" = None,
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+        **compression: Any,
+    ) -> None:
+        self.config = CompressionConfig(density=density, **compression)
+        if self.config.scope != "tensor":
+            raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
+        if not self.config.is_dense and self.config.sparsifier not in ("topk", "randk"):
+            raise ValueError(f"compression.sparsifier: {self.config.sparsifier} sends too little to know how much")
+        if self.config.rule == "ef21":
+            raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
+        if dense_below < 0:
+            raise ValueError(f"dense_below: must not be negative, got {dense_below}")
+        self.dense_below = dense_below
+        self.scaler = scaler
+        self.process_group = process_group
+        self.seed = seed
+        self.step = 0  # backward passes that were synchronised
+        self.wire_bytes = 0  # what the collectives moved over all ranks, padding included
+        self.state_names, self.rule, _ = ERROR_FEEDBACK["none" if self.config.is_dense else self.config.rule]
+        module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
+        self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
+        self._failed: Tensor | None = None  # whether this step's gradients were not finite somewhere
+        self._in_step = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
+        self._commit()
+        memory = {name: {kind: v.clone() for kind, v in own.items()} for name, own in self._memory.items()}
+        return {"step": self.step, "memory": memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a memory that `state_dict` gave; raises ValueError where it is another model's."""
+        unknown = set(state["memory"]) - set(self._names.values())
+        if unknown:
+            raise ValueError(f"the saved memory holds parameters that the model has not: {', '.join(sorted(unknown))}")
+        self._commit()
+        self.step = state["step"]
+        self._buckets.clear()
+        self._memory = {
+            name: {kind: vector.detach().clone().float() for kind, vector in own.items()}
+            for name, own in state["memory"].items()
+        }
+
+    def begin_bucket(self, bucket: dist.GradBucket) -> tuple[ParameterLayout, "_BucketMemory"]:
+        """The layout of a bucket and the memory of its parameters, on its device; starts a step with the first one."""
+        if not self._in_step:
+            self._commit()
+            self._in_step = True
+            self.step += 1
+        if bucket.is_last():
+            self._in_step = False
+        layout = ParameterLayout.of((self._names[p], p) for p in bucket.parameters())
+        names = tuple(entry.name for entry in layout.entries)
+        if names not in self._buckets:
+            self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
+            self._buckets[names] = _BucketMemory(layout, self.state_names, self._memory, bucket.buffer().device)
+        return layout, self._buckets[names]
+
+    def note_failure(self, failed: Tensor) -> None:
+        """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
+        self._failed = failed if self._failed is None else self._failed | failed
+
+    def _commit(self) -> None:
+        """Make the memory of the last step the one that counts, or forget it where that step was not finite."""
+        if self._failed is not None:
+            for bucket in self._buckets.values():
+                bucket.commit(self._failed)
+            self._failed = None
+
+
+class _BucketMemory:
+    """The vectors that error feedback remembers of one bucket's parameters: those that count, and the next ones."""
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        state_names: Sequence[str],
+        memory: dict[str, dict[str, Tensor]],
+        device: torch.device,
+    ) -> None:
+        """Moves what `memory` holds of these parameters here, and points it to the new place."""
+        self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
+        self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
+        self.is_pending = False
+        for kind, vector in self.kept.items():
+            for name, view in layout.views(vector):
+                own = memory.setdefault(name, {})
+                if kind in own:
+                    view.copy_(own[kind])
+                own[kind] = view
+
+    def draft(self) -> dict[str, Tensor]:
+        """Copies of the vectors, for a step that may yet be taken back."""
+        for kind, vector in self.kept.items():
+            self.pending[kind].copy_(vector)
+        self.is_pending = True
+        return self.pending
+
+    def commit(self, failed: Tensor) -> None:
+        """Take the draft over, unless `failed`; without asking the device, which would have to be waited for."""
+        if self.is_pending:
+            for kind, vector in self.kept.items():
+                torch.where(failed, vector, self.pending[kind], out=vector)
+            self.is_pending = False
+
+
+def sparse_hook(state: SparseHookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Exchange one bucket sparsely; the future's value is the bucket's mean gradient, in its own precision."""
+    world_size = dist.get_world_size(state.process_group)
+    layout, memory = state.begin_bucket(bucket)
+    buffer = bucket.buffer()
+    if state.config.is_dense:
+        state.wire_bytes += 2 * (world_size - 1) * buffer.nbytes
+        reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
+        return reduced.then(lambda future: future.value()[0])
+
+    failed = ~torch.stack([buffer.amax(), buffer.amin()]).isfinite().all()
+    scale = _scale(state, buffer.device)
+    gradient = buffer.float().div(scale) if scale is not None else buffer.float()
+    sparse, whole = _split(state, layout)
+    draws = generator(state.seed, "sparsifier", state.step, dist.get_rank(state.process_group))
+
+    def compress(update: Tensor) -> Payload:
+        indices = select(update, sparse, SPARSIFIERS[state.config.sparsifier], draws)
+        indices = torch.cat([indices, whole.to(update.device)])
+        values = update[indices] * _is_used(gradient, layout)[_entry_of(indices, layout)]
+        return Payload(indices.int(), values)
+
+    payload = state.rule(state.config, gradient.nan_to_num_(0, 0, 0), memory.draft(), compress)
+    assert payload.indices is not None
+    kept = payload.kept - whole.numel()
+    words = [failed.int().view(1), payload.indices[:kept], payload.values.view(torch.int32)]
+    size = 1 + kept + payload.kept
+    padding = math.ceil(size * WORD / ALIGNMENT) * ALIGNMENT // WORD - size
+    packed = torch.cat([*words, words[0].new_zeros(padding)])
+    state.wire_bytes += world_size * (world_size - 1) * packed.nbytes
+    gathered, arrived = all_gather_async(packed, state.process_group)
+    everywhere = whole.to(buffer.device)
+
+    def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        future.wait()
+        ranks = gathered.view(world_size, -1)
+        mean = torch.zeros(layout.total, device=buffer.device)
+        for words in ranks:
+            values = words[1 + kept : size].view(torch.float32) / world_size
+            mean.index_add_(0, words[1 : 1 + kept], values[:kept])
+            mean[everywhere] += values[kept:]
+        anywhere = ranks[:, 0].any()
+        state.note_failure(anywhere)
+        if scale is not None:
+            mean.mul_(scale)
+        return buffer.copy_(mean.masked_fill_(anywhere, math.inf))
+
+    return arrived.then(decode)
+
+
+def _scale(state: SparseHookState, device: torch.device) -> Tensor | None:
+    """The loss scale as a scalar on the device, without waiting for it."""
+    if state.scaler is None or not state.scaler.is_enabled():
+        return None
+    return state.scaler.scale(torch.ones((), device=device))
+
+
+def _split(state: SparseHookState, layout: ParameterLayout) -> tuple[list[Segment], Tensor]:
+    """What is selected from in this step, and the indices of the tensors that are sent whole (int64)."""
+    count, density = COUNTS[state.config.count], state.config.density_in(state.step)
+    large = [e for e in layout.entries if e.numel > state.dense_below]
+    segments = [Segment(e.offset, e.numel, count(e.numel, density)) for e in large]
+    small = [torch.arange(e.offset, e.offset + e.numel) for e in layout.entries if 0 < e.numel <= state.dense_below]
+    return segments, torch.cat(small) if small else torch.empty(0, dtype=torch.int64)
+
+
+def _is_used(gradient: Tensor, layout: ParameterLayout) -> Tensor:
+    """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
+    return torch.stack([view.count_nonzero() > 0 for _, view in layout.views(gradient)]).float()
+
+
+def _entry_of(indices: Tensor, layout: ParameterLayout) -> Tensor:
+    """For each place in the flat vector the number of the tensor that it belongs to."""
+    ends = torch.tensor([_end(entry) for entry in layout.entries], device=indices.device)
+    return torch.bucketize(indices, ends, right=True)
+
+
+def _end(entry: Entry) -> int:
+    return entry.offset + entry.numel

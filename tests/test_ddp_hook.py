@@ -1,0 +1,361 @@
+"""The hook against plain DDP and against the algorithm in one process; whatever DDP does with its buckets."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.comm.ddp_hook import SparseHookState, sparse_hook
+from flare_dist.comm.distributed import World
+from flare_dist.compression.config import CompressionConfig
+from tests.ranks import run_ranks
+
+STEPS, INPUTS, CLASSES = 20, 12, 4
+
+
+class Net(nn.Module):
+    """An MLP whose middle layer can be left out of a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(INPUTS, 40)
+        self.middle = nn.Linear(40, 40)
+        self.last = nn.Linear(40, CLASSES)
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        x = F.relu(self.first(x))
+        return self.last(x if skip else F.relu(self.middle(x)))
+
+
+def net() -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net()
+
+
+def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1000 * rank + step)
+    return torch.randn(8, INPUTS, generator=rng), torch.randint(CLASSES, (8,), generator=rng)
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def with_hook(
+    model: nn.Module, ddp: dict[str, Any] | None = None, **settings: Any
+) -> tuple[DistributedDataParallel, SparseHookState]:
+    wrapped = DistributedDataParallel(model, **(ddp or {}))
+    state = SparseHookState(wrapped, **settings)
+    wrapped.register_comm_hook(state, sparse_hook)
+    return wrapped, state
+
+
+def train(
+    world: World,
+    settings: dict[str, Any] | None = None,
+    ddp: dict[str, Any] | None = None,
+    steps: int = STEPS,
+    accumulate: int = 1,
+) -> tuple[Tensor, dict[str, Any]]:
+    """(parameters, memory) after `steps` of SGD; plain DDP where there are no settings."""
+    model = net()
+    wrapped, state = (
+        (DistributedDataParallel(model, **(ddp or {})), None) if settings is None else with_hook(model, ddp, **settings)
+    )
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    for step in range(steps):
+        optimizer.zero_grad()
+        for part in range(accumulate):
+            inputs, labels = batch(world.rank, accumulate * step + part)
+            with nullcontext() if part == accumulate - 1 else wrapped.no_sync():
+                F.cross_entropy(wrapped(inputs), labels).backward()
+        optimizer.step()
+    return flat(model), state.state_dict() if state else {}
+
+
+def assert_same_memory(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["step"] == other["step"]
+    assert one["memory"].keys() == other["memory"].keys()
+    for name, own in other["memory"].items():
+        assert all(torch.equal(one["memory"][name][kind], vector) for kind, vector in own.items())
+
+
+def oracle(size: int, config: CompressionConfig, accumulate: int = 1) -> tuple[Tensor, list[list[Tensor]]]:
+    """The same in one process and plain PyTorch: (parameters, residuals by rank)."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    residuals = [[torch.zeros_like(p) for p in model.parameters()] for _ in range(size)]
+    velocities = [[torch.zeros_like(p) for p in model.parameters()] for _ in range(size)]
+    for step in range(STEPS):
+        means = [torch.zeros_like(p) for p in model.parameters()]
+        for rank in range(size):
+            optimizer.zero_grad()
+            for part in range(accumulate):
+                inputs, labels = batch(rank, accumulate * step + part)
+                F.cross_entropy(model(inputs), labels).backward()
+            for p, mean, residual, velocity in zip(model.parameters(), means, residuals[rank], velocities[rank]):
+                assert p.grad is not None
+                brought = velocity.mul_(config.momentum).add_(p.grad) if config.rule == "dgc" else p.grad
+                update = (residual + brought).flatten()
+                k = -(-update.numel() * int(1000 * config.density_in(step + 1)) // 1000)
+                kept = update.abs().sort(descending=True, stable=True).indices[:k]
+                sent = torch.zeros_like(update).index_copy(0, kept, update[kept]).view_as(p)
+                residual.copy_(update.view_as(p) - sent)
+                velocity[sent != 0] = 0
+                mean.add_(sent / size)
+        for p, mean in zip(model.parameters(), means):
+            p.grad = mean
+        optimizer.step()
+    return flat(model), residuals
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_density_one_is_plain_ddp(size: int) -> None:
+    plain = run_ranks(train, size)
+    for (hooked, _), (expected, _) in zip(run_ranks(train, size, {"density": 1.0}), plain):
+        if size == 2:
+            assert torch.equal(hooked, expected)
+        torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_sparse_steps_equal_the_oracle(size: int) -> None:
+    torch.set_num_threads(1)
+    settings = {"density": 0.05}
+    expected, residuals = oracle(size, CompressionConfig(density=0.05))
+    for rank, (hooked, state) in enumerate(run_ranks(train, size, settings)):
+        torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
+        assert state["step"] == STEPS
+        for own, residual in zip(state["memory"].values(), residuals[rank]):
+            torch.testing.assert_close(own["residual"], residual.flatten().view_as(own["residual"]), rtol=0, atol=1e-5)
+
+
+def test_bucket_sizes_and_ddp_s_ways_of_forming_them_change_nothing() -> None:
+    settings = {"density": 0.05, "dense_below": 4}
+    expected = run_ranks(train, 2, settings)
+    for ddp in ({"bucket_cap_mb": 0.001}, {"static_graph": True}, {"find_unused_parameters": True}):
+        for (parameters, state), (same, kept) in zip(run_ranks(train, 2, settings, ddp), expected):
+            assert torch.equal(parameters, same)
+            assert_same_memory(state, kept)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"density": 0.05, "error_feedback": "dgc", "momentum": 0.5},
+        {"density": 0.05, "warmup": (0.5, 0.25), "warmup_rounds": 4},
+    ],
+    ids=["dgc", "warm-up"],
+)
+def test_momentum_correction_and_warm_up_equal_the_oracle(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    expected, _ = oracle(2, CompressionConfig(**settings))
+    for hooked, _ in run_ranks(train, 2, settings):
+        torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
+
+
+def test_accumulated_gradients_are_sent_once() -> None:
+    torch.set_num_threads(1)
+    expected, _ = oracle(2, CompressionConfig(density=0.05), accumulate=3)
+    for hooked, state in run_ranks(train, 2, {"density": 0.05}, None, STEPS, 3):
+        torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
+        assert state["step"] == STEPS
+
+
+def test_without_memory_the_rest_is_lost() -> None:
+    (hooked, state), _ = run_ranks(train, 2, {"density": 0.05, "error_feedback": "none"})
+    assert all(own == {} for own in state["memory"].values())
+    assert not torch.equal(hooked, run_ranks(train, 2, {"density": 0.05})[0][0])
+
+
+def gradients(world: World, settings: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any], int]:
+    """The gradients of one backward pass, the memory and the bytes on the wire."""
+    wrapped, state = with_hook(net(), **settings)
+    inputs, labels = batch(world.rank, 0)
+    F.cross_entropy(wrapped(inputs), labels).backward()
+    return [p.grad for p in wrapped.parameters() if p.grad is not None], state.state_dict(), state.wire_bytes
+
+
+def test_small_tensors_are_sent_whole() -> None:
+    """Biases of 40 and 4 entries: their gradients are those of plain DDP, and nothing of them is remembered."""
+    plain = run_ranks(gradients, 2, {"density": 1.0})[0][0]
+    mean, state, wire_bytes = run_ranks(gradients, 2, {"density": 0.05, "dense_below": 40})[0]
+    for gradient, expected in zip(mean, plain):
+        if gradient.numel() <= 40:
+            torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
+        else:
+            assert 0 < int(gradient.count_nonzero()) <= 2 * -(-gradient.numel() // 20)
+    assert not any(own["residual"].any() for name, own in state["memory"].items() if name.endswith("bias"))
+    pairs, whole = 24 + 80 + 8, 40 + 40 + 4
+    assert wire_bytes == 2 * -(-4 * (1 + 2 * pairs + whole) // 512) * 512
+
+
+def mixed(world: World, scale: float | None) -> tuple[Tensor, dict[str, Any]]:
+    """Training with a loss scale on a model of float32 weights."""
+    model = net()
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, growth_interval=7, enabled=scale is not None)
+    wrapped, state = with_hook(model, density=0.05, scaler=scaler)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        inputs, labels = batch(world.rank, step)
+        scaler.scale(F.cross_entropy(wrapped(inputs), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return flat(model), state.state_dict()
+
+
+def test_the_memory_is_kept_unscaled_while_the_loss_scale_grows() -> None:
+    """A power of two changes no bit, so neither may the scale."""
+    for (scaled, state), (plain, expected) in zip(run_ranks(mixed, 2, 1024.0), run_ranks(mixed, 2, None)):
+        assert torch.equal(scaled, plain)
+        assert_same_memory(state, expected)
+
+
+def overflowing(world: World, poisoned_step: int | None, poisoned_rank: int) -> tuple[Tensor, dict[str, Any], float]:
+    """Ten steps under a GradScaler of which one overflows on one rank, or is left out."""
+    model = net()
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    wrapped, state = with_hook(model, {"bucket_cap_mb": 0.001}, density=0.05, scaler=scaler)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    for step in range(10):
+        if step == 5 and poisoned_step is None:
+            continue
+        inputs, labels = batch(world.rank, step)
+        if step == poisoned_step and world.rank == poisoned_rank:
+            inputs[0, 0] = torch.inf
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(wrapped(inputs), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return flat(model), state.state_dict(), scaler.get_scale()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_overflow_on_any_rank_leaves_everything_as_it_was(rank: int) -> None:
+    """Several buckets: those that were exchanged before the overflow are taken back as well."""
+    poisoned, skipped = run_ranks(overflowing, 2, 5, rank), run_ranks(overflowing, 2, None, 0)
+    for (parameters, state, scale), (expected, memory, full_scale) in zip(poisoned, skipped):
+        assert torch.equal(parameters, expected)
+        assert (scale, full_scale) == (32.0, 64.0)
+        assert_same_memory(state | {"step": memory["step"]}, memory)  # the step that failed was one all the same
+
+
+def leaving_out(world: World) -> tuple[list[float], list[float]]:
+    """The middle layer's weights and residual around steps in which it is used, left out, and used again."""
+    model = net()
+    wrapped, state = with_hook(model, {"find_unused_parameters": True}, density=0.05)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    weights, residuals = [], []
+    for step, skip in enumerate([False, True, True, False]):
+        inputs, labels = batch(world.rank, step)
+        optimizer.zero_grad()
+        F.cross_entropy(wrapped(inputs, skip), labels).backward()
+        optimizer.step()
+        weights.append(float(model.middle.weight.detach().double().sum()))
+        residuals.append(float(state.state_dict()["memory"]["middle.weight"]["residual"].double().abs().sum()))
+    return weights, residuals
+
+
+def test_what_no_rank_uses_is_neither_sent_nor_cleared() -> None:
+    for weights, residuals in run_ranks(leaving_out, 2):
+        assert weights[0] == weights[1] == weights[2] != weights[3]
+        assert residuals[0] == residuals[1] == residuals[2] != residuals[3]
+        assert residuals[0] > 0
+
+
+def uneven(world: World) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    """Rank 1 has two batches fewer; its memory when it runs out, and in the end."""
+    model = net()
+    wrapped, state = with_hook(model, density=0.05)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    with wrapped.join(divide_by_initial_world_size=True):
+        for step in range(6 - 2 * world.rank):
+            inputs, labels = batch(world.rank, step)
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(inputs), labels).backward()
+            optimizer.step()
+        before = state.state_dict()["memory"]
+    return flat(model), before, state.state_dict()["memory"]
+
+
+def test_a_rank_that_has_joined_sends_nothing_and_keeps_its_residual() -> None:
+    results = run_ranks(uneven, 2)
+    assert torch.equal(results[0][0], results[1][0])
+    for name, own in results[1][1].items():
+        assert torch.equal(results[1][2][name]["residual"], own["residual"])
+        assert own["residual"].any()
+
+
+def halves(world: World) -> tuple[torch.dtype, torch.dtype, bool]:
+    model = net().bfloat16()
+    wrapped, state = with_hook(model, density=0.05)
+    inputs, labels = batch(world.rank, 0)
+    F.cross_entropy(wrapped(inputs.bfloat16()), labels).backward()
+    gradient, own = model.first.weight.grad, state.state_dict()["memory"]["first.weight"]
+    assert gradient is not None
+    return gradient.dtype, own["residual"].dtype, bool(gradient.isfinite().all() and gradient.any())
+
+
+def test_weights_of_half_precision_have_a_memory_of_full_precision() -> None:
+    assert run_ranks(halves, 2) == [(torch.bfloat16, torch.float32, True)] * 2
+
+
+def continued(world: World, at: int, other_buckets: bool) -> tuple[Tensor, dict[str, Any]]:
+    """Twenty steps with a new model, DDP object and hook state after `at` of them, all loaded from the old ones."""
+    model = net()
+    ddp: dict[str, Any] = {}
+    wrapped, state = with_hook(model, density=0.05, error_feedback="dgc", momentum=0.5)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    for step in range(STEPS):
+        if step == at:
+            fresh = net()
+            fresh.load_state_dict(model.state_dict())
+            model, saved = fresh, state.state_dict()
+            ddp = {"bucket_cap_mb": 0.001} if other_buckets else {}
+            wrapped, state = with_hook(model, ddp, density=0.05, error_feedback="dgc", momentum=0.5)
+            state.load_state_dict(saved)
+            optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        optimizer.zero_grad()
+        inputs, labels = batch(world.rank, step)
+        F.cross_entropy(wrapped(inputs), labels).backward()
+        optimizer.step()
+    return flat(model), state.state_dict()
+
+
+@pytest.mark.parametrize("other_buckets", [False, True])
+def test_a_restored_state_goes_on_bitwise(other_buckets: bool) -> None:
+    for (parameters, state), (expected, memory) in zip(
+        run_ranks(continued, 2, 9, other_buckets), run_ranks(continued, 2, STEPS, False)
+    ):
+        assert torch.equal(parameters, expected)
+        assert state["step"] == STEPS
+        assert_same_memory(state, memory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scope": "global"}, r"^compression\.scope: global would let DDP's bucket sizes decide"),
+        ({"sparsifier": "threshold"}, r"^compression\.sparsifier: threshold sends too little"),
+        ({"error_feedback": "ef21"}, r"^compression\.error_feedback: ef21 needs a server"),
+        ({"density": 0.0}, r"^compression\.density: the fraction kept must be in \(0, 1\]"),
+        ({"dense_below": -1}, r"^dense_below: must not be negative, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SparseHookState(net(), **settings)
+
+
+def test_the_memory_of_another_model_is_refused() -> None:
+    state = SparseHookState(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"holds parameters that the model has not: head"):
+        state.load_state_dict({"step": 1, "memory": {"head": {}}})
