@@ -156,6 +156,7 @@ def _run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Co
     def check(arguments: Sequence[str]) -> None:
         build_config(train_parser, train_parser.parse_args(list(arguments), namespace=base.clone()))
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the run in progress ends as well
     rows = sweep(config, grid, options.ranks, check)
     keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
     _wide_console().print(results_table(rows, keys))

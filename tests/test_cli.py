@@ -136,7 +136,7 @@ def test_sweep_trains_and_says_where_the_results_are(tmp_path: Path, capsys: pyt
     assert "clients.objective=flare" in output
     assert f"results: {tmp_path / 'results.csv'}" in output
     assert (tmp_path / "accuracy_against_bytes.png").read_bytes().startswith(b"\x89PNG")
-    assert "clients.lr: 0.1" not in (tmp_path / "results.csv").read_text()
+    assert "lr: 0.1" in (tmp_path / "base.yaml").read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 

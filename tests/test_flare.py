@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flare_dist.clients import flare
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.flare import FlareConfig, flare_penalty
 from flare_dist.clients.penalty import LocalContext, Penalty
@@ -19,6 +20,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import load
+from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import ParameterLayout
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config
@@ -65,7 +67,11 @@ def masks(residual: Tensor, percentile: float) -> Tensor:
 
 @pytest.mark.parametrize("percentile", [0.0, 50.0, 90.0])
 @pytest.mark.parametrize("round_", [1, 7])
-def test_the_pull_is_the_gradient_of_the_penalty(percentile: float, round_: int) -> None:
+@pytest.mark.parametrize("chunk", [7, 2**16])
+def test_the_pull_is_the_gradient_of_the_penalty(
+    monkeypatch: pytest.MonkeyPatch, percentile: float, round_: int, chunk: int
+) -> None:
+    monkeypatch.setattr(flare, "_CHUNK", chunk)
     gradient, local, global_parameters, residual = vectors()
     pull = penalty(FlareConfig(tau=0.5, decay=1.25, percentile=percentile), global_parameters, residual, round_)
     assert pull is not None
@@ -134,7 +140,7 @@ def test_excluded_parameters_are_never_pulled() -> None:
     assert [bool(part.any()) for _, part in LAYOUT.views(gradient)] == [True, False, False]
 
 
-@pytest.mark.parametrize("settings", [{"tau": 0.0}, {"steps": 0}, {"tau": 1e-300, "decay": 1e30}])
+@pytest.mark.parametrize("settings", [{"tau": 0.0}, {"steps": 0}, {"tau": 1e-300, "decay": 1e30}, {"tau": 1e-40}])
 def test_nothing_to_pull_is_no_penalty(settings: dict[str, Any]) -> None:
     _, _, global_parameters, residual = vectors()
     assert penalty(FlareConfig(**settings), global_parameters, residual) is None
@@ -182,10 +188,10 @@ def test_one_step_is_the_closed_form() -> None:
 
 def test_conserving_leaves_one_step_as_error_feedback_has_it() -> None:
     """In one step from rest the loss never sees the pull, so all of the delta that it makes is taken out again."""
-    flare = FlareConfig(tau=0.7, conserve=True)
+    conserving = FlareConfig(tau=0.7, conserve=True)
     deltas = []
     for objective in ("flare", "none"):
-        parties = set_up(with_clients(CONFIG, num=1, batch_size=200, objective=objective, flare=flare))
+        parties = set_up(with_clients(CONFIG, num=1, batch_size=200, objective=objective, flare=conserving))
         start, buffers = parties.server.parameters.data, parties.server.buffers
         residual = 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
         state = {"residual": residual}
@@ -200,10 +206,10 @@ def rounds(config: Config) -> tuple[Tensor, ClientStates]:
     return parties.server.parameters.detach(), parties.states
 
 
-@pytest.mark.parametrize("flare", [FlareConfig(tau=0.0), FlareConfig(steps=0)], ids=["tau = 0", "p = 0"])
-def test_without_a_pull_it_is_error_feedback_bitwise(flare: FlareConfig) -> None:
+@pytest.mark.parametrize("settings", [FlareConfig(tau=0.0), FlareConfig(steps=0)], ids=["tau = 0", "p = 0"])
+def test_without_a_pull_it_is_error_feedback_bitwise(settings: FlareConfig) -> None:
     plain, _ = rounds(with_clients(CONFIG, objective="none"))
-    assert torch.equal(rounds(with_clients(CONFIG, flare=flare))[0], plain)
+    assert torch.equal(rounds(with_clients(CONFIG, flare=settings))[0], plain)
     assert not torch.equal(rounds(with_clients(CONFIG, flare=FlareConfig()))[0], plain)
 
 
@@ -242,5 +248,23 @@ def test_pulling_needs_a_residual(compression: dict[str, Any]) -> None:
 
 
 def test_conserving_needs_plain_sgd() -> None:
+    with pytest.raises(ValueError, match=r"^clients\.flare\.conserve: not with fp16"):
+        dataclasses.replace(
+            with_clients(CONFIG, flare=FlareConfig(conserve=True)), engine=EngineConfig(mixed_precision="fp16")
+        )
     with pytest.raises(ValueError, match=r"^clients\.flare\.conserve: needs clients\.optimizer=sgd"):
         with_clients(CONFIG, optimizer="adam", momentum=0.0, flare=FlareConfig(conserve=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cap", [False, True])
+def test_the_device_changes_nothing(cap: bool) -> None:
+    gradients = []
+    for device in ("cpu", "cuda"):
+        gradient, local, global_parameters, residual = (v.float().to(device) for v in vectors())
+        pull = penalty(FlareConfig(cap=cap), global_parameters, residual)
+        assert pull is not None
+        pull.add_gradient(gradient, local)
+        gradients.append(gradient.cpu())
+    torch.testing.assert_close(*gradients)

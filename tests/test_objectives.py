@@ -68,9 +68,9 @@ def test_zero_coefficients_add_nothing(name: str) -> None:
     assert OBJECTIVES[name](config, context) is None
 
 
-@pytest.mark.parametrize("mu", [-0.1, float("nan")])
+@pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])
 def test_errors_name_the_key(mu: float) -> None:
-    with pytest.raises(ValueError, match=r"^clients\.fedprox\.mu: must not be negative, got "):
+    with pytest.raises(ValueError, match=r"^clients\.fedprox\.mu: must be finite and not negative, got "):
         FedProxConfig(mu)
 
 

@@ -114,25 +114,25 @@ def pair(index: int, value: float) -> Payload:
 def test_payloads_are_added_up_as_they_come_unless_they_are_changes_of_estimates() -> None:
     """EF21: client 4 is heard twice and its estimate counts whole each time; client 2 is absent in the second round."""
     means = {}
-    for mirrored in (False, True):
-        used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, mirrored)
-        assert used.is_stateless is not mirrored
+    for estimated in (False, True):
+        used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated)
+        assert used.is_stateless is not estimated
         for round_, heard in enumerate([[(2, 0, 8.0), (4, 1, 4.0)], [(4, 2, 2.0)]]):
-            means[mirrored, round_] = torch.zeros(3)
+            means[estimated, round_] = torch.zeros(3)
             for client, index, value in heard:
-                used.receive(means[mirrored, round_], client, pair(index, value), 0.5)
+                used.receive(means[estimated, round_], client, pair(index, value), 0.5)
     assert means[False, 0].tolist() == means[True, 0].tolist() == [4.0, 2.0, 0.0]
     assert means[False, 1].tolist() == [0.0, 0.0, 1.0]
     assert means[True, 1].tolist() == [0.0, 2.0, 1.0]
 
 
-def test_mirrors_are_restored() -> None:
-    used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, mirrored=True)
+def test_estimates_are_restored() -> None:
+    used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated=True)
     used.receive(torch.zeros(3), 4, pair(1, 4.0), 1.0)
     file = io.BytesIO()
     torch.save(used.state_dict(), file)
     file.seek(0)
-    resumed = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, mirrored=True)
+    resumed = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated=True)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for server_ in (used, resumed):
         total = torch.zeros(3)

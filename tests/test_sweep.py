@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flare_dist.data.config import DataConfig
+from flare_dist.run import rundir
 from flare_dist.run import sweep as module
 from flare_dist.run.config import Config, load_config
 from flare_dist.run.sweep import Grid, Run, combinations, parse_values, results_table, sweep
@@ -28,16 +33,16 @@ class Trainer:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
 
-    def run(self, command: list[str], stdout: Any, **options: Any) -> Any:
+    def run(self, command: list[str], output: Path) -> int:
         self.commands.append(command)
         settings = dict(itertools.pairwise(command))
         lr, seed = settings["--clients.lr"], int(settings["--seed"])
         status = 0
         if lr == "9":
-            stdout.write("error: round 3: the losses or deltas of all clients (0) are not finite\n")
+            output.write_text("error: round 3: the training loss of the pooled data is not finite\n")
             status = 1
         elif lr == "8":
-            stdout.write("loading\nerror: data.root: no such folder\n")
+            output.write_text("loading\nerror: data.root: no such folder\n")
             status = 2
         else:
             validation, test = TABLE[lr, seed]
@@ -47,13 +52,13 @@ class Trainer:
             (directory / "summary.json").write_text(
                 json.dumps(summary | {"validation_accuracy": validation, "seconds": 1.0})
             )
-        return type("Completed", (), {"returncode": status})
+        return status
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     used = Trainer()
-    monkeypatch.setattr(module.subprocess, "run", used.run)
+    monkeypatch.setattr(module, "_run", used.run)
     return used
 
 
@@ -76,19 +81,28 @@ def test_combinations_are_all_and_in_order() -> None:
 
 
 def test_values_are_read_as_written() -> None:
-    texts = ["clients.lr=0.1,1e-2", "clients.objective=none,flare", "compression.warmup=[0.1, 0.2],[]", "x=null,true"]
+    texts = ["clients.lr=0.1,1e-2", "a=no,bf16", "compression.warmup=[0.1, 0.2],[]", "x=null,1_0,1:30,2024-01-01"]
     assert parse_values("--grid", texts) == {
         "clients.lr": ["0.1", "1e-2"],
-        "clients.objective": ["none", "flare"],
+        "a": ["no", "bf16"],
         "compression.warmup": ["[0.1, 0.2]", "[]"],
-        "x": ["null", "true"],
+        "x": ["null", "1_0", "1:30", "2024-01-01"],
     }
 
 
-@pytest.mark.parametrize("texts", [["lr"], ["lr="], ["=1"], ["lr=1", "lr=2"], ["lr=[1"]])
+@pytest.mark.parametrize("texts", [["lr"], ["lr="], ["=1"], ["lr=1", "lr=2"], ["lr=1,1"], ["lr=[1"]])
 def test_values_that_make_no_sense_are_refused(texts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^--grid: expected each KEY=VALUE"):
         parse_values("--grid", texts)
+
+
+def test_every_run_has_a_directory_of_its_own() -> None:
+    runs = [Run({"data.root": root}, 0, False) for root in ("d/a/b", "d/a_b", "x" * 300, "x" * 301)]
+    names = [run.directory(Path("sweep")).name for run in runs]
+    assert len(set(names)) == 4
+    assert all(run.directory(Path("sweep")).parent == Path("sweep") for run in runs)
+    assert max(map(len, names)) < 250
+    assert Run({"clients.lr": "1e-2"}, 3, True).directory(Path("s")) == Path("s/tuning/clients.lr=1e-2,seed=3")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +111,7 @@ def test_values_that_make_no_sense_are_refused(texts: list[str]) -> None:
         ({"seed": ["1"]}, {}, [0], "--grid: use --seeds for seed"),
         ({}, {"output_dir": ["x"]}, [0], "--grid: use --output_dir for output_dir"),
         ({"a": ["1"]}, {"a": ["2"]}, [0], "--tune: a cannot be in --grid as well"),
+        ({"data.validation": ["0"]}, {}, [0], "--grid: use --data.validation for data.validation"),
         ({}, {}, [], "--seeds: needs different whole numbers"),
         ({}, {}, [1, 1], "--seeds: needs different whole numbers"),
     ],
@@ -144,11 +159,35 @@ def test_tuning_looks_at_validation_data_only_and_with_the_first_seed(
     assert not caplog.messages or "edge" not in " ".join(caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("tried", "edge"),
+    [(["0.2", "0.1", "0.3"], False), (["0.3", "0.2"], True), (["0.1", "0.2"], True), (["0.2"], False)],
+)
 def test_the_edge_of_a_search_is_pointed_out(
-    tmp_path: Path, trainer: Trainer, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, trainer: Trainer, caplog: pytest.LogCaptureFixture, tried: list[str], edge: bool
 ) -> None:
-    play(tmp_path, Grid({}, {"clients.lr": ["0.2", "0.1", "0.3"]}, [0]))
-    assert "clients.lr = 0.2 is at the edge" in " ".join(caplog.messages)
+    play(tmp_path, Grid({}, {"clients.lr": tried}, [0]))
+    assert ("clients.lr = 0.2 is at the edge" in " ".join(caplog.messages)) is edge
+
+
+def test_a_share_held_out_by_the_configuration_is_kept(tmp_path: Path, trainer: Trainer) -> None:
+    config = Config(output_dir=str(tmp_path), data=DataConfig(validation=0.25))
+    sweep(config, Grid({}, {"clients.lr": ["0.1", "0.2"]}, [0]), 1, nothing)
+    assert not any("--data.validation" in command for command in trainer.commands)
+
+
+def test_runs_that_diverged_are_not_repeated(tmp_path: Path, trainer: Trainer) -> None:
+    grid = Grid({"clients.lr": ["9"]}, {}, [0])
+    assert play(tmp_path, grid) == play(tmp_path, grid)
+    assert len(trainer.commands) == 1
+
+
+def test_a_sweep_needs_a_rank_and_a_directory_of_its_own(tmp_path: Path, trainer: Trainer) -> None:
+    grid = Grid({"clients.lr": ["0.1"]}, {}, [0])
+    with pytest.raises(ValueError, match=r"^--ranks: must be at least 1, got 0"):
+        play(tmp_path, grid, ranks=0)
+    with rundir.claim(tmp_path), pytest.raises(ValueError, match=r"^output_dir: another run is writing to"):
+        play(tmp_path, grid)
 
 
 def test_a_setting_that_always_diverges_has_no_result(tmp_path: Path, trainer: Trainer) -> None:
@@ -192,3 +231,19 @@ def test_the_table_gives_mean_and_spread_and_marks_the_best(tmp_path: Path, trai
     assert columns[0] == ["clients.lr=0.2 *", "clients.lr=9", "clients.lr=0.1"]
     assert columns[2] == ["0.6500 ± 0.0707", "-", "0.5000"]
     assert columns[3] == ["0.5500 ± 0.0707", "-", "0.9000"]
+
+
+def test_a_run_ends_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(subprocess.Popen):
+        def wait(self, timeout: float | None = None) -> int:
+            if self.poll() is None and not hasattr(self, "interrupted"):
+                self.interrupted = True
+                started.append(self)
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    started: list[Interrupted] = []
+    monkeypatch.setattr(module.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module._run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    assert started[0].poll() == -signal.SIGTERM

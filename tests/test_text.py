@@ -87,6 +87,7 @@ def test_windows_that_do_not_overlap_are_pieces_of_their_own(tmp_path: Path) -> 
         ("{", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
         ("[]", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
         ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"x": ["a"], "y": ["bc"]}}}', r"^data\.root: .*all\.json is not .*'bc' is not one char"),
         ('{"user_data": {"A": {"snippets": ["short"]}}}', r"^data\.sequence_length: no speaker in .* says 101 "),
     ],
 )

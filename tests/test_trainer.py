@@ -310,6 +310,12 @@ def test_more_regularised_steps_than_there_are_is_worth_a_warning(
     assert (said in caplog.messages) is warned
 
 
+def test_an_objective_without_clients_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny(tmp_path, rounds=1, mode="centralised")
+    start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, objective="fedprox")))
+    assert any(message.startswith("mode: centralised training has the loss alone") for message in caplog.messages)
+
+
 def test_momentum_twice_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny(tmp_path, rounds=1, compression=CompressionConfig(density=0.02, error_feedback="dgc"))
     start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, momentum=0.9)))

@@ -33,7 +33,7 @@ class FlareConfig:
             larger = fewer.
         steps: local steps of a round that are regularised (null = all); the velocity restarts after them.
         conserve: subtract what the pull itself has moved from the model delta, since it also stays in the residual.
-        cap: let no single step pull an entry beyond its target.
+        cap: let no step of plain SGD pull an entry beyond its target; momentum still may.
         exclude: name patterns of parameters that are never pulled, e.g. "embedding.*".
     """
 
@@ -60,7 +60,9 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
     """The pull of one client's round; None where there is nothing to pull, which leaves plain local training."""
     tau = config.tau * config.decay**-context.round
     residual = context.state["residual"]
-    if not tau or config.steps == 0 or not context.lr or not any(part.any() for part in residual.split(2**20)):
+    if config.steps == 0 or context.lr * tau < torch.finfo(torch.float32).tiny:
+        return None
+    if not any(part.any() for part in residual.split(2**20)):
         return None
     pulled = list(_pulled_slices(config, context.layout, residual))
     moved = velocity = None

@@ -29,8 +29,8 @@ class FedProxConfig:
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.mu >= 0:
-            raise ValueError(f"clients.fedprox.mu: must not be negative, got {self.mu}")
+        if not 0 <= self.mu < 1e38:  # the range of float32
+            raise ValueError(f"clients.fedprox.mu: must be finite and not negative, got {self.mu}")
         if not self.decay >= 1:
             raise ValueError(f"clients.fedprox.decay: must be at least 1, got {self.decay}")
 

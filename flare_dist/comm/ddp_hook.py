@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from flare_dist.comm.distributed import all_gather_async, all_reduce_async
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK
 from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import COUNTS, SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
@@ -78,7 +77,7 @@ class SparseHookState:
         self.seed = seed
         self.step = 0  # backward passes that were synchronised
         self.wire_bytes = 0  # what the collectives moved over all ranks, padding included
-        self.state_names, self.rule, _ = ERROR_FEEDBACK["none" if self.config.is_dense else self.config.rule]
+        self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors

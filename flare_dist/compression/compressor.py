@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK, State
+from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS, Segment, select
 from flare_dist.layout import ParameterLayout
@@ -15,15 +15,15 @@ from flare_dist.seeding import generator
 class Compressor:
     """Turns model deltas of one layout into payloads.
 
-    `state_names` are the vectors that a client remembers, none where everything is sent; where `mirrored`, payloads are
-    changes of an estimate that the server holds too.
+    `state_names` are the vectors that a client remembers, none where everything is sent; where `estimated`, payloads
+    are changes of an estimate that the server keeps as well.
     """
 
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
         self.config = config
         self.layout = layout
         self.seed = seed
-        self.state_names, self.rule, self.mirrored = ERROR_FEEDBACK["none" if config.is_dense else config.rule]
+        self.state_names, self.rule, self.estimated = config.feedback
 
     def segments(self, round_: int) -> list[Segment]:
         """What is selected from in a round, and how much."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK
+from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
 
 
@@ -70,10 +70,15 @@ class CompressionConfig:
 
     @property
     def rule(self) -> str:
-        """The error-feedback rule by name."""
+        """The error-feedback rule by name, as it is written."""
         if isinstance(self.error_feedback, bool):
             return "ec" if self.error_feedback else "none"
         return self.error_feedback
+
+    @property
+    def feedback(self) -> ErrorFeedback:
+        """The rule that holds: where everything is sent there is nothing to feed back."""
+        return ERROR_FEEDBACK["none" if self.is_dense else self.rule]
 
     @property
     def is_dense(self) -> bool:

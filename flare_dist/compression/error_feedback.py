@@ -35,7 +35,7 @@ class ErrorFeedback(NamedTuple):
 
     state_names: tuple[str, ...]
     rule: Rule
-    mirrored: bool = False  # payloads are changes of the client's estimate, of which the server keeps a copy
+    estimated: bool = False  # payloads are changes of an estimate that the server keeps as well
 
 
 def ec(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress) -> Payload:
@@ -87,6 +87,6 @@ def none(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compres
 ERROR_FEEDBACK: dict[str, ErrorFeedback] = {
     "ec": ErrorFeedback(("residual",), ec),
     "dgc": ErrorFeedback(("residual", "velocity"), dgc),
-    "ef21": ErrorFeedback(("estimate",), ef21, mirrored=True),
+    "ef21": ErrorFeedback(("estimate",), ef21, estimated=True),
     "none": ErrorFeedback((), none),
 }

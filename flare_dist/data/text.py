@@ -57,12 +57,12 @@ def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> E
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:
     """(speaker, all that they say) from every file of a folder, in order of the files' names."""
-    files = sorted(folder.glob("*.json"))
+    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
         raise ValueError(f"data.root: there are no .json files in {folder}")
     for file in files:
         try:
-            for speaker, own in json.loads(file.read_text(encoding="utf-8"))["user_data"].items():
+            for speaker, own in json.loads(file.read_text(encoding="utf-8-sig"))["user_data"].items():
                 yield speaker, _text(own)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"data.root: {file} is not in LEAF's or TFF's layout ({error!r})") from error
@@ -74,6 +74,8 @@ def _text(own: dict[str, Any]) -> str:
         return "".join(own["snippets"])
     text, tail = "", ""
     for window, following in zip(own["x"], own["y"], strict=True):
+        if len(following) != 1:
+            raise ValueError(f"{following!r} is not one character")
         text += following if window == tail else window + following
         tail = (window + following)[1:]
     return text

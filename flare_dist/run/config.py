@@ -16,7 +16,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.error_feedback import ERROR_FEEDBACK
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
@@ -92,14 +91,16 @@ class Config:
             raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
         if self.mode == "federated":
             self._check_residuals()
+            flare = self.clients.objective == "flare" and self.clients.flare
+            if flare and flare.conserve and self.engine.mixed_precision == "fp16":
+                raise ValueError("clients.flare.conserve: not with fp16, whose skipped steps it would subtract")
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
 
     def _check_residuals(self) -> None:
         """Raise ValueError where clients are to follow a residual that their error feedback does not keep."""
         compression = self.compression
-        names = () if compression.is_dense else ERROR_FEEDBACK[compression.rule].state_names
-        if "residual" in names:
+        if "residual" in compression.feedback.state_names:
             return
         kept = "dense updates leave" if compression.is_dense else f"compression.error_feedback={compression.rule} keeps"
         if self.clients.objective == "flare":

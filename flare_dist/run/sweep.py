@@ -12,8 +12,8 @@ Each run is a process of its own. The same command continues an interrupted swee
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
-import json
 import logging
 import subprocess
 import sys
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from rich.table import Table
@@ -37,6 +38,7 @@ RESULTS = "results.csv"
 PLOT = "accuracy_against_bytes.png"
 BASE = "base.yaml"
 TUNING = "tuning"
+LONGEST_NAME = 200  # characters of a run directory's name; file systems end at 255
 TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuration itself holds nothing out
 MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "seconds")
 
@@ -54,7 +56,10 @@ class Run:
 
     def directory(self, sweep: Path) -> Path:
         name = ",".join(f"{key}={value}" for key, value in {**self.values, "seed": str(self.seed)}.items())
-        return (sweep / TUNING if self.tuning else sweep) / name.replace("/", "_")
+        name = quote(name, safe="=,:;+@[]{} '\"")
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return (sweep / TUNING if self.tuning else sweep) / name
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Grid:
         if twice:
             raise ValueError(f"--tune: {', '.join(twice)} cannot be in --grid as well")
         reserved = {"seed": "--seeds", "output_dir": "--output_dir", "config": "--config"}
+        reserved |= {"data.validation": "--data.validation"}  # tuning and results would differ in it
         for key in [*self.grid, *self.tune]:
             if key in reserved:
                 raise ValueError(f"--grid: use {reserved[key]} for {key}")
@@ -86,17 +92,19 @@ def combinations(keys: dict[str, list[str]]) -> list[Values]:
 
 
 def parse_values(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
-    """["clients.lr=0.1,0.2"] -> {"clients.lr": ["0.1", "0.2"]}; values are YAML, so lists may be written [1, 2]."""
+    """["clients.lr=0.1,0.2"] -> {"clients.lr": ["0.1", "0.2"]}; values stay as written, lists are [1, 2]."""
     parsed: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         try:
-            listed = yaml.safe_load(f"[{values}]")
+            node = yaml.compose(f"[{values}]", yaml.BaseLoader)
         except yaml.YAMLError:
-            listed = []
-        if not equals or not key or not listed or key in parsed:
+            node = None
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else []
+        listed = [f"[{values}]"[node.start_mark.index : node.end_mark.index].strip() for node in nodes]
+        if not equals or not key or not listed or not all(listed) or key in parsed or len(set(listed)) < len(listed):
             raise ValueError(f"{option}: expected each KEY=VALUE,VALUE,... once, got {text!r}")
-        parsed[key] = [value if isinstance(value, str) else json.dumps(value) for value in listed]
+        parsed[key] = listed
     return parsed
 
 
@@ -106,6 +114,8 @@ def sweep(config: Config, grid: Grid, ranks: int, check: Check) -> list[dict[str
     `check` tells whether a run's command line is valid, and is asked for all of them before the first one starts.
     Raises ValueError where it is not, where the directory holds another sweep, or where a run cannot be started.
     """
+    if ranks < 1:
+        raise ValueError(f"--ranks: must be at least 1, got {ranks}")
     directory = Path(config.output_dir)
     everything = [{**point, **choice} for point in grid.points() for choice in combinations(grid.tune)]
     for values in everything:
@@ -113,9 +123,15 @@ def sweep(config: Config, grid: Grid, ranks: int, check: Check) -> list[dict[str
     base = directory / BASE
     if base.exists() and base.read_text() != to_yaml(config):
         raise ValueError(f"output_dir: {directory} holds a sweep of another configuration")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(base, to_yaml(config))
-    count = len(grid.points()) * len(grid.seeds) + (len(everything) if grid.tune else 0)
+    with rundir.claim(directory):
+        write_text(base, to_yaml(config))
+        return _play_all(config, grid, ranks, len(everything))
+
+
+def _play_all(config: Config, grid: Grid, ranks: int, settings: int) -> list[dict[str, Any]]:
+    """The runs in order, and results.csv after each of them; `settings` are all that may be tried."""
+    directory = Path(config.output_dir)
+    count = len(grid.points()) * len(grid.seeds) + (settings if grid.tune else 0)
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
 
@@ -151,9 +167,18 @@ def _best(tried: list[dict[str, Any]], tune: dict[str, list[str]]) -> Values | N
         return None
     best = max(finished, key=lambda row: row["validation_accuracy"])
     for key, values in tune.items():
-        if len(values) > 2 and best[key] in (values[0], values[-1]):
+        if best[key] in _ends(values):
             log.warning("%s = %s is at the edge of what was tried: a better value may lie beyond it", key, best[key])
     return {key: best[key] for key in tune}
+
+
+def _ends(values: list[str]) -> list[str]:
+    """The smallest and the largest of several numbers, as written; nothing where they are no numbers."""
+    try:
+        ordered = sorted(values, key=float)
+    except ValueError:
+        return []
+    return [ordered[0], ordered[-1]] if len(ordered) > 1 else []
 
 
 def _arguments(values: Values) -> list[str]:
@@ -173,19 +198,35 @@ def _play(run: Run, config: Config, sweep_directory: Path, ranks: int) -> dict[s
     directory.parent.mkdir(parents=True, exist_ok=True)
     output = directory.parent / f"{directory.name}.log"
     summary = rundir.read_summary(directory)
-    status = 0
-    if summary is None:
-        with output.open("w") as file:
-            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if summary is None and not _diverged(output):
+        status = _run(command, output)
         summary = rundir.read_summary(directory)
-    if summary is None and "are not finite" not in output.read_text():
-        lines = [line for line in output.read_text().splitlines() if line.strip()] or ["(nothing)"]
-        found = next((line for line in lines if line.startswith("error: ")), lines[-1])
-        raise ValueError(f"{directory.name}: the run ended with status {status}: {found} (all of it: {output})")
+        if summary is None and not _diverged(output):
+            lines = [line for line in output.read_text().splitlines() if line.strip()] or ["(nothing)"]
+            found = next((line for line in lines if line.startswith("error: ")), lines[-1])
+            raise ValueError(f"{directory.name}: the run ended with status {status}: {found} (all of it: {output})")
     row: dict[str, Any] = {**run.values, "seed": run.seed, "purpose": "tuning" if run.tuning else "result"}
     row["status"] = "diverged" if summary is None else "finished"
     row |= {key: (summary or {}).get(key) for key in MEASURED}
     return row | {"directory": str(directory)}
+
+
+def _run(command: list[str], output: Path) -> int:
+    """The exit status of a command whose output goes into a file; it ends with this process, however that ends."""
+    with output.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _diverged(output: Path) -> bool:
+    """Whether a run's output ends in the error of one that no client's update could save."""
+    lines = output.read_text().splitlines() if output.exists() else []
+    return any(line.startswith("error: round ") and "not finite" in line for line in lines)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

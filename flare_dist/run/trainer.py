@@ -127,6 +127,8 @@ def _check_clients(config: Config, parts: list[Tensor], layout: ParameterLayout)
     """Warn of settings that the data make meaningless; ValueError where a pattern matches no parameter."""
     clients, flare = config.clients, config.clients.flare
     if config.mode != "federated":
+        if clients.objective != "none" or clients.step_ahead:
+            log.warning("mode: centralised training has the loss alone; clients.objective and step_ahead do not count")
         return
     if clients.objective == "flare":
         for pattern in flare.exclude:
@@ -137,7 +139,7 @@ def _check_clients(config: Config, parts: list[Tensor], layout: ParameterLayout)
         if flare.steps is not None and flare.steps > most:
             log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
                         "regularised", flare.steps, most)  # fmt: skip
-    if config.compression.rule == "dgc" and clients.momentum:
+    if "velocity" in config.compression.feedback.state_names and clients.momentum:
         log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)
 
 
@@ -153,7 +155,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
     compressor = Compressor(config.compression, local.layout, config.seed)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.mirrored)
+    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     if states.names and config.mode == "federated":

@@ -27,34 +27,34 @@ def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]
 class Server:
     """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
-    Where payloads are changes of the clients' estimates (EF21), `mirrored`, it keeps a copy of each estimate.
+    Where payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate.
     """
 
     def __init__(
-        self, parameters: Tensor, buffers: Tensor, config: ServerConfig, rounds: int, mirrored: bool = False
+        self, parameters: Tensor, buffers: Tensor, config: ServerConfig, rounds: int, estimated: bool = False
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
         self.config = config
         self.rounds = rounds
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
-        self.mirrored = mirrored
-        self.mirrors: dict[int, Tensor] = {}
+        self.estimated = estimated
+        self.estimates: dict[int, Tensor] = {}  # by client
         self.aggregate = AGGREGATORS[config.aggregator]
         self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config.lr, config.momentum)
 
     @property
     def is_stateless(self) -> bool:
         """True where the step depends on this round's payloads alone, so that every rank may take it by itself."""
-        return self.config.optimizer == "sgd" and not self.config.momentum and not self.mirrored
+        return self.config.optimizer == "sgd" and not self.config.momentum and not self.estimated
 
     def receive(self, total: Tensor, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
-        if self.mirrored:
+        if self.estimated:
             assert payload.indices is not None
-            if client not in self.mirrors:
-                self.mirrors[client] = torch.zeros_like(total)
-            payload = Payload(None, self.mirrors[client].index_add_(0, payload.indices, payload.values))
+            if client not in self.estimates:
+                self.estimates[client] = torch.zeros_like(total)
+            payload = Payload(None, self.estimates[client].index_add_(0, payload.indices, payload.values))
         self.aggregate(total, payload, weight)
 
     def step(self, round_: int, mean_delta: Tensor) -> None:
@@ -72,17 +72,17 @@ class Server:
             "parameters": self.parameters.data,
             "buffers": self.buffers,
             "optimizer": optimizer,
-            "mirrors": self.mirrors,
+            "estimates": self.estimates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy parameters, buffers, mirrors and the optimizer's state; its settings stay those of the configuration.
+        """Copy parameters, buffers, estimates and the optimizer's state; its settings stay those of the configuration.
 
         Raises ValueError where the state is another optimizer's.
         """
         load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
-        if self.mirrored:
-            device = self.parameters.device
-            self.mirrors = {client: estimate.to(device, copy=True) for client, estimate in state["mirrors"].items()}
+        if self.estimated:
+            device, saved = self.parameters.device, state.get("estimates", {})
+            self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
