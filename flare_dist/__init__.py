@@ -1,1 +1,30 @@
-"""Federated and data-parallel PyTorch training that sends sparse updates and reports the bytes it sent."""
+"""Federated and data-parallel training that sends sparse updates.
+
+In somebody's own loop: `flare_dist.attach`, or `ddp.register_comm_hook(flare_dist.SparseHookState(...), sparse_hook)`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flare_dist.comm.ddp_hook import SparseHookState as SparseHookState
+    from flare_dist.comm.ddp_hook import sparse_hook as sparse_hook
+    from flare_dist.comm.hook_checkpoint import load_hook_state as load_hook_state
+    from flare_dist.comm.hook_checkpoint import save_hook_state as save_hook_state
+    from flare_dist.engines.attach import attach as attach
+
+_HOMES = {
+    "SparseHookState": "flare_dist.comm.ddp_hook",
+    "attach": "flare_dist.engines.attach",
+    "load_hook_state": "flare_dist.comm.hook_checkpoint",
+    "save_hook_state": "flare_dist.comm.hook_checkpoint",
+    "sparse_hook": "flare_dist.comm.ddp_hook",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: importing the package does no work (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flare_dist' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "analysis": {"layout"},
     "cli": GROUND | {"data", "models", "compression", "clients", "server", "comm", "engines", "run", "analysis"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"comm", "engines"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},

@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from flare_dist.comm.distributed import all_gather_async, all_reduce_async
+from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_async, all_reduce_async, rank_and_size
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
@@ -58,7 +57,7 @@ class SparseHookState:
         *,
         dense_below: int = 0,
         scaler: "torch.amp.GradScaler | None" = None,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: ProcessGroup | None = None,
         seed: int = 0,
         **compression: Any,
     ) -> None:
@@ -104,7 +103,7 @@ class SparseHookState:
             for name, own in state["memory"].items()
         }
 
-    def begin_bucket(self, bucket: dist.GradBucket) -> tuple[ParameterLayout, "_BucketMemory"]:
+    def begin_bucket(self, bucket: GradBucket) -> tuple[ParameterLayout, "_BucketMemory"]:
         """The layout of a bucket and the memory of its parameters, on its device; starts a step with the first one."""
         if not self._in_step:
             self._commit()
@@ -167,9 +166,9 @@ class _BucketMemory:
             self.is_pending = False
 
 
-def sparse_hook(state: SparseHookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Exchange one bucket sparsely; the future's value is the bucket's mean gradient, in its own precision."""
-    world_size = dist.get_world_size(state.process_group)
+    rank, world_size = rank_and_size(state.process_group)
     layout, memory = state.begin_bucket(bucket)
     buffer = bucket.buffer()
     if state.config.is_dense:
@@ -181,7 +180,7 @@ def sparse_hook(state: SparseHookState, bucket: dist.GradBucket) -> torch.future
     scale = _scale(state, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
     sparse, whole = _split(state, layout)
-    draws = generator(state.seed, "sparsifier", state.step, dist.get_rank(state.process_group))
+    draws = generator(state.seed, "sparsifier", state.step, rank)
 
     def compress(update: Tensor) -> Payload:
         indices = select(update, sparse, SPARSIFIERS[state.config.sparsifier], draws)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import GradBucket as GradBucket
+from torch.distributed import ProcessGroup as ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,20 @@ class World:
             self.traffic.waiting_seconds += self.now() - start
 
 
-def all_gather_async(local: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
+def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
+    """This process's rank among the ranks of a group (None = all), and their number."""
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
     """The tensors of every rank one after another, and a future of their arrival; for a hook inside backward."""
-    gathered = local.new_empty(dist.get_world_size(group) * local.numel())
+    gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
     work = dist.all_gather_into_tensor(gathered, local, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"
     return gathered, work.get_future()
 
 
-def all_reduce_async(tensor: Tensor, group: dist.ProcessGroup | None) -> torch.futures.Future[Any]:
+def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.futures.Future[Any]:
     """A future of the sum of `tensor` over the ranks, in place; for a hook inside backward."""
     work = dist.all_reduce(tensor, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.comm.ddp_hook import SparseHookState
+from flare_dist.comm.hook_checkpoint import load_hook_state, save_hook_state
+from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
 
@@ -91,3 +95,14 @@ class AccelerateModel:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
             penalty(self._gradient, self.parameters)
         self._scaled_optimizer.step() if scaled else self.optimizer.step()
+
+
+def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
+    """The sparse hook on a model that `accelerator` prepared; its memory goes with save_state and load_state.
+
+    Accelerate itself would drop a hook that it does not know, and saves what is registered with it on one rank only.
+    """
+    state = attach_ddp(model, scaler=accelerator.scaler, **settings)
+    accelerator.register_save_state_pre_hook(lambda models, weights, directory: save_hook_state(state, directory))
+    accelerator.register_load_state_pre_hook(lambda models, directory: load_hook_state(state, directory))
+    return state

@@ -1,0 +1,49 @@
+"""`flare_dist.attach`: the sparse exchange in the training loop that somebody already has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.comm.ddp_hook import SparseHookState, sparse_hook
+
+
+def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> SparseHookState:
+    """Exchange gradients sparsely from now on; returns the state, to be kept for its memory and its byte count.
+
+        state = attach(ddp, density=0.01)
+        state = attach(accelerator, model, density=0.01)     # `model` as accelerator.prepare gave it back
+
+    `settings` are those of `SparseHookState`. Under Accelerate the loss scaler is found, and the memory is saved and
+    loaded by accelerator.save_state and load_state. Raises ValueError where gradients would not go through the hook:
+    the model is no DistributedDataParallel, or something else has taken its only hook. Never silently dense.
+    """
+    if isinstance(target, DistributedDataParallel):
+        return attach_ddp(target, **settings)
+    from flare_dist.engines.accelerate import Accelerator, attach_accelerator  # seconds
+
+    if isinstance(target, Accelerator):
+        if model is None:
+            raise ValueError("attach: give it the model that accelerator.prepare returned, too")
+        return attach_accelerator(target, model, **settings)
+    raise ValueError(f"attach: takes a DistributedDataParallel model or an Accelerator, not {type(target).__name__}")
+
+
+def attach_ddp(model: nn.Module, **settings: Any) -> SparseHookState:
+    """Register the hook on a DDP model, compiled or not."""
+    ddp = getattr(model, "_orig_mod", model)
+    if not isinstance(ddp, DistributedDataParallel):
+        raise ValueError(
+            f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
+            "sparse (a single process, FSDP, or not prepared yet?)"
+        )
+    if ddp._comm_hooks:  # DDP itself refuses only some second hooks, and after having noted them
+        name = getattr(ddp._comm_hooks[0][0], "__name__", "a hook")
+        raise ValueError(f"attach: the model has a communication hook already, {name}, and DDP takes only one")
+    if ddp.mixed_precision is not None:
+        raise ValueError("attach: DDP's mixed_precision takes the only hook; use autocast instead")
+    state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
+    ddp.register_comm_hook(state, sparse_hook)
+    return state

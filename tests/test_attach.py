@@ -1,0 +1,163 @@
+"""The hook where others train: on a DDP model, through Accelerate, and across a checkpoint of either."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import flare_dist
+from flare_dist.comm.distributed import World
+from tests.ranks import run_ranks
+from tests.test_ddp_hook import STEPS, assert_same_memory, batch, flat, net, train
+
+
+def step(model: nn.Module, optimizer: Any, rank: int, number: int, accelerator: Accelerator | None = None) -> None:
+    inputs, labels = batch(rank, number)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(inputs), labels)
+    accelerator.backward(loss) if accelerator else loss.backward()
+    optimizer.step()
+
+
+def attached(world: World) -> tuple[Tensor, dict[str, Any]]:
+    model = net()
+    ddp = DistributedDataParallel(model)
+    state = flare_dist.attach(ddp, density=0.05)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+    for number in range(STEPS):
+        step(ddp, optimizer, world.rank, number)
+    return flat(model), state.state_dict()
+
+
+def make_accelerator(world: World, **settings: Any) -> Accelerator:
+    """As under a launcher; the process group is there already."""
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.rank),
+        MASTER_ADDR="localhost",
+        MASTER_PORT="1",
+    )
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True, **settings)
+    assert accelerator.num_processes == world.size
+    return accelerator
+
+
+def accelerated(world: World, directory: str, until: int, start: int) -> tuple[Tensor, dict[str, Any]]:
+    """Steps `start` to `until` under Accelerate, from the state in `directory` where start > 0, to the state there."""
+    accelerator = make_accelerator(world)
+    model = net()
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    state = flare_dist.attach(accelerator, prepared, density=0.05)
+    if start:
+        accelerator.load_state(directory)
+    for number in range(start, until):
+        step(prepared, optimizer, world.rank, number, accelerator)
+    accelerator.save_state(directory)
+    return flat(model), state.state_dict()
+
+
+def test_attached_is_registered() -> None:
+    for (parameters, state), (expected, memory) in zip(run_ranks(attached, 2), run_ranks(train, 2, {"density": 0.05})):
+        assert torch.equal(parameters, expected)
+        assert_same_memory(state, memory)
+
+
+def test_accelerate_trains_and_resumes_with_the_hook(tmp_path: Path) -> None:
+    """The straight run equals plain DDP with the hook; so does one that was saved and loaded in the middle."""
+    expected = run_ranks(train, 2, {"density": 0.05})
+    straight = run_ranks(accelerated, 2, str(tmp_path / "straight"), STEPS, 0)
+    run_ranks(accelerated, 2, str(tmp_path / "halves"), 9, 0)
+    resumed = run_ranks(accelerated, 2, str(tmp_path / "halves"), STEPS, 9)
+    for results in (straight, resumed):
+        for (parameters, state), (same, memory) in zip(results, expected):
+            assert torch.equal(parameters, same)
+            assert_same_memory(state, memory)
+
+
+def saved(world: World, directory: str) -> dict[str, Any]:
+    ddp = DistributedDataParallel(net())
+    state = flare_dist.attach(ddp, density=0.05)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for number in range(5):
+        step(ddp, optimizer, world.rank, number)
+    flare_dist.save_hook_state(state, directory)
+    return state.state_dict()
+
+
+def loaded(world: World, directory: str) -> dict[str, Any]:
+    state = flare_dist.attach(DistributedDataParallel(net()), density=0.05)
+    flare_dist.load_hook_state(state, directory)
+    return state.state_dict()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_another_number_of_ranks_conserves_the_mean_residual(tmp_path: Path, size: int) -> None:
+    before = run_ranks(saved, 2, str(tmp_path))
+    after = run_ranks(loaded, size, str(tmp_path))
+    for name in before[0]["memory"]:
+        residuals = [[own["memory"][name]["residual"] for own in ranks] for ranks in (before, after)]
+        torch.testing.assert_close(*(torch.stack(vectors).mean(0) for vectors in residuals))
+    assert {own["step"] for own in after} == {5}
+    if size == 2:
+        for own, kept in zip(after, before):
+            assert_same_memory(own, kept)
+
+
+def refusals(world: World, directory: str) -> list[str]:
+    """What attach says where it cannot work."""
+    said = []
+
+    def refused(call: Any) -> None:
+        with pytest.raises(ValueError, match=r".") as caught:
+            call()
+        said.append(str(caught.value))
+
+    bare, taken = net(), DistributedDataParallel(net())
+    taken.register_comm_hook(None, fp16_compress_hook)
+    accelerator = make_accelerator(world)
+    refused(lambda: flare_dist.attach(bare))
+    refused(lambda: flare_dist.attach(taken))
+    refused(lambda: flare_dist.attach(accelerator))
+    refused(lambda: flare_dist.attach(accelerator, bare))
+    ddp = DistributedDataParallel(net())
+    state = flare_dist.attach(ddp)
+    refused(lambda: flare_dist.attach(ddp))
+    refused(lambda: flare_dist.load_hook_state(state, directory))
+    return said
+
+
+def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
+    said = run_ranks(refusals, 2, str(tmp_path))
+    assert said[0] == said[1]
+    for message, expected in zip(
+        said[0],
+        [
+            "attach: takes a DistributedDataParallel model or an Accelerator, not Net",
+            "attach: the model has a communication hook already, fp16_compress_hook",
+            "attach: give it the model that accelerator.prepare returned",
+            "attach: the model is Net, not DistributedDataParallel",
+            "attach: the model has a communication hook already, sparse_hook",
+            "holds no complete set of sparse-hook files",
+        ],
+        strict=True,
+    ):
+        assert expected in message
+
+
+def test_the_top_level_names_are_there_and_nothing_else() -> None:
+    for name in flare_dist.__all__:
+        assert callable(getattr(flare_dist, name))
+    with pytest.raises(AttributeError, match="has no attribute 'sparse_hok'"):
+        _ = flare_dist.sparse_hok
