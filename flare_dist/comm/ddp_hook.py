@@ -62,12 +62,7 @@ class SparseHookState:
         **compression: Any,
     ) -> None:
         self.config = CompressionConfig(density=density, **compression)
-        if self.config.scope != "tensor":
-            raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
-        if not self.config.is_dense and self.config.sparsifier not in ("topk", "randk"):
-            raise ValueError(f"compression.sparsifier: {self.config.sparsifier} sends too little to know how much")
-        if self.config.rule == "ef21":
-            raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
+        check_compression(self.config)
         if dense_below < 0:
             raise ValueError(f"dense_below: must not be negative, got {dense_below}")
         self.dense_below = dense_below
@@ -76,6 +71,8 @@ class SparseHookState:
         self.seed = seed
         self.step = 0  # backward passes that were synchronised
         self.wire_bytes = 0  # what the collectives moved over all ranks, padding included
+        self.uplink_bytes = 0  # what this rank had to say, before padding
+        self.kept = 0  # entries of the gradients in it
         self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -83,6 +80,10 @@ class SparseHookState:
         self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
         self._failed: Tensor | None = None  # whether this step's gradients were not finite somewhere
         self._in_step = False
+
+    def counts(self) -> tuple[int, int, int]:
+        """(wire_bytes, uplink_bytes, kept) so far."""
+        return self.wire_bytes, self.uplink_bytes, self.kept
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
@@ -130,6 +131,16 @@ class SparseHookState:
             self._failed = None
 
 
+def check_compression(config: CompressionConfig) -> None:
+    """Raise ValueError for what a hook cannot do."""
+    if config.scope != "tensor":
+        raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
+    if not config.is_dense and config.sparsifier not in ("topk", "randk"):
+        raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
+    if config.rule == "ef21":
+        raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
+
+
 class _BucketMemory:
     """The vectors that error feedback remembers of one bucket's parameters: those that count, and the next ones."""
 
@@ -173,6 +184,8 @@ def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Fut
     buffer = bucket.buffer()
     if state.config.is_dense:
         state.wire_bytes += 2 * (world_size - 1) * buffer.nbytes
+        state.uplink_bytes += buffer.nbytes
+        state.kept += buffer.numel()
         reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
         return reduced.then(lambda future: future.value()[0])
 
@@ -196,6 +209,8 @@ def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Fut
     padding = math.ceil(size * WORD / ALIGNMENT) * ALIGNMENT // WORD - size
     packed = torch.cat([*words, words[0].new_zeros(padding)])
     state.wire_bytes += world_size * (world_size - 1) * packed.nbytes
+    state.uplink_bytes += size * WORD
+    state.kept += payload.kept
     gathered, arrived = all_gather_async(packed, state.process_group)
     everywhere = whole.to(buffer.device)
 

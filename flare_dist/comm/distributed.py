@@ -162,21 +162,26 @@ def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.future
 
 @contextmanager
 def open_world(
-    launch: Launch, device: torch.device, timeout_seconds: float, rendezvous: str = "env://"
+    launch: Launch, device: torch.device, timeout_seconds: float, rendezvous: str = "env://", alone: bool = False
 ) -> Iterator[World]:
     """The process group of this run, destroyed at the end whatever happens; `rendezvous` says where the ranks meet.
+
+    A process without a launcher gets one only where it wants one `alone`, as DistributedDataParallel does.
 
     The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
     fails or hangs more often than not.
     """
-    if launch.size == 1 and not launch.launched:
+    if launch.size == 1 and not launch.launched and not alone:
         yield World(device=device)
         return
     backend = launch.backend(device)
     timeout = timedelta(seconds=timeout_seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, size = next(dist.rendezvous(rendezvous, launch.rank, launch.size, timeout=timeout))
+    store: dist.Store = dist.HashStore()
+    rank, size = launch.rank, launch.size
+    if launch.launched or size > 1:
+        store, rank, size = next(dist.rendezvous(rendezvous, rank, size, timeout=timeout))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:

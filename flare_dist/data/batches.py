@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flare_dist import seeding
 from flare_dist.data.examples import Examples
 
 _CHUNK = 2**26  # bytes of float32 inputs prepared at once
@@ -60,6 +61,35 @@ class BatchSource:
             if moves is not None:
                 inputs = move(inputs, moves[start : start + size])
             yield from zip(inputs.split(batch_size), self.labels[chunk].split(batch_size))
+
+
+class SharedEpochs:
+    """Epochs that all ranks go through together, each with its own part of every batch.
+
+    A batch is `size` times `batch_size` examples; what is left at the end of an epoch is not used.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, size: int, seed: int) -> None:
+        """Raises ValueError that names clients.batch_size where there are too few examples for one batch."""
+        if batch_size * size > num_examples:
+            raise ValueError(
+                f"clients.batch_size: {size} ranks with {batch_size} examples each need {batch_size * size}, "
+                f"there are {num_examples}"
+            )
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.size = size
+        self.seed = seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def indices(self, step: int, rank: int) -> Tensor:
+        """The examples of one rank in one step, counted from 0 over all epochs: int64 [batch_size]."""
+        epoch, place = divmod(step, self.num_examples // (self.batch_size * self.size))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.randperm(self.num_examples, generator=seeding.generator(self.seed, "shuffle", epoch))
+        start = (place * self.size + rank) * self.batch_size
+        return self._order[start : start + self.batch_size]
 
 
 def move(inputs: Tensor, moves: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flare_dist.comm.ddp_hook import SparseHookState
@@ -59,6 +60,17 @@ class AccelerateModel:
         self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         scaler = self._accelerator.scaler
         self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
+
+    def distribute(self, **settings: Any) -> tuple[nn.Module, SparseHookState]:
+        """The model under DistributedDataParallel with the sparse hook, whose settings are given, and its state.
+
+        Steps go through `step` as before, with losses of what is returned here. Buffers stay each rank's own.
+        """
+        device = self.parameters.device
+        module = DistributedDataParallel(
+            self.module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+        return module, attach_ddp(module, scaler=self._accelerator.scaler, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and its integer buffers their initial ones."""

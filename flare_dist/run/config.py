@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.comm.ddp_hook import check_compression
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
@@ -22,7 +23,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 
-MODES = ("federated", "centralised")
+MODES = ("federated", "gradient", "centralised")
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ class Config:
     Args:
         seed: every random draw of the run derives from it.
         rounds: rounds to train.
-        mode: federated (rounds of clients) or centralised (one model on the pooled data; a round is
-            clients.local_epochs passes, the optimizer keeps its state, nothing is sent).
+        mode: federated (rounds of clients), gradient (data-parallel training of one model on the pooled data, whose
+            gradients are exchanged sparsely in every step; clients.batch_size is that of a rank and a round is
+            eval_every steps) or centralised (one model on the pooled data; a round is clients.local_epochs passes, the
+            optimizer keeps its state, nothing is sent).
         eval_every: rounds between evaluations on the test set; the initial and the final model are always evaluated.
+            In mode gradient the steps of a round, each of which ends with an evaluation.
         output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
         data: what is learnt, and how it is divided among the clients.
         model: which model is trained.
@@ -89,6 +93,8 @@ class Config:
         if self.clients.weighting not in WEIGHTINGS:
             known = ", ".join(WEIGHTINGS)
             raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
+        if self.mode == "gradient":
+            check_compression(self.compression)
         if self.mode == "federated":
             self._check_residuals()
             flare = self.clients.objective == "flare" and self.clients.flare

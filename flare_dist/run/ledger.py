@@ -70,6 +70,38 @@ def federated_report(
     }
 
 
+def gradient_report(
+    round_: int,
+    train_loss: float,
+    steps: tuple[int, int, int],
+    moved: list[int],
+    buffer_bytes: int,
+    wire_bytes: int,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The row of one round of mode: gradient, in which a rank is a client.
+
+    `steps` are (ranks, steps of the round, parameters), `moved` this rank's (wire_bytes, uplink_bytes, kept) of the
+    hook; `wire_bytes` is what moved beside it. Selection and exchange happen inside backward and are timed with it.
+    """
+    ranks, count, total = steps
+    hook_wire_bytes, uplink_bytes, kept = moved
+    return {
+        "round": round_,
+        "train_loss": train_loss,
+        "clients": ranks,
+        "rejected_clients": 0,
+        "uplink_bytes": ranks * uplink_bytes,
+        "downlink_bytes": ranks * count * total * 4,
+        "buffer_bytes": buffer_bytes,
+        "dense_bytes": ranks * count * total * 4,
+        "wire_bytes": hook_wire_bytes + wire_bytes,
+        "kept": ranks * kept,
+        "total": ranks * count * total,
+        **seconds,
+    }
+
+
 def centralised_report(round_: int, train_loss: float, seconds: dict[str, float]) -> dict[str, Any]:
     """The row of one centralised round: nothing is sent."""
     unsent = ("uplink_bytes", "downlink_bytes", "buffer_bytes", "dense_bytes", "wire_bytes", "kept", "total")

@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.state import ClientStates, hosting_ranks
-from flare_dist.comm.distributed import World
+from flare_dist.clients.state import hosting_ranks
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
-from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.payload import Payload
 from flare_dist.run.config import Config
+from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
+from flare_dist.run.parties import DivergedError, Parties
 from flare_dist.server.aggregation import cohort_weights
-from flare_dist.server.server import Server, sample_cohort
+from flare_dist.server.server import sample_cohort
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(RuntimeError):
-    """No usable update in a round; raised on every rank alike."""
-
-
-@dataclass(frozen=True)
-class Parties:
-    """The parties of a run on this rank."""
-
-    world: World
-    trainer: LocalTrainer
-    compressor: Compressor
-    states: ClientStates
-    server: Server
-    partition: list[Tensor]  # the indices of each client's examples
 
 
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -119,4 +101,4 @@ def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str
     return centralised_report(round_, train_loss, watch.totals())
 
 
-ROUNDS = {"federated": federated_round, "centralised": centralised_round}
+ROUNDS = {"federated": federated_round, "gradient": gradient_round, "centralised": centralised_round}

@@ -21,7 +21,7 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.compression.compressor import Compressor
-from flare_dist.data.batches import BatchSource
+from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
 from flare_dist.engines.accelerate import AccelerateModel
@@ -31,7 +31,9 @@ from flare_dist.run import checkpoint, rundir
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
 from flare_dist.run.files import save_model, write_text
-from flare_dist.run.rounds import ROUNDS, Parties
+from flare_dist.run.gradient import export_memory, import_memory
+from flare_dist.run.parties import DataParallel, Parties
+from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
@@ -56,10 +58,12 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
         _check_clients(config, parts, parameter_layout(model))
+        if config.mode == "gradient":
+            SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
 
     with (
         rundir.claim(directory) if launch.rank == 0 else nullcontext(),
-        open_world(launch, device, config.engine.timeout_seconds) as world,
+        open_world(launch, device, config.engine.timeout_seconds, "env://", config.mode == "gradient") as world,
     ):
         _check_shared(directory, world, [source is None, summary is None])
         if summary is not None:
@@ -88,7 +92,8 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
             except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
                 raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
             if tracker and evaluate_global:
-                evaluated = evaluate_global() if last or round_ % config.eval_every == 0 else {}
+                due = last or config.mode == "gradient" or round_ % config.eval_every == 0
+                evaluated = evaluate_global() if due else {}
                 _record(tracker, row | evaluated, directory, parties)
             if last or round_ % config.checkpoint.every == 0:
                 if tracker:
@@ -117,8 +122,8 @@ def save_global(path: Path, parties: Parties) -> None:
 
 
 def divide(config: Config, data: DataSplits) -> list[Tensor]:
-    """The indices of each client's examples; in centralised mode one client holds them all."""
-    if config.mode == "centralised":
+    """The indices of each client's examples; where the data are pooled, one client holds them all."""
+    if config.mode != "federated":
         return [torch.arange(len(data.train.labels))]
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
 
@@ -128,7 +133,9 @@ def _check_clients(config: Config, parts: list[Tensor], layout: ParameterLayout)
     clients, flare = config.clients, config.clients.flare
     if config.mode != "federated":
         if clients.objective != "none" or clients.step_ahead:
-            log.warning("mode: centralised training has the loss alone; clients.objective and step_ahead do not count")
+            log.warning(
+                "mode: %s training has the loss alone; clients.objective and step_ahead do not count", config.mode
+            )
         return
     if clients.objective == "flare":
         for pattern in flare.exclude:
@@ -161,7 +168,11 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if states.names and config.mode == "federated":
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
-    return Parties(world, trainer, compressor, states, server, parts)
+    parallel = None
+    if config.mode == "gradient":
+        module, hook = local.distribute(seed=config.seed, **vars(config.compression))
+        parallel = DataParallel(module, hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
+    return Parties(world, trainer, compressor, states, server, parts, parallel)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
@@ -206,7 +217,9 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
         parties.server.load_state_dict(restored.server)
         for client, state in restored.clients.items():
             parties.states.load(client, state)
-        if config.mode == "centralised" and "local_optimizer" in restored.server:
+        if config.mode == "gradient":
+            import_memory(parties, int(restored.server.get("step", 0)))
+        if config.mode != "federated" and "local_optimizer" in restored.server:
             optimizer, name = parties.trainer.model.optimizer, config.clients.optimizer
             load_optimizer_state(optimizer, name, restored.server["local_optimizer"], "clients.optimizer")
         if source != directory and restored.round >= config.rounds:
@@ -227,7 +240,10 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
 
 def _save(config: Config, round_: int, parties: Parties) -> None:
     server = parties.server.state_dict()
-    if config.mode == "centralised":
+    if parties.data_parallel:
+        export_memory(parties)
+        server["step"] = parties.data_parallel.hook.step
+    if config.mode != "federated":
         server["local_optimizer"] = optimizer_state(parties.trainer.model.optimizer, config.clients.optimizer)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
     layout = parties.trainer.model.layout.describe()

@@ -1,0 +1,92 @@
+"""mode: gradient: data-parallel training whose gradients are exchanged sparsely, once for every step.
+
+Each rank is a client of the exchange, which runs inside backward through the hook of comm/ddp_hook.py; every rank takes
+the same optimizer step. A round is `eval_every` steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flare_dist.comm.distributed import World
+from flare_dist.run.config import Config
+from flare_dist.run.ledger import Stopwatch, gradient_report
+from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.seeding import derive_seed, generator
+
+
+def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
+    """`eval_every` steps on every rank; returns the round's report."""
+    world, model, server = parties.world, parties.trainer.model, parties.server
+    parallel = parties.data_parallel
+    assert parallel is not None
+    hook, sent = parallel.hook, parallel.hook.counts()
+    watch = Stopwatch(world)
+    model.load(server.parameters.data, server.buffers)
+    for group in model.optimizer.param_groups:
+        group["lr"] = parties.trainer.lr(round_)
+    parallel.module.train()
+    loss_sum = torch.zeros(1, device=world.device)
+    with watch.phase("compute"):
+        for _ in range(config.eval_every):
+            torch.manual_seed(derive_seed(config.seed, "dropout", hook.step, world.rank))
+            indices = parallel.epochs.indices(hook.step, world.rank)
+            draws = generator(config.seed, "augment", hook.step, world.rank)
+            for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
+                loss = F.cross_entropy(parallel.module(inputs), labels)
+                model.step(loss, None)
+                loss_sum.add_(loss.detach())
+        model.collect_buffers()
+    server.parameters.data.copy_(model.parameters)
+    server.buffers.copy_(world.all_reduce_(model.buffers.clone()).div_(world.size))
+    train_loss = (world.all_reduce_(loss_sum) / (world.size * config.eval_every)).item()
+    if not world.all_true(math.isfinite(train_loss)):
+        raise DivergedError(f"round {round_}: the training loss is not finite; try a lower clients.lr")
+    buffer_bytes = 4 * server.buffers.numel() * world.size
+    moved = [now - before for now, before in zip(hook.counts(), sent)]
+    steps = (world.size, config.eval_every, server.parameters.numel())
+    return gradient_report(round_, train_loss, steps, moved, buffer_bytes, world.traffic.wire_bytes, watch.totals())
+
+
+def export_memory(parties: Parties) -> None:
+    """Put this rank's error-feedback memory where checkpoints look for it: a client of the rank's number."""
+    assert parties.data_parallel is not None
+    memory, layout = parties.data_parallel.hook.state_dict()["memory"], parties.trainer.model.layout
+    flat = {kind: torch.zeros(layout.total, device=parties.world.device) for kind in parties.states.names}
+    for kind, vector in flat.items():
+        for name, view in layout.views(vector):
+            if name in memory:
+                view.copy_(memory[name][kind].view_as(view))
+    parties.states.load(parties.world.rank, flat)
+
+
+def import_memory(parties: Parties, step: int) -> None:
+    """Take over the memory that a checkpoint held, and the number of steps; all ranks call it together.
+
+    On another number of ranks than saved it, each takes the mean, which is the update that is still to come.
+    """
+    assert parties.data_parallel is not None
+    layout, world, states = parties.trainer.model.layout, parties.world, parties.states
+    flat = {kind: _own_or_mean(kind, parties, world) for kind in states.names}
+    memory: dict[str, dict[str, Tensor]] = {}
+    for kind, vector in flat.items():
+        for name, view in layout.views(vector):
+            memory.setdefault(name, {})[kind] = view
+    states.clients.clear()  # on fewer ranks than before, some are nobody's now
+    parties.data_parallel.hook.load_state_dict({"step": step, "memory": memory})
+
+
+def _own_or_mean(kind: str, parties: Parties, world: World) -> Tensor:
+    saved = parties.states.clients
+    count = int(world.all_reduce_(torch.tensor([len(saved)])).item())
+    if world.all_true(count == world.size and list(saved) == [world.rank]):
+        return saved[world.rank][kind]
+    total = torch.zeros(parties.trainer.model.layout.total, device=world.device)
+    for own in saved.values():
+        total.add_(own[kind].to(world.device))
+    return world.all_reduce_(total).div_(max(1, count))

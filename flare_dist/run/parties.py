@@ -1,0 +1,41 @@
+"""The parties of a run on this rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.state import ClientStates
+from flare_dist.comm.ddp_hook import SparseHookState
+from flare_dist.comm.distributed import World
+from flare_dist.compression.compressor import Compressor
+from flare_dist.data.batches import SharedEpochs
+from flare_dist.server.server import Server
+
+
+class DivergedError(RuntimeError):
+    """No usable update in a round; raised on every rank alike."""
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """What mode: gradient trains with."""
+
+    module: nn.Module  # the trainer's model under DistributedDataParallel
+    hook: SparseHookState
+    epochs: SharedEpochs
+
+
+@dataclass(frozen=True)
+class Parties:
+    """The parties of a run on this rank."""
+
+    world: World
+    trainer: LocalTrainer
+    compressor: Compressor
+    states: ClientStates  # in mode: gradient those of the ranks, filled for a checkpoint
+    server: Server
+    partition: list[Tensor]  # the indices of each client's examples
+    data_parallel: DataParallel | None = None  # of mode: gradient

@@ -1,0 +1,149 @@
+"""mode: gradient: plain data-parallel training where everything is sent, resumable bitwise, counted as it moved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.comm.distributed import World
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.data.batches import BatchSource, SharedEpochs
+from flare_dist.data.datasets import load
+from flare_dist.models.registry import build
+from flare_dist.run import rundir
+from flare_dist.run.checkpoint import restore
+from flare_dist.run.config import Config
+from flare_dist.run.gradient import gradient_round, import_memory
+from tests.ranks import run_ranks
+from tests.test_rounds import set_up
+from tests.test_trainer import assert_same_run, results, start, tiny
+
+
+def config(directory: Path | str, **changes: Any) -> Config:
+    base = tiny(Path(directory))
+    clients = dataclasses.replace(base.clients, momentum=0.9, lr_schedule="constant")
+    return dataclasses.replace(base, mode="gradient", eval_every=3, clients=clients, **changes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_epoch_has_every_example_once_and_ranks_share_each_batch(size: int) -> None:
+    epochs = SharedEpochs(25, 4, size, seed=0)
+    steps = 25 // (4 * size)
+    seen = [torch.cat([epochs.indices(step, rank) for rank in range(size)]) for step in range(2 * steps)]
+    for epoch in (seen[:steps], seen[steps:]):
+        assert len(torch.cat(epoch).unique()) == steps * 4 * size
+    assert not torch.equal(torch.cat(seen[:steps]), torch.cat(seen[steps:]))
+    alone = SharedEpochs(25, 4 * size, 1, seed=0)
+    assert all(torch.equal(alone.indices(step, 0), batch) for step, batch in enumerate(seen))
+
+
+def test_too_few_examples_for_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"^clients\.batch_size: 2 ranks with 5 examples each need 10, there are 9"):
+        SharedEpochs(9, 5, 2, seed=0)
+
+
+def play(world: World, settings: Config) -> tuple[Tensor, list[dict[str, Any]]]:
+    parties = set_up(world, settings)
+    reports = [gradient_round(round_, settings, parties) for round_ in range(1, 4)]
+    return parties.server.parameters.detach(), reports
+
+
+def by_hand(world: World, settings: Config) -> Tensor:
+    """Nine steps of plain DDP on the same batches."""
+    data = load(settings.data, settings.seed)
+    model = build(settings.model.name, settings.model.norm, data.input_shape, data.num_classes, settings.seed)
+    source = BatchSource(data.train, data.mean, data.std, "cpu")
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=settings.clients.lr, momentum=0.9)
+    epochs = SharedEpochs(len(source), settings.clients.batch_size, world.size, settings.seed)
+    for step in range(9):
+        ((inputs, labels),) = source.batches(epochs.indices(step, world.rank), 8, None)
+        optimizer.zero_grad()
+        F.cross_entropy(ddp(inputs), labels).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_everything_sent_is_plain_ddp() -> None:
+    settings = config("x", compression=CompressionConfig(sparsifier="dense"))
+    for (parameters, reports), expected in zip(run_ranks(play, 2, settings), run_ranks(by_hand, 2, settings)):
+        torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-7)
+        assert reports[-1]["train_loss"] < reports[0]["train_loss"]
+        assert reports[0]["uplink_bytes"] == reports[0]["dense_bytes"] == 3 * 2 * 4 * len(parameters)
+
+
+def test_sparse_steps_send_what_they_report_and_leave_all_ranks_alike() -> None:
+    settings = config("x", compression=CompressionConfig(density=0.02))
+    (parameters, reports), (other, _) = run_ranks(play, 2, settings)
+    assert torch.equal(parameters, other)
+    for report in reports:
+        assert report["clients"] == 2
+        assert 0.02 <= report["kept"] / report["total"] < 0.03
+        assert report["uplink_bytes"] == 8 * report["kept"] + 4 * 2 * 3  # a flag for each rank, step and bucket
+        assert report["uplink_bytes"] < report["wire_bytes"] < report["dense_bytes"]
+
+
+@pytest.mark.parametrize("feedback", ["ec", "dgc"])
+def test_killed_and_continued_equals_straight(tmp_path: Path, feedback: str) -> None:
+    compression = CompressionConfig(density=0.02, error_feedback=feedback)
+    start(config(tmp_path / "straight", compression=compression), 2)
+    start(config(tmp_path / "killed", compression=compression), 2, kill_in_round=5)
+    start(config(tmp_path / "killed", compression=compression), 2)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    rows = results(tmp_path / "straight")[1]
+    assert all("test_accuracy" in row for row in rows)  # a round ends with an evaluation
+
+
+def resumed(world: World, settings: Config) -> tuple[Tensor, Tensor]:
+    """This rank's residual in the newest checkpoint of a run, if it has one there, and after taking it over."""
+    parties = set_up(world, settings)
+    layout = parties.trainer.model.layout
+    restored = restore(Path(settings.output_dir) / rundir.CHECKPOINTS, world, layout.describe())
+    for client, state in restored.clients.items():
+        parties.states.load(client, state)
+    saved = parties.states.clients.get(world.rank, {}).get("residual", torch.zeros(layout.total)).clone()
+    import_memory(parties, 12)
+    assert parties.data_parallel is not None
+    memory = parties.data_parallel.hook.state_dict()["memory"]
+    return saved, torch.cat([memory[entry.name]["residual"].flatten() for entry in layout.entries])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_another_number_of_ranks_goes_on_from_the_mean_residual(tmp_path: Path, size: int) -> None:
+    settings = config(tmp_path / "run")
+    start(settings, 2, kill_in_round=5)
+    ranks = run_ranks(resumed, size, settings)
+    before, after = (torch.stack(vectors) for vectors in zip(*ranks))
+    torch.testing.assert_close(after.mean(0), before[:2].mean(0))
+    if size == 2:
+        assert torch.equal(after, before)
+    assert before[0].any()
+
+
+def test_a_run_goes_on_with_fewer_ranks_and_leaves_no_memory_behind(tmp_path: Path) -> None:
+    start(config(tmp_path / "run"), 3, kill_in_round=5)
+    start(config(tmp_path / "run"), 2)
+    rows = results(tmp_path / "run")[1]
+    assert [row["clients"] for row in rows[1:]] == [3] * 4 + [2] * 2
+    saved = [torch.load(path) for path in sorted((tmp_path / "run" / "checkpoints" / "round-00000006").glob("*.pt"))]
+    assert [list(own["clients"]) for own in saved] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("compression", "message"),
+    [
+        ({"scope": "global"}, r"^compression\.scope: global would let"),
+        ({"error_feedback": "ef21"}, r"^compression\.error_feedback: ef21 needs a server"),
+        ({"sparsifier": "threshold"}, r"^compression\.sparsifier: threshold sends too little"),
+    ],
+)
+def test_what_a_hook_cannot_do_is_refused_at_once(compression: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config("x", compression=CompressionConfig(**compression))
