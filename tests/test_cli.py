@@ -47,7 +47,7 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
             "clients.flare.exclude: 'emb.*' matches",
         ),
         (["--server.optimizer", "magic"], "server.optimizer: unknown optimizer 'magic'"),
-        (["--mode", "gossip"], "mode: must be one of federated, centralised"),
+        (["--mode", "gossip"], "mode: must be one of federated, gradient, centralised"),
         (["--rounds", "0"], "rounds: must be at least 1"),
         (["--checkpoint.keep", "1"], "checkpoint.keep: must be at least 2"),
         (["--clients.lr_schedule", "step:x"], "clients.lr_schedule: cannot read 'step:x': expected step:FACTOR@"),
