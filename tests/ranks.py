@@ -16,7 +16,7 @@ from flare_dist.comm.distributed import Launch, World, open_world
 TIMEOUT_SECONDS = 60.0
 
 
-def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, seconds: float = TIMEOUT_SECONDS) -> list[Any]:
     """The results of `function(world, *arguments)` on `size` ranks of one thread each, by rank.
 
     `function` must be a module-level function; what it raises on any rank is raised here.
@@ -26,13 +26,15 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[
     with tempfile.TemporaryDirectory() as directory:
         store = (Path(directory) / "store").as_uri()
         with ProcessPoolExecutor(size, mp_context=context) as pool:
-            futures = [pool.submit(_rank, function, rank, size, store, arguments) for rank in range(size)]
-            return [future.result(timeout=TIMEOUT_SECONDS) for future in futures]
+            futures = [pool.submit(_rank, function, rank, size, store, arguments, seconds) for rank in range(size)]
+            return [future.result(timeout=seconds) for future in futures]
 
 
-def _rank(function: Callable[..., Any], rank: int, size: int, store: str, arguments: tuple[Any, ...]) -> Any:
+def _rank(
+    function: Callable[..., Any], rank: int, size: int, store: str, arguments: tuple[Any, ...], seconds: float
+) -> Any:
     torch.set_num_threads(1)
-    with open_world(Launch(rank, size, rank, size), torch.device("cpu"), TIMEOUT_SECONDS / 2, store) as world:
+    with open_world(Launch(rank, size, rank, size), torch.device("cpu"), seconds / 2, store) as world:
         return function(world, *arguments)
 
 

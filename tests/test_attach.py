@@ -144,7 +144,7 @@ def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
     for message, expected in zip(
         said[0],
         [
-            "attach: takes a DistributedDataParallel model or an Accelerator, not Net",
+            "attach: takes a DistributedDataParallel model, an Accelerator or a DeepSpeed engine, not Net",
             "attach: the model has a communication hook already, fp16_compress_hook",
             "attach: give it the model that accelerator.prepare returned",
             "attach: the model is Net, not DistributedDataParallel",

@@ -17,7 +17,7 @@ Annotations are evaluated here, since DDP looks at those of a hook.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
 WORD = 4
+
+
+class LossScaler(Protocol):
+    """What the hook needs of a torch.amp.GradScaler."""
+
+    def is_enabled(self) -> bool: ...
+
+    def scale(self, outputs: Tensor, /) -> Tensor: ...
 
 
 class SparseHookState:
@@ -56,7 +64,7 @@ class SparseHookState:
         density: float = 0.01,
         *,
         dense_below: int = 0,
-        scaler: "torch.amp.GradScaler | None" = None,
+        scaler: "LossScaler | None" = None,
         process_group: ProcessGroup | None = None,
         seed: int = 0,
         **compression: Any,
@@ -79,7 +87,7 @@ class SparseHookState:
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
         self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
         self._failed: Tensor | None = None  # whether this step's gradients were not finite somewhere
-        self._in_step = False
+        self.in_step = False  # whether DDP has buckets of this step left
 
     def counts(self) -> tuple[int, int, int]:
         """(wire_bytes, uplink_bytes, kept) so far."""
@@ -104,19 +112,18 @@ class SparseHookState:
             for name, own in state["memory"].items()
         }
 
-    def begin_bucket(self, bucket: GradBucket) -> tuple[ParameterLayout, "_BucketMemory"]:
-        """The layout of a bucket and the memory of its parameters, on its device; starts a step with the first one."""
-        if not self._in_step:
-            self._commit()
-            self._in_step = True
-            self.step += 1
-        if bucket.is_last():
-            self._in_step = False
-        layout = ParameterLayout.of((self._names[p], p) for p in bucket.parameters())
+    def begin_step(self) -> None:
+        """Start a step: what the one before it remembered counts from now on, unless it was not finite."""
+        self._commit()
+        self.step += 1
+
+    def bucket_of(self, parameters: Sequence[Tensor]) -> tuple[ParameterLayout, "_BucketMemory"]:
+        """The layout of these parameters in one flat vector, and their memory, on their device."""
+        layout = ParameterLayout.of((self._names[p], p) for p in parameters)
         names = tuple(entry.name for entry in layout.entries)
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
-            self._buckets[names] = _BucketMemory(layout, self.state_names, self._memory, bucket.buffer().device)
+            self._buckets[names] = _BucketMemory(layout, self.state_names, self._memory, parameters[0].device)
         return layout, self._buckets[names]
 
     def note_failure(self, failed: Tensor) -> None:
@@ -179,9 +186,21 @@ class _BucketMemory:
 
 def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Exchange one bucket sparsely; the future's value is the bucket's mean gradient, in its own precision."""
+    if not state.in_step:
+        state.begin_step()
+    state.in_step = not bucket.is_last()
+    return exchange_gradients(state, bucket.parameters(), bucket.buffer())
+
+
+def exchange_gradients(
+    state: SparseHookState, parameters: Sequence[Tensor], buffer: Tensor
+) -> torch.futures.Future[torch.Tensor]:
+    """Replace `buffer`, the flat gradients of `parameters` on this rank, by their mean over the ranks, in place.
+
+    The ranks call it with the same parameters in the same order; a step begins with `state.begin_step()`.
+    """
     rank, world_size = rank_and_size(state.process_group)
-    layout, memory = state.begin_bucket(bucket)
-    buffer = bucket.buffer()
+    layout, memory = state.bucket_of(parameters)
     if state.config.is_dense:
         state.wire_bytes += 2 * (world_size - 1) * buffer.nbytes
         state.uplink_bytes += buffer.nbytes

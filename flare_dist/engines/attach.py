@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
 
         state = attach(ddp, density=0.01)
         state = attach(accelerator, model, density=0.01)     # `model` as accelerator.prepare gave it back
+        state = attach(engine, density=0.01)                 # of DeepSpeed, ZeRO stage 0 or 1
 
     `settings` are those of `SparseHookState`. Under Accelerate the loss scaler is found, and the memory is saved and
     loaded by accelerator.save_state and load_state. Raises ValueError where gradients would not go through the hook:
@@ -27,8 +29,16 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
     if isinstance(target, Accelerator):
         if model is None:
             raise ValueError("attach: give it the model that accelerator.prepare returned, too")
+        if target.distributed_type == "DEEPSPEED":
+            return attach(model, **settings)
         return attach_accelerator(target, model, **settings)
-    raise ValueError(f"attach: takes a DistributedDataParallel model or an Accelerator, not {type(target).__name__}")
+    if "deepspeed" in sys.modules:
+        from flare_dist.engines.deepspeed import DeepSpeedEngine, attach_engine
+
+        if isinstance(target, DeepSpeedEngine):
+            return attach_engine(target, **settings)
+    kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
+    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}")
 
 
 def attach_ddp(model: nn.Module, **settings: Any) -> SparseHookState:
