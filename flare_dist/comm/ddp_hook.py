@@ -86,7 +86,7 @@ class SparseHookState:
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
         self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
-        self._failed: Tensor | None = None  # whether this step's gradients were not finite somewhere
+        self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
         self.in_step = False  # whether DDP has buckets of this step left
 
     def counts(self) -> tuple[int, int, int]:
@@ -128,14 +128,15 @@ class SparseHookState:
 
     def note_failure(self, failed: Tensor) -> None:
         """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
-        self._failed = failed if self._failed is None else self._failed | failed
+        self._failures.append(failed)  # called from several threads, as buckets arrive
 
     def _commit(self) -> None:
         """Make the memory of the last step the one that counts, or forget it where that step was not finite."""
-        if self._failed is not None:
+        if self._failures:
+            failed = torch.stack(self._failures).any()
             for bucket in self._buckets.values():
-                bucket.commit(self._failed)
-            self._failed = None
+                bucket.commit(failed)
+            self._failures.clear()
 
 
 def check_compression(config: CompressionConfig) -> None:
