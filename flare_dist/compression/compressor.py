@@ -21,15 +21,14 @@ class Compressor:
 
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
         self.config = config
-        self.layout = layout
         self.seed = seed
+        scope, count = SCOPES[config.scope], COUNTS[config.count]
+        self._segments = {density: scope(layout, density, count) for density in (*config.warmup, config.density)}
         self.state_names, self.rule, self.estimated = config.feedback
 
     def segments(self, round_: int) -> list[Segment]:
         """What is selected from in a round, and how much."""
-        if self.config.is_dense:
-            return []
-        return SCOPES[self.config.scope](self.layout, self.config.density_in(round_), COUNTS[self.config.count])
+        return [] if self.config.is_dense else self._segments[self.config.density_in(round_)]
 
     def max_kept(self, round_: int) -> int:
         """The most pairs that one client can send in a round."""
