@@ -65,7 +65,7 @@ def batch_source() -> BatchSource:
 
 
 def trainer(config: ClientsConfig = BASE, model: nn.Module | None = None, seed: int = 0) -> LocalTrainer:
-    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
 
     local_model = AccelerateModel(EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer)

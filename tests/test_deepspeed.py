@@ -1,21 +1,32 @@
-"""The hook inside a DeepSpeed engine: the same steps as DDP with the hook, and reasons where it cannot work."""
+"""DeepSpeed engines: the hook inside one takes DDP's steps, one of a rank's own trains clients as Accelerate does."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import flare_dist
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.objectives import FedProxConfig
+from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.examples import Examples
+from flare_dist.engines.build import build_model
+from flare_dist.engines.config import EngineConfig
+from flare_dist.engines.deepspeed_config import deepspeed_settings
 from tests.ranks import run_ranks
 from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
-FIRST_START_SECONDS = 300.0  # DeepSpeed compiles an op the first time
+START_SECONDS = 300.0  # importing DeepSpeed takes seconds, and more on a busy machine
 
 
 def start(world: World, stage: int, **changes: Any) -> tuple[Any, torch.nn.Module]:
@@ -24,6 +35,7 @@ def start(world: World, stage: int, **changes: Any) -> tuple[Any, torch.nn.Modul
     os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size), "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its compilation takes a minute
     model = net()
     config = {
         "train_micro_batch_size_per_gpu": 8,
@@ -79,7 +91,7 @@ def everything(world: World) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[tuple[dict[Any, tuple[Tensor, int]], list[str]]]:
-    return run_ranks(everything, 2, seconds=FIRST_START_SECONDS)
+    return run_ranks(everything, 2, seconds=START_SECONDS)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -104,3 +116,92 @@ def test_what_cannot_work_is_refused_with_the_reason(ranks: Any) -> None:
         assert "ZeRO stage 2 reduces the gradients of every micro-batch apart" in said[0]
         assert "set zero_optimization.overlap_comm to false" in said[1]
         assert "exchanges sparsely already" in said[2]
+
+
+# Federated clients, one engine a rank.
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "stage 0": {"stage": 0},
+    "stage 1": {"stage": 1},
+    "stage 2": {"stage": 2},
+    "stage 2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9},
+    "adamw": {"optimizer": "adamw", "lr": 0.01},
+    "clipped": {"gradient_clipping": 0.5},
+}
+
+
+def clients_of(
+    world: World, method: str, zero: dict[str, Any] | None, precision: str = "no", pieces: int = 1
+) -> list[tuple[float, Tensor, Tensor]]:
+    """(loss, model delta, buffer delta) of clients 0, 1 and 0 again, by a DeepSpeed engine or (None) by Accelerate."""
+    common: dict[str, Any] = {"batch_size": 10, "local_epochs": 2, "objective": "fedprox"}
+    config = ClientsConfig(fedprox=FedProxConfig(0.1), **common, **METHODS[method])
+    engine = EngineConfig(threads=1, mixed_precision=precision, gradient_accumulation_steps=pieces)
+    if zero is not None:
+        own = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        engine = replace(engine, name="deepspeed", deepspeed_config=own)
+        engine = replace(engine, deepspeed_config=deepspeed_settings(engine, 10, config.gradient_clipping, "federated"))
+
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+        return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    rng = torch.Generator().manual_seed(world.rank)  # ranks have different clients
+    examples = Examples(torch.randn(40, 1, 4, 4, generator=rng), torch.randint(3, (40,), generator=rng))
+    local = build_model(engine, model, world, make_optimizer, config.gradient_clipping, alone=True)
+    trainer = LocalTrainer(local, BatchSource(examples, torch.zeros(1), torch.ones(1), "cpu"), config, 1, 0)
+    start, buffers = local.parameters.clone(), local.buffers.clone()
+    results = []
+    for client in (0, 1, 0):
+        result = trainer.train(client, 1, torch.arange(40), start, buffers, {})
+        results.append((result.train_loss, result.model_delta.clone(), result.buffer_delta.clone()))
+    return results
+
+
+def every_client(world: World) -> dict[Any, list[tuple[float, Tensor, Tensor]]]:
+    """Clients of all engines, methods and precisions, in one start."""
+    results: dict[Any, list[tuple[float, Tensor, Tensor]]] = {}
+    for method in METHODS:
+        results[method, None, 1, "no"] = clients_of(world, method, None)
+        for name, zero in ENGINES.items():
+            for precision in ("no", "bf16"):
+                results[method, name, 1, precision] = clients_of(world, method, zero, precision)
+    results["sgd", None, 3, "no"] = clients_of(world, "sgd", None, pieces=3)
+    results["sgd", "stage 2", 3, "no"] = clients_of(world, "sgd", ENGINES["stage 2"], pieces=3)
+    return results
+
+
+@pytest.fixture(scope="module")
+def served() -> list[dict[Any, list[tuple[float, Tensor, Tensor]]]]:
+    return run_ranks(every_client, 2, seconds=START_SECONDS)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_serves_clients_as_accelerate_does(served: Any, engine: str, method: str, precision: str) -> None:
+    for results in served:
+        expected = results[method, None, 1, "no"]
+        found = results[method, engine, 1, precision]
+        assert found[0][0] == found[2][0]  # the same client again: nothing of the one between is left
+        assert torch.equal(found[0][1], found[2][1])
+        assert torch.equal(found[0][2], found[2][2])
+        for (loss, delta, buffers), (expected_loss, expected_delta, expected_buffers) in zip(found, expected):
+            exact = precision == "no"
+            assert loss == pytest.approx(expected_loss, rel=1e-6 if exact else 0.01)
+            assert (delta - expected_delta).norm() <= (1e-6 if exact else 0.15) * expected_delta.norm()
+            assert torch.allclose(buffers, expected_buffers, rtol=0, atol=1e-6 if exact else 0.05)
+            assert delta.dtype == torch.float32
+            rounded = delta.bfloat16().float()
+            assert not torch.equal(rounded, delta)  # from the float32 masters
+    assert not torch.equal(served[0][method, engine, 1, precision][0][1], served[1][method, engine, 1, precision][0][1])
+
+
+def test_pieces_of_a_batch_are_one_step_of_the_engine(served: Any) -> None:
+    for results in served:
+        for found, expected in zip(results["sgd", "stage 2", 3, "no"], results["sgd", None, 3, "no"]):
+            torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)

@@ -49,8 +49,8 @@ def trainer(net: nn.Module, device: torch.device = CPU, scale: float = 1.0, **en
     return LocalTrainer(local_model, source, clients, 1, 0)
 
 
-def sgd(parameters: nn.Parameter, momentum: float = 0.0) -> Optimizer:
-    return SGD([parameters], lr=0.5, momentum=momentum)
+def sgd(parameters: list[nn.Parameter], momentum: float = 0.0) -> Optimizer:
+    return SGD(parameters, lr=0.5, momentum=momentum)
 
 
 def local(used: LocalTrainer, client: int = 0) -> ClientResult:
@@ -89,28 +89,65 @@ def test_placing_adds_no_wrapper() -> None:
     assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd).module is net
 
 
+class Line(nn.Module):
+    """Two scores, of which the second is w x: its cross-entropy and gradient are those of logistic regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([torch.zeros(len(inputs)), self.weight * inputs], dim=1)
+
+
 def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
-    net, seen = nn.Linear(1, 1, bias=False), []
+    net, seen = Line(), []
     used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd)
     used.load(torch.tensor([3.0]), torch.empty(0))
+    inputs, labels = torch.tensor([1.0, 2.0]), torch.tensor([1, 0])
 
     def penalty(gradient: Tensor, parameters: Tensor) -> None:
-        seen.append((gradient.tolist(), parameters.tolist()))
+        seen.append((gradient.item(), parameters.item()))
         gradient.add_(parameters)
 
-    used.step((2 * net.weight).sum(), None)
-    assert used.parameters.tolist() == net.weight.flatten().tolist() == [2.0]
-    used.step((2 * net.weight).sum(), penalty)
-    assert seen == [([2.0], [2.0])]  # the gradient of this loss alone, the parameters before the step
-    assert used.parameters.tolist() == net.weight.flatten().tolist() == [0.0]
+    def slope(weight: float) -> float:
+        return (1 / (1 + math.exp(-weight)) - 1 + 2 / (1 + math.exp(-2 * weight))) / 2
+
+    loss = used.step(inputs, labels)
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(6))) / 2)
+    after_one = 3 - 0.5 * slope(3)
+    assert used.parameters.item() == net.weight.item() == pytest.approx(after_one)
+    used.step(inputs, labels, penalty)
+    # the gradient of this loss alone, the parameters before the step
+    assert seen == [(pytest.approx(slope(after_one)), pytest.approx(after_one))]
+    assert used.parameters.item() == pytest.approx(after_one - 0.5 * (slope(after_one) + after_one))
+
+
+def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_gets() -> None:
+    inputs, labels = torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0]), torch.tensor([1, 0, 1, 1, 0])
+    ends, penalties = {}, []
+    for pieces in (1, 2, 3, 9):
+        used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd)
+        loss = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
+        ends[pieces] = loss.item(), used.parameters.item()
+        AcceleratorState._reset_state(True)
+    assert all(end == pytest.approx(ends[1]) for end in ends.values())
+    assert len(penalties) == len(ends)
+
+    def pull(gradient: Tensor, parameters: Tensor) -> None:
+        gradient.add_(5.0)
+
+    clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, gradient_clipping=0.01)
+    clipped.step(inputs, labels, pull)
+    assert clipped.parameters.item() == pytest.approx(-0.5 * 0.01, rel=1e-3)
 
 
 def test_the_flat_vectors_are_the_model() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     flat: list[nn.Parameter] = []
 
-    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
-        flat.append(parameters)
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+        flat.extend(parameters)
         return sgd(parameters, momentum=0.5)
 
     used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer)
@@ -138,7 +175,7 @@ def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
         assert not used.optimizer.state
         assert counter == 0
         for _ in range(3):
-            used.step(net(torch.eye(2)).square().mul(torch.arange(3.0)).sum(), None)
+            used.step(torch.eye(2), torch.tensor([0, 2]))
         assert used.optimizer.state
         assert counter == 3
         ends.append((used.parameters.clone(), used.buffers.clone()))

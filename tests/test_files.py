@@ -56,5 +56,5 @@ def test_a_flipped_bit_changes_the_checksum(tmp_path: Path) -> None:
 
 
 def test_saved_models_are_readable_by_others(tmp_path: Path) -> None:
-    save_model(tmp_path / "model.safetensors", torch.nn.Linear(2, 2))
+    save_model(tmp_path / "model.safetensors", torch.nn.Linear(2, 2).state_dict())
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,8 +26,9 @@ from flare_dist.seeding import derive_seed, generator
 class LocalModel(Protocol):
     """What an engine makes of a model: flat vectors to read and write, and a training step."""
 
-    module: nn.Module  # to be called for the forward pass
+    module: nn.Module  # to evaluate
     layout: ParameterLayout
+    buffer_layout: ParameterLayout
     parameters: Tensor  # float32 [total], the model's current values
     buffers: Tensor  # float32 [b]
     optimizer: Optimizer
@@ -36,14 +36,20 @@ class LocalModel(Protocol):
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values."""
 
-    def collect_buffers(self) -> None:
-        """After training: make sure that `buffers` holds what the model left in its buffers."""
+    def collect(self) -> None:
+        """After training: make sure that `parameters` and `buffers` hold what the model has become."""
+
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """What a checkpoint keeps of the optimizer, where one outlives a round; ranks that share it call together."""
+
+    def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave; ValueError where it is another optimizer's."""
 
     def reset(self) -> None:
         """Forget what earlier clients left in the optimizer and the loss scale."""
 
-    def step(self, loss: Tensor, penalty: Callable[[Tensor, Tensor], None] | None) -> None:
-        """Backward and optimizer step; `penalty` adds to (gradient, parameters) in between."""
+    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        """One optimizer step on a batch; returns its mean loss. `penalty` adds to (gradient, parameters) before it."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,11 @@ class LocalTrainer:
         state: dict[str, Tensor],
     ) -> ClientResult:
         """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only."""
-        self.model.load(global_parameters, global_buffers)
-        self.model.reset()
         start = global_parameters
         if self.config.step_ahead:  # SAEF: the delta is measured from where the client starts
-            start = self.model.parameters.add_(state["residual"], alpha=self.config.step_ahead).clone()
+            start = torch.add(global_parameters, state["residual"], alpha=self.config.step_ahead)
+        self.model.load(start, global_buffers)
+        self.model.reset()
         context = LocalContext(
             self.model.layout, round_, self.lr(round_), self.config.momentum, global_parameters, state
         )
@@ -117,11 +123,10 @@ class LocalTrainer:
             if penalty is not None and step == penalty.steps:
                 self.model.optimizer.state.clear()
                 penalty = None
-            loss = F.cross_entropy(self.model.module(inputs), labels)
-            self.model.step(loss, penalty.add_gradient if penalty else None)
-            loss_sum.add_(loss.detach(), alpha=len(labels))
+            loss = self.model.step(inputs, labels, penalty.add_gradient if penalty else None)
+            loss_sum.add_(loss, alpha=len(labels))
             seen += len(labels)
-        self.model.collect_buffers()
+        self.model.collect()
         return loss_sum.item() / seen
 
     def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -26,6 +26,8 @@ class ClientsConfig:
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
         momentum: momentum of sgd.
         weight_decay: weight decay of the local optimizer.
+        gradient_clipping: largest norm of the gradient that the optimizer is given, penalty included; longer ones are
+            scaled down to it (null = no clipping).
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
@@ -44,6 +46,7 @@ class ClientsConfig:
     lr_schedule: str = "constant"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    gradient_clipping: float | None = None
     weighting: str = "num_examples"
     step_ahead: float = 0.0
     objective: str = "none"
@@ -68,6 +71,8 @@ class ClientsConfig:
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1e38:
                 raise ValueError(f"clients.{name}: must be finite and not negative, got {getattr(self, name)}")
+        if self.gradient_clipping is not None and not 0 < self.gradient_clipping < 1e38:
+            raise ValueError(f"clients.gradient_clipping: must be positive, got {self.gradient_clipping}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"clients.momentum: {self.optimizer} has none (only sgd does)")
         if self.objective not in OBJECTIVES:
@@ -76,8 +81,9 @@ class ClientsConfig:
             )
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
-        if self.objective == "flare" and self.flare.conserve and (self.optimizer != "sgd" or self.weight_decay):
-            raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay")
+        plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None
+        if self.objective == "flare" and self.flare.conserve and not plain:
+            raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay and clipping")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
 
     def steps_with(self, num_examples: int) -> int:

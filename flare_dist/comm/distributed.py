@@ -145,6 +145,15 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
+def alone_group() -> tuple[int, ProcessGroup]:
+    """(this rank, a group of it alone); every rank calls it together."""
+    rank, size = rank_and_size(None)
+    groups = [dist.new_group([member]) for member in range(size)]
+    own = groups[rank]
+    assert isinstance(own, ProcessGroup)
+    return rank, own
+
+
 def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
     """The tensors of every rank one after another, and a future of their arrival; for a hook inside backward."""
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +22,7 @@ from flare_dist.comm.hook_checkpoint import load_hook_state, save_hook_state
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
+from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 
 
 def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple[Accelerator, nn.Module]:
@@ -37,7 +40,7 @@ def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple
 class AccelerateModel:
     """A model whose parameters, gradient and floating-point buffers are one flat vector each, and its optimizer.
 
-    `parameters` and `buffers` are the model's current values: write to them and the model has changed.
+    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector.
     """
 
     def __init__(
@@ -45,9 +48,13 @@ class AccelerateModel:
         config: EngineConfig,
         model: nn.Module,
         device: torch.device,
-        make_optimizer: Callable[[nn.Parameter], Optimizer],
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        gradient_clipping: float | None = None,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
+        self._parallel: DistributedDataParallel | None = None  # around the module, once distributed
+        self._micro_batches = config.gradient_accumulation_steps
+        self._gradient_clipping = gradient_clipping
         self.layout = parameter_layout(model)
         self.buffer_layout = buffer_layout(model)
         self.parameters, self._gradient = bind_parameters(model, self.layout)
@@ -56,21 +63,22 @@ class AccelerateModel:
         self._counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
         flat = nn.Parameter(self.parameters)
         flat.grad = self._gradient
-        self.optimizer = make_optimizer(flat)
+        self._flat = flat
+        self.optimizer = make_optimizer([flat])
         self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         scaler = self._accelerator.scaler
         self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
 
-    def distribute(self, **settings: Any) -> tuple[nn.Module, SparseHookState]:
-        """The model under DistributedDataParallel with the sparse hook, whose settings are given, and its state.
+    def distribute(self, **settings: Any) -> SparseHookState:
+        """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings.
 
-        Steps go through `step` as before, with losses of what is returned here. Buffers stay each rank's own.
+        All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
         device = self.parameters.device
-        module = DistributedDataParallel(
+        self._parallel = DistributedDataParallel(
             self.module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
         )
-        return module, attach_ddp(module, scaler=self._accelerator.scaler, **settings)
+        return attach_ddp(self._parallel, scaler=self._accelerator.scaler, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and its integer buffers their initial ones."""
@@ -79,7 +87,7 @@ class AccelerateModel:
         for name, initial in self._counters.items():
             self.module.get_buffer(name).copy_(initial)
 
-    def collect_buffers(self) -> None:
+    def collect(self) -> None:
         """Bring buffers that the model replaced, instead of writing to them, back into the flat vector."""
         named = dict(self.module.named_buffers())
         for name, value in self.buffer_layout.views(self.buffers):
@@ -87,26 +95,47 @@ class AccelerateModel:
                 value.copy_(named[name])
                 named[name].data = value
 
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """What a checkpoint keeps of the optimizer of this name, where one outlives a round."""
+        return optimizer_state(self.optimizer, name)
+
+    def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave; ValueError where it is another optimizer's."""
+        load_optimizer_state(self.optimizer, name, saved, "clients.optimizer")
+
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
         self.optimizer.state.clear()
         if self._initial_scale is not None:
             self._accelerator.scaler.load_state_dict(self._initial_scale)
 
-    def step(self, loss: Tensor, penalty: Callable[[Tensor, Tensor], None] | None) -> None:
-        """Backward and optimizer step; `penalty` adds to (gradient, parameters) in between, on unscaled gradients.
+    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        """One optimizer step on a batch, in `engine.gradient_accumulation_steps` pieces; returns the mean loss.
 
-        With fp16 a step whose gradients overflowed is skipped and the loss scale halved.
+        `penalty` adds to (gradient, parameters) before the step, on unscaled gradients. With fp16 a step whose
+        gradients overflowed is skipped and the loss scale halved.
         """
-        # Without a loss scale Accelerate's backward and step only divide by 1 and look for optional packages, which
-        # costs a small model a tenth of its step.
-        scaled = self._initial_scale is not None
+        scaler = self._accelerator.scaler
         self._gradient.zero_()
-        self._accelerator.backward(loss) if scaled else loss.backward()
-        if penalty is not None:
+        loss_sum = torch.zeros((), device=labels.device)
+        pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
+        for number, (some_inputs, some_labels) in enumerate(pieces, 1):
+            loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
+            if len(pieces) > 1:
+                loss = loss * (len(some_labels) / len(labels))
+            waits = number < len(pieces)  # gradients are exchanged with the last piece only
+            with self._parallel.no_sync() if waits and self._parallel else nullcontext():
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            loss_sum += loss.detach()
+        if penalty is not None or self._gradient_clipping is not None:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
+        if penalty is not None:
             penalty(self._gradient, self.parameters)
-        self._scaled_optimizer.step() if scaled else self.optimizer.step()
+        if self._gradient_clipping is not None:
+            nn.utils.clip_grad_norm_([self._flat], self._gradient_clipping)
+        # Without a loss scale Accelerate's step only looks for optional packages, which costs a small model time.
+        (self.optimizer if scaler is None else self._scaled_optimizer).step()
+        return loss_sum
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:

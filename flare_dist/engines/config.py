@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-NAMES = ("accelerate",)
+NAMES = ("accelerate", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,14 @@ class EngineConfig:
     """Where local training runs, and in which precision.
 
     Args:
-        name: accelerate (placement and mixed precision by Hugging Face Accelerate).
+        name: accelerate (placement and mixed precision by Hugging Face Accelerate) or deepspeed (the same by an engine
+            of DeepSpeed's for each rank: ZeRO 0 to 2, in mode gradient 0 and 1).
         mixed_precision: no, bf16 or fp16 (fp16 needs a GPU); weights, deltas and residuals stay float32.
         device: auto (a GPU where there is one), cpu or cuda.
+        gradient_accumulation_steps: pieces in which a mini-batch goes through the model, to save memory; the optimizer
+            takes one step for all of them.
+        deepspeed_config: JSON file of DeepSpeed's own settings, or the settings themselves, for name: deepspeed; "auto"
+            in it is what the keys here and under clients say, and a value that contradicts them is refused.
         threads: intra-op threads of each rank (null = cores divided by the ranks of this machine); the bits of a run
             depend on it, so a resumed run keeps what it started with.
         timeout_seconds: longest wait for another rank in a collective before the run is given up.
@@ -26,8 +32,10 @@ class EngineConfig:
     name: str = "accelerate"
     mixed_precision: str = "no"
     device: str = "auto"
+    gradient_accumulation_steps: int = 1
+    deepspeed_config: str | dict[str, Any] = "deepspeed_config.json"
     threads: int | None = None
-    timeout_seconds: float = 1800.0
+    timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -36,6 +44,10 @@ class EngineConfig:
             raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"engine.device: must be auto, cpu or cuda, got {self.device!r}")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"engine.gradient_accumulation_steps: must be at least 1, got {self.gradient_accumulation_steps}"
+            )
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"engine.threads: must be in [1, 1024], got {self.threads}")
         if not 1 <= self.timeout_seconds <= 1e7:

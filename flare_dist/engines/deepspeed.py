@@ -1,5 +1,6 @@
-"""The sparse hook inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
+"""Models in DeepSpeed engines: each rank's own for federated clients, or one of a data-parallel group.
 
+The sparse hook goes inside an engine, which has no hook of its own (DeepSpeed#886).
 At ZeRO stage 0 DeepSpeed averages all gradients after backward, in `buffered_allreduce_fallback`; at stage 1 bucket by
 bucket in the optimizer's `average_tensor`. Both are replaced on the engine, and nothing else: accumulation, clipping,
 the loss scale and its skipped steps stay DeepSpeed's.
@@ -7,13 +8,21 @@ the loss scale and its skipped steps stay DeepSpeed's.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
+import deepspeed
 import torch
+import torch.nn.functional as F
 from deepspeed import DeepSpeedEngine as DeepSpeedEngine
-from torch import Tensor
+from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
+from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
+from flare_dist.layout import buffer_layout, parameter_layout
 
 
 def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
@@ -85,3 +94,184 @@ def _replace_average(optimizer: Any, state: SparseHookState) -> None:
 
     optimizer.reduce_gradients = begin_and_reduce
     optimizer.average_tensor = average_tensor
+
+
+class DeepSpeedModel:
+    """A model in a DeepSpeed engine of ZeRO stage 0 to 2, with the flat vectors that the round reads and writes.
+
+    `parameters` are the float32 master weights, whatever precision the model computes in; they and `buffers` are
+    brought up to date by `collect`. With `alone` the engine knows no other rank, so each rank's trains clients of its
+    own; otherwise it is one of a data-parallel group, to be made sparse by `distribute`.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        model: nn.Module,
+        device: torch.device,
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        alone: bool,
+    ) -> None:
+        self.layout, self.buffer_layout = parameter_layout(model), buffer_layout(model)
+        self.module = model.to(device)
+        named = dict(model.named_parameters())
+        self._parameters = [named[entry.name] for entry in self.layout.entries]
+        self._initial = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self.parameters = torch.cat([p.detach().flatten() for p in self._parameters])
+        self.buffers = torch.empty(self.buffer_layout.total, device=device)
+        for name, view in self.buffer_layout.views(self.buffers):
+            view.copy_(self._initial[name])
+        # The one operator that DeepSpeed compiles on CPUs, for a minute or two at its first start, serves inference.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(self._parameters),
+            config=settings,
+            mpu=_Alone() if alone else None,
+            dist_init_required=False,
+        )
+        self.optimizer: Optimizer = self._engine.basic_optimizer
+        self._masters = self._find_masters()
+        self._dtype = self._parameters[0].dtype
+        if self._dtype != torch.float32:
+            model.register_forward_pre_hook(lambda module, inputs: tuple(map(self._to_model, inputs)))
+            model.register_forward_hook(lambda module, inputs, outputs: outputs.float())
+        self._shards = 1 if alone or not self._engine.zero_optimization_stage() else self._engine.dp_world_size
+        self._initial_scale = copy.deepcopy(getattr(self._engine.optimizer, "loss_scaler", None))
+
+    def _find_masters(self) -> list[Tensor]:
+        """The float32 tensors that the optimizer steps, one for each parameter, flat; at stage 0 in float32 its own."""
+        optimizer = self._engine.optimizer
+        halves = [p for group in getattr(optimizer, "fp16_groups", []) for p in group]
+        masters = [p for group in getattr(optimizer, "fp32_groups", []) for p in group]
+        paired = {id(half): master for half, master in zip(halves, masters)}
+        return [
+            (p._hp_mapping.hp_fragment if hasattr(p, "_hp_mapping") else paired.get(id(p), p)).data.view(-1)
+            for p in self._parameters
+        ]
+
+    def _to_model(self, value: Any) -> Any:
+        """Floating-point inputs in the model's precision."""
+        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def distribute(self, **settings: Any) -> SparseHookState:
+        """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings."""
+        return attach_engine(self._engine, **settings)
+
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Give the model these values, and its integer buffers their initial ones."""
+        self.parameters.copy_(parameters)
+        self.buffers.copy_(buffers)
+        for (_, value), master, parameter in zip(self.layout.views(self.parameters), self._masters, self._parameters):
+            master.copy_(value.view(-1))
+            parameter.data.copy_(value)
+        averaged = dict(self.buffer_layout.views(self.buffers))
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(averaged.get(name, self._initial[name]))
+
+    def collect(self) -> None:
+        """Read the master weights and the buffers into the flat vectors."""
+        for (_, value), master in zip(self.layout.views(self.parameters), self._masters):
+            value.view(-1).copy_(master)
+        named = dict(self.module.named_buffers())
+        for name, value in self.buffer_layout.views(self.buffers):
+            value.copy_(named[name])
+
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """What a checkpoint keeps of the optimizer, as of one flat vector; ranks that share it call this together."""
+        parts = [self.optimizer.state[part] for part in self._optimized()]
+        whole = {}
+        for key, value in parts[0].items() if parts[0] else ():
+            if isinstance(value, Tensor) and value.dim():
+                value = torch.cat([part[key].flatten() for part in parts])
+                if self._shards > 1:
+                    value, arrival = all_gather_async(value, None)
+                    arrival.wait()
+                value = value[: self.layout.total].clone()
+            whole[key] = value
+        return {"name": name, "state": {0: whole} if whole else {}}
+
+    def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` gave, on any number of ranks; ValueError where it is another optimizer's."""
+        if not saved["state"]:
+            return
+        if saved["name"] != name:
+            raise ValueError(f"clients.optimizer: the checkpoint holds the state of {saved['name']}, not of {name}")
+        parts = self._optimized()
+        start = rank_and_size(None)[0] * parts[0].numel() if self._shards > 1 else 0
+        for part in parts:
+            state = self.optimizer.state[part] = {}
+            for key, value in saved["state"][0].items():
+                if isinstance(value, Tensor) and value.dim():
+                    own = torch.zeros_like(part).view(-1)
+                    piece = value[start : start + part.numel()]
+                    own[: len(piece)] = piece
+                    value = own.view_as(part)
+                state[key] = value
+            start += part.numel()
+
+    def _optimized(self) -> list[Tensor]:
+        """The tensors that the optimizer steps: one for each parameter, or a flat one, padded, of this rank's shard."""
+        return [part for group in self.optimizer.param_groups for part in group["params"]]
+
+    def reset(self) -> None:
+        """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
+        self.optimizer.state.clear()
+        self._engine.zero_grad()
+        self._engine.micro_steps = 0
+        if self._initial_scale is not None:
+            vars(self._engine.optimizer.loss_scaler).update(copy.deepcopy(vars(self._initial_scale)))
+
+    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        """One optimizer step on a batch, in `gradient_accumulation_steps` pieces; returns the mean loss.
+
+        `penalty` adds to (gradient, parameters) before the step, on unscaled float32 copies.
+        """
+        loss_sum = torch.zeros((), device=labels.device)
+        count = self._engine.gradient_accumulation_steps()
+        pieces = list(zip(inputs.chunk(count), labels.chunk(count)))
+        for number, (some_inputs, some_labels) in enumerate(pieces, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(pieces))
+            loss = F.cross_entropy(self._engine(some_inputs), some_labels) * (len(some_labels) / len(labels))
+            self._engine.backward(loss, scale_wrt_gas=False)
+            if penalty is not None and number == len(pieces):
+                self._penalise(penalty)
+            self._engine.step()
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def _penalise(self, penalty: Callable[[Tensor, Tensor], None]) -> None:
+        optimizer = self._engine.optimizer
+        scale = optimizer.loss_scale if self._engine.fp16_enabled() else 1.0
+        self.collect()
+        gradients = [safe_get_full_grad(parameter) for parameter in self._parameters]
+        flat = torch.cat([gradient.flatten().float() for gradient in gradients]).div_(scale)
+        penalty(flat, self.parameters)
+        for parameter, (_, view) in zip(self._parameters, self.layout.views(flat.mul_(scale))):
+            safe_set_full_grad(parameter, view)
+            if getattr(optimizer, "cpu_offload", False):  # has taken the norms, for clipping, with backward
+                optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = view.double().norm()
+
+
+class _Alone:
+    """The groups of a rank that trains by itself, as DeepSpeed asks for them."""
+
+    def __init__(self) -> None:
+        self._rank, self._group = alone_group()
+
+    def get_data_parallel_group(self) -> ProcessGroup:
+        return self._group
+
+    get_model_parallel_group = get_data_parallel_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return [self._rank]
+
+    def get_data_parallel_rank(self) -> int:
+        return 0
+
+    def get_data_parallel_world_size(self) -> int:
+        return 1
+
+    get_model_parallel_rank = get_data_parallel_rank
+    get_model_parallel_world_size = get_data_parallel_world_size

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor
 
 
 @contextmanager
@@ -41,11 +41,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_model(path: Path, model: nn.Module) -> None:
-    """Write the weights and buffers of `model` by name; copies, because they share one flat vector."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write weights and buffers by name; copies, because they share one flat vector."""
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors))
+        temporary.write_bytes(save(copies))
 
 
 def save_state(path: Path, state: Any) -> None:

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flare_dist.comm.distributed import World
@@ -30,7 +29,7 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     model.load(server.parameters.data, server.buffers)
     for group in model.optimizer.param_groups:
         group["lr"] = parties.trainer.lr(round_)
-    parallel.module.train()
+    model.module.train()
     loss_sum = torch.zeros(1, device=world.device)
     with watch.phase("compute"):
         for _ in range(config.eval_every):
@@ -38,10 +37,8 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
-                loss = F.cross_entropy(parallel.module(inputs), labels)
-                model.step(loss, None)
-                loss_sum.add_(loss.detach())
-        model.collect_buffers()
+                loss_sum.add_(model.step(inputs, labels))
+        model.collect()
     server.parameters.data.copy_(model.parameters)
     server.buffers.copy_(world.all_reduce_(model.buffers.clone()).div_(world.size))
     train_loss = (world.all_reduce_(loss_sum) / (world.size * config.eval_every)).item()

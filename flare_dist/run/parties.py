@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import ClientStates
@@ -23,7 +23,6 @@ class DivergedError(RuntimeError):
 class DataParallel:
     """What mode: gradient trains with."""
 
-    module: nn.Module  # the trainer's model under DistributedDataParallel
     hook: SparseHookState
     epochs: SharedEpochs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from flare_dist.engines.config import default_threads, settle_device
+from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.checkpoint import complete_rounds
 from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_machine
 from flare_dist.run.files import write_text
@@ -49,6 +51,7 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
             pass
     except OSError as error:
         raise ValueError(f"output_dir: cannot write to {directory}: {error.strerror}") from error
+    config = _with_deepspeed(config)
     source = _resume_from(config, directory)
     if source is None:
         return with_machine(
@@ -66,6 +69,15 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
             "choose another output_dir, or start over with checkpoint.resume=never"
         )
     return config, source
+
+
+def _with_deepspeed(config: Config) -> Config:
+    """The configuration with DeepSpeed's settings in it, on which the bits of a run depend, instead of their file."""
+    engine, clients = config.engine, config.clients
+    if engine.name != "deepspeed":
+        return config
+    settings = deepspeed_settings(engine, clients.batch_size, clients.gradient_clipping, config.mode)
+    return dataclasses.replace(config, engine=dataclasses.replace(engine, deepspeed_config=settings))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -24,7 +25,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
-from flare_dist.engines.accelerate import AccelerateModel
+from flare_dist.engines.build import build_model
 from flare_dist.layout import ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir
@@ -36,7 +37,6 @@ from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
-from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,10 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         if config.mode == "gradient":
             SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
 
+    needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
         rundir.claim(directory) if launch.rank == 0 else nullcontext(),
-        open_world(launch, device, config.engine.timeout_seconds, "env://", config.mode == "gradient") as world,
+        open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
     ):
         _check_shared(directory, world, [source is None, summary is None])
         if summary is not None:
@@ -117,8 +118,10 @@ def _record(tracker: Tracker, row: dict[str, Any], directory: Path, parties: Par
 
 def save_global(path: Path, parties: Parties) -> None:
     """Write the global model."""
-    parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
-    save_model(path, parties.trainer.model.module)
+    model, server = parties.trainer.model, parties.server
+    model.load(server.parameters.data, server.buffers)
+    floats = [model.layout.views(server.parameters.data), model.buffer_layout.views(server.buffers)]
+    save_model(path, model.module.state_dict() | dict(itertools.chain(*floats)))
 
 
 def divide(config: Config, data: DataSplits) -> list[Tensor]:
@@ -154,10 +157,11 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     """The parties of a run on this rank, at its beginning."""
     clients = config.clients
 
-    def make_optimizer(parameters: nn.Parameter) -> Optimizer:
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
 
-    local = AccelerateModel(config.engine, model, world.device, make_optimizer)
+    alone = config.mode != "gradient"
+    local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
     compressor = Compressor(config.compression, local.layout, config.seed)
@@ -170,8 +174,8 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     parallel = None
     if config.mode == "gradient":
-        module, hook = local.distribute(seed=config.seed, **vars(config.compression))
-        parallel = DataParallel(module, hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
+        hook = local.distribute(seed=config.seed, **vars(config.compression))
+        parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     return Parties(world, trainer, compressor, states, server, parts, parallel)
 
 
@@ -220,8 +224,7 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
         if config.mode == "gradient":
             import_memory(parties, int(restored.server.get("step", 0)))
         if config.mode != "federated" and "local_optimizer" in restored.server:
-            optimizer, name = parties.trainer.model.optimizer, config.clients.optimizer
-            load_optimizer_state(optimizer, name, restored.server["local_optimizer"], "clients.optimizer")
+            parties.trainer.model.load_optimizer_state(config.clients.optimizer, restored.server["local_optimizer"])
         if source != directory and restored.round >= config.rounds:
             raise ValueError(f"rounds: {source} has played {restored.round} rounds already, rounds is {config.rounds}")
         first_round, rows = restored.round + 1, read_rows(source, restored.round)
@@ -244,7 +247,7 @@ def _save(config: Config, round_: int, parties: Parties) -> None:
         export_memory(parties)
         server["step"] = parties.data_parallel.hook.step
     if config.mode != "federated":
-        server["local_optimizer"] = optimizer_state(parties.trainer.model.optimizer, config.clients.optimizer)
+        server["local_optimizer"] = parties.trainer.model.optimizer_state(config.clients.optimizer)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
     layout = parties.trainer.model.layout.describe()
     checkpoint.save(directory, round_, parties.world, layout, server, parties.states.clients, config.checkpoint.keep)

@@ -1,0 +1,46 @@
+"""The model of a rank in the engine that the configuration names, imported when it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+
+from flare_dist.comm.distributed import World
+from flare_dist.engines.config import EngineConfig
+
+if TYPE_CHECKING:
+    from flare_dist.engines.accelerate import AccelerateModel
+    from flare_dist.engines.deepspeed import DeepSpeedModel
+
+
+def build_model(
+    config: EngineConfig,
+    model: nn.Module,
+    world: World,
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    gradient_clipping: float | None,
+    alone: bool,
+) -> AccelerateModel | DeepSpeedModel:
+    """`model` on this rank's device; `alone` where each rank trains by itself, as federated clients do.
+
+    For DeepSpeed `config.deepspeed_config` must hold the settings (`deepspeed_settings`), and all ranks call together.
+    """
+    if config.name == "accelerate":
+        from flare_dist.engines.accelerate import AccelerateModel
+
+        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping)
+    # What DeepSpeed would ask its own launcher for; the process group is there already.
+    where = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
+    for name, value in where.items():
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ["DS_ACCELERATOR"] = world.device.type
+    from flare_dist.engines.deepspeed import DeepSpeedModel
+
+    assert isinstance(config.deepspeed_config, dict)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone)

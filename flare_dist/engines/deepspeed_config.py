@@ -1,0 +1,77 @@
+"""DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from flare_dist.engines.config import EngineConfig
+
+LARGEST_STAGE = {"federated": 2, "centralised": 2, "gradient": 1}  # of ZeRO, by mode
+OURS = {
+    "optimizer": "clients.optimizer",
+    "scheduler": "clients.lr_schedule",
+    "torch_autocast": "engine.mixed_precision",
+    "train_batch_size": "clients.batch_size",
+}
+
+
+def deepspeed_settings(
+    config: EngineConfig, batch_size: int, gradient_clipping: float | None, mode: str
+) -> dict[str, Any]:
+    """What `engine.deepspeed_config` says, with every "auto" filled in.
+
+    Raises ValueError naming the key where the file is missing or no JSON object, where a value in it contradicts
+    ours or takes the place of one of ours, and where DeepSpeed cannot do what is asked for.
+    """
+    settings = _read(config.deepspeed_config)
+    for key, ours in OURS.items():
+        if settings.pop(key, "auto") != "auto":
+            raise ValueError(f"engine.deepspeed_config: sets {key}, which is {ours} here; leave it out")
+
+    steps = config.gradient_accumulation_steps
+    _fill(settings, "train_micro_batch_size_per_gpu", math.ceil(batch_size / steps), "clients.batch_size")
+    _fill(settings, "gradient_accumulation_steps", steps, "engine.gradient_accumulation_steps")
+    _fill(settings, "gradient_clipping", gradient_clipping or 0.0, "clients.gradient_clipping")
+    for precision in ("bf16", "fp16"):
+        section = settings[precision] = dict(settings.get(precision, {}))
+        _fill(section, "enabled", config.mixed_precision == precision, "engine.mixed_precision")
+
+    if config.mixed_precision != "no":  # BatchNorm takes its statistics in the precision of its weights only
+        settings["data_types"] = {"buffer_dtype": config.mixed_precision, **settings.get("data_types", {})}
+
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in range(LARGEST_STAGE[mode] + 1):
+        why = "shards the weights themselves" if stage == 3 else "has no whole gradient to select from"
+        raise ValueError(
+            f"engine.deepspeed_config: zero_optimization.stage is {stage}, which {why}; "
+            f"mode {mode} takes 0 to {LARGEST_STAGE[mode]}"
+        )
+    if stage == 0 and config.mixed_precision == "fp16":
+        raise ValueError("engine.deepspeed_config: fp16 needs zero_optimization.stage 1; at 0 DeepSpeed scales no loss")
+    return settings
+
+
+def _read(given: str | dict[str, Any]) -> dict[str, Any]:
+    """The settings in a JSON file, or a copy of those given."""
+    if isinstance(given, dict):
+        return dict(given)
+    try:
+        settings = json.loads(Path(given).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"engine.deepspeed_config: cannot read {given}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"engine.deepspeed_config: {given} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"engine.deepspeed_config: {given} holds no JSON object")
+    return settings
+
+
+def _fill(settings: dict[str, Any], key: str, value: Any, ours: str) -> None:
+    """Put our value for a missing or "auto" one; ValueError where another one stands there."""
+    found = settings.get(key, "auto")
+    if found not in ("auto", value):
+        raise ValueError(f'engine.deepspeed_config: says {key} {found}, {ours} says {value}; "auto" takes ours')
+    settings[key] = value
