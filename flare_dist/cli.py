@@ -75,6 +75,7 @@ def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) 
     parser = ArgumentParser(
         prog="flare-dist", description="Federated training with sparse updates.", exit_on_error=False
     )
+    parser.add_argument("--local_rank", type=int | None, default=None, help="Given by some launchers; not used.")
     commands = parser.add_subcommands()
     for name, subparser in parsers.items():
         commands.add_subcommand(name, subparser, help=subparser.description)

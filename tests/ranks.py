@@ -34,7 +34,8 @@ def _rank(
     function: Callable[..., Any], rank: int, size: int, store: str, arguments: tuple[Any, ...], seconds: float
 ) -> Any:
     torch.set_num_threads(1)
-    with open_world(Launch(rank, size, rank, size), torch.device("cpu"), seconds / 2, store) as world:
+    launch, longest = Launch(rank, size, rank, size), seconds / 2
+    with open_world(launch, torch.device("cpu"), longest, store, collective_seconds=longest) as world:
         return function(world, *arguments)
 
 

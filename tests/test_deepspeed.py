@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,13 @@ from flare_dist.data.examples import Examples
 from flare_dist.engines.build import build_model
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
+from flare_dist.run.config import load_config
+from flare_dist.run.rundir import settle
+from tests import test_trainer
 from tests.ranks import run_ranks
 from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
+ROOT = Path(__file__).parent.parent
 START_SECONDS = 300.0  # importing DeepSpeed takes seconds, and more on a busy machine
 
 
@@ -205,3 +210,18 @@ def test_pieces_of_a_batch_are_one_step_of_the_engine(served: Any) -> None:
     for results in served:
         for found, expected in zip(results["sgd", "stage 2", 3, "no"], results["sgd", None, 3, "no"]):
             torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+
+
+def test_a_federated_run_is_accelerate_s_and_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    engine = EngineConfig(name="deepspeed", deepspeed_config=str(ROOT / "deepspeed_config.json"))
+    test_trainer.start(test_trainer.tiny(tmp_path / "run", engine=engine), 2, kill_in_round=5)
+    test_trainer.start(test_trainer.tiny(tmp_path / "run", engine=engine), 3)
+    test_trainer.start(test_trainer.tiny(tmp_path / "accelerate"), 2)
+    model, expected = test_trainer.results(tmp_path / "run")[0], test_trainer.results(tmp_path / "accelerate")[0]
+    assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
+    saved = load_config(tmp_path / "run" / "config.yaml").engine.deepspeed_config
+    assert isinstance(saved, dict)  # what was in the file, which may change
+    assert saved["zero_optimization"]["stage"] == 1
+    other = replace(engine, deepspeed_config={**saved, "zero_optimization": {"stage": 2}})
+    with pytest.raises(ValueError, match=r"^engine\.deepspeed_config\.zero_optimization\.stage: "):
+        settle(test_trainer.tiny(tmp_path / "run", engine=replace(other, device="cpu", threads=1)), 1)

@@ -16,6 +16,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import load
+from flare_dist.engines.config import EngineConfig
 from flare_dist.models.registry import build
 from flare_dist.run import rundir
 from flare_dist.run.checkpoint import restore
@@ -134,6 +135,19 @@ def test_a_run_goes_on_with_fewer_ranks_and_leaves_no_memory_behind(tmp_path: Pa
     assert [row["clients"] for row in rows[1:]] == [3] * 4 + [2] * 2
     saved = [torch.load(path) for path in sorted((tmp_path / "run" / "checkpoints" / "round-00000006").glob("*.pt"))]
     assert [list(own["clients"]) for own in saved] == [[0], [1]]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_deepspeed_takes_the_same_steps_and_resumes_bitwise(tmp_path: Path, stage: int) -> None:
+    own = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    engine = EngineConfig(name="deepspeed", deepspeed_config=own)
+    start(config(tmp_path / "straight", engine=engine), 2)
+    start(config(tmp_path / "killed", engine=engine), 2, kill_in_round=5)
+    start(config(tmp_path / "killed", engine=engine), 2)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    start(config(tmp_path / "accelerate"), 2)
+    model, expected = results(tmp_path / "straight")[0], results(tmp_path / "accelerate")[0]
+    assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
+
+from flare_dist.comm.heartbeat import heartbeat
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,18 @@ def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.future
 
 @contextmanager
 def open_world(
-    launch: Launch, device: torch.device, timeout_seconds: float, rendezvous: str = "env://", alone: bool = False
+    launch: Launch,
+    device: torch.device,
+    timeout_seconds: float,
+    rendezvous: str = "env://",
+    alone: bool = False,
+    collective_seconds: float = 1800.0,
 ) -> Iterator[World]:
     """The process group of this run, destroyed at the end whatever happens; `rendezvous` says where the ranks meet.
 
-    A process without a launcher gets one only where it wants one `alone`, as DistributedDataParallel does.
+    A process without a launcher gets one only where it wants one `alone`, as DistributedDataParallel does. A rank that
+    gives no sign of life for `timeout_seconds` ends the run; one that lives may keep the others waiting for
+    `collective_seconds`, because it may be training or decoding a data set.
 
     The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
     fails or hangs more often than not.
@@ -184,7 +193,7 @@ def open_world(
         yield World(device=device)
         return
     backend = launch.backend(device)
-    timeout = timedelta(seconds=timeout_seconds)
+    timeout = timedelta(seconds=max(timeout_seconds, collective_seconds))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store: dist.Store = dist.HashStore()
@@ -192,9 +201,11 @@ def open_world(
     if launch.launched or size > 1:
         store, rank, size = next(dist.rendezvous(rendezvous, rank, size, timeout=timeout))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    try:
-        yield World(rank, size, device, backend)
-    finally:
-        gc.collect()  # futures still alive here can abort the process when the group goes first
-        dist.destroy_process_group()
+    # The store of the signs of life is another connection, for a store serves one thread at a time.
+    with heartbeat(store.clone(), rank, size, timeout_seconds) if size > 1 else nullcontext():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        try:
+            yield World(rank, size, device, backend)
+        finally:
+            gc.collect()  # futures still alive here can abort the process when the group goes first
+            dist.destroy_process_group()

@@ -6,6 +6,7 @@ Models are prepared without a DDP wrapper, and data loaders never: clients are p
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -24,12 +25,17 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 
+# By these `accelerate launch` says what to wrap the model in; but the launcher only starts ranks, we choose the engine.
+WRAPPERS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_DYNAMO_")
+
 
 def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple[Accelerator, nn.Module]:
     """The model on `device`, with its forward under autocast where the precision asks for it.
 
     The process group, if any, must exist before: Accelerate would start its own.
     """
+    for name in [name for name in os.environ if name.startswith(WRAPPERS)]:
+        del os.environ[name]
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
     assert accelerator.device.type == device.type, f"Accelerate chose {accelerator.device}, not {device}"
     if config.threads is not None:

@@ -26,7 +26,7 @@ class EngineConfig:
             in it is what the keys here and under clients say, and a value that contradicts them is refused.
         threads: intra-op threads of each rank (null = cores divided by the ranks of this machine); the bits of a run
             depend on it, so a resumed run keeps what it started with.
-        timeout_seconds: longest wait for another rank in a collective before the run is given up.
+        timeout_seconds: how long a rank may give no sign of life before it counts as hung and the run ends.
     """
 
     name: str = "accelerate"

@@ -131,24 +131,12 @@ class DeepSpeedModel:
             dist_init_required=False,
         )
         self.optimizer: Optimizer = self._engine.basic_optimizer
-        self._masters = self._find_masters()
         self._dtype = self._parameters[0].dtype
         if self._dtype != torch.float32:
             model.register_forward_pre_hook(lambda module, inputs: tuple(map(self._to_model, inputs)))
             model.register_forward_hook(lambda module, inputs, outputs: outputs.float())
         self._shards = 1 if alone or not self._engine.zero_optimization_stage() else self._engine.dp_world_size
         self._initial_scale = copy.deepcopy(getattr(self._engine.optimizer, "loss_scaler", None))
-
-    def _find_masters(self) -> list[Tensor]:
-        """The float32 tensors that the optimizer steps, one for each parameter, flat; at stage 0 in float32 its own."""
-        optimizer = self._engine.optimizer
-        halves = [p for group in getattr(optimizer, "fp16_groups", []) for p in group]
-        masters = [p for group in getattr(optimizer, "fp32_groups", []) for p in group]
-        paired = {id(half): master for half, master in zip(halves, masters)}
-        return [
-            (p._hp_mapping.hp_fragment if hasattr(p, "_hp_mapping") else paired.get(id(p), p)).data.view(-1)
-            for p in self._parameters
-        ]
 
     def _to_model(self, value: Any) -> Any:
         """Floating-point inputs in the model's precision."""
@@ -162,33 +150,27 @@ class DeepSpeedModel:
         """Give the model these values, and its integer buffers their initial ones."""
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
-        for (_, value), master, parameter in zip(self.layout.views(self.parameters), self._masters, self._parameters):
-            master.copy_(value.view(-1))
+        self._scatter(self.parameters, self._stepped())
+        for (_, value), parameter in zip(self.layout.views(self.parameters), self._parameters):
             parameter.data.copy_(value)
         averaged = dict(self.buffer_layout.views(self.buffers))
         for name, buffer in self.module.named_buffers():
             buffer.copy_(averaged.get(name, self._initial[name]))
 
     def collect(self) -> None:
-        """Read the master weights and the buffers into the flat vectors."""
-        for (_, value), master in zip(self.layout.views(self.parameters), self._masters):
-            value.view(-1).copy_(master)
+        """Read the master weights and the buffers into the flat vectors; ranks of one group call it together."""
+        self.parameters.copy_(self._gather(self._stepped()))
         named = dict(self.module.named_buffers())
         for name, value in self.buffer_layout.views(self.buffers):
             value.copy_(named[name])
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
-        """What a checkpoint keeps of the optimizer, as of one flat vector; ranks that share it call this together."""
-        parts = [self.optimizer.state[part] for part in self._optimized()]
-        whole = {}
-        for key, value in parts[0].items() if parts[0] else ():
-            if isinstance(value, Tensor) and value.dim():
-                value = torch.cat([part[key].flatten() for part in parts])
-                if self._shards > 1:
-                    value, arrival = all_gather_async(value, None)
-                    arrival.wait()
-                value = value[: self.layout.total].clone()
-            whole[key] = value
+        """What a checkpoint keeps of the optimizer, as of one flat vector; ranks of one group call it together."""
+        parts = [self.optimizer.state[part] for part in self._stepped()]
+        whole = {
+            key: self._gather([part[key] for part in parts]) if isinstance(value, Tensor) and value.dim() else value
+            for key, value in parts[0].items()
+        }
         return {"name": name, "state": {0: whole} if whole else {}}
 
     def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
@@ -197,22 +179,34 @@ class DeepSpeedModel:
             return
         if saved["name"] != name:
             raise ValueError(f"clients.optimizer: the checkpoint holds the state of {saved['name']}, not of {name}")
-        parts = self._optimized()
+        stepped = self._stepped()
+        for key, value in saved["state"][0].items():
+            is_vector = isinstance(value, Tensor) and value.dim()
+            values = [torch.zeros_like(part.data) for part in stepped] if is_vector else [value] * len(stepped)
+            if is_vector:
+                self._scatter(value, values)
+            for part, own in zip(stepped, values):
+                self.optimizer.state[part][key] = own
+
+    def _stepped(self) -> list[Tensor]:
+        """The float32 tensors that the optimizer steps: one for each parameter, or a flat one of this rank's shard."""
+        return [part for group in self.optimizer.param_groups for part in group["params"]]
+
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        """One vector of what lies in the layout's order in `parts`, and in those of the other ranks."""
+        own = torch.cat([part.detach().flatten() for part in parts]).to(self.parameters.device)
+        if self._shards > 1:
+            own, arrival = all_gather_async(own, None)
+            arrival.wait()
+        return own[: self.layout.total].clone()
+
+    def _scatter(self, vector: Tensor, parts: list[Tensor]) -> None:
+        """Write this rank's share of a whole vector to `parts`; the padding behind its end is left alone."""
         start = rank_and_size(None)[0] * parts[0].numel() if self._shards > 1 else 0
         for part in parts:
-            state = self.optimizer.state[part] = {}
-            for key, value in saved["state"][0].items():
-                if isinstance(value, Tensor) and value.dim():
-                    own = torch.zeros_like(part).view(-1)
-                    piece = value[start : start + part.numel()]
-                    own[: len(piece)] = piece
-                    value = own.view_as(part)
-                state[key] = value
+            share = vector[start : start + part.numel()]
+            part.data.view(-1)[: len(share)].copy_(share)
             start += part.numel()
-
-    def _optimized(self) -> list[Tensor]:
-        """The tensors that the optimizer steps: one for each parameter, or a flat one, padded, of this rank's shard."""
-        return [part for group in self.optimizer.param_groups for part in group["params"]]
 
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
