@@ -1,5 +1,10 @@
 """What the forkserver imports once, so that a rank starts in a tenth of a second."""
 
-import torch._dynamo  # noqa: F401  (DistributedDataParallel imports it when it is first made: seconds)
+import os
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed looks for it in every start)
+import torch._dynamo  # noqa: F401  (DistributedDataParallel and the optimizers import it when first made)
 
 import flare_dist.run.trainer  # noqa: F401
