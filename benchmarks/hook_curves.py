@@ -1,0 +1,176 @@
+"""ResNet-18 on CIFAR-10 under DDP with four ways of exchanging gradients: loss, accuracy and bytes on the wire.
+
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_curves.py CIFAR10_FOLDER [--out runs/hook_curves]
+
+Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback. Each takes the learning rate
+that reaches the best accuracy on 2000 images held out of the training set after the first third of the steps, from the
+same list; then the full number of steps. Finished runs are kept in --out: the same command continues. Bytes are what
+the collectives move over all ranks; those of the other hooks follow from the sizes of their buffers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import flare_dist
+from flare_dist.data.batches import BatchSource, SharedEpochs
+from flare_dist.data.config import DataConfig
+from flare_dist.data.datasets import DataSplits, load
+from flare_dist.models.registry import build
+from flare_dist.run.evaluation import evaluate
+from flare_dist.seeding import generator
+
+METHODS = ("dense", "fp16", "powersgd", "sparse")
+EVERY = 10  # steps between the losses that are kept
+POWERSGD_START = 10  # steps that PowerSGD leaves dense, which it needs for its buckets to settle
+
+
+class Exchange:
+    """One way of exchanging gradients, registered on a DDP model, and the bytes that it moves over all ranks."""
+
+    def __init__(self, method: str, model: DistributedDataParallel, density: float) -> None:
+        self.method = method
+        self.entries = sum(p.numel() for p in model.parameters())
+        if method == "sparse":
+            self.sparse = flare_dist.attach(model, density=density)
+        elif method == "fp16":
+            model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        elif method == "powersgd":
+            self.powersgd = powerSGD_hook.PowerSGDState(
+                None, matrix_approximation_rank=1, start_powerSGD_iter=POWERSGD_START
+            )
+            model.register_comm_hook(self.powersgd, powerSGD_hook.powerSGD_hook)
+
+    def wire_bytes(self, steps: int) -> int:
+        """So far, after so many steps; a ring all-reduce of B bytes moves 2 (W - 1) B."""
+        ring = 2 * (dist.get_world_size() - 1)
+        if self.method == "sparse":
+            return self.sparse.wire_bytes
+        if self.method == "powersgd":
+            compressed = self.powersgd.compression_stats()[2]  # entries of P, Q and what stays whole, all steps
+            return ring * 4 * (compressed + min(steps, POWERSGD_START) * self.entries)
+        return ring * steps * self.entries * (2 if self.method == "fp16" else 4)
+
+
+def train(data: DataSplits, method: str, lr: float, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Losses, bytes, seconds and accuracies of one run."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
+    epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
+    model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed)
+    ddp = DistributedDataParallel(model)
+    exchange = Exchange(method, ddp, options.density)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    curve, losses, start = [], torch.zeros(1), time.perf_counter()
+    for step in range(1, steps + 1):
+        indices = epochs.indices(step - 1, rank)
+        draws = generator(options.seed, "augment", step, rank)
+        for inputs, labels in source.batches(indices, len(indices), draws):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(ddp(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            losses += loss.detach()
+        if step % EVERY == 0:
+            dist.all_reduce(losses)
+            loss_mean = losses.item() / (EVERY * size)
+            seconds = time.perf_counter() - start
+            curve.append({"step": step, "train_loss": loss_mean, "wire_bytes": exchange.wire_bytes(step)})
+            losses.zero_()
+            if rank == 0:
+                print(
+                    f"{method} lr {lr:g} step {step}/{steps} loss {loss_mean:.3f} {seconds / step:.2f} s/step",
+                    flush=True,
+                )
+    result = {"method": method, "lr": lr, "steps": steps, "curve": curve, "seconds": time.perf_counter() - start}
+    held_out = {"test": data.test, "validation": data.validation}
+    for name, split in held_out.items():
+        assert split is not None
+        result[f"{name}_loss"], result[f"{name}_accuracy"] = evaluate(
+            model, BatchSource(split, data.mean, data.std, "cpu")
+        )
+    return result
+
+
+def kept(path: Path, make: Any) -> dict[str, Any]:
+    """The result in `path`, made first where it is not there; all ranks together."""
+    found = path.exists()
+    dist.barrier()
+    if not found:
+        result = make()
+        if dist.get_rank() == 0:
+            path.write_text(json.dumps(result))
+        dist.barrier()
+    return dict(json.loads(path.read_text()))
+
+
+def report(results: list[dict[str, Any]], directory: Path) -> None:
+    """A table on the screen and the curves as a picture."""
+    print(
+        "| exchange | lr | loss at the end | test accuracy | MB on the wire | against dense |\n|---|---|---|---|---|---|"
+    )
+    dense = results[0]["curve"][-1]["wire_bytes"]
+    for run in results:
+        moved = run["curve"][-1]["wire_bytes"]
+        loss = sum(point["train_loss"] for point in run["curve"][-5:]) / 5
+        print(
+            f"| {run['method']} | {run['lr']:g} | {loss:.3f} | {run['test_accuracy']:.3f} | {moved / 1e6:.1f} | {dense / moved:.1f} |"
+        )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_step, by_bytes = figure.subplots(1, 2)
+    for run in results:
+        losses = [point["train_loss"] for point in run["curve"]]
+        by_step.plot([point["step"] for point in run["curve"]], losses, label=run["method"])
+        by_bytes.plot([point["wire_bytes"] for point in run["curve"]], losses)
+    by_step.set(xlabel="step", ylabel="training loss")
+    by_bytes.set(xlabel="bytes on the wire", xscale="log")
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(directory / "curves.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/hook_curves"))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch_size", type=int, default=32, help="images a rank")
+    parser.add_argument("--density", type=float, default=0.01)
+    parser.add_argument("--lrs", type=float, nargs="+", default=[0.03, 0.1])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load(DataConfig(name="image_folder", root=str(options.folder), validation=0.04), options.seed)
+    dist.init_process_group("gloo")
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for method in METHODS:
+        tried = [
+            kept(
+                options.out / f"{method}_lr{lr:g}_tuning.json",
+                lambda m=method, r=lr: train(data, m, r, options.steps // 3, options),
+            )
+            for lr in options.lrs
+        ]
+        lr = max(tried, key=lambda run: run["validation_accuracy"])["lr"]
+        results.append(
+            kept(options.out / f"{method}.json", lambda m=method, r=lr: train(data, m, r, options.steps, options))
+        )
+    if dist.get_rank() == 0:
+        report(results, options.out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
