@@ -88,10 +88,8 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
             curve.append({"step": step, "train_loss": loss_mean, "wire_bytes": exchange.wire_bytes(step)})
             losses.zero_()
             if rank == 0:
-                print(
-                    f"{method} lr {lr:g} step {step}/{steps} loss {loss_mean:.3f} {seconds / step:.2f} s/step",
-                    flush=True,
-                )
+                pace = f"{seconds / step:.2f} s a step"
+                print(f"{method}, lr {lr:g}, step {step}/{steps}: loss {loss_mean:.3f}, {pace}", flush=True)
     result = {"method": method, "lr": lr, "steps": steps, "curve": curve, "seconds": time.perf_counter() - start}
     held_out = {"test": data.test, "validation": data.validation}
     for name, split in held_out.items():
@@ -116,16 +114,14 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
 
 def report(results: list[dict[str, Any]], directory: Path) -> None:
     """A table on the screen and the curves as a picture."""
-    print(
-        "| exchange | lr | loss at the end | test accuracy | MB on the wire | against dense |\n|---|---|---|---|---|---|"
-    )
+    print("| exchange | lr | loss at the end | test accuracy | MB on the wire | against dense |")
+    print("|---|---|---|---|---|---|")
     dense = results[0]["curve"][-1]["wire_bytes"]
     for run in results:
         moved = run["curve"][-1]["wire_bytes"]
         loss = sum(point["train_loss"] for point in run["curve"][-5:]) / 5
-        print(
-            f"| {run['method']} | {run['lr']:g} | {loss:.3f} | {run['test_accuracy']:.3f} | {moved / 1e6:.1f} | {dense / moved:.1f} |"
-        )
+        sizes = f"{moved / 1e6:.1f} | {dense / moved:.1f}"
+        print(f"| {run['method']} | {run['lr']:g} | {loss:.3f} | {run['test_accuracy']:.3f} | {sizes} |")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -156,17 +152,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     for method in METHODS:
-        tried = [
-            kept(
-                options.out / f"{method}_lr{lr:g}_tuning.json",
-                lambda m=method, r=lr: train(data, m, r, options.steps // 3, options),
-            )
-            for lr in options.lrs
-        ]
-        lr = max(tried, key=lambda run: run["validation_accuracy"])["lr"]
-        results.append(
-            kept(options.out / f"{method}.json", lambda m=method, r=lr: train(data, m, r, options.steps, options))
-        )
+
+        def run(name: str, lr: float, steps: int, method: str = method) -> dict[str, Any]:
+            return kept(options.out / f"{method}{name}.json", lambda: train(data, method, lr, steps, options))
+
+        tried = [run(f"_lr{lr:g}_tuning", lr, options.steps // 3) for lr in options.lrs]
+        best = max(tried, key=lambda found: found["validation_accuracy"])
+        results.append(run("", best["lr"], options.steps))
     if dist.get_rank() == 0:
         report(results, options.out)
     dist.destroy_process_group()

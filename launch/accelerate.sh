@@ -1,17 +1,14 @@
 #!/usr/bin/env bash
-# Train with one rank per GPU (two without GPUs), started by Accelerate's launcher:
+# Train with one rank per GPU (two without GPUs), started by Accelerate's launcher; the engine follows our configuration:
 #   bash launch/accelerate.sh --config FILE
-#   ACCELERATE_CONFIG=cluster.yaml bash launch/accelerate.sh --config FILE   # as written by `accelerate config`
-# The engine follows our configuration (engine.name), whichever launcher started the ranks.
+#   ACCELERATE_CONFIG=cluster.yaml bash launch/accelerate.sh --config FILE     # as written by `accelerate config`
 set -euo pipefail
 here="$(dirname "$0")"
 PATH="$here/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # only silences the launcher: see engine.threads
-ranks=()
-if [ -z "${ACCELERATE_CONFIG:-}" ]; then
-  gpus=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
-  [ "$gpus" -gt 0 ] || export ACCELERATE_USE_CPU=true
-  ranks=(--num_processes "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}" --main_process_port "${MASTER_PORT:-0}")
-fi
-exec accelerate launch --config_file "${ACCELERATE_CONFIG:-$here/accelerate.yaml}" "${ranks[@]}" \
-  --module flare_dist train "$@"
+gpus=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
+[ "$gpus" -gt 0 ] || export ACCELERATE_USE_CPU=true
+ranks=(--num_processes "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}" --main_process_port "${MASTER_PORT:-0}")
+[ -z "${ACCELERATE_CONFIG:-}" ] || ranks=() # it says them itself
+config="${ACCELERATE_CONFIG:-$here/accelerate.yaml}"
+exec accelerate launch --config_file "$config" "${ranks[@]}" --module flare_dist train "$@"

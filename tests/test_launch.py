@@ -17,10 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def torchrun(directory: Path, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """The smoke configuration on two ranks, in a session of its own as from a terminal."""
+def torchrun(
+    directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
+) -> subprocess.Popen[str]:
+    """A small configuration on two ranks, in a session of its own as from a terminal."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
-    command += ["-m", "flare_dist", "train", "--config", "configs/smoke.yaml", "--output_dir", str(directory)]
+    command += ["-m", "flare_dist", "train", "--config", config, "--output_dir", str(directory)]
     return subprocess.Popen(
         [*command, *arguments],
         env=ENVIRONMENT,

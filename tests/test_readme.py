@@ -1,0 +1,100 @@
+"""The README's diffs, applied to ordinary scripts, give training that is sparse and resumes bitwise."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import runpy
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_launchers import free_port
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"DDP": "ddp_loop.py", "Accelerate": "accelerate_loop.py", "DeepSpeed": "deepspeed_loop.py"}
+
+
+def diffs() -> dict[str, list[str]]:
+    """The lines of each diff in the README, by the bold word that begins the paragraph before it."""
+    before, *blocks = (ROOT / "README.md").read_text().split("```diff\n")
+    found = {}
+    for block in blocks:
+        diff, after = block.split("```", 1)
+        name = re.findall(r"\*\*(\w+)\*\*", before)[-1]
+        found[name] = diff.splitlines()
+        before = after
+    return found
+
+
+def applied(script: str, diff: list[str]) -> str:
+    """The script with the diff's new lines, each behind the line that it follows there."""
+    lines, place = script.splitlines(), 0
+    for line in diff:
+        sign, text = line[:1], line[1:]
+        if sign == "+":
+            lines.insert(place, text)
+            place += 1
+        elif text.strip() != "...":
+            place = lines.index(text, place) + 1  # ValueError: the README and the script do not fit any more
+    return "\n".join(lines) + "\n"
+
+
+def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What two ranks started as by a launcher end with: their weights, and the bytes of the hook."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    port = free_port()
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = [pool.submit(_run, rank, port, str(path), arguments) for rank in range(2)]
+        return [future.result(timeout=120) for future in futures]
+
+
+def _run(rank: int, port: int, path: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"DS_ACCELERATOR": "cpu"}
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its compilation takes a minute
+    torch.set_num_threads(1)
+    sys.argv = [path, *arguments]
+    end = runpy.run_path(path)
+    torch.distributed.destroy_process_group()
+    return {"weights": end["weights"], "wire_bytes": end["hook"].wire_bytes if "hook" in end else None}
+
+
+def weights(ends: list[dict[str, Any]]) -> Tensor:
+    assert torch.equal(ends[0]["weights"], ends[1]["weights"])
+    found = ends[0]["weights"]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def test_there_is_a_diff_for_each() -> None:
+    assert diffs().keys() == SCRIPTS.keys()
+    added = [line for line in diffs()["DDP"] if line.startswith("+")]
+    assert len(added) == 4
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_diff_makes_an_ordinary_script_sparse(tmp_path: Path, name: str) -> None:
+    before = ROOT / "tests" / "scripts" / SCRIPTS[name]
+    after = tmp_path / "after.py"
+    after.write_text(applied(before.read_text(), diffs()[name]))
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "halved").mkdir()
+    straight = on_ranks(after, str(tmp_path / "straight"), "new", "12")
+    on_ranks(after, str(tmp_path / "halved"), "new", "6")
+    resumed = on_ranks(after, str(tmp_path / "halved"), "resume", "12")
+    assert torch.equal(weights(straight), weights(resumed))
+    dense = on_ranks(before, str(tmp_path), "new", "12")
+    assert dense[0]["wire_bytes"] is None
+    assert not torch.equal(weights(dense), weights(straight))
+    assert 0 < straight[0]["wire_bytes"] < 12 * 2 * 4 * weights(dense).numel() / 2
