@@ -68,7 +68,9 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
     epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
     model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed)
-    ddp = DistributedDataParallel(model)
+    # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo
+    # ranks and ends the run; with one bucket there is one order.
+    ddp = DistributedDataParallel(model, bucket_cap_mb=1000 if method == "powersgd" else None)
     exchange = Exchange(method, ddp, options.density)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     curve, losses, start = [], torch.zeros(1), time.perf_counter()
