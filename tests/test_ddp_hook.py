@@ -330,6 +330,33 @@ def continued(world: World, at: int, other_buckets: bool) -> tuple[Tensor, dict[
     return flat(model), state.state_dict()
 
 
+def break_off(gradient: Tensor) -> None:
+    raise RuntimeError("broken off")
+
+
+def broken_off(world: World) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """The memory before and after a backward that ends when the last layer's gradients are on their way."""
+    model = net()
+    wrapped, state = with_hook(model, {"bucket_cap_mb": 1e-4}, density=0.05)
+    for step in range(4):
+        inputs, labels = batch(world.rank, step)
+        wrapped.zero_grad()
+        if step == 3:
+            before, sent = state.state_dict(), state.wire_bytes
+            model.first.register_forward_hook(lambda module, inputs, output: output.register_hook(break_off) and None)
+            with pytest.raises(RuntimeError, match="broken off"):
+                F.cross_entropy(wrapped(inputs), labels).backward()
+        else:
+            F.cross_entropy(wrapped(inputs), labels).backward()
+    return before, state.state_dict(), state.wire_bytes - sent
+
+
+def test_a_backward_that_is_broken_off_leaves_the_memory_as_it_was() -> None:
+    for before, after, sent in run_ranks(broken_off, 2):
+        assert sent > 0
+        assert_same_memory(before, after)
+
+
 @pytest.mark.parametrize("other_buckets", [False, True])
 def test_a_restored_state_goes_on_bitwise(other_buckets: bool) -> None:
     for (parameters, state), (expected, memory) in zip(

@@ -86,8 +86,8 @@ class SparseHookState:
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
         self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
+        self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
-        self.in_step = False  # whether DDP has buckets of this step left
 
     def counts(self) -> tuple[int, int, int]:
         """(wire_bytes, uplink_bytes, kept) so far."""
@@ -113,7 +113,7 @@ class SparseHookState:
         }
 
     def begin_step(self) -> None:
-        """Start a step: what the one before it remembered counts from now on, unless it was not finite."""
+        """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         self._commit()
         self.step += 1
 
@@ -131,12 +131,16 @@ class SparseHookState:
         self._failures.append(failed)  # called from several threads, as buckets arrive
 
     def _commit(self) -> None:
-        """Make the memory of the last step the one that counts, or forget it where that step was not finite."""
+        """Make the memory of the last step the one that counts, or forget it where that step came to nothing."""
+        if not self.is_whole:
+            self._failures.append(torch.ones((), dtype=torch.bool))
+            self.step -= 1
         if self._failures:
-            failed = torch.stack(self._failures).any()
+            failed = torch.stack([failed.to(self._failures[0].device) for failed in self._failures]).any()
             for bucket in self._buckets.values():
                 bucket.commit(failed)
-            self._failures.clear()
+        self._failures.clear()
+        self.is_whole = True
 
 
 def check_compression(config: CompressionConfig) -> None:
@@ -187,9 +191,9 @@ class _BucketMemory:
 
 def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Exchange one bucket sparsely; the future's value is the bucket's mean gradient, in its own precision."""
-    if not state.in_step:
+    if bucket.index() == 0:  # DDP hands its buckets over in the order of their numbers
         state.begin_step()
-    state.in_step = not bucket.is_last()
+    state.is_whole = bucket.is_last()
     return exchange_gradients(state, bucket.parameters(), bucket.buffer())
 
 
