@@ -12,6 +12,7 @@ from flare_dist.compression.sparsifiers import (
     SPARSIFIERS,
     Segment,
     count_kept,
+    largest_unwaited,
     randk,
     select,
     threshold_k,
@@ -109,6 +110,7 @@ def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
     x = vector(kind, n)
     for k in {1, (n + 1) // 2, n - 1, n} - {0}:
         assert topk(x, k, seeded()).tolist() == slow_topk(x, k)
+        assert largest_unwaited(x.abs(), k).tolist() == slow_topk(x, k)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "sorted", "one huge", "heavy tail", "deceived sample"])
@@ -130,6 +132,7 @@ def test_long_vectors_are_selected_exactly(kind: str, density: float) -> None:
     k = count_kept(n, density)
     expected = x.abs().sort(descending=True, stable=True).indices[:k].sort().values
     assert torch.equal(topk(x, k, seeded()), expected)
+    assert torch.equal(largest_unwaited(x.abs(), k), expected)
 
 
 def test_ties_go_to_the_lowest_index() -> None:

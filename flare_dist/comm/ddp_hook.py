@@ -85,7 +85,7 @@ class SparseHookState:
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
-        self._buckets: dict[tuple[str, ...], _BucketMemory] = {}
+        self._buckets: dict[tuple[str, ...], _Bucket] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
 
@@ -117,14 +117,16 @@ class SparseHookState:
         self._commit()
         self.step += 1
 
-    def bucket_of(self, parameters: Sequence[Tensor]) -> tuple[ParameterLayout, "_BucketMemory"]:
-        """The layout of these parameters in one flat vector, and their memory, on their device."""
+    def bucket_of(self, parameters: Sequence[Tensor]) -> "_Bucket":
+        """The place of these parameters in one flat vector, and their memory, on their device."""
         layout = ParameterLayout.of((self._names[p], p) for p in parameters)
         names = tuple(entry.name for entry in layout.entries)
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
-            self._buckets[names] = _BucketMemory(layout, self.state_names, self._memory, parameters[0].device)
-        return layout, self._buckets[names]
+            self._buckets[names] = _Bucket(
+                layout, self.state_names, self._memory, self.dense_below, parameters[0].device
+            )
+        return self._buckets[names]
 
     def note_failure(self, failed: Tensor) -> None:
         """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
@@ -153,17 +155,26 @@ def check_compression(config: CompressionConfig) -> None:
         raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
 
 
-class _BucketMemory:
-    """The vectors that error feedback remembers of one bucket's parameters: those that count, and the next ones."""
+class _Bucket:
+    """What does not change from step to step of one bucket's parameters, and what error feedback remembers of them.
+
+    All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
+    """
 
     def __init__(
         self,
         layout: ParameterLayout,
         state_names: Sequence[str],
         memory: dict[str, dict[str, Tensor]],
+        dense_below: int,
         device: torch.device,
     ) -> None:
         """Moves what `memory` holds of these parameters here, and points it to the new place."""
+        self.layout = layout
+        self.large = [entry for entry in layout.entries if entry.numel > dense_below]
+        small = [torch.arange(e.offset, _end(e)) for e in layout.entries if 0 < e.numel <= dense_below]
+        self.whole = torch.cat([torch.empty(0, dtype=torch.int64), *small]).to(device)  # indices sent in every step
+        self.ends = torch.tensor([_end(entry) for entry in layout.entries], device=device)
         self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.is_pending = False
@@ -173,6 +184,15 @@ class _BucketMemory:
                 if kind in own:
                     view.copy_(own[kind])
                 own[kind] = view
+
+    def segments(self, state: "SparseHookState") -> list[Segment]:
+        """What is selected from in this step."""
+        count, density = COUNTS[state.config.count], state.config.density_in(state.step)
+        return [Segment(entry.offset, entry.numel, count(entry.numel, density)) for entry in self.large]
+
+    def is_used(self, gradient: Tensor) -> Tensor:
+        """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
+        return torch.stack([view.count_nonzero() > 0 for _, view in self.layout.views(gradient)]).float()
 
     def draft(self) -> dict[str, Tensor]:
         """Copies of the vectors, for a step that may yet be taken back."""
@@ -205,7 +225,7 @@ def exchange_gradients(
     The ranks call it with the same parameters in the same order; a step begins with `state.begin_step()`.
     """
     rank, world_size = rank_and_size(state.process_group)
-    layout, memory = state.bucket_of(parameters)
+    bucket = state.bucket_of(parameters)
     if state.config.is_dense:
         state.wire_bytes += 2 * (world_size - 1) * buffer.nbytes
         state.uplink_bytes += buffer.nbytes
@@ -216,18 +236,18 @@ def exchange_gradients(
     failed = ~torch.stack([buffer.amax(), buffer.amin()]).isfinite().all()
     scale = _scale(state, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
-    sparse, whole = _split(state, layout)
+    segments = bucket.segments(state)
     draws = generator(state.seed, "sparsifier", state.step, rank)
 
     def compress(update: Tensor) -> Payload:
-        indices = select(update, sparse, SPARSIFIERS[state.config.sparsifier], draws)
-        indices = torch.cat([indices, whole.to(update.device)])
-        values = update[indices] * _is_used(gradient, layout)[_entry_of(indices, layout)]
+        indices = select(update, segments, SPARSIFIERS[state.config.sparsifier], draws)
+        indices = torch.cat([indices, bucket.whole])
+        values = update[indices] * bucket.is_used(gradient)[torch.bucketize(indices, bucket.ends, right=True)]
         return Payload(indices.int(), values)
 
-    payload = state.rule(state.config, gradient.nan_to_num_(0, 0, 0), memory.draft(), compress)
+    payload = state.rule(state.config, gradient.nan_to_num_(0, 0, 0), bucket.draft(), compress)
     assert payload.indices is not None
-    kept = payload.kept - whole.numel()
+    kept = payload.kept - bucket.whole.numel()
     words = [failed.int().view(1), payload.indices[:kept], payload.values.view(torch.int32)]
     size = 1 + kept + payload.kept
     padding = math.ceil(size * WORD / ALIGNMENT) * ALIGNMENT // WORD - size
@@ -236,16 +256,15 @@ def exchange_gradients(
     state.uplink_bytes += size * WORD
     state.kept += payload.kept
     gathered, arrived = all_gather_async(packed, state.process_group)
-    everywhere = whole.to(buffer.device)
 
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
         ranks = gathered.view(world_size, -1)
-        mean = torch.zeros(layout.total, device=buffer.device)
+        mean = torch.zeros(bucket.layout.total, device=buffer.device)
         for words in ranks:
             values = words[1 + kept : size].view(torch.float32) / world_size
             mean.index_add_(0, words[1 : 1 + kept], values[:kept])
-            mean[everywhere] += values[kept:]
+            mean[bucket.whole] += values[kept:]
         anywhere = ranks[:, 0].any()
         state.note_failure(anywhere)
         if scale is not None:
@@ -260,26 +279,6 @@ def _scale(state: SparseHookState, device: torch.device) -> Tensor | None:
     if state.scaler is None or not state.scaler.is_enabled():
         return None
     return state.scaler.scale(torch.ones((), device=device))
-
-
-def _split(state: SparseHookState, layout: ParameterLayout) -> tuple[list[Segment], Tensor]:
-    """What is selected from in this step, and the indices of the tensors that are sent whole (int64)."""
-    count, density = COUNTS[state.config.count], state.config.density_in(state.step)
-    large = [e for e in layout.entries if e.numel > state.dense_below]
-    segments = [Segment(e.offset, e.numel, count(e.numel, density)) for e in large]
-    small = [torch.arange(e.offset, e.offset + e.numel) for e in layout.entries if 0 < e.numel <= state.dense_below]
-    return segments, torch.cat(small) if small else torch.empty(0, dtype=torch.int64)
-
-
-def _is_used(gradient: Tensor, layout: ParameterLayout) -> Tensor:
-    """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
-    return torch.stack([view.count_nonzero() > 0 for _, view in layout.views(gradient)]).float()
-
-
-def _entry_of(indices: Tensor, layout: ParameterLayout) -> Tensor:
-    """For each place in the flat vector the number of the tensor that it belongs to."""
-    ends = torch.tensor([_end(entry) for entry in layout.entries], device=indices.device)
-    return torch.bucketize(indices, ends, right=True)
 
 
 def _end(entry: Entry) -> int:

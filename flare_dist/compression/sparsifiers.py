@@ -51,8 +51,10 @@ def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 
     """The k largest magnitudes; ties go to the lowest index, so that every device and thread count agrees.
 
     Exact, but most of a long vector is read only once: blocks whose largest magnitude is below a lower bound on the
-    k-th largest are never looked into.
+    k-th largest are never looked into. On a GPU nothing waits for the device, so that a hook can select in backward.
     """
+    if vector.is_cuda:
+        return largest_unwaited(vector.abs(), k)
     if vector.numel() < 2**16 or k * 16 > vector.numel():
         return _largest(vector.abs(), k)
     block = 128 if k * 512 <= vector.numel() else 32
@@ -88,6 +90,16 @@ def _largest(magnitudes: Tensor, k: int) -> Tensor:
     above = (magnitudes > smallest_kept).nonzero().squeeze(1)
     tied = (magnitudes == smallest_kept).nonzero().squeeze(1)[: k - above.numel()]
     return torch.cat([above, tied]).sort().values
+
+
+def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
+    """The same as `_largest` by operations whose results have sizes known beforehand (`nonzero` has not)."""
+    smallest_kept = magnitudes.topk(k, sorted=False).values.amin()
+    above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
+    kept = above | (tied & (tied.cumsum(0) <= k - above.sum()))
+    places = torch.where(kept, kept.cumsum(0) - 1, k)  # those not kept write behind the end
+    positions = torch.arange(magnitudes.numel(), device=magnitudes.device)
+    return positions.new_empty(k + 1).scatter_(0, places, positions)[:k]
 
 
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
