@@ -152,6 +152,12 @@ def main() -> None:
     data = load(DataConfig(name="image_folder", root=str(options.folder), validation=0.04), options.seed)
     dist.init_process_group("gloo")
     options.out.mkdir(parents=True, exist_ok=True)
+    kept_of = options.out / "options.json"
+    wanted = {key: str(value) for key, value in vars(options).items() if key not in ("out", "lrs", "folder")}
+    if kept_of.exists() and json.loads(kept_of.read_text()) != wanted:
+        parser.error(f"{options.out} holds runs with other options, {kept_of.read_text()}; choose another --out")
+    dist.barrier()
+    kept_of.write_text(json.dumps(wanted))
     results = []
     for method in METHODS:
 

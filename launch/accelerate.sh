@@ -6,7 +6,7 @@ set -euo pipefail
 here="$(dirname "$0")"
 PATH="$here/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # only silences the launcher: see engine.threads
-gpus=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export ACCELERATE_USE_CPU=true
 ranks=(--num_processes "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}" --main_process_port "${MASTER_PORT:-0}")
 [ -z "${ACCELERATE_CONFIG:-}" ] || ranks=() # it says them itself

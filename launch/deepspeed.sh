@@ -5,7 +5,7 @@
 set -euo pipefail
 PATH="$(dirname "$0")/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # see engine.threads
-gpus=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
 where=(--num_gpus "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}")
 [ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,17 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, seconds:
         store = (Path(directory) / "store").as_uri()
         with ProcessPoolExecutor(size, mp_context=context) as pool:
             futures = [pool.submit(_rank, function, rank, size, store, arguments, seconds) for rank in range(size)]
-            return [future.result(timeout=seconds) for future in futures]
+            return results_of(pool, futures, seconds)
+
+
+def results_of(pool: ProcessPoolExecutor, futures: list[Future[Any]], seconds: float) -> list[Any]:
+    """What the ranks return; where one fails the others are ended, for they may be waiting for it."""
+    try:
+        return [future.result(timeout=seconds) for future in futures]
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.kill()
+        raise
 
 
 def _rank(

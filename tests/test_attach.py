@@ -115,6 +115,24 @@ def test_another_number_of_ranks_conserves_the_mean_residual(tmp_path: Path, siz
             assert_same_memory(own, kept)
 
 
+@pytest.mark.parametrize("damage", ["another step", "missing"])
+def test_files_that_do_not_belong_together_are_refused_on_every_rank(tmp_path: Path, damage: str) -> None:
+    run_ranks(saved, 2, str(tmp_path))
+    path = tmp_path / "sparse-hook-00001-of-00002.pt"
+    if damage == "missing":
+        path.unlink()
+    else:
+        torch.save(torch.load(path) | {"step": 4}, path)
+    for said in run_ranks(refused_files, 2, str(tmp_path)):
+        assert "different steps" in said or "no complete set" in said
+
+
+def refused_files(world: World, directory: str) -> str:
+    with pytest.raises(ValueError, match="sparse-hook files") as caught:
+        loaded(world, directory)
+    return str(caught.value)
+
+
 def refusals(world: World, directory: str) -> list[str]:
     """What attach says where it cannot work."""
     said = []

@@ -77,6 +77,15 @@ def test_the_most_that_can_be_kept() -> None:
     assert compressor(density=0.07, scope="global").max_kept(1) == 8
 
 
+def test_small_tensors_are_sent_whole() -> None:
+    used = compressor(density=0.01, dense_below=10)
+    assert [segment.k for segment in used.segments(1)] == [1, 10, 1]
+    payload = used.compress(1, 0, deltas()[0], fresh_state(used))
+    assert set(range(100, 111)) <= set(pairs(payload)[0].tolist())
+    with pytest.raises(ValueError, match=r"^compression\.dense_below: needs compression\.scope=tensor"):
+        CompressionConfig(dense_below=10, scope="global")
+
+
 def test_a_warm_up_leads_to_the_density() -> None:
     used = compressor(density=0.07, scope="global", warmup=(0.5, 0.25), warmup_rounds=2)
     assert [used.max_kept(round_) for round_ in range(1, 8)] == [56, 56, 28, 28, 8, 8, 8]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.ddp_hook import SparseHookState, sparse_hook
+from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients, sparse_hook
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from tests.ranks import run_ranks
@@ -248,10 +248,34 @@ def test_an_overflow_on_any_rank_leaves_everything_as_it_was(rank: int) -> None:
         assert_same_memory(state | {"step": memory["step"]}, memory)  # the step that failed was one all the same
 
 
-def leaving_out(world: World) -> tuple[list[float], list[float]]:
-    """The middle layer's weights and residual around steps in which it is used, left out, and used again."""
+def too_large_once_scaled(world: World) -> tuple[bool, dict[str, Any], float]:
+    """Finite gradients whose residual, with the loss scale put back, is more than float16 holds."""
     model = net()
-    wrapped, state = with_hook(model, {"find_unused_parameters": True}, density=0.05)
+    state = SparseHookState(model, density=0.05, scaler=torch.amp.GradScaler("cpu", init_scale=8192.0))
+    names = [name for name, _ in model.named_parameters()]
+    residual = {name: {"residual": torch.full_like(p.detach(), 10.0)} for name, p in model.named_parameters()}
+    state.load_state_dict({"step": 0, "memory": {name: residual[name] for name in names}})
+    state.begin_step()
+    buffer = torch.ones(flat(model).numel(), dtype=torch.float16)
+    mean = exchange_gradients(state, list(model.parameters()), buffer).wait()
+    after = state.state_dict()["memory"]
+    return bool(mean.isinf().all()), after, min(float(own["residual"].min()) for own in after.values())
+
+
+def test_an_overflow_by_the_exchange_itself_leaves_the_memory_as_it_was() -> None:
+    for everywhere, after, smallest in run_ranks(too_large_once_scaled, 2):
+        assert everywhere
+        assert smallest == 10.0
+        assert all((own["residual"] == 10.0).all() for own in after.values())
+
+
+MEMORIES = [{}, {"residual_decay": 0.9}, {"error_feedback": "dgc", "momentum": 0.5}]
+
+
+def leaving_out(world: World, settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """The middle layer's weights and memory around steps in which it is used, left out, and used again."""
+    model = net()
+    wrapped, state = with_hook(model, {"find_unused_parameters": True}, density=0.05, **settings)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     weights, residuals = [], []
     for step, skip in enumerate([False, True, True, False]):
@@ -260,15 +284,26 @@ def leaving_out(world: World) -> tuple[list[float], list[float]]:
         F.cross_entropy(wrapped(inputs, skip), labels).backward()
         optimizer.step()
         weights.append(float(model.middle.weight.detach().double().sum()))
-        residuals.append(float(state.state_dict()["memory"]["middle.weight"]["residual"].double().abs().sum()))
+        own = state.state_dict()["memory"]["middle.weight"]
+        residuals.append(sum(float(vector.double().abs().sum()) for vector in own.values()))
     return weights, residuals
 
 
-def test_what_no_rank_uses_is_neither_sent_nor_cleared() -> None:
-    for weights, residuals in run_ranks(leaving_out, 2):
+@pytest.mark.parametrize("settings", MEMORIES)
+def test_what_no_rank_uses_is_neither_sent_nor_cleared(settings: dict[str, Any]) -> None:
+    for weights, residuals in run_ranks(leaving_out, 2, settings):
         assert weights[0] == weights[1] == weights[2] != weights[3]
         assert residuals[0] == residuals[1] == residuals[2] != residuals[3]
         assert residuals[0] > 0
+
+
+@pytest.mark.parametrize("settings", [{"dense_below": 40}, {"dense_below": 10_000}, {"sparsifier": "randk"}])
+def test_small_tensors_and_random_ones_do_not_depend_on_buckets(settings: dict[str, Any]) -> None:
+    """With small buckets some hold nothing but biases, which are sent whole."""
+    one, many = (run_ranks(train, 2, {"density": 0.05, **settings}, ddp) for ddp in (None, {"bucket_cap_mb": 1e-4}))
+    for (parameters, memory), (expected, expected_memory) in zip(many, one):
+        assert torch.equal(parameters, expected)
+        assert_same_memory(memory, expected_memory)
 
 
 def uneven(world: World) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
@@ -374,7 +409,7 @@ def test_a_restored_state_goes_on_bitwise(other_buckets: bool) -> None:
         ({"sparsifier": "threshold"}, r"^compression\.sparsifier: threshold sends too little"),
         ({"error_feedback": "ef21"}, r"^compression\.error_feedback: ef21 needs a server"),
         ({"density": 0.0}, r"^compression\.density: the fraction kept must be in \(0, 1\]"),
-        ({"dense_below": -1}, r"^dense_below: must not be negative, got -1"),
+        ({"dense_below": -1}, r"^compression\.dense_below: must not be negative, got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -20,8 +20,9 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.models.registry import build
 from flare_dist.run import rundir
 from flare_dist.run.checkpoint import restore
-from flare_dist.run.config import Config
+from flare_dist.run.config import CheckpointConfig, Config
 from flare_dist.run.gradient import gradient_round, import_memory
+from flare_dist.server.server import sample_cohort
 from tests.ranks import run_ranks
 from tests.test_rounds import set_up
 from tests.test_trainer import assert_same_run, results, start, tiny
@@ -137,15 +138,41 @@ def test_a_run_goes_on_with_fewer_ranks_and_leaves_no_memory_behind(tmp_path: Pa
     assert [list(own["clients"]) for own in saved] == [[0], [1]]
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_deepspeed_takes_the_same_steps_and_resumes_bitwise(tmp_path: Path, stage: int) -> None:
+def test_pieces_of_a_batch_are_exchanged_once(tmp_path: Path) -> None:
+    start(config(tmp_path / "whole"), 2)
+    start(config(tmp_path / "pieces", engine=EngineConfig(gradient_accumulation_steps=3)), 2)
+    (model, rows), (expected, expected_rows) = results(tmp_path / "pieces"), results(tmp_path / "whole")
+    assert [row.get("uplink_bytes") for row in rows] == [row.get("uplink_bytes") for row in expected_rows]
+    assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
+
+
+def test_what_another_mode_has_not_sent_is_not_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(config(tmp_path / "gradient"), 2)
+    resume = CheckpointConfig(every=2, resume=str(tmp_path / "gradient"))
+    start(dataclasses.replace(tiny(tmp_path / "federated"), rounds=7, checkpoint=resume), 2)
+    last = max((tmp_path / "federated" / "checkpoints").iterdir())
+    assert last.name == "round-00000007"
+    clients = [torch.load(path)["clients"] for path in last.glob("*.pt")]
+    drawn = sample_cohort(0, 7, 5, 3)
+    assert sorted(client for own in clients for client in own) == sorted(drawn)
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [(0, "adamw"), (1, "sgd"), (1, "adamw")])
+def test_deepspeed_takes_the_same_steps_and_resumes_bitwise(tmp_path: Path, stage: int, optimizer: str) -> None:
     own = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
     engine = EngineConfig(name="deepspeed", deepspeed_config=own)
-    start(config(tmp_path / "straight", engine=engine), 2)
-    start(config(tmp_path / "killed", engine=engine), 2, kill_in_round=5)
-    start(config(tmp_path / "killed", engine=engine), 2)
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+
+    def settings(name: str, **changes: Any) -> Config:
+        base = config(tmp_path / name, **changes)
+        clients = dataclasses.replace(base.clients, optimizer=optimizer, momentum=momentum, lr=0.01)
+        return dataclasses.replace(base, clients=clients)
+
+    start(settings("straight", engine=engine), 2)
+    start(settings("killed", engine=engine), 2, kill_in_round=5)
+    start(settings("killed", engine=engine), 2)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
-    start(config(tmp_path / "accelerate"), 2)
+    start(settings("accelerate"), 2)
     model, expected = results(tmp_path / "straight")[0], results(tmp_path / "accelerate")[0]
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +17,36 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+RUNNING: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """A test that fails leaves no launcher behind; those of a module's fixtures have ended by then."""
+    yield
+    for process in RUNNING:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    RUNNING.clear()
+
+
+def launched(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """A launcher in a session of its own, as from a terminal."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    RUNNING.append(process)
+    return process
+
+
 def torchrun(
     directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
 ) -> subprocess.Popen[str]:
     """A small configuration on two ranks, in a session of its own as from a terminal."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
     command += ["-m", "flare_dist", "train", "--config", config, "--output_dir", str(directory)]
-    return subprocess.Popen(
+    return launched(
         [*command, *arguments],
         env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
     )
 
 
@@ -146,7 +163,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(tmp_path: Path, hung: int) 
     os.kill(stopped, signal.SIGKILL)  # as torchrun does after 30 seconds
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert f"error: rank {hung} has not answered for 4 s" in error
+    assert f"error: rank {hung} has not answered rank {1 - hung} for 4 s" in error
 
 
 def test_a_restarted_run_goes_on_from_its_checkpoint(smoke: tuple[Path, str], tmp_path: Path) -> None:
@@ -154,7 +171,9 @@ def test_a_restarted_run_goes_on_from_its_checkpoint(smoke: tuple[Path, str], tm
     length = ("--rounds", "60", "--checkpoint.every", "2", "--eval_every", "100")
     process = torchrun(tmp_path / "killed", *length, options=("--max-restarts", "1"))
     wait_until(lambda: has_checkpoint(tmp_path / "killed") and len(children(process)) == 2)
-    os.kill(children(process)[1], signal.SIGKILL)
+    first = set(children(process))
+    os.kill(max(first), signal.SIGKILL)
+    wait_until(lambda: len(children(process)) == 2 and not first & set(children(process)))
     straight = torchrun(tmp_path / "straight", *length)
     for run in (process, straight):
         _, error = run.communicate(timeout=240)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.test_launch import ENVIRONMENT, torchrun
+from tests.test_launch import ENVIRONMENT, nothing_left_running, torchrun  # noqa: F401 (a fixture)
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ranks import results_of
 from tests.test_launchers import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
     port = free_port()
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         futures = [pool.submit(_run, rank, port, str(path), arguments) for rank in range(2)]
-        return [future.result(timeout=120) for future in futures]
+        return results_of(pool, futures, 120.0)
 
 
 def _run(rank: int, port: int, path: str, arguments: tuple[str, ...]) -> dict[str, Any]:

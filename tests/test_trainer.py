@@ -287,6 +287,13 @@ def test_files_of_others_are_not_removed(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").read_text() == "somebody's own"
 
 
+def test_a_run_killed_before_its_first_round_is_started_anew(tmp_path: Path) -> None:
+    with rundir.claim(tmp_path):
+        rundir.write_config(tmp_path, tiny(tmp_path))
+    start(tiny(tmp_path))
+    assert (tmp_path / "summary.json").exists()
+
+
 def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     with rundir.claim(tmp_path), pytest.raises(ValueError, match=r"output_dir: another run is writing"):
         start(tiny(tmp_path))

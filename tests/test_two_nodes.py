@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_launch import ENVIRONMENT, torchrun
+from tests.test_launch import ENVIRONMENT, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
 
 NODES = ("10.231.7.1", "10.231.7.2")
 
@@ -48,13 +48,7 @@ def agent(name: str, node: int, directory: Path) -> subprocess.Popen[str]:
     command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--nproc_per_node", "1", "--node_rank", str(node), "--master_addr", NODES[0], "--master_port", "29500"]
     command += ["-m", "flare_dist", "train", "--config", "configs/quickstart.yaml", "--output_dir", str(directory)]
-    return subprocess.Popen(
-        [*command, "--engine.threads", "1"],
-        env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "veth0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return launched([*command, "--engine.threads", "1"], ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "veth0"})
 
 
 def test_two_nodes_train_what_one_node_does(namespaces: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_asy
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
-from flare_dist.compression.sparsifiers import COUNTS, SPARSIFIERS, Segment, select
+from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -47,12 +47,11 @@ class SparseHookState:
     Args:
         model: the model, before or after DDP has wrapped it; its parameters' names address the memory.
         density: fraction of each tensor's entries that a rank sends, in (0, 1]; 1 is plain DDP.
-        dense_below: tensors of at most so many entries (biases, norms) are sent whole.
         scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
         process_group: the ranks to exchange with, as given to DDP (None = all).
         seed: of the randk sparsifier.
         compression: more keys of `CompressionConfig`: sparsifier (topk or randk), error_feedback (ec, dgc or none),
-            momentum, residual_decay, count, warmup and warmup_rounds, which here count steps.
+            momentum, residual_decay, count, dense_below, warmup and warmup_rounds, which here count steps.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 needs a server.
@@ -63,7 +62,6 @@ class SparseHookState:
         model: nn.Module,
         density: float = 0.01,
         *,
-        dense_below: int = 0,
         scaler: "LossScaler | None" = None,
         process_group: ProcessGroup | None = None,
         seed: int = 0,
@@ -71,9 +69,6 @@ class SparseHookState:
     ) -> None:
         self.config = CompressionConfig(density=density, **compression)
         check_compression(self.config)
-        if dense_below < 0:
-            raise ValueError(f"dense_below: must not be negative, got {dense_below}")
-        self.dense_below = dense_below
         self.scaler = scaler
         self.process_group = process_group
         self.seed = seed
@@ -87,6 +82,7 @@ class SparseHookState:
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
         self._buckets: dict[tuple[str, ...], _Bucket] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
+        self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
 
     def counts(self) -> tuple[int, int, int]:
@@ -115,6 +111,7 @@ class SparseHookState:
     def begin_step(self) -> None:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         self._commit()
+        self.held.clear()
         self.step += 1
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> "_Bucket":
@@ -124,7 +121,7 @@ class SparseHookState:
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
             self._buckets[names] = _Bucket(
-                layout, self.state_names, self._memory, self.dense_below, parameters[0].device
+                layout, self.state_names, self._memory, self.config.dense_below, parameters[0].device
             )
         return self._buckets[names]
 
@@ -185,10 +182,18 @@ class _Bucket:
                     view.copy_(own[kind])
                 own[kind] = view
 
-    def segments(self, state: "SparseHookState") -> list[Segment]:
-        """What is selected from in this step."""
-        count, density = COUNTS[state.config.count], state.config.density_in(state.step)
-        return [Segment(entry.offset, entry.numel, count(entry.numel, density)) for entry in self.large]
+    def select(self, state: "SparseHookState", update: Tensor, rank: int) -> list[Tensor]:
+        """The indices to send of each large tensor; draws depend on its name, whatever bucket it is in."""
+        sparsifier, density = SPARSIFIERS[state.config.sparsifier], state.config.density_in(state.step)
+        return [
+            select(
+                update,
+                [Segment(entry.offset, entry.numel, state.config.count_kept(entry.numel, density))],
+                sparsifier,
+                generator(state.seed, f"sparsifier of {entry.name}", state.step, rank),
+            )
+            for entry in self.large
+        ]
 
     def is_used(self, gradient: Tensor) -> Tensor:
         """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
@@ -200,6 +205,12 @@ class _Bucket:
             self.pending[kind].copy_(vector)
         self.is_pending = True
         return self.pending
+
+    def keep_unused(self, used: Tensor) -> None:
+        """In the draft, what is remembered of tensors without a gradient is as it was: neither decayed nor moved on."""
+        for kind, vector in self.kept.items():
+            for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
+                torch.where(is_used > 0, new[1], old[1], out=new[1])
 
     def commit(self, failed: Tensor) -> None:
         """Take the draft over, unless `failed`; without asking the device, which would have to be waited for."""
@@ -233,20 +244,21 @@ def exchange_gradients(
         reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
         return reduced.then(lambda future: future.value()[0])
 
-    failed = ~torch.stack([buffer.amax(), buffer.amin()]).isfinite().all()
+    failed = ~_is_finite(buffer)
     scale = _scale(state, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
-    segments = bucket.segments(state)
-    draws = generator(state.seed, "sparsifier", state.step, rank)
+    gradient.nan_to_num_(0, 0, 0)
+    used = bucket.is_used(gradient)
 
     def compress(update: Tensor) -> Payload:
-        indices = select(update, segments, SPARSIFIERS[state.config.sparsifier], draws)
-        indices = torch.cat([indices, bucket.whole])
-        values = update[indices] * bucket.is_used(gradient)[torch.bucketize(indices, bucket.ends, right=True)]
+        indices = torch.cat([*bucket.select(state, update, rank), bucket.whole])
+        values = update[indices] * used[torch.bucketize(indices, bucket.ends, right=True)]
         return Payload(indices.int(), values)
 
-    payload = state.rule(state.config, gradient.nan_to_num_(0, 0, 0), bucket.draft(), compress)
+    payload = state.rule(state.config, gradient, bucket.draft(), compress)
     assert payload.indices is not None
+    if state.config.residual_decay != 1 or "velocity" in state.state_names:
+        bucket.keep_unused(used)
     kept = payload.kept - bucket.whole.numel()
     words = [failed.int().view(1), payload.indices[:kept], payload.values.view(torch.int32)]
     size = 1 + kept + payload.kept
@@ -256,22 +268,29 @@ def exchange_gradients(
     state.uplink_bytes += size * WORD
     state.kept += payload.kept
     gathered, arrived = all_gather_async(packed, state.process_group)
+    state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
-        ranks = gathered.view(world_size, -1)
+        ranks = gathered.to(buffer.device).view(world_size, -1)
         mean = torch.zeros(bucket.layout.total, device=buffer.device)
         for words in ranks:
             values = words[1 + kept : size].view(torch.float32) / world_size
             mean.index_add_(0, words[1 : 1 + kept], values[:kept])
             mean[bucket.whole] += values[kept:]
-        anywhere = ranks[:, 0].any()
-        state.note_failure(anywhere)
         if scale is not None:
             mean.mul_(scale)
-        return buffer.copy_(mean.masked_fill_(anywhere, math.inf))
+        rounded = mean.to(buffer.dtype)
+        anywhere = ranks[:, 0].any() | ~_is_finite(rounded)  # scaled up again, a residual may be too large for float16
+        state.note_failure(anywhere)
+        return buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
 
     return arrived.then(decode)
+
+
+def _is_finite(vector: Tensor) -> Tensor:
+    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
+    return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
 
 
 def _scale(state: SparseHookState, device: torch.device) -> Tensor | None:

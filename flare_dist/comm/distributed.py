@@ -147,6 +147,14 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
+def all_equal(number: int, group: ProcessGroup | None) -> bool:
+    """True where every rank of the group (None = all) has the same number; all of them call it together."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    extremes = torch.tensor([number, -number], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
+    return bool(extremes.sum() == 0)
+
+
 def alone_group() -> tuple[int, ProcessGroup]:
     """(this rank, a group of it alone); every rank calls it together."""
     rank, size = rank_and_size(None)
@@ -157,7 +165,12 @@ def alone_group() -> tuple[int, ProcessGroup]:
 
 
 def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
-    """The tensors of every rank one after another, and a future of their arrival; for a hook inside backward."""
+    """The tensors of every rank one after another, and a future of their arrival; for a hook inside backward.
+
+    gloo moves tensors of a GPU through the CPU, where it leaves the result: its futures know nothing of streams.
+    """
+    if local.is_cuda and dist.get_backend(group) == "gloo":
+        local = local.cpu()
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
     work = dist.all_gather_into_tensor(gathered, local, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"

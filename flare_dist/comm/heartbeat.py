@@ -1,8 +1,9 @@
 """Signs of life between the ranks, so that one that hangs ends the run and is named.
 
 A rank may wait long for another in a collective, for it may be training; what it must not do is wait for one that is
-stopped. So each rank counts up in the launcher's store from a thread of its own and watches the others' counts. Deaths
-need no watching: the launcher and the broken connections tell of them at once.
+stopped. So each rank counts up in the launcher's store from a thread of its own and looks at the others' counts; a
+second thread looks at the clock, because a store whose process is stopped never answers. Deaths need no watching: the
+launcher and the broken connections tell of them at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+LEFT = -(2**40)  # added to the count of a rank that has left
 
 
 class Counters(Protocol):
@@ -29,51 +32,70 @@ def heartbeat(store: Counters, rank: int, size: int, timeout_seconds: float) -> 
 
     A rank is watched from its first sign to the end of its block; `store` is used from another thread.
     """
-    done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(store, rank, size, timeout_seconds, done), daemon=True)
-    watch.start()
+    watch = _Watch(store, rank, size, timeout_seconds)
+    threads = [threading.Thread(target=work, daemon=True) for work in (watch.exchange_signs, watch.look_at_the_clock)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        done.set()
-        watch.join(2.0)  # so that the others hear that this rank has left
+        watch.done.set()
+        for thread in threads:
+            thread.join(2.0)  # so that the others hear that this rank has left
 
 
-def _watch(store: Counters, rank: int, size: int, timeout_seconds: float, done: threading.Event) -> None:
-    """Count up and look at the others ten times in `timeout_seconds`, at most once in five."""
-    counts = dict.fromkeys((other for other in range(size) if other != rank), 0)
-    changed = dict.fromkeys(counts, time.monotonic())
-    while not done.wait(min(5.0, timeout_seconds / 10)):
-        started = time.monotonic()
+class _Watch:
+    """One rank's view of the others: when each has last changed its count, on this process's monotonic clock."""
+
+    def __init__(self, store: Counters, rank: int, size: int, timeout_seconds: float) -> None:
+        self.store = store
+        self.rank = rank
+        self.timeout_seconds = timeout_seconds
+        self.interval = min(5.0, timeout_seconds / 10)
+        self.done = threading.Event()
+        self.counts = dict.fromkeys((other for other in range(size) if other != rank), 0)
+        self.seen = dict.fromkeys(self.counts, time.monotonic())
+        self.answered: float | None = time.monotonic()  # by the store; None once it has ended
+
+    def exchange_signs(self) -> None:
+        """Count up, and note whose count has changed."""
         try:
-            store.add(f"alive/{rank}", 1)
-            found = {other: store.add(f"alive/{other}", 0) for other in counts}
-            left = {other for other in counts if store.add(f"left/{other}", 0)}
+            while not self.done.wait(self.interval):
+                self.store.add(f"alive/{self.rank}", 1)
+                for other, before in self.counts.items():
+                    count = self.store.add(f"alive/{other}", 0)
+                    if count != before or count <= 0:  # it has not come yet, or has left
+                        self.counts[other], self.seen[other] = count, time.monotonic()
+                self.answered = time.monotonic()
+            self.store.add(f"alive/{self.rank}", LEFT)
         except RuntimeError:
-            # Who holds the store has ended, or is stopped itself: rank 0, where the launcher does not hold it.
-            if time.monotonic() - started >= timeout_seconds and not done.is_set():
-                _give_up([0], rank, timeout_seconds)
-            return
-        now = time.monotonic()
-        for other, count in found.items():
-            if count != counts[other] or not count or other in left:
-                counts[other], changed[other] = count, now
-        silent = [other for other, last in changed.items() if now - last > timeout_seconds]
-        if silent:
-            _give_up(silent, rank, timeout_seconds)
-    try:
-        store.add(f"left/{rank}", 1)
-    except RuntimeError:
-        return
+            self.answered = None  # whoever holds the store has ended, of which others will tell
+
+    def look_at_the_clock(self) -> None:
+        """End the process where somebody's time is over."""
+        before = time.monotonic()
+        while not self.done.wait(self.interval):
+            now, answered = time.monotonic(), self.answered
+            if answered is None:
+                return
+            if now - before > 3 * self.interval + 1:  # it was this process that did not run
+                self.seen = dict.fromkeys(self.seen, now)
+                self.answered = now
+            elif now - answered > self.timeout_seconds:
+                _give_up([0], self.rank, self.timeout_seconds)  # without a launcher's agent rank 0 holds the store
+            else:
+                silent = [other for other, last in self.seen.items() if now - last > self.timeout_seconds]
+                if silent:
+                    _give_up(silent, self.rank, self.timeout_seconds)
+            before = now
 
 
 def _give_up(silent: list[int], rank: int, timeout_seconds: float) -> None:
-    """End this process; the first of the ranks that answer says why."""
-    if rank == min(set(range(rank + 1)) - set(silent)):
-        names = ", ".join(map(str, silent))
-        sys.stderr.write(
-            f"error: rank {names} has not answered for {timeout_seconds:g} s (engine.timeout_seconds): taken for hung, "
-            "so the run ends; the same command continues from the last checkpoint\n"
-        )
-        sys.stderr.flush()
+    """Say who is missing and end this process; the launcher then ends the others, which may say it as well."""
+    names = ", ".join(map(str, silent))
+    sys.stderr.write(
+        f"error: rank {names} has not answered rank {rank} for {timeout_seconds:g} s (engine.timeout_seconds); "
+        "the run ends, and the same command continues from the last checkpoint\n"
+    )
+    sys.stderr.flush()
     os._exit(1)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.distributed import rank_and_size
+from flare_dist.comm.distributed import all_equal, rank_and_size
 
 
 def save_hook_state(state: SparseHookState, directory: str | Path) -> None:
     """Write this rank's memory to `directory`; call it on every rank, between steps."""
     rank, size = rank_and_size(state.process_group)
-    path = Path(directory) / f"sparse-hook-{rank:05d}-of-{size:05d}.pt"
+    path = Path(directory) / _name(rank, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     torch.save(state.state_dict(), temporary)
@@ -35,18 +35,24 @@ def load_hook_state(state: SparseHookState, directory: str | Path) -> None:
     still to come, stays what it was. Raises ValueError where the files are missing, incomplete or of several steps.
     """
     rank, size = rank_and_size(state.process_group)
-    files = _complete_set(Path(directory), size)
-    if len(files) == size:
-        state.load_state_dict(_read(files[rank]))
-        return
-    saved = [_read(file) for file in files]
-    if len({own["step"] for own in saved}) > 1:
-        raise ValueError(f"the files in {directory} were saved after different steps")
-    state.load_state_dict({"step": saved[0]["step"], "memory": _mean([own["memory"] for own in saved])})
+    own = Path(directory) / _name(rank, size)
+    found = own.exists()
+    if all_equal(int(found), state.process_group) and found:  # each rank reads its own file, perhaps of its own disk
+        saved = [_read(own)]
+    else:
+        saved = [_read(file) for file in _complete_set(Path(directory))]
+    steps = {one["step"] for one in saved}
+    if not all_equal(min(steps) if len(steps) == 1 else -1 - rank, state.process_group):
+        raise ValueError(f"the sparse-hook files in {directory} were saved after different steps, or are not complete")
+    state.load_state_dict({"step": saved[0]["step"], "memory": _mean([one["memory"] for one in saved])})
 
 
-def _complete_set(directory: Path, preferred: int) -> list[Path]:
-    """The files of one save by rank; that of `preferred` ranks where the directory holds several."""
+def _name(rank: int, size: int) -> str:
+    return f"sparse-hook-{rank:05d}-of-{size:05d}.pt"
+
+
+def _complete_set(directory: Path) -> list[Path]:
+    """The files of one save by rank."""
     sets: dict[int, dict[int, Path]] = {}
     for path in directory.glob("sparse-hook-*-of-*.pt"):
         match = re.fullmatch(r"sparse-hook-(\d+)-of-(\d+)\.pt", path.name)
@@ -55,9 +61,9 @@ def _complete_set(directory: Path, preferred: int) -> list[Path]:
     whole = {size: files for size, files in sets.items() if sorted(files) == list(range(size))}
     if not whole:
         raise ValueError(f"{directory} holds no complete set of sparse-hook files")
-    if preferred not in whole and len(whole) > 1:
+    if len(whole) > 1:
         raise ValueError(f"{directory} holds sets of {', '.join(map(str, sorted(whole)))} ranks: remove all but one")
-    files = whole.get(preferred) or next(iter(whole.values()))
+    ((_, files),) = whole.items()
     return [files[rank] for rank in sorted(files)]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
-from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS, Segment, select
+from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
@@ -22,8 +22,10 @@ class Compressor:
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
         self.config = config
         self.seed = seed
-        scope, count = SCOPES[config.scope], COUNTS[config.count]
-        self._segments = {density: scope(layout, density, count) for density in (*config.warmup, config.density)}
+        scope = SCOPES[config.scope]
+        self._segments = {
+            density: scope(layout, density, config.count_kept) for density in (*config.warmup, config.density)
+        }
         self.state_names, self.rule, self.estimated = config.feedback
 
     def segments(self, round_: int) -> list[Segment]:

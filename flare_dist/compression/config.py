@@ -19,6 +19,7 @@ class CompressionConfig:
         scope: tensor (each parameter tensor keeps its own share) or global (one selection over the whole model).
         count: how many of n entries are kept: ceil, which is ceil(n * density), or paper, which is FLARE's
             round(n * density) + 1.
+        dense_below: tensors of at most so many entries (biases, norms) are sent whole; needs scope tensor.
         threshold: smallest magnitude that the threshold sparsifier sends.
         error_feedback: ec (what is not sent is remembered by the client and added to its next delta), dgc (the same
             with momentum), ef21 (what is sent is the change of an estimate that client and server both hold) or none
@@ -33,6 +34,7 @@ class CompressionConfig:
     density: float = 0.01
     scope: str = "tensor"
     count: str = "ceil"
+    dense_below: int = 0
     threshold: float = 0.0
     error_feedback: bool | str = "ec"
     residual_decay: float = 1.0
@@ -50,6 +52,10 @@ class CompressionConfig:
             raise ValueError(f"compression.scope: must be one of {', '.join(SCOPES)}, got {self.scope!r}")
         if self.count not in COUNTS:
             raise ValueError(f"compression.count: must be one of {', '.join(COUNTS)}, got {self.count!r}")
+        if self.dense_below < 0:
+            raise ValueError(f"compression.dense_below: must not be negative, got {self.dense_below}")
+        if self.dense_below and self.scope != "tensor":
+            raise ValueError("compression.dense_below: needs compression.scope=tensor")
         if not self.threshold >= 0:
             raise ValueError(f"compression.threshold: must not be negative, got {self.threshold}")
         if self.rule not in ERROR_FEEDBACK:
@@ -84,6 +90,10 @@ class CompressionConfig:
     def is_dense(self) -> bool:
         """True where every entry is sent, so that ranks may sum their clients before the wire."""
         return self.sparsifier == "dense" or (self.density == 1 and self.sparsifier != "threshold")
+
+    def count_kept(self, numel: int, density: float) -> int:
+        """How many entries of a tensor of `numel` are sent."""
+        return numel if numel <= self.dense_below else COUNTS[self.count](numel, density)
 
     def density_in(self, round_: int) -> float:
         """The density of a round, from 1: that of the warm-up, or the one that it leads to."""

@@ -103,11 +103,14 @@ class AccelerateModel:
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """What a checkpoint keeps of the optimizer of this name, where one outlives a round."""
-        return optimizer_state(self.optimizer, name)
+        scaler = self._accelerator.scaler
+        return optimizer_state(self.optimizer, name) | ({} if scaler is None else {"scaler": scaler.state_dict()})
 
     def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
         """Take over what `optimizer_state` gave; ValueError where it is another optimizer's."""
         load_optimizer_state(self.optimizer, name, saved, "clients.optimizer")
+        if self._accelerator.scaler is not None and "scaler" in saved:
+            self._accelerator.scaler.load_state_dict(saved["scaler"])
 
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
@@ -126,11 +129,11 @@ class AccelerateModel:
         loss_sum = torch.zeros((), device=labels.device)
         pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
-            loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
-            if len(pieces) > 1:
-                loss = loss * (len(some_labels) / len(labels))
             waits = number < len(pieces)  # gradients are exchanged with the last piece only
             with self._parallel.no_sync() if waits and self._parallel else nullcontext():
+                loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
+                if len(pieces) > 1:
+                    loss = loss * (len(some_labels) / len(labels))
                 (loss if scaler is None else scaler.scale(loss)).backward()
             loss_sum += loss.detach()
         if penalty is not None or self._gradient_clipping is not None:
@@ -150,6 +153,11 @@ def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: A
     Accelerate itself would drop a hook that it does not know, and saves what is registered with it on one rank only.
     """
     state = attach_ddp(model, scaler=accelerator.scaler, **settings)
+    save_with(accelerator, state)
+    return state
+
+
+def save_with(accelerator: Accelerator, state: SparseHookState) -> None:
+    """Save and load the hook's memory, one file a rank, whenever `accelerator` does its own state."""
     accelerator.register_save_state_pre_hook(lambda models, weights, directory: save_hook_state(state, directory))
     accelerator.register_load_state_pre_hook(lambda models, directory: load_hook_state(state, directory))
-    return state

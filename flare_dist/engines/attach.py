@@ -24,13 +24,15 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
     """
     if isinstance(target, DistributedDataParallel):
         return attach_ddp(target, **settings)
-    from flare_dist.engines.accelerate import Accelerator, attach_accelerator  # seconds
+    from flare_dist.engines.accelerate import Accelerator, attach_accelerator, save_with  # seconds
 
     if isinstance(target, Accelerator):
         if model is None:
             raise ValueError("attach: give it the model that accelerator.prepare returned, too")
         if target.distributed_type == "DEEPSPEED":
-            return attach(model, **settings)
+            state = attach(model, **settings)
+            save_with(target, state)
+            return state
         return attach_accelerator(target, model, **settings)
     if "deepspeed" in sys.modules:
         from flare_dist.engines.deepspeed import DeepSpeedEngine, attach_engine

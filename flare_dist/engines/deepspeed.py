@@ -37,6 +37,10 @@ def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
         raise ValueError("attach: DeepSpeed does not scale the loss with fp16 at ZeRO stage 0; use stage 1 or bf16")
     if engine.has_moe_layers or engine.pipeline_parallelism:
         raise ValueError("attach: experts and pipelines reduce their gradients in groups of their own")
+    if len(set(engine.get_data_types())) > 1:
+        raise ValueError("attach: data_types.grad_accum_dtype keeps a second set of gradients; leave it out")
+    if stage == 1 and engine.zero_round_robin_gradients():
+        raise ValueError("attach: set zero_optimization.round_robin_gradients to false")
     if stage == 1 and engine.optimizer.overlap_comm:
         raise ValueError("attach: set zero_optimization.overlap_comm to false: its buckets end at random moments")
     if stage == 1 and not engine.optimizer.contiguous_gradients:
@@ -171,10 +175,13 @@ class DeepSpeedModel:
             key: self._gather([part[key] for part in parts]) if isinstance(value, Tensor) and value.dim() else value
             for key, value in parts[0].items()
         }
-        return {"name": name, "state": {0: whole} if whole else {}}
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return {"name": name, "state": {0: whole} if whole else {}, "scaler": dict(vars(scaler)) if scaler else {}}
 
     def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
         """Take over what `optimizer_state` gave, on any number of ranks; ValueError where it is another optimizer's."""
+        if saved.get("scaler"):
+            vars(self._engine.optimizer.loss_scaler).update(saved["scaler"])
         if not saved["state"]:
             return
         if saved["name"] != name:
@@ -182,7 +189,7 @@ class DeepSpeedModel:
         stepped = self._stepped()
         for key, value in saved["state"][0].items():
             is_vector = isinstance(value, Tensor) and value.dim()
-            values = [torch.zeros_like(part.data) for part in stepped] if is_vector else [value] * len(stepped)
+            values = [torch.zeros_like(part.data) if is_vector else copy.deepcopy(value) for part in stepped]
             if is_vector:
                 self._scatter(value, values)
             for part, own in zip(stepped, values):

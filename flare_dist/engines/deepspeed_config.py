@@ -42,6 +42,12 @@ def deepspeed_settings(
     if config.mixed_precision != "no":  # BatchNorm takes its statistics in the precision of its weights only
         settings["data_types"] = {"buffer_dtype": config.mixed_precision, **settings.get("data_types", {})}
 
+    if settings.get("data_types", {}).get("grad_accum_dtype") is not None:
+        raise ValueError(
+            "engine.deepspeed_config: data_types.grad_accum_dtype keeps a second set of gradients; leave it out"
+        )
+    if settings.get("zero_optimization", {}).get("round_robin_gradients"):
+        raise ValueError("engine.deepspeed_config: zero_optimization.round_robin_gradients must be false")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in range(LARGEST_STAGE[mode] + 1):
         why = "shards the weights themselves" if stage == 3 else "has no whole gradient to select from"

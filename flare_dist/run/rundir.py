@@ -24,6 +24,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
 BEST = "best.safetensors"
+LOCK = ".lock"
 
 # Keys that may change between the parts of one run, because no parameter depends on them.
 FREE_KEYS = {
@@ -97,7 +98,8 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     if held and wanted in ("auto", _read_config(directory / CONFIG)["checkpoint"]["resume"]):
         return directory  # under a path: the same command, repeated
     foreign = [name for name in (CONFIG, CHECKPOINTS, MODEL, SUMMARY) if (directory / name).exists()]
-    if foreign and not (directory / METRICS).exists() and not held:
+    ours = (directory / METRICS).exists() or (directory / LOCK).exists()  # killed before its first round
+    if foreign and not ours and not held:
         raise ValueError(
             f"output_dir: {directory} holds {', '.join(foreign)} of something that is not a run; choose another "
             "directory, or start over with checkpoint.resume=never"
@@ -124,7 +126,7 @@ def _holds_run(directory: Path) -> bool:
 
 def claim(directory: Path) -> FileLock:
     """Take the directory for this process until it ends; ValueError where another run is writing to it."""
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / LOCK)
     directory.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)

@@ -219,6 +219,10 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
     if source:
         restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, parties.trainer.model.layout.describe())
         parties.server.load_state_dict(restored.server)
+        of_gradients = "step" in restored.server  # what a hook remembers is of gradients, a client's residual of deltas
+        if restored.clients and of_gradients != (config.mode == "gradient"):
+            log.warning("mode: %s cannot use what the other run has not sent yet; it starts without", config.mode)
+            restored.clients.clear()
         for client, state in restored.clients.items():
             parties.states.load(client, state)
         if config.mode == "gradient":
