@@ -1,8 +1,9 @@
-"""ResNet-18 on CIFAR-10 under DDP with four ways of exchanging gradients: loss, accuracy and bytes on the wire.
+"""ResNet-18 on CIFAR-10 under DDP with five ways of exchanging gradients: loss, accuracy and bytes on the wire.
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_curves.py CIFAR10_FOLDER [--out runs/hook_curves]
 
-Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback. Each takes the learning rate
+Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum, as
+the others, and dgc, which has the momentum in the hook and wants none in SGD. Each takes the learning rate
 that reaches the best accuracy on 2000 images held out of the training set after the first third of the steps, from the
 same list; then the full number of steps. Finished runs are kept in --out: the same command continues. Bytes are what
 the collectives move over all ranks; those of the other hooks follow from the sizes of their buffers.
@@ -30,7 +31,8 @@ from flare_dist.models.registry import build
 from flare_dist.run.evaluation import evaluate
 from flare_dist.seeding import generator
 
-METHODS = ("dense", "fp16", "powersgd", "sparse")
+METHODS = ("dense", "fp16", "powersgd", "sparse", "sparse_dgc")
+MOMENTUM = 0.9
 EVERY = 10  # steps between the losses that are kept
 POWERSGD_START = 10  # steps that PowerSGD leaves dense, which it needs for its buckets to settle
 
@@ -43,6 +45,8 @@ class Exchange:
         self.entries = sum(p.numel() for p in model.parameters())
         if method == "sparse":
             self.sparse = flare_dist.attach(model, density=density)
+        elif method == "sparse_dgc":
+            self.sparse = flare_dist.attach(model, density=density, error_feedback="dgc", momentum=MOMENTUM)
         elif method == "fp16":
             model.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif method == "powersgd":
@@ -54,7 +58,7 @@ class Exchange:
     def wire_bytes(self, steps: int) -> int:
         """So far, after so many steps; a ring all-reduce of B bytes moves 2 (W - 1) B."""
         ring = 2 * (dist.get_world_size() - 1)
-        if self.method == "sparse":
+        if self.method.startswith("sparse"):
             return self.sparse.wire_bytes
         if self.method == "powersgd":
             compressed = self.powersgd.compression_stats()[2]  # entries of P, Q and what stays whole, all steps
@@ -72,7 +76,8 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     # ranks and ends the run; with one bucket there is one order.
     ddp = DistributedDataParallel(model, bucket_cap_mb=1000 if method == "powersgd" else None)
     exchange = Exchange(method, ddp, options.density)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    momentum = 0.0 if method == "sparse_dgc" else MOMENTUM
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=momentum, weight_decay=5e-4)
     curve, losses, start = [], torch.zeros(1), time.perf_counter()
     for step in range(1, steps + 1):
         indices = epochs.indices(step - 1, rank)
