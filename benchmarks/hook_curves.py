@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_curves.py CIFAR10_FOLDER [--out runs/hook_curves]
 
-Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum, as
-the others, and dgc, which has the momentum in the hook and wants none in SGD. Each takes the learning rate
+Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum
+as the others have it, and dgc, which has the momentum in the hook and wants none in SGD. Each takes the learning rate
 that reaches the best accuracy on 2000 images held out of the training set after the first third of the steps, from the
 same list; then the full number of steps. Finished runs are kept in --out: the same command continues. Bytes are what
 the collectives move over all ranks; those of the other hooks follow from the sizes of their buffers.
