@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_async, all_reduce_async, rank_and_size
 from flare_dist.comm.exchange import ALIGNMENT
+from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
-from flare_dist.layout import Entry, ParameterLayout
-from flare_dist.seeding import generator
+from flare_dist.layout import ParameterLayout
 
 WORD = 4
 
@@ -80,7 +79,7 @@ class SparseHookState:
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
-        self._buckets: dict[tuple[str, ...], _Bucket] = {}
+        self._buckets: dict[tuple[str, ...], BucketMemory] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
@@ -114,13 +113,13 @@ class SparseHookState:
         self.held.clear()
         self.step += 1
 
-    def bucket_of(self, parameters: Sequence[Tensor]) -> "_Bucket":
+    def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
         """The place of these parameters in one flat vector, and their memory, on their device."""
         layout = ParameterLayout.of((self._names[p], p) for p in parameters)
         names = tuple(entry.name for entry in layout.entries)
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
-            self._buckets[names] = _Bucket(
+            self._buckets[names] = BucketMemory(
                 layout, self.state_names, self._memory, self.config.dense_below, parameters[0].device
             )
         return self._buckets[names]
@@ -150,74 +149,6 @@ def check_compression(config: CompressionConfig) -> None:
         raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
     if config.rule == "ef21":
         raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
-
-
-class _Bucket:
-    """What does not change from step to step of one bucket's parameters, and what error feedback remembers of them.
-
-    All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
-    """
-
-    def __init__(
-        self,
-        layout: ParameterLayout,
-        state_names: Sequence[str],
-        memory: dict[str, dict[str, Tensor]],
-        dense_below: int,
-        device: torch.device,
-    ) -> None:
-        """Moves what `memory` holds of these parameters here, and points it to the new place."""
-        self.layout = layout
-        self.large = [entry for entry in layout.entries if entry.numel > dense_below]
-        small = [torch.arange(e.offset, _end(e)) for e in layout.entries if 0 < e.numel <= dense_below]
-        self.whole = torch.cat([torch.empty(0, dtype=torch.int64), *small]).to(device)  # indices sent in every step
-        self.ends = torch.tensor([_end(entry) for entry in layout.entries], device=device)
-        self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
-        self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
-        self.is_pending = False
-        for kind, vector in self.kept.items():
-            for name, view in layout.views(vector):
-                own = memory.setdefault(name, {})
-                if kind in own:
-                    view.copy_(own[kind])
-                own[kind] = view
-
-    def select(self, state: "SparseHookState", update: Tensor, rank: int) -> list[Tensor]:
-        """The indices to send of each large tensor; draws depend on its name, whatever bucket it is in."""
-        sparsifier, density = SPARSIFIERS[state.config.sparsifier], state.config.density_in(state.step)
-        return [
-            select(
-                update,
-                [Segment(entry.offset, entry.numel, state.config.count_kept(entry.numel, density))],
-                sparsifier,
-                generator(state.seed, f"sparsifier of {entry.name}", state.step, rank),
-            )
-            for entry in self.large
-        ]
-
-    def is_used(self, gradient: Tensor) -> Tensor:
-        """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
-        return torch.stack([view.count_nonzero() > 0 for _, view in self.layout.views(gradient)]).float()
-
-    def draft(self) -> dict[str, Tensor]:
-        """Copies of the vectors, for a step that may yet be taken back."""
-        for kind, vector in self.kept.items():
-            self.pending[kind].copy_(vector)
-        self.is_pending = True
-        return self.pending
-
-    def keep_unused(self, used: Tensor) -> None:
-        """In the draft, what is remembered of tensors without a gradient is as it was: neither decayed nor moved on."""
-        for kind, vector in self.kept.items():
-            for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
-                torch.where(is_used > 0, new[1], old[1], out=new[1])
-
-    def commit(self, failed: Tensor) -> None:
-        """Take the draft over, unless `failed`; without asking the device, which would have to be waited for."""
-        if self.is_pending:
-            for kind, vector in self.kept.items():
-                torch.where(failed, vector, self.pending[kind], out=vector)
-            self.is_pending = False
 
 
 def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -251,7 +182,7 @@ def exchange_gradients(
     used = bucket.is_used(gradient)
 
     def compress(update: Tensor) -> Payload:
-        indices = torch.cat([*bucket.select(state, update, rank), bucket.whole])
+        indices = torch.cat([*bucket.select(state.config, update, (state.seed, state.step, rank)), bucket.whole])
         values = update[indices] * used[torch.bucketize(indices, bucket.ends, right=True)]
         return Payload(indices.int(), values)
 
@@ -298,7 +229,3 @@ def _scale(state: SparseHookState, device: torch.device) -> Tensor | None:
     if state.scaler is None or not state.scaler.is_enabled():
         return None
     return state.scaler.scale(torch.ones((), device=device))
-
-
-def _end(entry: Entry) -> int:
-    return entry.offset + entry.numel

@@ -1,0 +1,86 @@
+"""What the hook keeps of one bucket's parameters between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.seeding import generator
+
+
+class BucketMemory:
+    """What does not change from step to step of one bucket's parameters, and what error feedback remembers of them.
+
+    All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
+    """
+
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        state_names: Sequence[str],
+        memory: dict[str, dict[str, Tensor]],
+        dense_below: int,
+        device: torch.device,
+    ) -> None:
+        """Moves what `memory` holds of these parameters here, and points it to the new place."""
+        self.layout = layout
+        self.large = [entry for entry in layout.entries if entry.numel > dense_below]
+        small = [torch.arange(e.offset, _end(e)) for e in layout.entries if 0 < e.numel <= dense_below]
+        self.whole = torch.cat([torch.empty(0, dtype=torch.int64), *small]).to(device)  # indices sent in every step
+        self.ends = torch.tensor([_end(entry) for entry in layout.entries], device=device)
+        self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
+        self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
+        self.is_pending = False
+        for kind, vector in self.kept.items():
+            for name, view in layout.views(vector):
+                own = memory.setdefault(name, {})
+                if kind in own:
+                    view.copy_(own[kind])
+                own[kind] = view
+
+    def select(self, config: CompressionConfig, update: Tensor, draw: tuple[int, int, int]) -> list[Tensor]:
+        """The indices to send of each large tensor; random ones follow from `draw` (seed, step, rank) and its name."""
+        seed, step, rank = draw
+        density = config.density_in(step)
+        return [
+            select(
+                update,
+                [Segment(entry.offset, entry.numel, config.count_kept(entry.numel, density))],
+                SPARSIFIERS[config.sparsifier],
+                generator(seed, f"sparsifier of {entry.name}", step, rank),
+            )
+            for entry in self.large
+        ]
+
+    def is_used(self, gradient: Tensor) -> Tensor:
+        """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
+        return torch.stack([view.count_nonzero() > 0 for _, view in self.layout.views(gradient)]).float()
+
+    def draft(self) -> dict[str, Tensor]:
+        """Copies of the vectors, for a step that may yet be taken back."""
+        for kind, vector in self.kept.items():
+            self.pending[kind].copy_(vector)
+        self.is_pending = True
+        return self.pending
+
+    def keep_unused(self, used: Tensor) -> None:
+        """In the draft, what is remembered of tensors without a gradient is as it was: neither decayed nor moved on."""
+        for kind, vector in self.kept.items():
+            for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
+                torch.where(is_used > 0, new[1], old[1], out=new[1])
+
+    def commit(self, failed: Tensor) -> None:
+        """Take the draft over, unless `failed`; without asking the device, which would have to be waited for."""
+        if self.is_pending:
+            for kind, vector in self.kept.items():
+                torch.where(failed, vector, self.pending[kind], out=vector)
+            self.is_pending = False
+
+
+def _end(entry: Entry) -> int:
+    return entry.offset + entry.numel
