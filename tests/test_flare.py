@@ -87,6 +87,22 @@ def test_the_pull_is_the_gradient_of_the_penalty(
     assert 0 < mask.sum() < LAYOUT.total
 
 
+@pytest.mark.parametrize("settings", [{}, {"cap": True}, {"conserve": True}], ids=["plain", "cap", "conserve"])
+def test_knowing_that_the_first_step_starts_at_the_global_parameters_changes_no_bit(settings: dict[str, Any]) -> None:
+    gradient, local, global_parameters, residual = (vector.float() for vector in vectors())
+    ends = []
+    for known in (True, False):
+        context = LocalContext(LAYOUT, 2, 0.1, 0.0, global_parameters, {"residual": residual}, starts_at_global=known)
+        found = flare_penalty(FlareConfig(steps=None, **settings), context)
+        assert found is not None
+        first, second = gradient.clone(), gradient.clone()
+        found.add_gradient(first, global_parameters)
+        found.add_gradient(second, local)
+        ends.append(torch.cat([first, second]))
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0], torch.cat([gradient, gradient]))
+
+
 def test_a_capped_pull_ends_at_its_target() -> None:
     _, _, global_parameters, residual = vectors()
     pull = penalty(FlareConfig(tau=2.0, percentile=0, steps=None, cap=True), global_parameters, residual)

@@ -102,7 +102,13 @@ class LocalTrainer:
         self.model.load(start, global_buffers)
         self.model.reset()
         context = LocalContext(
-            self.model.layout, round_, self.lr(round_), self.config.momentum, global_parameters, state
+            self.model.layout,
+            round_,
+            self.lr(round_),
+            self.config.momentum,
+            global_parameters,
+            state,
+            starts_at_global=not self.config.step_ahead,
         )
         penalty = OBJECTIVES[self.config.objective](self.config, context)
         train_loss = self.run_steps(client, round_, examples, penalty)

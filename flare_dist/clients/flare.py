@@ -70,7 +70,15 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
         moved = torch.zeros_like(residual)
         velocity = torch.zeros_like(residual) if context.momentum else None
 
+    at_global = context.starts_at_global and not config.cap and not config.conserve
+
     def add_gradient(gradient: Tensor, local: Tensor) -> None:
+        nonlocal at_global
+        if at_global:  # local - global is zero: half of the reading is saved, and no bit changed
+            at_global = False
+            for slice_, threshold in pulled:
+                gradient[slice_].sub_(F.hardshrink(residual[slice_], threshold).sign_(), alpha=tau)
+            return
         for slice_, threshold in pulled:
             away = (local[slice_] - context.global_parameters[slice_]).sub_(residual[slice_])
             # Capped, one step of plain SGD ends at the target at most.

@@ -20,6 +20,7 @@ class LocalContext:
     momentum: float
     global_parameters: Tensor
     state: dict[str, Tensor]  # the client's memory by name, e.g. its residual
+    starts_at_global: bool = False  # the first step is taken at the global parameters themselves
 
 
 @dataclass(frozen=True)
