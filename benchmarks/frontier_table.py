@@ -6,20 +6,22 @@ python benchmarks/frontier_table.py runs/frontier
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
 METHODS = ("dense", "ec", "ef21", "dgc", "flare", "flare_dgc")
+STUDIES = ("mnist_iid", "mnist_dirichlet", "cifar10_dirichlet")
 
 
 def main(directory: Path) -> None:
     studies: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     densities: dict[str, list[str]] = defaultdict(list)
-    for method in METHODS:
-        for file in sorted(directory.glob(f"*_{method}/results.csv")):
-            study = file.parent.name.removesuffix(f"_{method}")
+    for study, method in itertools.product(STUDIES, METHODS):
+        file = directory / f"{study}_{method}" / "results.csv"
+        if file.exists():
             with file.open() as lines:
                 for row in csv.DictReader(lines):
                     density = row.get("compression.density", "")
