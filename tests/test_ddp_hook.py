@@ -343,6 +343,32 @@ def test_weights_of_half_precision_have_a_memory_of_full_precision() -> None:
     assert run_ranks(halves, 2) == [(torch.bfloat16, torch.float32, True)] * 2
 
 
+def autocast(world: World, settings: dict[str, Any] | None) -> tuple[Tensor, set[torch.dtype]]:
+    """Five steps whose forward computes in bfloat16; the parameters, and the precisions of what is remembered."""
+    model = net()
+    wrapped, state = (DistributedDataParallel(model), None) if settings is None else with_hook(model, **settings)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    for step in range(5):
+        inputs, labels = batch(world.rank, step)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = wrapped(inputs)
+            assert scores.dtype == torch.bfloat16
+            loss = F.cross_entropy(scores, labels)
+        loss.backward()
+        optimizer.step()
+    memory = state.state_dict()["memory"] if state else {}
+    return flat(model), {vector.dtype for own in memory.values() for vector in own.values()}
+
+
+def test_under_autocast_density_one_is_plain_ddp_and_the_memory_is_of_full_precision() -> None:
+    plain, everything, sparse = (run_ranks(autocast, 2, s) for s in (None, {"density": 1.0}, {"density": 0.05}))
+    for (expected, _), (found, _), (other, precisions) in zip(plain, everything, sparse):
+        assert torch.equal(found, expected)
+        assert not torch.equal(other, expected)
+        assert precisions == {torch.float32}
+
+
 def continued(world: World, at: int, other_buckets: bool) -> tuple[Tensor, dict[str, Any]]:
     """Twenty steps with a new model, DDP object and hook state after `at` of them, all loaded from the old ones."""
     model = net()

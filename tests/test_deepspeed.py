@@ -76,6 +76,8 @@ CASES += [(stage, "fp32", 0.05) for stage in (0, 1)]
 REFUSED: list[tuple[int, dict[str, Any]]] = [
     (2, {}),
     (1, {"zero_optimization": {"stage": 1, "overlap_comm": True}}),
+    (1, {"zero_optimization": {"stage": 1, "overlap_comm": False, "round_robin_gradients": True}}),
+    (1, {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}),
     (0, {}),  # for the second time
 ]
 
@@ -120,7 +122,9 @@ def test_what_cannot_work_is_refused_with_the_reason(ranks: Any) -> None:
     for _, said in ranks:
         assert "ZeRO stage 2 reduces the gradients of every micro-batch apart" in said[0]
         assert "set zero_optimization.overlap_comm to false" in said[1]
-        assert "exchanges sparsely already" in said[2]
+        assert "set zero_optimization.round_robin_gradients to false" in said[2]
+        assert "data_types.grad_accum_dtype keeps a second set of gradients" in said[3]
+        assert "exchanges sparsely already" in said[4]
 
 
 # Federated clients, one engine a rank.

@@ -57,6 +57,12 @@ def test_a_file_is_not_changed_by_reading_it() -> None:
         ({"zero_optimization": {"stage": 3}}, "federated", "stage is 3, which shards the weights themselves"),
         ({"zero_optimization": {"stage": 2}}, "gradient", "stage is 2, which has no whole gradient to select from"),
         ({"zero_optimization": {"stage": "x"}}, "federated", "stage is x"),
+        (
+            {"zero_optimization": {"stage": 1, "round_robin_gradients": True}},
+            "gradient",
+            "round_robin_gradients must be",
+        ),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "gradient", "keeps a second set of gradients"),
     ],
 )
 def test_what_contradicts_or_cannot_work_is_refused(given: dict[str, Any], mode: str, message: str) -> None:
