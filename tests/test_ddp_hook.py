@@ -126,10 +126,11 @@ def test_density_one_is_plain_ddp(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_sparse_steps_equal_the_oracle(size: int) -> None:
+@pytest.mark.parametrize("density", [0.01, 0.05])
+def test_sparse_steps_equal_the_oracle(size: int, density: float) -> None:
     torch.set_num_threads(1)
-    settings = {"density": 0.05}
-    expected, residuals = oracle(size, CompressionConfig(density=0.05))
+    settings = {"density": density}
+    expected, residuals = oracle(size, CompressionConfig(density=density))
     for rank, (hooked, state) in enumerate(run_ranks(train, size, settings)):
         torch.testing.assert_close(hooked, expected, rtol=0, atol=1e-6)
         assert state["step"] == STEPS
