@@ -4,7 +4,9 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed looks for it in every start)
+import deepspeed.runtime.zero.muon.muon_optimizer  # (DeepSpeed looks for it in every start)
 import torch._dynamo  # noqa: F401  (DistributedDataParallel and the optimizers import it when first made)
 
 import flare_dist.run.trainer  # noqa: F401
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # of no use here, and a minute to compile

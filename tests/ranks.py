@@ -21,13 +21,18 @@ def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, seconds:
 
     `function` must be a module-level function; what it raises on any rank is raised here.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
     with tempfile.TemporaryDirectory() as directory:
         store = (Path(directory) / "store").as_uri()
-        with ProcessPoolExecutor(size, mp_context=context) as pool:
+        with rank_processes(size) as pool:
             futures = [pool.submit(_rank, function, rank, size, store, arguments, seconds) for rank in range(size)]
             return results_of(pool, futures, seconds)
+
+
+def rank_processes(size: int) -> ProcessPoolExecutor:
+    """Processes that start quickly, with everything heavy imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    return ProcessPoolExecutor(size, mp_context=context)
 
 
 def results_of(pool: ProcessPoolExecutor, futures: list[Future[Any]], seconds: float) -> list[Any]:

@@ -40,7 +40,6 @@ def start(world: World, stage: int, **changes: Any) -> tuple[Any, torch.nn.Modul
     os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size), "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its compilation takes a minute
     model = net()
     config = {
         "train_micro_batch_size_per_gpu": 8,

@@ -44,10 +44,14 @@ def torchrun(
     """A small configuration on two ranks, in a session of its own as from a terminal."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
     command += ["-m", "flare_dist", "train", "--config", config, "--output_dir", str(directory)]
-    return launched(
-        [*command, *arguments],
-        env=ENVIRONMENT,
-    )
+    return launched([*command, *arguments], ENVIRONMENT)
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    """The output of a launcher that ends well."""
+    output, error = process.communicate(timeout=seconds)
+    assert process.returncode == 0, error
+    return output
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -77,10 +81,7 @@ def running(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     directory = tmp_path_factory.mktemp("smoke")
-    process = torchrun(directory)
-    output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    return directory, output
+    return directory, finished(torchrun(directory), 120)
 
 
 def test_summary_is_printed_once(smoke: tuple[Path, str]) -> None:
@@ -145,8 +146,7 @@ def test_interrupted_run_ends_at_once_and_continues_bitwise(
     continued = torchrun(tmp_path / "more", *more, "--checkpoint.resume", str(tmp_path))
     straight = torchrun(tmp_path / "straight", *more)
     for run in (continued, straight):
-        _, error = run.communicate(timeout=240)
-        assert run.returncode == 0, error
+        finished(run)
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("more", "straight")]
     assert models[0] == models[1]
 
@@ -175,8 +175,7 @@ def test_a_restarted_run_goes_on_from_its_checkpoint(smoke: tuple[Path, str], tm
     wait_until(lambda: len(children(process)) == 2 and not first & set(children(process)))
     straight = torchrun(tmp_path / "straight", *length)
     for run in (process, straight):
-        _, error = run.communicate(timeout=240)
-        assert run.returncode == 0, error
+        finished(run)
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "straight")]
     assert models[0] == models[1]
     rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.test_launch import ENVIRONMENT, nothing_left_running, torchrun  # noqa: F401 (a fixture)
+from tests.test_launch import ENVIRONMENT, finished, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
 
 
 def free_port() -> int:
@@ -25,9 +24,7 @@ def free_port() -> int:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """What torchrun and Accelerate train."""
     directory = tmp_path_factory.mktemp("torchrun")
-    process = torchrun(directory)
-    _, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error
+    finished(torchrun(directory))
     return load_file(directory / "model.safetensors")
 
 
@@ -38,16 +35,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 def test_other_launchers_train_the_same(expected: dict[str, Tensor], tmp_path: Path, script: str, engine: str) -> None:
     command = ["bash", f"launch/{script}", "--config", "configs/smoke.yaml", "--engine.name", engine]
     port = {"MASTER_PORT": str(free_port())}
-    done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path)],
-        env=ENVIRONMENT | port,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("compression against dense") == 1
+    output = finished(launched([*command, "--output_dir", str(tmp_path)], ENVIRONMENT | port))
+    assert output.count("compression against dense") == 1
     model = load_file(tmp_path / "model.safetensors")
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-6) for name in expected)
     assert json.loads((tmp_path / "summary.json").read_text())["hardware"]["ranks"] == 2

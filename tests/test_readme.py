@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import runpy
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ranks import results_of
+from tests.ranks import rank_processes, results_of
 from tests.test_launchers import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +47,8 @@ def applied(script: str, diff: list[str]) -> str:
 
 def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
     """What two ranks started as by a launcher end with: their weights, and the bytes of the hook."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
     port = free_port()
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    with rank_processes(2) as pool:
         futures = [pool.submit(_run, rank, port, str(path), arguments) for rank in range(2)]
         return results_of(pool, futures, 120.0)
 
@@ -60,10 +56,6 @@ def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
 def _run(rank: int, port: int, path: str, arguments: tuple[str, ...]) -> dict[str, Any]:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"DS_ACCELERATOR": "cpu"}
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its compilation takes a minute
     torch.set_num_threads(1)
     sys.argv = [path, *arguments]
     end = runpy.run_path(path)

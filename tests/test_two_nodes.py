@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_launch import ENVIRONMENT, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
+from tests.test_launch import ENVIRONMENT, finished, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
 
 NODES = ("10.231.7.1", "10.231.7.2")
 
@@ -55,7 +55,6 @@ def test_two_nodes_train_what_one_node_does(namespaces: list[str], tmp_path: Pat
     agents = [agent(name, node, tmp_path / "two") for node, name in enumerate(namespaces)]
     one = torchrun(tmp_path / "one", config="configs/quickstart.yaml")
     for process in (*agents, one):
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == 0, error
+        finished(process)
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("two", "one")]
     assert models[0] == models[1]
