@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import DeepSpeedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,6 +29,7 @@ from flare_dist.run.config import load_config
 from flare_dist.run.rundir import settle
 from tests import test_trainer
 from tests.ranks import run_ranks
+from tests.test_attach import make_accelerator, step
 from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
 ROOT = Path(__file__).parent.parent
@@ -81,9 +83,29 @@ REFUSED: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
-def everything(world: World) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:
+def through_accelerate(world: World, directory: str, start: int, until: int) -> tuple[Tensor, int]:
+    """Steps `start` to `until` of an engine that Accelerate's plugin made, from and to Accelerate's own checkpoint."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(world.size)}
+    plugin = DeepSpeedPlugin(hf_ds_config={"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}})
+    accelerator = make_accelerator(world, deepspeed_plugin=plugin)
+    model = net()
+    engine, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    state = flare_dist.attach(accelerator, engine, density=0.05)
+    if start:
+        accelerator.load_state(directory)
+    for number in range(start, until):
+        step(engine, optimizer, world.rank, number, accelerator)
+    accelerator.save_state(directory)
+    return flat(model), state.step
+
+
+def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:
     """All that the tests want to know, in one start of the ranks: importing DeepSpeed takes seconds."""
-    results = {case: trained(world, case[0], case[2], VARIANTS[case[1]]) for case in CASES}
+    results: dict[Any, tuple[Tensor, int]] = {
+        case: trained(world, case[0], case[2], VARIANTS[case[1]]) for case in CASES
+    }
+    results["accelerate"] = through_accelerate(world, directory, 0, 9)
+    results["accelerate, resumed"] = through_accelerate(world, directory, 9, STEPS)
     said = []
     for stage, changes in REFUSED:
         engine, _ = start(world, stage, **changes)
@@ -96,8 +118,8 @@ def everything(world: World) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[tuple[dict[Any, tuple[Tensor, int]], list[str]]]:
-    return run_ranks(everything, 2, seconds=START_SECONDS)
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[Any, tuple[Tensor, int]], list[str]]]:
+    return run_ranks(everything, 2, str(tmp_path_factory.mktemp("accelerate")), seconds=START_SECONDS)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -114,6 +136,13 @@ def test_sparse_steps_are_those_of_ddp(ranks: Any, stage: int) -> None:
     for (results, _), (expected, _) in zip(ranks, run_ranks(train, 2, {"density": 0.05})):
         parameters, steps = results[stage, "fp32", 0.05]
         torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-6)
+        assert steps == STEPS
+
+
+def test_accelerate_s_plugin_trains_and_resumes_with_the_hook(ranks: Any) -> None:
+    for results, _ in ranks:
+        parameters, steps = results["accelerate, resumed"]
+        assert torch.equal(parameters, results[0, "fp32", 0.05][0])
         assert steps == STEPS
 
 

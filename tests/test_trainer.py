@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -212,6 +213,16 @@ def test_changed_configuration_is_refused_with_the_keys(straight: Path) -> None:
     changed = tiny(straight, clients=ClientsConfig(num=5, per_round=3, batch_size=8, lr=0.01, lr_schedule="cosine"))
     with pytest.raises(ValueError, match=r"clients\.lr: .* another configuration \(different: clients\.lr\)"):
         start(changed)
+
+
+def test_keys_that_an_older_version_did_not_have_are_no_change(straight: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    saved = yaml.safe_load((copy / "config.yaml").read_text())
+    del saved["compression"]["dense_below"], saved["data"]["normalize"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(saved))
+    rundir.settle(tiny(copy), 1)
+    with pytest.raises(ValueError, match=r"different: compression\.dense_below"):
+        rundir.settle(tiny(copy, compression=dataclasses.replace(tiny(copy).compression, dense_below=5)), 1)
 
 
 def test_finished_run_says_so_and_changes_nothing(straight: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -156,6 +156,20 @@ def as_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config, dict_factory=plain)
 
 
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """What an older version may have saved of a run, with the keys that it did not have yet at their defaults."""
+
+    def fill(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        nested = {
+            key: fill(values[key], default)
+            for key, default in defaults.items()
+            if isinstance(default, dict) and isinstance(values.get(key), dict)
+        }
+        return defaults | values | nested
+
+    return fill(saved, as_dict(Config()))
+
+
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted keys whose values differ between two nested dictionaries, in order."""
     for key in [*one, *(key for key in other if key not in one)]:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.checkpoint import complete_rounds
-from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_machine
+from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_defaults, with_machine
 from flare_dist.run.files import write_text
 
 CONFIG = "config.yaml"
@@ -87,7 +87,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         saved["engine"]["threads"], saved["engine"]["device"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint.resume: {path} is not the configuration of a run: {error!r}") from error
-    return dict(saved)
+    return with_defaults(saved)
 
 
 def _resume_from(config: Config, directory: Path) -> Path | None:
