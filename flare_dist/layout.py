@@ -26,6 +26,10 @@ class Entry:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.numel
+
 
 @dataclass(frozen=True)
 class ParameterLayout:
@@ -44,14 +48,14 @@ class ParameterLayout:
 
     @property
     def total(self) -> int:
-        return self.entries[-1].offset + self.entries[-1].numel if self.entries else 0
+        return self.entries[-1].end if self.entries else 0
 
     def views(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, view) for each tensor; writing to a view writes to `vector` (shape [total])."""
         if vector.shape != (self.total,):
             raise ValueError(f"expected a vector of {self.total} entries, got shape {tuple(vector.shape)}")
         for entry in self.entries:
-            yield entry.name, vector[entry.offset : entry.offset + entry.numel].view(entry.shape)
+            yield entry.name, vector[entry.offset : entry.end].view(entry.shape)
 
     def describe(self) -> list[list[object]]:
         """[[name, [sizes]], …]: what a checkpoint keeps, so that a vector in it can be read by parameter name."""

@@ -12,11 +12,16 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm import exchange
 from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Exchanged, SparseUplink
-from flare_dist.compression.payload import HEADER_NBYTES, Payload, slot_nbytes
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.update import HEADER_NBYTES, slot_nbytes
+from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.aggregation import mean
 from tests.ranks import run_ranks, single
 
 TOTAL, BUFFERS = 40, 3
+LAYOUT = ParameterLayout((Entry("weight", (TOTAL,), 0),))
+PACKING = Packing.of(CompressionConfig(index_codec="int32"), LAYOUT, [], torch.device("cpu"))
 WEIGHTS = {client: (client + 1) / 28 for client in range(7)}
 
 
@@ -29,7 +34,7 @@ def update(client: int) -> tuple[Tensor, Tensor]:
 def first_entries(client: int) -> Payload:
     """A payload of a client-dependent number of entries."""
     indices = torch.arange(client % 5)
-    return Payload(indices.int(), update(client)[0][indices])
+    return PACKING.pack(indices, update(client)[0][indices])
 
 
 def receive(total: Tensor, client: int, payload: Payload, weight: float) -> None:
@@ -40,7 +45,7 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Ex
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
-        return _exchange(world, SparseUplink(cohort, receive, TOTAL, BUFFERS, max_kept=4), rejected)
+        return _exchange(world, SparseUplink(cohort, receive, BUFFERS, PACKING, max_kept=4), rejected)
 
 
 def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
@@ -114,7 +119,9 @@ def test_dense_exchange_agrees_to_rounding_and_is_the_same_on_every_rank(rejecte
 
 
 def test_wire_bytes_are_those_of_the_padded_buffers() -> None:
-    padded = math.ceil(4 * slot_nbytes(4, BUFFERS) / ALIGNMENT) * ALIGNMENT  # rank 0 hosts clients 0, 2, 4 and 6
+    padded = (
+        math.ceil(4 * slot_nbytes(PACKING.nbytes(4), BUFFERS) / ALIGNMENT) * ALIGNMENT
+    )  # rank 0 hosts clients 0, 2, 4 and 6
     for _, wire_bytes in run_ranks(sparse, 2, 2**20):
         assert wire_bytes == 2 * 1 * padded
     for _, wire_bytes in run_ranks(dense, 3):

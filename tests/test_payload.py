@@ -1,163 +1,91 @@
-"""Updates come back as they were sent, byte for byte, and broken ones are refused."""
+"""Payloads: what a receiver decodes is what the sender takes for sent, in as many bytes as both know beforehand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from flare_dist.compression.payload import Payload, Update, decode, encode, slot_nbytes
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.index_codecs import INDEX_CODECS
+from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.value_codecs import VALUE_CODECS
+from flare_dist.layout import ParameterLayout
+
+CPU = torch.device("cpu")
 
 
-def update(client: int, kept: int, buffers: int = 0) -> Update:
-    rng = torch.Generator().manual_seed(client)
-    indices = torch.randperm(1000, generator=rng)[:kept].sort().values.int()
-    values, floats = torch.randn(kept, generator=rng), torch.randn(buffers, generator=rng)
-    return Update(client, client / 3, Payload(indices, values), floats)
+@st.composite
+def packed(draw: st.DrawFn, index_codec: str = "", value_codec: str = "") -> tuple[Packing, Tensor, Tensor, Payload]:
+    """(packing, chosen, values, payload) of up to four tensors, some of which are sent whole."""
+    sizes = draw(st.lists(st.integers(0, 3000), min_size=1, max_size=4))
+    layout = ParameterLayout.of((str(number), torch.empty(size)) for number, size in enumerate(sizes))
+    whole = [entry for entry in layout.entries if draw(st.booleans())]
+    config = CompressionConfig(
+        index_codec=index_codec or draw(st.sampled_from(["auto", *INDEX_CODECS])),
+        value_codec=value_codec or draw(st.sampled_from(list(VALUE_CODECS))),
+        value_block=draw(st.sampled_from([0, 1, 100])),
+    )
+    packing = Packing.of(config, layout, whole, CPU)
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    left = torch.ones(layout.total)
+    left[packing.whole] = 0
+    chosen = left.nonzero().squeeze(1)
+    keep = draw(st.integers(0, len(chosen)))
+    chosen = chosen[torch.randperm(len(chosen), generator=rng)[:keep]].sort().values
+    values = torch.randn(len(chosen) + len(packing.whole), generator=rng)
+    return packing, chosen, values, packing.pack(chosen, values)
 
 
-def rejected(client: int, train_loss: float) -> Update:
-    return Update(client, train_loss, None, torch.empty(0))
+@given(packed())
+def test_the_receiver_decodes_what_the_sender_takes_for_sent(drawn: tuple[Packing, Tensor, Tensor, Payload]) -> None:
+    packing, chosen, values, sent = drawn
+    assert sent.data is not None
+    assert sent.nbytes == len(sent.data) == packing.nbytes(len(values))
+    got = packing.unpack_checked(sent.data, sent.kept)
+    assert got.indices is not None
+    assert sent.indices is not None
+    assert got.indices.dtype == torch.int32
+    assert torch.equal(got.indices, sent.indices)
+    assert torch.equal(got.indices, torch.cat([chosen, packing.whole]).int())
+    assert torch.equal(got.values, sent.values)
+    if packing.codecs.value_codec == "fp32":
+        assert torch.equal(got.values, values)
 
 
-def in_slots(sent: list[Update], nbytes: int, device: str = "cpu") -> Tensor:
-    """Each update in a slot of its own, in front of what was there before."""
-    slots = torch.full((len(sent), nbytes), 255, dtype=torch.uint8, device=device)
-    for each, slot in zip(sent, slots):
-        encode(each, slot)
-    return slots
+@given(packed(), st.integers(-5, 5))
+def test_other_lengths_are_refused(drawn: tuple[Packing, Tensor, Tensor, Payload], more: int) -> None:
+    packing, _, values, sent = drawn
+    assert sent.data is not None
+    if more:
+        data = torch.cat([sent.data, sent.data.new_zeros(max(more, 0))])[: max(0, len(sent.data) + more)]
+        if len(data) != len(sent.data):
+            with pytest.raises(ValueError, match=rf"has {len(sent.data)} bytes, not {len(data)}"):
+                packing.unpack_checked(data, len(values))
+    for kept in (-1, packing.total + packing.whole.numel() + 1, packing.whole.numel() - 1):
+        with pytest.raises(ValueError, match="make no payload"):
+            packing.unpack_checked(sent.data, kept)
 
 
-def bits(update: Update) -> list[object]:
-    """All that an update holds, with floats as the integers of their bits."""
-    payload, buffers = update.payload, update.buffers.contiguous().view(torch.int32).tolist()
-    header = [update.client, torch.tensor(update.train_loss).view(torch.int32).item()]
-    if payload is None:
-        return [*header, None, buffers]
-    assert payload.indices is not None
-    values = payload.values.contiguous().view(torch.int32).tolist()
-    return [*header, payload.indices.tolist(), values, buffers]
+@given(packed(index_codec="int32", value_codec="fp32"))
+def test_indices_out_of_range_are_refused(drawn: tuple[Packing, Tensor, Tensor, Payload]) -> None:
+    packing, chosen, values, sent = drawn
+    assert sent.data is not None
+    if len(chosen):
+        data = sent.data.clone()
+        data[4 * len(chosen) - 4 : 4 * len(chosen)] = torch.tensor([packing.total], dtype=torch.int32).view(torch.uint8)
+        with pytest.raises(ValueError, match="ascending numbers below"):
+            packing.unpack_checked(data, len(values))
 
 
-@pytest.mark.parametrize("buffers", [0, 5])
-@pytest.mark.parametrize("max_kept", [11, 12, 200])
-def test_decoding_gives_back_what_was_encoded(buffers: int, max_kept: int) -> None:
-    """Full, half full and empty slots with garbage behind; rejected updates at the front, between and at the end."""
-    sent = [
-        rejected(2, 0.25),
-        update(3, 11, buffers),
-        update(5, 0, buffers),
-        rejected(6, 2.5),
-        update(2**31 - 1, 1, buffers),
-        rejected(9, 0.0),
-    ]
-    slots = in_slots(sent, slot_nbytes(max_kept, buffers))
-    got = decode(slots, buffers)
-    assert list(map(bits, got)) == list(map(bits, sent))
-    for payload in (each.payload for each in got if each.payload):
-        assert payload.indices is not None
-        assert (payload.indices.dtype, payload.values.dtype) == (torch.int32, torch.float32)
-    assert all(each.buffers.dtype == torch.float32 for each in got)
-    assert list(map(bits, decode(slots[[4, 3, 1]], buffers))) == [bits(sent[place]) for place in (4, 3, 1)]
-    assert decode(slots[:0], buffers) == []
+def test_whole_tensors_send_no_indices() -> None:
+    layout = ParameterLayout.of([("weight", torch.empty(100)), ("bias", torch.empty(10))])
+    packing = Packing.of(CompressionConfig(index_codec="int32"), layout, layout.entries[1:], CPU)
+    assert packing.nbytes(3 + 10) == 3 * 4 + 13 * 4
 
 
-def test_special_values_keep_their_bits() -> None:
-    values = torch.tensor([0.0, -0.0, 1e-45, float("inf"), float("-inf"), float("nan"), 3.4e38])
-    sent = Update(0, float("nan"), Payload(torch.arange(7), values), values.flip(0))
-    (got,) = decode(in_slots([sent], slot_nbytes(7, 7)), 7)
-    assert bits(got)[2:] == bits(sent)[2:]
-    assert got.train_loss != got.train_loss
-
-
-def test_int64_indices_and_strided_tensors_are_taken() -> None:
-    sent = Update(1, 0.5, Payload(torch.arange(10)[::2], torch.arange(10.0)[::2]), torch.arange(4.0)[::2])
-    assert bits(decode(in_slots([sent], slot_nbytes(5, 2)), 2)[0]) == bits(sent)
-
-
-@pytest.mark.parametrize("buffers", [0, 5])
-@pytest.mark.parametrize("kept", [0, 1, 300])
-def test_sizes_are_those_of_the_bytes(kept: int, buffers: int) -> None:
-    """An update fills the slot made for it to the last byte, and of a larger one nothing more."""
-    sent = update(1, kept, buffers)
-    assert sent.payload is not None
-    assert sent.payload.kept == kept
-    assert sent.nbytes == 12 + sent.payload.nbytes == 12 + 8 * kept
-    filled = sent.nbytes + 4 * buffers
-    assert filled == slot_nbytes(kept, buffers)
-    written = []
-    for before in (0, 255):
-        slot = torch.full((filled + 20,), before, dtype=torch.uint8)
-        encode(sent, slot)
-        assert (slot[filled:] == before).all()
-        written.append(slot[:filled])
-    assert torch.equal(*written)
-
-
-def test_a_rejected_client_costs_a_header() -> None:
-    sent = rejected(7, float("inf"))
-    assert sent.nbytes == 12
-    slots = in_slots([sent], slot_nbytes(3, 5))
-    assert (slots[0, 12:] == 255).all()
-    (got,) = decode(slots, buffers=5)
-    assert (got.client, got.payload, got.train_loss, got.buffers.numel()) == (7, None, float("inf"), 0)
-    assert got.buffers.dtype == torch.float32
-
-
-def test_a_dense_payload_is_its_values_and_is_not_encoded() -> None:
+def test_a_dense_payload_is_its_values() -> None:
     payload = Payload(None, torch.arange(10.0))
     assert (payload.kept, payload.nbytes) == (10, 40)
-    slot = torch.zeros(slot_nbytes(10, 0), dtype=torch.uint8)
-    with pytest.raises(AssertionError, match="dense"):
-        encode(Update(0, 0.0, payload, torch.empty(0)), slot)
-    assert not slot.any()
-
-
-@pytest.mark.parametrize("cut", range(1, 41, 3))
-def test_truncated_slots_are_refused(cut: int) -> None:
-    slots = in_slots([rejected(1, 0.5), update(3, 4, buffers=2)], slot_nbytes(4, 2))
-    with pytest.raises(ValueError, match=rf"^client 3: 4 pairs do not fit into a slot of {52 - cut} bytes$"):
-        decode(slots[:, :-cut], 2)
-
-
-@pytest.mark.parametrize("kept", [5, 2**31 - 1, -2, -(2**31)])
-def test_corrupt_counts_are_refused(kept: int) -> None:
-    """Four pairs were sent; only -1 stands for a rejected client."""
-    slots = in_slots([update(3, 4)], slot_nbytes(4, 0))
-    slots[0, 4:8] = torch.tensor([kept], dtype=torch.int32).view(torch.uint8)
-    with pytest.raises(ValueError, match=f"^client 3: {kept} pairs"):
-        decode(slots, 0)
-
-
-def test_more_buffers_than_were_sent_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^client 3:"):
-        decode(in_slots([update(3, 4, buffers=2)], slot_nbytes(4, 2)), 3)
-
-
-def test_an_update_larger_than_its_slot_does_not_reach_into_the_next() -> None:
-    packed = torch.full((2 * slot_nbytes(4, 0),), 255, dtype=torch.uint8)
-    with pytest.raises(RuntimeError):
-        encode(update(3, 5), packed[: slot_nbytes(4, 0)])
-    assert (packed[slot_nbytes(4, 0) :] == 255).all()
-
-
-def test_decoding_copies_nothing() -> None:
-    slots = in_slots([update(3, 4, buffers=2)], slot_nbytes(4, 2))
-    (got,) = decode(slots, 2)
-    slots[:, 12:] = 0
-    assert got.payload is not None
-    assert got.payload.indices is not None
-    assert not got.payload.indices.any()
-    assert not got.payload.values.any()
-    assert not got.buffers.any()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_device_changes_no_byte() -> None:
-    sent = [update(3, 11, 5), rejected(6, 2.5), update(5, 0, 5)]
-    slots = in_slots(sent, slot_nbytes(11, 5), "cuda")
-    assert torch.equal(slots.cpu(), in_slots(sent, slot_nbytes(11, 5)))
-    got = decode(slots, 5)
-    assert all(each.buffers.is_cuda for each in got)
-    assert list(map(bits, got)) == list(map(bits, sent))

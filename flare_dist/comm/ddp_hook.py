@@ -11,7 +11,7 @@ same numbers as another. A tensor whose gradient is zero on this rank (unused, o
 and keeps its residual. Where a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
 every GradScaler skips the step, and the memory of the whole step is taken back.
 
-The packed buffer, in words of 4 bytes: | not finite? | indices [k] | values [k] | whole tensors [d] | padding |.
+The packed buffer: | not finite? int32 | payload, as compression/payload.py writes it | padding |.
 Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
@@ -28,6 +28,7 @@ from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
 from flare_dist.layout import ParameterLayout
+from flare_dist.seeding import generator
 
 WORD = 4
 
@@ -49,8 +50,9 @@ class SparseHookState:
         scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
         process_group: the ranks to exchange with, as given to DDP (None = all).
         seed: of the randk sparsifier.
-        compression: more keys of `CompressionConfig`: sparsifier (topk or randk), error_feedback (ec, dgc or none),
-            momentum, residual_decay, count, dense_below, warmup and warmup_rounds, which here count steps.
+        compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
+            none), momentum, residual_decay, count, dense_below, index_codec, value_codec, warmup and warmup_rounds,
+            which here count steps.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 needs a server.
@@ -120,9 +122,13 @@ class SparseHookState:
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
             self._buckets[names] = BucketMemory(
-                layout, self.state_names, self._memory, self.config.dense_below, parameters[0].device
+                layout, self.state_names, self._memory, self.config, parameters[0].device
             )
         return self._buckets[names]
+
+    def rounding(self, rank: int) -> torch.Generator | None:
+        """What a value codec rounds with at random: where no error feedback makes up for it."""
+        return None if self.state_names else generator(self.seed, "rounding", self.step, rank)
 
     def note_failure(self, failed: Tensor) -> None:
         """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
@@ -145,8 +151,12 @@ def check_compression(config: CompressionConfig) -> None:
     """Raise ValueError for what a hook cannot do."""
     if config.scope != "tensor":
         raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
-    if not config.is_dense and config.sparsifier not in ("topk", "randk"):
+    if config.sparsifier == "threshold":
         raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
+    if config.value_block:
+        raise ValueError(
+            "compression.value_block: here every tensor has a table of its own, so that unused ones send 0"
+        )
     if config.rule == "ef21":
         raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
 
@@ -181,23 +191,24 @@ def exchange_gradients(
     gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
 
+    packing = bucket.plan(state.step).packing
+
     def compress(update: Tensor) -> Payload:
-        indices = torch.cat([*bucket.select(state.config, update, (state.seed, state.step, rank)), bucket.whole])
-        values = update[indices] * used[torch.bucketize(indices, bucket.ends, right=True)]
-        return Payload(indices.int(), values)
+        chosen = bucket.select(update, (state.seed, state.step, rank))
+        indices = torch.cat([chosen, packing.whole])
+        values = update[indices] * used[torch.bucketize(indices, packing.ends, right=True)]
+        return packing.pack(chosen, values, state.rounding(rank))
 
     payload = state.rule(state.config, gradient, bucket.draft(), compress)
-    assert payload.indices is not None
+    assert payload.data is not None
     if state.config.residual_decay != 1 or "velocity" in state.state_names:
         bucket.keep_unused(used)
-    kept = payload.kept - bucket.whole.numel()
-    words = [failed.int().view(1), payload.indices[:kept], payload.values.view(torch.int32)]
-    size = 1 + kept + payload.kept
-    padding = math.ceil(size * WORD / ALIGNMENT) * ALIGNMENT // WORD - size
-    packed = torch.cat([*words, words[0].new_zeros(padding)])
+    kept, size = payload.kept, WORD + payload.nbytes
+    padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
+    packed = torch.cat([failed.int().view(1).view(torch.uint8), payload.data, padding])
     state.wire_bytes += world_size * (world_size - 1) * packed.nbytes
-    state.uplink_bytes += size * WORD
-    state.kept += payload.kept
+    state.uplink_bytes += size
+    state.kept += kept
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 
@@ -205,14 +216,16 @@ def exchange_gradients(
         future.wait()
         ranks = gathered.to(buffer.device).view(world_size, -1)
         mean = torch.zeros(bucket.layout.total, device=buffer.device)
-        for words in ranks:
-            values = words[1 + kept : size].view(torch.float32) / world_size
-            mean.index_add_(0, words[1 : 1 + kept], values[:kept])
-            mean[bucket.whole] += values[kept:]
+        for own in ranks:
+            sent = packing.unpack(own[WORD:size], kept)
+            assert sent.indices is not None
+            mean.index_add_(0, sent.indices, sent.values / world_size)
         if scale is not None:
             mean.mul_(scale)
         rounded = mean.to(buffer.dtype)
-        anywhere = ranks[:, 0].any() | ~_is_finite(rounded)  # scaled up again, a residual may be too large for float16
+        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(
+            rounded
+        )  # scaled up again, a residual may be too large for float16
         state.note_failure(anywhere)
         return buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
 

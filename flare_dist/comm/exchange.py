@@ -17,7 +17,8 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
-from flare_dist.compression.payload import Payload, Update, decode, encode, slot_nbytes
+from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.update import Update, decode, encode, slot_nbytes
 
 Receive = Callable[[Tensor, int, Payload, float], None]  # what the server makes of (total, client, payload, weight)
 
@@ -64,14 +65,14 @@ def _exchanged(
 
 
 class SparseUplink:
-    """Collects the updates of this rank's clients and gathers everybody's; payloads have at most `max_kept` pairs."""
+    """Collects the updates of this rank's clients and gathers everybody's; payloads have at most `max_kept` entries."""
 
-    def __init__(self, cohort: Cohort, receive: Receive, total: int, buffers: int, max_kept: int) -> None:
+    def __init__(self, cohort: Cohort, receive: Receive, buffers: int, packing: Packing, max_kept: int) -> None:
         self.cohort = cohort
         self.receive = receive
-        self.total = total
         self.buffers = buffers
-        self.slot_nbytes = slot_nbytes(max_kept, buffers)
+        self.packing = packing
+        self.slot_nbytes = slot_nbytes(packing.nbytes(max_kept), buffers)
         self.updates: dict[int, Update] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
@@ -84,7 +85,7 @@ class SparseUplink:
 
     def exchange(self, world: World) -> Exchanged:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
-        delta_sum = torch.zeros(self.total, device=world.device)
+        delta_sum = torch.zeros(self.packing.total, device=world.device)
         buffer_sum = torch.zeros(self.buffers, device=world.device)
         losses, kept, uplink_bytes = {}, 0, 0
         for update in self._gather(world):
@@ -111,7 +112,7 @@ class SparseUplink:
                 encode(self.updates.pop(client), packed[slot * self.slot_nbytes : (slot + 1) * self.slot_nbytes])
             gathered = world.all_gather(packed)[:, : slots * self.slot_nbytes].reshape(-1, self.slot_nbytes)
             filled = [rank * slots + slot for rank, own in enumerate(hosted) for slot in range(len(own))]
-            decoded = {update.client: update for update in decode(gathered[filled], self.buffers)}
+            decoded = {update.client: update for update in decode(gathered[filled], self.buffers, self.packing)}
             yield from (decoded[client] for client in part)
 
 

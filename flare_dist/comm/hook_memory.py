@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
-from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
 
@@ -24,15 +25,15 @@ class BucketMemory:
         layout: ParameterLayout,
         state_names: Sequence[str],
         memory: dict[str, dict[str, Tensor]],
-        dense_below: int,
+        config: CompressionConfig,
         device: torch.device,
     ) -> None:
         """Moves what `memory` holds of these parameters here, and points it to the new place."""
         self.layout = layout
-        self.large = [entry for entry in layout.entries if entry.numel > dense_below]
-        small = [torch.arange(e.offset, _end(e)) for e in layout.entries if 0 < e.numel <= dense_below]
-        self.whole = torch.cat([torch.empty(0, dtype=torch.int64), *small]).to(device)  # indices sent in every step
-        self.ends = torch.tensor([_end(entry) for entry in layout.entries], device=device)
+        self.config = config
+        self.device = device
+        self._names = {entry.offset: entry.name for entry in layout.entries}
+        self._plans: dict[float, Plan] = {}
         self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.is_pending = False
@@ -43,19 +44,23 @@ class BucketMemory:
                     view.copy_(own[kind])
                 own[kind] = view
 
-    def select(self, config: CompressionConfig, update: Tensor, draw: tuple[int, int, int]) -> list[Tensor]:
-        """The indices to send of each large tensor; random ones follow from `draw` (seed, step, rank) and its name."""
+    def plan(self, step: int) -> Plan:
+        """What is selected from in a step, and how what is sent is written."""
+        density = self.config.density_in(step)
+        if density not in self._plans:
+            self._plans[density] = plan(self.config, self.layout, density, self.device)
+        return self._plans[density]
+
+    def select(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
+        """The indices to send beside the whole tensors; random ones follow from `draw`: seed, step and rank."""
         seed, step, rank = draw
-        density = config.density_in(step)
-        return [
-            select(
-                update,
-                [Segment(entry.offset, entry.numel, config.count_kept(entry.numel, density))],
-                SPARSIFIERS[config.sparsifier],
-                generator(seed, f"sparsifier of {entry.name}", step, rank),
-            )
-            for entry in self.large
-        ]
+
+        def select_from(segment: Segment) -> Tensor:
+            draws = generator(seed, f"sparsifier of {self._names[segment.offset]}", step, rank)
+            return select(update, [segment], SPARSIFIERS[self.config.sparsifier], draws)
+
+        chosen = [select_from(segment) for segment in self.plan(step).segments]
+        return torch.cat([torch.empty(0, dtype=torch.int64, device=self.device), *chosen])
 
     def is_used(self, gradient: Tensor) -> Tensor:
         """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
@@ -80,7 +85,3 @@ class BucketMemory:
             for kind, vector in self.kept.items():
                 torch.where(failed, vector, self.pending[kind], out=vector)
             self.is_pending = False
-
-
-def _end(entry: Entry) -> int:
-    return entry.offset + entry.numel

@@ -1,15 +1,30 @@
-"""One client's compression: error feedback around a sparsifier, with this round's randomness."""
+"""One client's compression: error feedback around a sparsifier and the codecs, with this round's randomness."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Packing, Payload
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
+
+
+class Plan(NamedTuple):
+    """What is selected from at one density, and how it is written."""
+
+    segments: list[Segment]  # those that are sent whole are not among them
+    packing: Packing
+
+    @property
+    def max_kept(self) -> int:
+        """The most entries that one client can send."""
+        return self.packing.whole.numel() + sum(segment.k for segment in self.segments)
 
 
 class Compressor:
@@ -19,22 +34,20 @@ class Compressor:
     are changes of an estimate that the server keeps as well.
     """
 
-    def __init__(self, config: CompressionConfig, layout: ParameterLayout, seed: int) -> None:
+    def __init__(
+        self, config: CompressionConfig, layout: ParameterLayout, seed: int, device: torch.device | None = None
+    ) -> None:
         self.config = config
         self.seed = seed
-        scope = SCOPES[config.scope]
-        self._segments = {
-            density: scope(layout, density, config.count_kept) for density in (*config.warmup, config.density)
+        self._plans = {
+            density: plan(config, layout, density, device or torch.device("cpu"))
+            for density in ({config.density} if config.sends_everything else {*config.warmup, config.density})
         }
         self.state_names, self.rule, self.estimated = config.feedback
 
-    def segments(self, round_: int) -> list[Segment]:
-        """What is selected from in a round, and how much."""
-        return [] if self.config.is_dense else self._segments[self.config.density_in(round_)]
-
-    def max_kept(self, round_: int) -> int:
-        """The most pairs that one client can send in a round."""
-        return sum(segment.k for segment in self.segments(round_))
+    def plan(self, round_: int) -> Plan:
+        """What is selected from in a round, and how it is written."""
+        return self._plans[self.config.density_in(round_)]
 
     def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> Payload:
         """What is sent of `model_delta` (float32 [total], finite); updates `state` in place.
@@ -42,12 +55,27 @@ class Compressor:
         A dense payload is the delta itself, not a copy.
         """
         draws = generator(self.seed, "sparsifier", round_, client)
+        at_random = None if self.state_names else generator(self.seed, "rounding", round_, client)
+        segments, packing = self.plan(round_)
 
         def sparsify(vector: Tensor) -> Payload:
             if self.config.is_dense:
                 return Payload(None, vector)
-            sparsifier = SPARSIFIERS[self.config.sparsifier]
-            indices = select(vector, self.segments(round_), sparsifier, draws, self.config.threshold)
-            return Payload(indices.int(), vector[indices])
+            chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
+            return packing.pack(chosen, vector[torch.cat([chosen, packing.whole])], at_random)
 
         return self.rule(self.config, model_delta, state, sparsify)
+
+
+def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
+    """What is selected of a layout at one density, and how it is written on `device`."""
+
+    def is_whole(numel: int) -> bool:
+        if config.sends_everything or config.scope == "global":
+            return config.sends_everything
+        return config.is_whole(numel, config.count_kept(numel, density))
+
+    whole = [entry for entry in layout.entries if entry.numel and is_whole(entry.numel)]
+    left = ParameterLayout(tuple(entry for entry in layout.entries if entry not in whole))
+    segments = SCOPES[config.scope](left, density, config.count_kept)
+    return Plan(segments, Packing.of(config, layout, whole, device))

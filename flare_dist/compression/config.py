@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
+from flare_dist.compression.index_codecs import INDEX_CODECS, index_codec
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
+from flare_dist.compression.value_codecs import VALUE_CODECS
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,9 @@ class CompressionConfig:
     """What of a client's model delta travels to the server.
 
     Args:
-        sparsifier: dense (everything), topk (largest magnitudes), randk (a fresh random set each round) or threshold
-            (magnitudes of at least `threshold`, at most `density` of the entries).
+        sparsifier: dense (everything), topk (largest magnitudes), randk (a fresh random set each round), threshold
+            (magnitudes of at least `threshold`, at most `density` of the entries) or auto (topk, but tensors whole
+            whose indices would cost more than the values that they save).
         density: fraction of the entries KEPT, in (0, 1]; smaller = more compression. Read as an exact decimal.
         scope: tensor (each parameter tensor keeps its own share) or global (one selection over the whole model).
         count: how many of n entries are kept: ceil, which is ceil(n * density), or paper, which is FLARE's
@@ -26,6 +29,12 @@ class CompressionConfig:
             (it is lost); true and false mean ec and none.
         residual_decay: factor on the residual of ec before a new delta is added, in (0, 1]; SparseLoCo takes 0.95.
         momentum: of dgc, which then wants clients.momentum 0; with 0 it is ec.
+        index_codec: how positions are written: elias_fano (at most 0.6 bit an index above the least possible), bitmap,
+            packed (12 bits), block16 (16), int32, or auto, the smallest. None of them loses anything.
+        value_codec: how values are written: fp32, fp16, bf16, int8, 4bit, 2bit or sign (one bit). What they lose is
+            sent later, by error feedback; where there is none int8 rounds at random, so that its mean is right.
+        value_block: of codecs with fewer than 16 bits, how many consecutive values share a table of levels; 0 =
+            those of a tensor.
         warmup: densities of the first rounds, before `density`, e.g. [0.25, 0.063, 0.015, 0.004].
         warmup_rounds: rounds that each of them lasts.
     """
@@ -39,6 +48,9 @@ class CompressionConfig:
     error_feedback: bool | str = "ec"
     residual_decay: float = 1.0
     momentum: float = 0.9
+    index_codec: str = "auto"
+    value_codec: str = "fp32"
+    value_block: int = 0
     warmup: tuple[float, ...] = ()
     warmup_rounds: int = 1
 
@@ -67,9 +79,17 @@ class CompressionConfig:
             raise ValueError(f"compression.residual_decay: {self.rule} has none (only ec does)")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"compression.momentum: must be in [0, 1), got {self.momentum}")
+        if self.index_codec not in ("auto", *INDEX_CODECS):
+            known = ", ".join(["auto", *INDEX_CODECS])
+            raise ValueError(f"compression.index_codec: unknown codec {self.index_codec!r} (choose from {known})")
+        if self.value_codec not in VALUE_CODECS:
+            known = ", ".join(VALUE_CODECS)
+            raise ValueError(f"compression.value_codec: unknown codec {self.value_codec!r} (choose from {known})")
+        if self.value_block < 0:
+            raise ValueError(f"compression.value_block: must not be negative, got {self.value_block}")
         if not all(0 < density <= 1 for density in self.warmup):
             raise ValueError(f"compression.warmup: every density must be in (0, 1], got {list(self.warmup)}")
-        if self.warmup and self.is_dense:
+        if self.warmup and self.sends_everything:
             raise ValueError("compression.warmup: leads to a density below 1, not to dense updates")
         if self.warmup_rounds < 1:
             raise ValueError(f"compression.warmup_rounds: must be at least 1, got {self.warmup_rounds}")
@@ -88,12 +108,28 @@ class CompressionConfig:
 
     @property
     def is_dense(self) -> bool:
-        """True where every entry is sent, so that ranks may sum their clients before the wire."""
+        """True where every entry is sent as it is, so that ranks may sum their clients before the wire."""
+        return self.value_codec == "fp32" and self.sends_everything
+
+    @property
+    def sends_everything(self) -> bool:
         return self.sparsifier == "dense" or (self.density == 1 and self.sparsifier != "threshold")
 
     def count_kept(self, numel: int, density: float) -> int:
         """How many entries of a tensor of `numel` are sent."""
-        return numel if numel <= self.dense_below else COUNTS[self.count](numel, density)
+        if numel <= self.dense_below or self.sends_everything:
+            return numel
+        kept = COUNTS[self.count](numel, density)
+        return numel if self.sparsifier == "auto" and self._is_cheaper_whole(numel, kept) else kept
+
+    def _is_cheaper_whole(self, numel: int, kept: int) -> bool:
+        values = VALUE_CODECS[self.value_codec]
+        indices = index_codec(self.index_codec, numel, kept).nbytes(numel, kept)
+        return indices + values.nbytes(kept, 1) >= values.nbytes(numel, 1)
+
+    def is_whole(self, numel: int, kept: int) -> bool:
+        """True where of `numel` entries `kept` are always all of them, so that their indices need not be sent."""
+        return kept == numel and (self.sparsifier != "threshold" or numel <= self.dense_below)
 
     def density_in(self, round_: int) -> float:
         """The density of a round, from 1: that of the warm-up, or the one that it leads to."""

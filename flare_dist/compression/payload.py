@@ -1,31 +1,52 @@
-"""The bytes of one client's update.
+"""A payload: what is sent of a flat vector, and which bytes that becomes.
 
-A `Payload` is what compression makes of a model delta. An `Update` is its envelope on the way to the server: who sent
-it, its training loss and the model's buffers. Encoded updates lie in slots of one size that every rank knows beforehand
-(`slot_nbytes`), so no exchange of sizes precedes the exchange itself:
+Some tensors are sent whole in every payload, so that only their values need to travel; of the others the chosen
+positions travel as well:
 
-    | client int32 | kept int32 | train_loss float32 | indices int32[kept] | values float32[kept] | buffers float32[b] |
+    | chosen indices, by an index codec | values of the chosen and of the whole tensors, by a value codec |
 
-`kept` is -1 for a client whose update was rejected; nothing follows its header.
+How long that is follows from the number of entries alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-HEADER_NBYTES = 12
-PAIR_NBYTES = 8  # int32 index + float32 value
+from flare_dist.compression.index_codecs import check_indices, index_codec
+from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
+from flare_dist.layout import Entry, ParameterLayout
+
+WORD = 4
+
+
+class Codecs(Protocol):
+    """What a packing reads of the compression's configuration."""
+
+    @property
+    def index_codec(self) -> str: ...
+
+    @property
+    def value_codec(self) -> str: ...
+
+    @property
+    def value_block(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Payload:
-    """What is sent of a model delta: `values` float32 [kept] at `indices` int32 [kept], or all of it (None)."""
+    """What is sent of a model delta: `values` float32 [kept] at `indices` int32 [kept], or all of it (None).
+
+    The values are those that a receiver decodes from `data`, its encoding; a dense payload is summed, not encoded.
+    """
 
     indices: Tensor | None
     values: Tensor
+    data: Tensor | None = None  # uint8
 
     @property
     def kept(self) -> int:
@@ -33,64 +54,88 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        return self.kept * (4 if self.indices is None else PAIR_NBYTES)
+        """Length of the encoding in bytes; of a dense payload 4 an entry."""
+        if self.data is None:
+            assert self.indices is None, "only dense payloads have no encoding"
+            return WORD * self.kept
+        return self.data.numel()
 
 
 @dataclass(frozen=True)
-class Update:
-    """One client's contribution to a round; `payload` is None where it was rejected."""
+class Packing:
+    """The form of the payloads of one layout: `whole` are the positions (int64, ascending) that all of them hold."""
 
-    client: int
-    train_loss: float
-    payload: Payload | None
-    buffers: Tensor  # float32 [b]: the change of the model's floating-point buffers
+    codecs: Codecs
+    total: int
+    whole: Tensor
+    ends: Tensor  # int64: where each tensor ends, for those value codecs that have a table for each
 
-    @property
-    def nbytes(self) -> int:
-        """Length of the encoded update in bytes, without the buffers, which are counted apart."""
-        return HEADER_NBYTES + (self.payload.nbytes if self.payload else 0)
+    @staticmethod
+    def of(codecs: Codecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
+        """The packing of a layout whose tensors `whole` are always sent."""
+        positions = [torch.arange(entry.offset, entry.end) for entry in whole]
+        always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
+        ends = torch.tensor([entry.end for entry in layout.entries])
+        return Packing(codecs, layout.total, always.to(device), ends.to(device))
 
+    def nbytes(self, kept: int) -> int:
+        """Length of a payload of `kept` entries, those that are always sent included.
 
-def slot_nbytes(kept: int, buffers: int) -> int:
-    """The most bytes that an update of at most `kept` pairs and `buffers` buffer entries can take."""
-    return HEADER_NBYTES + PAIR_NBYTES * kept + 4 * buffers
+        Raises ValueError where a payload cannot have so many.
+        """
+        chosen = kept - self.whole.numel()
+        if not 0 <= chosen <= self.total:
+            raise ValueError(f"{kept} of {self.total} entries make no payload ({self.whole.numel()} are always sent)")
+        return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
 
+    def pack(self, chosen: Tensor, values: Tensor, draws: torch.Generator | None = None) -> Payload:
+        """The payload with entries at `chosen` (ascending, none of them in `whole`) and then at `whole`.
 
-def encode(update: Update, slot: Tensor) -> None:
-    """Write `update` to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is."""
-    payload = update.payload
-    header = torch.tensor([update.client, payload.kept if payload else -1], dtype=torch.int32)
-    loss = torch.tensor([update.train_loss], dtype=torch.float32)
-    parts = [torch.cat([header.view(torch.uint8), loss.view(torch.uint8)])]
-    if payload:
-        assert payload.indices is not None, "dense payloads are summed, not encoded"
-        for part in (payload.indices.int(), payload.values.float(), update.buffers.float()):
-            parts.append(part.contiguous().view(torch.uint8))
-    start = 0
-    for part in parts:
-        slot[start : start + part.numel()].copy_(part)
-        start += part.numel()
+        `values` are float32 [chosen + whole]; those of the payload are what a receiver decodes. With a generator what
+        lies between two levels of a value codec is rounded at random.
+        """
+        indices = torch.cat([chosen, self.whole])
+        codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)
+        coded = codec.encode(values, groups, draws)
+        parts = [coded]
+        if chosen.numel():
+            parts = [index_codec(self.codecs.index_codec, self.total, chosen.numel()).encode(chosen, self.total), coded]
+        return Payload(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
+    def unpack(self, data: Tensor, kept: int) -> Payload:
+        """The payload of `kept` entries that `data`, uint8 [nbytes(kept)], holds; its indices are not looked at."""
+        chosen = kept - self.whole.numel()
+        coded, values = data.split([self._index_nbytes(chosen), data.numel() - self._index_nbytes(chosen)])
+        indices = self.whole
+        if chosen:
+            codec = index_codec(self.codecs.index_codec, self.total, chosen)
+            indices = torch.cat([codec.decode(coded, self.total, chosen), self.whole])
+        decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
+        return Payload(indices.int(), decoded, data)
 
-def decode(slots: Tensor, buffers: int) -> list[Update]:
-    """The updates in `slots`, uint8 [count, slot_nbytes]; their tensors are views into it.
+    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
+        """The same for data that may be broken; waits for a GPU. Raises ValueError where it holds no such payload."""
+        if data.numel() != self.nbytes(kept):
+            raise ValueError(f"a payload of {kept} entries has {self.nbytes(kept)} bytes, not {data.numel()}")
+        payload = self.unpack(data, kept)
+        assert payload.indices is not None
+        check_indices(payload.indices[: kept - self.whole.numel()], self.total)
+        return payload
 
-    `buffers` is the number of buffer entries of the model. Raises ValueError where the bytes are no such updates.
-    """
-    if slots.shape[1] < HEADER_NBYTES:
-        raise ValueError(f"slots of {slots.shape[1]} bytes have no room for a header of {HEADER_NBYTES}")
-    headers = slots[:, :HEADER_NBYTES].cpu().contiguous()  # one copy, so that a GPU is waited for once
-    counts = headers[:, :8].contiguous().view(torch.int32).tolist()
-    losses = headers[:, 8:].contiguous().view(torch.float32).squeeze(1).tolist()
-    updates = []
-    for (client, kept), train_loss, slot in zip(counts, losses, slots):
-        if kept == -1:
-            updates.append(Update(client, train_loss, None, slot.new_empty(0).view(torch.float32)))
-            continue
-        if kept < 0 or slot_nbytes(kept, buffers) > slot.numel():
-            raise ValueError(f"client {client}: {kept} pairs do not fit into a slot of {slot.numel()} bytes")
-        sizes = [4 * kept, 4 * kept, 4 * buffers]
-        indices, values, floats = slot[HEADER_NBYTES : HEADER_NBYTES + sum(sizes)].split(sizes)
-        payload = Payload(indices.view(torch.int32), values.view(torch.float32))
-        updates.append(Update(client, train_loss, payload, floats.view(torch.float32)))
-    return updates
+    def _index_nbytes(self, chosen: int) -> int:
+        return index_codec(self.codecs.index_codec, self.total, chosen).nbytes(self.total, chosen) if chosen else 0
+
+    def _groups(self, kept: int) -> int:
+        """How many tables there are."""
+        return -(-kept // self.codecs.value_block) if self.codecs.value_block else self.ends.numel()
+
+    def _grouped(self, indices: Tensor) -> Groups:
+        """The table of each entry; nothing where the codec has none."""
+        kept = indices.numel()
+        if not VALUE_CODECS[self.codecs.value_codec].table:
+            return Groups(self.ends.new_empty(0), 0)
+        if self.codecs.value_block:
+            of = torch.arange(kept, device=indices.device) // self.codecs.value_block
+        else:
+            of = torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
+        return Groups(of, self._groups(kept))

@@ -119,9 +119,8 @@ def select(
     vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, generator: torch.Generator, threshold: float = 0.0
 ) -> Tensor:
     """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite."""
-    return torch.cat(
-        [sparsifier(vector[s.offset : s.offset + s.numel], s.k, generator, threshold) + s.offset for s in segments]
-    )
+    chosen = [sparsifier(vector[s.offset : s.offset + s.numel], s.k, generator, threshold) + s.offset for s in segments]
+    return torch.cat([torch.empty(0, dtype=torch.int64, device=vector.device), *chosen])
 
 
 COUNTS: dict[str, Count] = {"ceil": count_kept, "paper": count_in_paper}
@@ -129,4 +128,4 @@ SCOPES: dict[str, Callable[[ParameterLayout, float, Count], list[Segment]]] = {
     "tensor": tensor_segments,
     "global": global_segments,
 }
-SPARSIFIERS: dict[str, Sparsifier] = {"topk": topk, "randk": randk, "threshold": threshold_k}
+SPARSIFIERS: dict[str, Sparsifier] = {"topk": topk, "randk": randk, "threshold": threshold_k, "auto": topk}

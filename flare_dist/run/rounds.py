@@ -72,12 +72,13 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
 
 def _open_uplink(round_: int, config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
     server = parties.server
-    total, buffers = server.parameters.numel(), server.buffers.numel()
+    buffers = server.buffers.numel()
     if config.compression.is_dense:
-        return DenseUplink(cohort, server.receive, total, buffers, parties.world.device)
+        return DenseUplink(cohort, server.receive, server.parameters.numel(), buffers, parties.world.device)
     steps_here = server.is_stateless or parties.world.rank == 0
     receive = server.receive if steps_here else _leave_to_rank_0
-    return SparseUplink(cohort, receive, total, buffers, parties.compressor.max_kept(round_))
+    plan = parties.compressor.plan(round_)
+    return SparseUplink(cohort, receive, buffers, plan.packing, plan.max_kept)
 
 
 def _leave_to_rank_0(total: Tensor, client: int, payload: Payload, weight: float) -> None:

@@ -164,7 +164,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
-    compressor = Compressor(config.compression, local.layout, config.seed)
+    compressor = Compressor(config.compression, local.layout, config.seed, world.device)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"

@@ -1,0 +1,71 @@
+"""Numbers of a few bits in bytes, and sets of positions as bits; vectorised, on the device of what is given.
+
+`pack` puts the whole bytes of all numbers first, plane after plane, and the bits that are left over behind them, eight
+numbers in as many bytes as each has bits. Nothing here waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def packed_nbytes(count: int, bits: int) -> int:
+    """Length of `count` packed numbers of `bits` bits."""
+    return count * (bits // 8) + -(-count * (bits % 8) // 8)
+
+
+def pack(numbers: Tensor, bits: int) -> Tensor:
+    """uint8 [packed_nbytes] with the lowest `bits` bits of integers [count]; 0 <= bits <= 32."""
+    count, rest = numbers.numel(), bits % 8
+    planes = [(numbers >> shift).to(torch.uint8) for shift in range(0, bits - rest, 8)]
+    if rest:
+        high = (numbers >> (bits - rest)) & ((1 << rest) - 1)
+        octets = torch.nn.functional.pad(high.to(torch.int64), (0, -count % 8)).view(-1, 8)
+        words = octets.new_zeros(len(octets))
+        for place in range(8):
+            words |= octets[:, place] << (place * rest)
+        planes.append(words.view(torch.uint8).view(-1, 8)[:, :rest].reshape(-1)[: -(-count * rest // 8)])
+    return torch.cat(planes) if planes else numbers.new_empty(0, dtype=torch.uint8)
+
+
+def unpack(data: Tensor, bits: int, count: int) -> Tensor:
+    """The int64 [count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [packed_nbytes]."""
+    rest, whole = bits % 8, bits // 8
+    numbers = torch.zeros(count, dtype=torch.int64, device=data.device)
+    for plane in range(whole):
+        numbers |= data[plane * count : (plane + 1) * count].to(torch.int64) << (8 * plane)
+    if rest:
+        groups = -(-count // 8)
+        packed = torch.nn.functional.pad(data[whole * count :], (0, groups * rest - (data.numel() - whole * count)))
+        words = torch.nn.functional.pad(packed.view(groups, rest), (0, 8 - rest)).view(torch.int64)
+        shifts = torch.arange(0, 8 * rest, rest, device=data.device)
+        octets = (words.view(-1, 1) >> shifts) & ((1 << rest) - 1)
+        numbers |= octets.view(-1)[:count] << (8 * whole)
+    return numbers
+
+
+def set_bits(positions: Tensor, size: int) -> Tensor:
+    """uint8 [ceil(size / 8)], in which the bits at `positions` (different integers below `size`) are 1."""
+    flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8, device=positions.device)
+    flags[positions] = 1
+    octets = flags.view(-1, 8)
+    data = octets.new_zeros(len(octets))
+    for place in range(8):
+        data |= octets[:, place] << place
+    return data
+
+
+def bit_positions(data: Tensor, count: int) -> Tensor:
+    """Ascending int64 [count] positions of the bits that are 1, the first `count` of them, in uint8 `data`.
+
+    Where there are fewer the last ones are filled up with the position behind the end.
+    """
+    shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
+    flags = ((data.view(-1, 1) >> shifts) & 1).view(-1)
+    if not data.is_cuda:
+        positions = flags.nonzero().squeeze(1)[:count]
+        return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.numel())
+    places = torch.where(flags > 0, flags.cumsum(0) - 1, count).clamp_(max=count)
+    found = torch.full((count + 1,), flags.numel(), dtype=torch.int64, device=data.device)
+    return found.scatter_(0, places, torch.arange(flags.numel(), device=data.device))[:count]

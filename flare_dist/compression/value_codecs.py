@@ -1,0 +1,128 @@
+"""Value codecs: the kept values as bytes whose number follows from how many there are and in how many groups.
+
+A group is what shares one table of levels: the entries of one tensor, or a block of consecutive entries. Tables are
+sent as bfloat16, which has the range of float32. What a codec loses goes back into the residual, because error feedback
+takes off what `decode` gives and not what was to be sent. A group of zeros is decoded as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.bits import pack, packed_nbytes, unpack
+
+
+class Groups(NamedTuple):
+    """To which of `number` groups each value belongs: int64 [k], from 0."""
+
+    of: Tensor
+    number: int
+
+
+class ValueCodec(NamedTuple):
+    """`decode` gives float32 [k] for data of `packed_nbytes(k, bits) + 2 * table * groups` bytes.
+
+    `encode` takes (values float32 [k], groups, draws): with a generator, what lies between two levels is rounded at
+    random so that its mean is right; without, to the nearer one. Codecs without a `table` do not look at the groups.
+    """
+
+    bits: int
+    table: int  # entries of a group's table
+    encode: Callable[[Tensor, Groups, torch.Generator | None], Tensor]
+    decode: Callable[[Tensor, Groups], Tensor]
+
+    def nbytes(self, k: int, groups: int) -> int:
+        return packed_nbytes(k, self.bits) + 2 * self.table * groups
+
+
+def cast(dtype: torch.dtype) -> ValueCodec:
+    """The values in another precision; what is out of its range becomes the largest that is not."""
+    limit = torch.finfo(dtype).max
+
+    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+        held = values.clamp(-limit, limit) if limit < torch.finfo(torch.float32).max else values
+        return held.to(dtype).contiguous().view(torch.uint8)
+
+    def decode(data: Tensor, groups: Groups) -> Tensor:
+        return data.clone().view(dtype).float()  # a clone is aligned, a slice may not be
+
+    return ValueCodec(torch.finfo(dtype).bits, 0, encode, decode)
+
+
+def int8() -> ValueCodec:
+    """255 evenly spaced levels up to the largest magnitude of the group."""
+    levels = 127
+
+    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+        largest = torch.zeros(groups.number, device=values.device)
+        table = _table(largest.scatter_reduce_(0, groups.of, values.abs(), "amax"))
+        scaled = values * levels / table.float()[groups.of].clamp_min(torch.finfo(torch.float32).tiny)
+        if draws is not None:
+            scaled = (scaled + torch.rand(scaled.shape, generator=draws).to(values.device)).floor_()
+        codes = scaled.round_().clamp_(-levels, levels).to(torch.int8)
+        return torch.cat([table.view(torch.uint8), codes.view(torch.uint8)])
+
+    def decode(data: Tensor, groups: Groups) -> Tensor:
+        table, codes = data.split([2 * groups.number, data.numel() - 2 * groups.number])
+        return codes.view(torch.int8).float() * (_levels(table, 1).squeeze(1)[groups.of] / levels)
+
+    return ValueCodec(8, 1, encode, decode)
+
+
+def binned(bits: int) -> ValueCodec:
+    """A sign and 2^(bits - 1) bins of magnitudes; each value becomes the mean magnitude of its bin in the group.
+
+    The bins come from splitting at the mean, and each part at its own mean again: few but close levels where the many
+    values near the threshold of selection lie. With one bit this is STC (Sattler et al. 2019); SparseLoCo (2025) has
+    two bits and a table of bin means.
+    """
+    bins = 2 ** (bits - 1)
+
+    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+        magnitudes, part, parts = values.abs(), groups.of, groups.number
+        for _ in range(bits - 1):
+            part = 2 * part + (magnitudes > _means(magnitudes, part, parts)[part])
+            parts *= 2
+        table = _table(_means(magnitudes, part, parts))
+        codes = (part % bins) | ((values < 0).to(torch.int64) * bins)
+        return torch.cat([table.view(torch.uint8), pack(codes, bits)])
+
+    def decode(data: Tensor, groups: Groups) -> Tensor:
+        nbytes = 2 * bins * groups.number
+        codes = unpack(data[nbytes:], bits, groups.of.numel())
+        magnitudes = _levels(data[:nbytes], bins).view(-1)[groups.of * bins + codes % bins]
+        return torch.where(codes >= bins, -magnitudes, magnitudes)
+
+    return ValueCodec(bits, bins, encode, decode)
+
+
+def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:
+    """The mean of each part, 0 where it is empty; summed in float64, so that no sum of float32 overflows."""
+    sums = torch.zeros(2, parts, dtype=torch.float64, device=values.device)
+    sums[0].index_add_(0, part, values.double())
+    sums[1].index_add_(0, part, torch.ones_like(values, dtype=torch.float64))  # bincount would wait for a GPU
+    return (sums[0] / sums[1].clamp_min_(1)).float()
+
+
+def _table(levels: Tensor) -> Tensor:
+    return levels.clamp_max(torch.finfo(torch.bfloat16).max).to(torch.bfloat16)
+
+
+def _levels(data: Tensor, entries: int) -> Tensor:
+    """float32 [groups, entries] from the bytes of a table."""
+    return data.clone().view(torch.bfloat16).float().view(-1, entries)
+
+
+VALUE_CODECS: dict[str, ValueCodec] = {
+    "fp32": cast(torch.float32),
+    "fp16": cast(torch.float16),
+    "bf16": cast(torch.bfloat16),
+    "int8": int8(),
+    "4bit": binned(4),
+    "2bit": binned(2),
+    "sign": binned(1),
+}
