@@ -66,9 +66,17 @@ def _start_logging(launch: Launch, console: Console) -> None:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
     if launch.rank != 0:
         handler = logging.StreamHandler() if launch.local_rank == 0 else logging.NullHandler()
+    handler.addFilter(_mark_warning)
     log.handlers = [handler]
     log.setLevel(logging.INFO if launch.rank == 0 else logging.ERROR)
     log.propagate = False
+
+
+def _mark_warning(record: logging.LogRecord) -> bool:
+    """Begin warnings with the word, as errors do."""
+    if record.levelno == logging.WARNING and not str(record.msg).startswith("warning: "):
+        record.msg = f"warning: {record.msg}"
+    return True
 
 
 def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:

@@ -93,7 +93,7 @@ def _fed_back(delta: Tensor, memory: tuple[Tensor, Tensor], config: Config) -> T
     if config.compression.rule == "ef21":
         return first.add_(_top(delta - first, config))
     if config.compression.rule == "dgc":
-        delta = velocity.mul_(config.compression.momentum).add_(delta)
+        delta = velocity.mul_(config.compression.dgc_momentum).add_(delta)
     sent = _top(delta + first, config)
     first.copy_(delta + first - sent)
     velocity[sent != 0] = 0

@@ -115,6 +115,18 @@ def test_another_number_of_ranks_conserves_the_mean_residual(tmp_path: Path, siz
             assert_same_memory(own, kept)
 
 
+def test_a_set_of_other_ranks_does_not_outlive_its_checkpoint(tmp_path: Path) -> None:
+    """Saved on 2, 3 and 2 ranks in turn into one directory: what is loaded is always the last."""
+    for size in (2, 3, 2):
+        before = run_ranks(saved, size, str(tmp_path))
+        assert len(list(tmp_path.glob("sparse-hook-*"))) == size
+    for own, kept in zip(run_ranks(loaded, 2, str(tmp_path)), before):
+        assert_same_memory(own, kept)
+    (tmp_path / "sparse-hook-00000-of-00001.pt").write_bytes((tmp_path / "sparse-hook-00000-of-00002.pt").read_bytes())
+    for said in run_ranks(refused_files, 2, str(tmp_path)):
+        assert "holds sets of 1, 2 ranks: remove all but one" in said
+
+
 @pytest.mark.parametrize("damage", ["another step", "missing"])
 def test_files_that_do_not_belong_together_are_refused_on_every_rank(tmp_path: Path, damage: str) -> None:
     run_ranks(saved, 2, str(tmp_path))
@@ -128,7 +140,7 @@ def test_files_that_do_not_belong_together_are_refused_on_every_rank(tmp_path: P
 
 
 def refused_files(world: World, directory: str) -> str:
-    with pytest.raises(ValueError, match="sparse-hook files") as caught:
+    with pytest.raises(ValueError, match=r"sparse-hook|sets of") as caught:
         loaded(world, directory)
     return str(caught.value)
 

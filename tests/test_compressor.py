@@ -103,6 +103,11 @@ def test_the_paper_s_count_is_one_more_than_rounded(numel: int, density: float, 
 
 
 def test_settings_that_do_not_belong_together_are_refused() -> None:
+    for momentum in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"^compression\.momentum: must be in"):
+            CompressionConfig(error_feedback="dgc", momentum=momentum)
+    with pytest.raises(ValueError, match=r"^compression\.momentum: ec has none"):
+        CompressionConfig(momentum=0.5)
     with pytest.raises(ValueError, match=r"^compression\.residual_decay: dgc has none"):
         CompressionConfig(error_feedback="dgc", residual_decay=0.9)
     with pytest.raises(ValueError, match=r"^compression\.warmup: leads to a density below 1"):
@@ -185,8 +190,6 @@ def test_error_feedback_is_written_as_a_name_or_a_truth(written: str | bool, rul
         ("count", "floor"),
         ("residual_decay", 0.0),
         ("residual_decay", 1.1),
-        ("momentum", 1.0),
-        ("momentum", -0.1),
         ("warmup", (0.5, 0.0)),
         ("warmup_rounds", 0),
     ],

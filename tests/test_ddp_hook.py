@@ -102,7 +102,7 @@ def oracle(size: int, config: CompressionConfig, accumulate: int = 1) -> tuple[T
                 F.cross_entropy(model(inputs), labels).backward()
             for p, mean, residual, velocity in zip(model.parameters(), means, residuals[rank], velocities[rank]):
                 assert p.grad is not None
-                brought = velocity.mul_(config.momentum).add_(p.grad) if config.rule == "dgc" else p.grad
+                brought = velocity.mul_(config.dgc_momentum).add_(p.grad) if config.rule == "dgc" else p.grad
                 update = (residual + brought).flatten()
                 k = -(-update.numel() * int(1000 * config.density_in(step + 1)) // 1000)
                 kept = update.abs().sort(descending=True, stable=True).indices[:k]

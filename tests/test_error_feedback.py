@@ -12,7 +12,7 @@ from flare_dist.compression.payload import Payload
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 
 N, K = 90, 7
-PLAIN = CompressionConfig(momentum=0.0)
+PLAIN = CompressionConfig(error_feedback="dgc", momentum=0.0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -135,7 +135,10 @@ def test_dgc_without_momentum_is_ec(sparsifier: str) -> None:
 
 def test_dgc_corrects_momentum_and_forgets_it_where_it_sent() -> None:
     """u <- u / 2 + Delta, V <- V + u by hand, one entry sent at a time: binary fractions, hence exact."""
-    config, state = CompressionConfig(momentum=0.5), {"residual": torch.zeros(3), "velocity": torch.zeros(3)}
+    config, state = (
+        CompressionConfig(error_feedback="dgc", momentum=0.5),
+        {"residual": torch.zeros(3), "velocity": torch.zeros(3)},
+    )
 
     def largest(vector: Tensor) -> Payload:
         index = vector.abs().argmax().view(1)

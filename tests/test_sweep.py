@@ -214,7 +214,7 @@ def test_nothing_starts_where_a_setting_is_wrong(tmp_path: Path, trainer: Traine
 def test_another_configuration_is_not_mixed_in(tmp_path: Path, trainer: Trainer) -> None:
     grid = Grid({"clients.lr": ["0.1"]}, {}, [0])
     play(tmp_path, grid)
-    with pytest.raises(ValueError, match="holds a sweep of another configuration"):
+    with pytest.raises(ValueError, match=r"holds a sweep of another configuration \(different: "):
         sweep(Config(rounds=7, output_dir=str(tmp_path)), grid, 1, nothing)
 
 

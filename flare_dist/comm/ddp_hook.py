@@ -54,6 +54,9 @@ class SparseHookState:
             none), momentum, residual_decay, count, dense_below, index_codec, value_codec, warmup and warmup_rounds,
             which here count steps.
 
+    `wire_bytes` (over all ranks, padding included), `uplink_bytes` (this rank's, before padding) and `kept` (entries in
+    them) count from the state's creation on; they are not saved.
+
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 needs a server.
     """

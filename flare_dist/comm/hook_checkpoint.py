@@ -19,13 +19,20 @@ from flare_dist.comm.distributed import all_equal, rank_and_size
 
 
 def save_hook_state(state: SparseHookState, directory: str | Path) -> None:
-    """Write this rank's memory to `directory`; call it on every rank, between steps."""
+    """Write this rank's memory to `directory`; call it on every rank, between steps.
+
+    What another number of ranks had saved there is removed: it belongs to an older checkpoint.
+    """
     rank, size = rank_and_size(state.process_group)
     path = Path(directory) / _name(rank, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     torch.save(state.state_dict(), temporary)
     os.replace(temporary, path)
+    all_equal(1, state.process_group)  # a barrier: all files of this set are there
+    for other, files in _sets(path.parent).items():
+        for file in files.values() if other != size else ():
+            file.unlink(missing_ok=True)
 
 
 def load_hook_state(state: SparseHookState, directory: str | Path) -> None:
@@ -36,7 +43,7 @@ def load_hook_state(state: SparseHookState, directory: str | Path) -> None:
     """
     rank, size = rank_and_size(state.process_group)
     own = Path(directory) / _name(rank, size)
-    found = own.exists()
+    found = list(_sets(own.parent)) == [size] and own.exists()
     if all_equal(int(found), state.process_group) and found:  # each rank reads its own file, perhaps of its own disk
         saved = [_read(own)]
     else:
@@ -51,16 +58,26 @@ def _name(rank: int, size: int) -> str:
     return f"sparse-hook-{rank:05d}-of-{size:05d}.pt"
 
 
-def _complete_set(directory: Path) -> list[Path]:
-    """The files of one save by rank."""
+def _sets(directory: Path) -> dict[int, dict[int, Path]]:
+    """The files in `directory` by the number of ranks that saved them, and by rank."""
     sets: dict[int, dict[int, Path]] = {}
     for path in directory.glob("sparse-hook-*-of-*.pt"):
         match = re.fullmatch(r"sparse-hook-(\d+)-of-(\d+)\.pt", path.name)
         if match:
             sets.setdefault(int(match[2]), {})[int(match[1])] = path
+    return sets
+
+
+def _complete_set(directory: Path) -> list[Path]:
+    """The files of one save by rank."""
+    sets = _sets(directory)
     whole = {size: files for size, files in sets.items() if sorted(files) == list(range(size))}
     if not whole:
-        raise ValueError(f"{directory} holds no complete set of sparse-hook files")
+        found = ", ".join(f"{len(files)} of {size} ranks" for size, files in sets.items()) or "none"
+        raise ValueError(
+            f"{directory} holds no complete set of sparse-hook files (found: {found}); save_hook_state is called on "
+            "every rank, and a checkpoint made without the hook is continued by attaching it after loading"
+        )
     if len(whole) > 1:
         raise ValueError(f"{directory} holds sets of {', '.join(map(str, sorted(whole)))} ranks: remove all but one")
     ((_, files),) = whole.items()

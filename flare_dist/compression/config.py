@@ -28,7 +28,7 @@ class CompressionConfig:
             with momentum), ef21 (what is sent is the change of an estimate that client and server both hold) or none
             (it is lost); true and false mean ec and none.
         residual_decay: factor on the residual of ec before a new delta is added, in (0, 1]; SparseLoCo takes 0.95.
-        momentum: of dgc, which then wants clients.momentum 0; with 0 it is ec.
+        momentum: of dgc (0.9 if not given), which then wants clients.momentum 0; with 0 it is ec.
         index_codec: how positions are written: elias_fano (at most 0.6 bit an index above the least possible), bitmap,
             packed (12 bits), block16 (16), int32, or auto, the smallest. None of them loses anything.
         value_codec: how values are written: fp32, fp16, bf16, int8, 4bit, 2bit or sign (one bit). What they lose is
@@ -47,7 +47,7 @@ class CompressionConfig:
     threshold: float = 0.0
     error_feedback: bool | str = "ec"
     residual_decay: float = 1.0
-    momentum: float = 0.9
+    momentum: float | None = None
     index_codec: str = "auto"
     value_codec: str = "fp32"
     value_block: int = 0
@@ -77,7 +77,9 @@ class CompressionConfig:
             raise ValueError(f"compression.residual_decay: must be in (0, 1], got {self.residual_decay}")
         if self.residual_decay != 1 and self.rule != "ec":
             raise ValueError(f"compression.residual_decay: {self.rule} has none (only ec does)")
-        if not 0 <= self.momentum < 1:
+        if self.momentum is not None and self.rule != "dgc":
+            raise ValueError(f"compression.momentum: {self.rule} has none (only error_feedback=dgc does)")
+        if not 0 <= self.dgc_momentum < 1:
             raise ValueError(f"compression.momentum: must be in [0, 1), got {self.momentum}")
         if self.index_codec not in ("auto", *INDEX_CODECS):
             known = ", ".join(["auto", *INDEX_CODECS])
@@ -100,6 +102,10 @@ class CompressionConfig:
         if isinstance(self.error_feedback, bool):
             return "ec" if self.error_feedback else "none"
         return self.error_feedback
+
+    @property
+    def dgc_momentum(self) -> float:
+        return 0.9 if self.momentum is None else self.momentum
 
     @property
     def feedback(self) -> ErrorFeedback:

@@ -22,7 +22,7 @@ class ErrorFeedbackConfig(Protocol):
     def residual_decay(self) -> float: ...
 
     @property
-    def momentum(self) -> float: ...
+    def dgc_momentum(self) -> float: ...
 
 
 State = dict[str, Tensor]
@@ -57,9 +57,9 @@ def dgc(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress
     """Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
 
     Both the velocity u and the residual V are zeroed where something was sent (momentum factor masking). Local momentum
-    should be zero; with m = `momentum` = 0 this is ec.
+    should be zero; with m = `dgc_momentum` = 0 this is ec.
     """
-    velocity = state["velocity"].mul_(config.momentum).add_(model_delta)
+    velocity = state["velocity"].mul_(config.dgc_momentum).add_(model_delta)
     residual = state["residual"].add_(velocity)
     payload = compress(residual)
     assert payload.indices is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -81,9 +82,11 @@ class AccelerateModel:
         All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
         device = self.parameters.device
-        self._parallel = DistributedDataParallel(
-            self.module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones only this
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            self._parallel = DistributedDataParallel(
+                self.module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
         return attach_ddp(self._parallel, scaler=self._accelerator.scaler, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:

@@ -19,7 +19,8 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
         state = attach(engine, density=0.01)                 # of DeepSpeed, ZeRO stage 0 or 1
 
     `settings` are those of `SparseHookState`. Under Accelerate the loss scaler is found, and the memory is saved and
-    loaded by accelerator.save_state and load_state. Raises ValueError where gradients would not go through the hook:
+    loaded by accelerator.save_state and load_state: attach before load_state, or after it to start without a memory
+    (from a checkpoint that has none). Raises ValueError where gradients would not go through the hook:
     the model is no DistributedDataParallel, or something else has taken its only hook. Never silently dense.
     """
     if isinstance(target, DistributedDataParallel):

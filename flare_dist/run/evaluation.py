@@ -41,7 +41,10 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, 
     path = directory / {"final": MODEL, "best": BEST}[which]
     for needed in (directory / CONFIG, path):
         if not needed.exists():
-            raise ValueError(f"evaluate: {needed} does not exist; is {directory} the directory of a finished run?")
+            raise ValueError(
+                f"evaluate: {needed} does not exist; is {directory} the directory of a run? "
+                "(before its end there is only --which best)"
+            )
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
     data = load(data_config, config.seed)

@@ -67,7 +67,8 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     if source == directory and changed:
         raise ValueError(
             f"{changed[0]}: {directory} holds a run with another configuration (different: {', '.join(changed)}); "
-            "choose another output_dir, or start over with checkpoint.resume=never"
+            f"choose another output_dir (--checkpoint.resume {directory} goes on from it there), or remove it and "
+            "start over with --checkpoint.resume never"
         )
     return config, source
 

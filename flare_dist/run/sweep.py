@@ -29,7 +29,7 @@ import yaml
 from rich.table import Table
 
 from flare_dist.run import rundir
-from flare_dist.run.config import Config, to_yaml
+from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml
 from flare_dist.run.files import write_text
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,11 @@ def sweep(config: Config, grid: Grid, ranks: int, check: Check) -> list[dict[str
         check(_arguments(values))
     base = directory / BASE
     if base.exists() and base.read_text() != to_yaml(config):
-        raise ValueError(f"output_dir: {directory} holds a sweep of another configuration")
+        changed = differing_keys(yaml.safe_load(base.read_text()), as_dict(config))
+        raise ValueError(
+            f"output_dir: {directory} holds a sweep of another configuration (different: {', '.join(changed)}); choose "
+            "another output_dir"
+        )
     with rundir.claim(directory):
         write_text(base, to_yaml(config))
         return _play_all(config, grid, ranks, len(everything))
@@ -169,6 +173,13 @@ def _best(tried: list[dict[str, Any]], tune: dict[str, list[str]]) -> Values | N
     for key, values in tune.items():
         if best[key] in _ends(values):
             log.warning("%s = %s is at the edge of what was tried: a better value may lie beyond it", key, best[key])
+    for row in finished:
+        log.info(
+            "%s %s: validation accuracy %.4f",
+            "chosen:" if row is best else "  not:",
+            ", ".join(f"{key} = {row[key]}" for key in tune),
+            row["validation_accuracy"],
+        )
     return {key: best[key] for key in tune}
 
 
