@@ -115,6 +115,58 @@ def test_another_number_of_ranks_conserves_the_mean_residual(tmp_path: Path, siz
             assert_same_memory(own, kept)
 
 
+def several(world: World, directory: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What two hooks of one Accelerator remember when they are saved, and after they were loaded again."""
+    accelerator = make_accelerator(world)
+    pairs = [accelerator.prepare(m := net(), torch.optim.SGD(m.parameters(), lr=0.1)) for _ in range(2)]
+    states = [flare_dist.attach(accelerator, model, density=0.05) for model, _ in pairs]
+    for number in range(3):
+        for place, (model, optimizer) in enumerate(pairs):
+            step(model, optimizer, world.rank, 7 * place + number, accelerator)
+    accelerator.save_state(directory)
+    before = [state.state_dict() for state in states]
+    for number in range(2):
+        model, optimizer = pairs[0]
+        step(model, optimizer, world.rank, number, accelerator)
+    accelerator.load_state(directory)
+    return before, [state.state_dict() for state in states]
+
+
+def test_hooks_that_share_a_directory_keep_apart(tmp_path: Path) -> None:
+    for before, after in run_ranks(several, 2, str(tmp_path)):
+        for own, kept in zip(after, before):
+            assert_same_memory(own, kept)
+
+
+def remembered(world: World, channels_last: bool) -> dict[str, Any]:
+    """The memory after one step of a convolution; its bucket lies in memory as the weight does."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    ddp = DistributedDataParallel(model)
+    state = flare_dist.attach(ddp, density=0.1)
+    inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(world.rank))
+    ddp(inputs).square().sum().backward()
+    return state.state_dict()
+
+
+def test_memory_is_addressed_by_name_and_place_whatever_the_memory_format() -> None:
+    for rows, channels in zip(run_ranks(remembered, 2, False), run_ranks(remembered, 2, True)):
+        residual = channels["memory"]["weight"]["residual"]
+        assert residual.shape == (4, 3, 3, 3)
+        torch.testing.assert_close(residual, rows["memory"]["weight"]["residual"])
+
+
+def test_what_is_no_model_of_the_memory_is_refused() -> None:
+    state = flare_dist.SparseHookState(nn.Linear(4, 6))
+    memory = {"weight": {"residual": torch.zeros(1, 4)}}
+    with pytest.raises(ValueError, match=r"saved memory of weight is \(1, 4\), not \(6, 4\)"):
+        state.load_state_dict({"step": 1, "memory": memory})
+    with pytest.raises(ValueError, match=r"cannot exchange weight, which is torch\.complex64"):
+        flare_dist.SparseHookState(nn.Linear(4, 6, dtype=torch.complex64))
+
+
 def test_a_set_of_other_ranks_does_not_outlive_its_checkpoint(tmp_path: Path) -> None:
     """Saved on 2, 3 and 2 ranks in turn into one directory: what is loaded is always the last."""
     for size in (2, 3, 2):

@@ -311,6 +311,15 @@ def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     start(tiny(tmp_path))
 
 
+def test_a_run_that_came_in_between_is_not_overwritten(straight: Path, tmp_path: Path) -> None:
+    """It started and ended while this one was still reading its data."""
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"output_dir: another run has written to .* while this one was starting"):
+        rundir.claim(copy, held=False)
+    with rundir.claim(copy, held=True):
+        pass
+
+
 def test_fewer_rounds_than_the_other_run_has_played_are_refused(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rounds: .* has played 6 rounds already"):
         start(tiny(tmp_path, rounds=6, checkpoint=CheckpointConfig(resume=str(straight))))

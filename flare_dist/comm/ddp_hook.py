@@ -45,7 +45,8 @@ class SparseHookState:
     """What `sparse_hook` remembers of a model between steps, and its settings. One for each DDP object.
 
     Args:
-        model: the model, before or after DDP has wrapped it; its parameters' names address the memory.
+        model: the model, before or after DDP has wrapped it; its parameters' names address the memory, which is float32
+            whatever their precision.
         density: fraction of each tensor's entries that a rank sends, in (0, 1]; 1 is plain DDP.
         scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
         process_group: the ranks to exchange with, as given to DDP (None = all).
@@ -82,7 +83,11 @@ class SparseHookState:
         self.kept = 0  # entries of the gradients in it
         self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        self._names = {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        for name, parameter in trained.items():
+            if not parameter.is_floating_point():
+                raise ValueError(f"the sparse hook cannot exchange {name}, which is {parameter.dtype}")
+        self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
         self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
@@ -104,6 +109,12 @@ class SparseHookState:
         unknown = set(state["memory"]) - set(self._names.values())
         if unknown:
             raise ValueError(f"the saved memory holds parameters that the model has not: {', '.join(sorted(unknown))}")
+        for parameter, name in self._names.items():
+            for vector in state["memory"].get(name, {}).values():
+                if vector.shape != parameter.shape:
+                    raise ValueError(
+                        f"the saved memory of {name} is {tuple(vector.shape)}, not {tuple(parameter.shape)}"
+                    )
         self._commit()
         self.step = state["step"]
         self._buckets.clear()
@@ -125,7 +136,7 @@ class SparseHookState:
         if names not in self._buckets:
             self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
             self._buckets[names] = BucketMemory(
-                layout, self.state_names, self._memory, self.config, parameters[0].device
+                layout, parameters, self.state_names, self._memory, self.config, parameters[0].device
             )
         return self._buckets[names]
 

@@ -23,6 +23,7 @@ class BucketMemory:
     def __init__(
         self,
         layout: ParameterLayout,
+        parameters: Sequence[Tensor],
         state_names: Sequence[str],
         memory: dict[str, dict[str, Tensor]],
         config: CompressionConfig,
@@ -38,7 +39,8 @@ class BucketMemory:
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.is_pending = False
         for kind, vector in self.kept.items():
-            for name, view in layout.views(vector):
+            for (name, flat), parameter in zip(layout.views(vector), parameters):
+                view = _in_memory_order(flat, parameter)
                 own = memory.setdefault(name, {})
                 if kind in own:
                     view.copy_(own[kind])
@@ -85,3 +87,10 @@ class BucketMemory:
             for kind, vector in self.kept.items():
                 torch.where(failed, vector, self.pending[kind], out=vector)
             self.is_pending = False
+
+
+def _in_memory_order(flat: Tensor, parameter: Tensor) -> Tensor:
+    """`flat` seen as `parameter` lies in memory, as DDP's buckets are: not by rows where it is channels_last."""
+    if parameter.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(parameter):
+        return flat
+    return flat.as_strided(parameter.shape, parameter.stride())

@@ -55,6 +55,10 @@ class CompressionConfig:
     warmup_rounds: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "density", float(self.density)
+        )  # of NumPy's numbers the decimal is not what they print
+        object.__setattr__(self, "warmup", tuple(map(float, self.warmup)))
         if self.sparsifier != "dense" and self.sparsifier not in SPARSIFIERS:
             known = ", ".join(["dense", *SPARSIFIERS])
             raise ValueError(f"compression.sparsifier: unknown sparsifier {self.sparsifier!r} (choose from {known})")

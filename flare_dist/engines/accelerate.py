@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.hook_checkpoint import load_hook_state, save_hook_state
+from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_state
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
@@ -162,5 +162,7 @@ def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: A
 
 def save_with(accelerator: Accelerator, state: SparseHookState) -> None:
     """Save and load the hook's memory, one file a rank, whenever `accelerator` does its own state."""
-    accelerator.register_save_state_pre_hook(lambda models, weights, directory: save_hook_state(state, directory))
-    accelerator.register_load_state_pre_hook(lambda models, directory: load_hook_state(state, directory))
+    others = len(accelerator._save_model_state_pre_hook)  # each hook has files of its own
+    name = f"{NAME}-{others}" if others else NAME
+    accelerator.register_save_state_pre_hook(lambda models, weights, directory: save_hook_state(state, directory, name))
+    accelerator.register_load_state_pre_hook(lambda models, directory: load_hook_state(state, directory, name))

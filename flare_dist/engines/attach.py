@@ -23,7 +23,7 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
     (from a checkpoint that has none). Raises ValueError where gradients would not go through the hook:
     the model is no DistributedDataParallel, or something else has taken its only hook. Never silently dense.
     """
-    if isinstance(target, DistributedDataParallel):
+    if isinstance(getattr(target, "_orig_mod", target), DistributedDataParallel):
         return attach_ddp(target, **settings)
     from flare_dist.engines.accelerate import Accelerator, attach_accelerator, save_with  # seconds
 

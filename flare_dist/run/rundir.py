@@ -95,7 +95,7 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     wanted = config.checkpoint.resume
     if wanted == "never":
         return None
-    held = _holds_run(directory)
+    held = holds_run(directory)
     if held and wanted in ("auto", _read_config(directory / CONFIG)["checkpoint"]["resume"]):
         return directory  # under a path: the same command, repeated
     foreign = [name for name in (CONFIG, CHECKPOINTS, MODEL, SUMMARY) if (directory / name).exists()]
@@ -119,20 +119,27 @@ def _resume_from(config: Config, directory: Path) -> Path | None:
     return source
 
 
-def _holds_run(directory: Path) -> bool:
+def holds_run(directory: Path) -> bool:
     """A finished run may have lost its checkpoints, and is still not to be overwritten."""
     holds_state = (directory / SUMMARY).exists() or bool(complete_rounds(directory / CHECKPOINTS))
     return (directory / CONFIG).exists() and holds_state
 
 
-def claim(directory: Path) -> FileLock:
-    """Take the directory for this process until it ends; ValueError where another run is writing to it."""
+def claim(directory: Path, held: bool | None = None) -> FileLock:
+    """Take the directory for this process until it ends.
+
+    Raises ValueError where another run is writing to it, or has come and gone since it was looked at: `held` is whether
+    there was a run in it, where that matters.
+    """
     lock = FileLock(directory / LOCK)
     directory.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ValueError(f"output_dir: another run is writing to {directory}") from error
+    if held is not None and holds_run(directory) != held:
+        lock.release()
+        raise ValueError(f"output_dir: another run has written to {directory} while this one was starting")
     return lock
 
 

@@ -223,7 +223,7 @@ def _play(run: Run, config: Config, sweep_directory: Path, ranks: int) -> dict[s
 
 
 def _run(command: list[str], output: Path) -> int:
-    """The exit status of a command whose output goes into a file; it ends with this process, however that ends."""
+    """The exit status of a command whose output goes into a file; this process takes it along if it can."""
     with output.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:

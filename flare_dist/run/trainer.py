@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import shutil
@@ -48,8 +47,9 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     Raises ValueError for what the user can put right, before any process group starts where one rank alone can tell,
     and DivergedError on every rank where no client of a round brings a usable update.
     """
-    config, source = rundir.settle(config, launch.local_size)
     directory = Path(config.output_dir)
+    held = rundir.holds_run(directory)
+    config, source = rundir.settle(config, launch.local_size)
     torch.set_num_threads(config.engine.threads or 1)
     device = launch.device(config.engine.device)
     summary = rundir.read_summary(directory) if source == directory else None
@@ -63,7 +63,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
 
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
-        rundir.claim(directory) if launch.rank == 0 else nullcontext(),
+        rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
         open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
     ):
         _check_shared(directory, world, [source is None, summary is None])
@@ -120,8 +120,10 @@ def save_global(path: Path, parties: Parties) -> None:
     """Write the global model."""
     model, server = parties.trainer.model, parties.server
     model.load(server.parameters.data, server.buffers)
-    floats = [model.layout.views(server.parameters.data), model.buffer_layout.views(server.buffers)]
-    save_model(path, model.module.state_dict() | dict(itertools.chain(*floats)))
+    floats = dict(model.layout.views(server.parameters.data)) | dict(model.buffer_layout.views(server.buffers))
+    names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here
+    state = model.module.state_dict(keep_vars=True)
+    save_model(path, {name: floats.get(names.get(value, name), value.detach()) for name, value in state.items()})
 
 
 def divide(config: Config, data: DataSplits) -> list[Tensor]:
