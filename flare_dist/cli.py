@@ -21,7 +21,8 @@ from flare_dist.data.partition import label_table
 from flare_dist.run.config import build_config, config_parser, to_yaml
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.rounds import DivergedError
-from flare_dist.run.sweep import PLOT, RESULTS, Grid, by_point, parse_values, results_table, sweep
+from flare_dist.run.sweep import PLOT, RESULTS, Grid, parse_values, sweep
+from flare_dist.run.sweep_results import by_point, results_table
 from flare_dist.run.trainer import divide, train
 
 log = logging.getLogger("flare_dist")

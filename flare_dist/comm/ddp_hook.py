@@ -167,6 +167,10 @@ def check_compression(config: CompressionConfig) -> None:
         raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
     if config.sparsifier == "threshold":
         raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
+    if config.downlink != "dense":
+        raise ValueError(
+            f"compression.downlink: {config.downlink} needs a server, and here ranks take every step themselves"
+        )
     if config.value_block:
         raise ValueError(
             "compression.value_block: here every tensor has a table of its own, so that unused ones send 0"

@@ -61,7 +61,9 @@ class Compressor:
         def sparsify(vector: Tensor) -> Payload:
             if self.config.is_dense:
                 return Payload(None, vector)
-            chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
+            chosen = packing.whole[:0]
+            if segments:
+                chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
             return packing.pack(chosen, vector[torch.cat([chosen, packing.whole])], at_random)
 
         return self.rule(self.config, model_delta, state, sparsify)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.index_codecs import INDEX_CODECS, index_codec
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS
+
+DOWNLINKS = ("dense", "fp16", "changed", "topk")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class CompressionConfig:
             sent later, by error feedback; where there is none int8 rounds at random, so that its mean is right.
         value_block: of codecs with fewer than 16 bits, how many consecutive values share a table of levels; 0 =
             those of a tensor.
+        downlink: how the global parameters come to the clients: dense (float32), fp16, changed (the entries that
+            changed since a client last took part, without loss) or topk (the largest changes,
+            at `downlink_density` and by the codecs above; what is left follows later, so that clients train on, and we
+            evaluate, a view of them).
+        downlink_density: fraction of the entries that the topk downlink sends in a round, in (0, 1].
         warmup: densities of the first rounds, before `density`, e.g. [0.25, 0.063, 0.015, 0.004].
         warmup_rounds: rounds that each of them lasts.
     """
@@ -51,6 +58,8 @@ class CompressionConfig:
     index_codec: str = "auto"
     value_codec: str = "fp32"
     value_block: int = 0
+    downlink: str = "dense"
+    downlink_density: float = 0.01
     warmup: tuple[float, ...] = ()
     warmup_rounds: int = 1
 
@@ -93,6 +102,10 @@ class CompressionConfig:
             raise ValueError(f"compression.value_codec: unknown codec {self.value_codec!r} (choose from {known})")
         if self.value_block < 0:
             raise ValueError(f"compression.value_block: must not be negative, got {self.value_block}")
+        if self.downlink not in DOWNLINKS:
+            raise ValueError(f"compression.downlink: must be one of {', '.join(DOWNLINKS)}, got {self.downlink!r}")
+        if not 0 < self.downlink_density <= 1:
+            raise ValueError(f"compression.downlink_density: must be in (0, 1], got {self.downlink_density}")
         if not all(0 < density <= 1 for density in self.warmup):
             raise ValueError(f"compression.warmup: every density must be in (0, 1], got {list(self.warmup)}")
         if self.warmup and self.sends_everything:
@@ -115,6 +128,12 @@ class CompressionConfig:
     def feedback(self) -> ErrorFeedback:
         """The rule that holds: where everything is sent there is nothing to feed back."""
         return ERROR_FEEDBACK["none" if self.is_dense else self.rule]
+
+    @property
+    def of_downlink(self) -> CompressionConfig:
+        """What a topk downlink selects and writes by."""
+        density = self.downlink_density
+        return replace(self, sparsifier="topk", density=density, warmup=(), downlink="dense")
 
     @property
     def is_dense(self) -> bool:

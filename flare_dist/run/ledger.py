@@ -3,7 +3,8 @@
 Bytes are lengths of buffers that moved or, for the star that this run stands for, would have moved:
 
 * `uplink_bytes`: the cohort's encoded payloads, headers and indices included, before padding; 4 bytes an entry dense.
-* `downlink_bytes`: the global parameters, float32, to every client of the cohort.
+* `downlink_bytes`: what a star sends to the round's cohort, so that its clients hold the global parameters (or the view
+  of them that they train on); in mode: gradient the parameters, float32, to every rank.
 * `buffer_bytes`: the model's floating-point buffers that travelled with the payloads.
 * `dense_bytes`: the same uplink sent dense in float32, without buffers.
 * `wire_bytes`: what this round's collectives moved over all ranks, padding included (see comm/distributed.py).
@@ -49,9 +50,10 @@ class Stopwatch:
 
 
 def federated_report(
-    round_: int, exchanged: Exchanged, buffers: int, wire_bytes: int, seconds: dict[str, float]
+    round_: int, exchanged: Exchanged, sent: tuple[int, int, int], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """The row of one federated round; `buffers` is the number of the model's buffer entries."""
+    """The row of one federated round; `sent` are (downlink_bytes, the model's buffer entries, wire_bytes)."""
+    downlink_bytes, buffers, wire_bytes = sent
     total = exchanged.mean_delta.numel()
     clients = len(exchanged.accepted) + len(exchanged.rejected)
     return {
@@ -60,7 +62,7 @@ def federated_report(
         "clients": clients,
         "rejected_clients": len(exchanged.rejected),
         "uplink_bytes": exchanged.uplink_bytes,
-        "downlink_bytes": clients * total * 4,
+        "downlink_bytes": downlink_bytes,
         "buffer_bytes": len(exchanged.accepted) * buffers * 4,
         "dense_bytes": clients * total * 4,
         "wire_bytes": wire_bytes,

@@ -12,6 +12,7 @@ from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import SharedEpochs
+from flare_dist.server.downlink import Downlink
 from flare_dist.server.server import Server
 
 
@@ -36,5 +37,6 @@ class Parties:
     compressor: Compressor
     states: ClientStates  # in mode: gradient those of the ranks, filled for a checkpoint
     server: Server
+    downlink: Downlink
     partition: list[Tensor]  # the indices of each client's examples
     data_parallel: DataParallel | None = None  # of mode: gradient

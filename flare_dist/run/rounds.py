@@ -9,6 +9,7 @@ import logging
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flare_dist.clients.state import hosting_ranks
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Train the cohort, exchange its updates and step the server; returns the round's report."""
     world, trainer, compressor, server = parties.world, parties.trainer, parties.compressor, parties.server
-    watch = Stopwatch(world)
+    watch, view = Stopwatch(world), parties.downlink.view
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
     drawn = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
@@ -36,6 +37,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
+    downlink_bytes = parties.downlink.nbytes_to(drawn, round_)
     uplink = _open_uplink(round_, config, cohort, parties)
 
     # Local training and compression, one client after another.
@@ -43,7 +45,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         with parties.states.lend(client) as state:
             with watch.phase("compute"):
                 examples = parties.partition[client]
-                result = trainer.train(client, round_, examples, server.parameters.data, server.buffers, state)
+                result = trainer.train(client, round_, examples, view, server.buffers, state)
             with watch.phase("select"):
                 if result.is_finite:
                     uplink.add(result, compressor.compress(round_, client, result.model_delta, state))
@@ -61,13 +63,30 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
             )
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
-    # The server's step; ranks that can take it themselves need no answer.
-    if server.is_stateless or world.rank == 0:
+    # The server's step, and what clients are to hold of it.
+    if _steps_here(parties):
         server.step(round_, exchanged.mean_delta)
-    if not server.is_stateless:
-        world.broadcast_(server.parameters.data)
     server.buffers.add_(exchanged.mean_buffer_delta)
-    return federated_report(round_, exchanged, server.buffers.numel(), world.traffic.wire_bytes, watch.totals())
+    _publish(round_, parties)
+    sent = (downlink_bytes, server.buffers.numel(), world.traffic.wire_bytes)
+    return federated_report(round_, exchanged, sent, watch.totals())
+
+
+def _steps_here(parties: Parties) -> bool:
+    """Rank 0 is the server; where its step is stateless and not compressed again, all ranks take it themselves."""
+    return parties.world.rank == 0 or (parties.server.is_stateless and parties.downlink.is_lossless)
+
+
+def _publish(round_: int, parties: Parties) -> None:
+    """Bring the view of the new global parameters to all ranks; those that took the step themselves have it."""
+    world, downlink = parties.world, parties.downlink
+    if downlink.is_lossless:
+        if not parties.server.is_stateless:
+            world.broadcast_(downlink.parameters)
+    else:
+        blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
+        downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))
+    downlink.finish_round(round_)
 
 
 def _open_uplink(round_: int, config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
@@ -75,8 +94,7 @@ def _open_uplink(round_: int, config: Config, cohort: Cohort, parties: Parties) 
     buffers = server.buffers.numel()
     if config.compression.is_dense:
         return DenseUplink(cohort, server.receive, server.parameters.numel(), buffers, parties.world.device)
-    steps_here = server.is_stateless or parties.world.rank == 0
-    receive = server.receive if steps_here else _leave_to_rank_0
+    receive = server.receive if _steps_here(parties) else _leave_to_rank_0
     plan = parties.compressor.plan(round_)
     return SparseUplink(cohort, receive, buffers, plan.packing, plan.max_kept)
 

@@ -11,7 +11,6 @@ Each run is a process of its own. The same command continues an interrupted swee
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import logging
@@ -21,16 +20,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 from urllib.parse import quote
 
 import yaml
-from rich.table import Table
 
 from flare_dist.run import rundir
 from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml
 from flare_dist.run.files import write_text
+from flare_dist.run.sweep_results import describe, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -238,64 +236,3 @@ def _diverged(output: Path) -> bool:
     """Whether a run's output ends in the error of one that no client's update could save."""
     lines = output.read_text().splitlines() if output.exists() else []
     return any(line.startswith("error: round ") and "not finite" in line for line in lines)
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `rows` with a header line; a value that a row lacks is left empty."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
-def describe(row: dict[str, Any]) -> str:
-    """One finished or diverged run in a line."""
-    name = Path(row["directory"]).name + (" (tuning)" if row["purpose"] == "tuning" else "")
-    if row["status"] == "diverged":
-        return f"{name}: diverged"
-    kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
-    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {row['uplink_bytes'] / 1e6:.3g} MB up"
-
-
-def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The result rows of each setting of `keys`, by its description."""
-    points: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["purpose"] == "result":
-            points.setdefault(", ".join(f"{key}={row[key]}" for key in keys) or "as configured", []).append(row)
-    return points
-
-
-def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
-    """Mean and spread over the seeds of every setting; the best by validation accuracy, if any, is marked."""
-    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "MB up", "seconds")
-    points = by_point(rows, keys)
-    means = {name: _mean([row["validation_accuracy"] for row in runs]) for name, runs in points.items()}
-    best = max((value for value in means.values() if value is not None), default=None)
-    for name, runs in points.items():
-        mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
-        columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
-        megabytes = _mean([row["uplink_bytes"] and row["uplink_bytes"] / 1e6 for row in runs])
-        seconds = _mean([row["seconds"] for row in runs])
-        plain = ["-" if value is None else f"{value:.4g}" for value in (megabytes, seconds)]
-        table.add_row(name + mark, str(len(runs)), *columns, *plain)
-    if best is not None and len(points) > 1:
-        table.caption = "* best by validation accuracy"
-    return table
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """None where a run has no value: it diverged, or nothing was held out."""
-    present = [value for value in values if value is not None]
-    return mean(present) if present and len(present) == len(values) else None
-
-
-def _spread(values: list[float | None]) -> str:
-    present = [value for value in values if value is not None]
-    lost = f" ({len(values) - len(present)} diverged)" if 0 < len(present) < len(values) else ""
-    if not present:
-        return "-"
-    return f"{mean(present):.4f}" + (f" ± {stdev(present):.4f}" if len(present) > 1 else "") + lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -36,6 +37,7 @@ from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
+from flare_dist.server.downlink import Downlink
 from flare_dist.server.server import Server
 
 log = logging.getLogger(__name__)
@@ -117,10 +119,11 @@ def _record(tracker: Tracker, row: dict[str, Any], directory: Path, parties: Par
 
 
 def save_global(path: Path, parties: Parties) -> None:
-    """Write the global model."""
+    """Write the global model, as clients hold it."""
     model, server = parties.trainer.model, parties.server
-    model.load(server.parameters.data, server.buffers)
-    floats = dict(model.layout.views(server.parameters.data)) | dict(model.buffer_layout.views(server.buffers))
+    view = parties.downlink.view
+    model.load(view, server.buffers)
+    floats = dict(model.layout.views(view)) | dict(model.buffer_layout.views(server.buffers))
     names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here
     state = model.module.state_dict(keep_vars=True)
     save_model(path, {name: floats.get(names.get(value, name), value.detach()) for name, value in state.items()})
@@ -169,6 +172,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     compressor = Compressor(config.compression, local.layout, config.seed, world.device)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
+    downlink = Downlink(config.compression, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     if states.names and config.mode == "federated":
@@ -178,20 +182,28 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if config.mode == "gradient":
         hook = local.distribute(seed=config.seed, **vars(config.compression))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
-    return Parties(world, trainer, compressor, states, server, parts, parallel)
+    return Parties(world, trainer, compressor, states, server, downlink, parts, parallel)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
-    """A function that gives the global model's loss and accuracy on what is held out."""
+    """A function that gives the global model's loss and accuracy on what is held out.
+
+    Where clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
+    """
     held_out = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
     device = parties.world.device
     sources = {name: BatchSource(split, data.mean, data.std, device) for name, split in held_out.items()}
 
+    views = {"": parties.downlink.view}
+    if not parties.downlink.is_lossless:
+        views["server_"] = parties.server.parameters.data
+
     def evaluate_global() -> dict[str, float]:
-        parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
-        metrics = {}
-        for name, source in sources.items():
-            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = evaluate(parties.trainer.model.module, source)
+        metrics: dict[str, float] = {}
+        for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
+            parties.trainer.model.load(view, parties.server.buffers)
+            loss, accuracy = evaluate(parties.trainer.model.module, source)
+            metrics |= {f"{prefix}{name}_loss": loss, f"{prefix}{name}_accuracy": accuracy}
         return metrics
 
     return evaluate_global
@@ -221,6 +233,7 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
     if source:
         restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, parties.trainer.model.layout.describe())
         parties.server.load_state_dict(restored.server)
+        parties.downlink.load_state_dict(restored.server.get("downlink"))
         of_gradients = "step" in restored.server  # what a hook remembers is of gradients, a client's residual of deltas
         if restored.clients and of_gradients != (config.mode == "gradient"):
             log.warning("mode: %s cannot use what the other run has not sent yet; it starts without", config.mode)
@@ -248,7 +261,7 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
 
 
 def _save(config: Config, round_: int, parties: Parties) -> None:
-    server = parties.server.state_dict()
+    server = parties.server.state_dict() | {"downlink": parties.downlink.state_dict()}
     if parties.data_parallel:
         export_memory(parties)
         server["step"] = parties.data_parallel.hook.step

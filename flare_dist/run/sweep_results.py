@@ -1,0 +1,72 @@
+"""What came of a sweep: a line for each run, results.csv, and the table that a sweep ends with."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` with a header line; a value that a row lacks is left empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One finished or diverged run in a line."""
+    name = Path(row["directory"]).name + (" (tuning)" if row["purpose"] == "tuning" else "")
+    if row["status"] == "diverged":
+        return f"{name}: diverged"
+    kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
+    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {row['uplink_bytes'] / 1e6:.3g} MB up"
+
+
+def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The result rows of each setting of `keys`, by its description."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["purpose"] == "result":
+            points.setdefault(", ".join(f"{key}={row[key]}" for key in keys) or "as configured", []).append(row)
+    return points
+
+
+def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
+    """Mean and spread over the seeds of every setting; the best by validation accuracy, if any, is marked."""
+    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "MB up", "seconds")
+    points = by_point(rows, keys)
+    means = {name: _mean([row["validation_accuracy"] for row in runs]) for name, runs in points.items()}
+    best = max((value for value in means.values() if value is not None), default=None)
+    for name, runs in points.items():
+        mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
+        columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
+        megabytes = _mean([row["uplink_bytes"] and row["uplink_bytes"] / 1e6 for row in runs])
+        seconds = _mean([row["seconds"] for row in runs])
+        plain = ["-" if value is None else f"{value:.4g}" for value in (megabytes, seconds)]
+        table.add_row(name + mark, str(len(runs)), *columns, *plain)
+    if best is not None and len(points) > 1:
+        table.caption = "* best by validation accuracy"
+    return table
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """None where a run has no value: it diverged, or nothing was held out."""
+    present = [value for value in values if value is not None]
+    return mean(present) if present and len(present) == len(values) else None
+
+
+def _spread(values: list[float | None]) -> str:
+    present = [value for value in values if value is not None]
+    lost = f" ({len(values) - len(present)} diverged)" if 0 < len(present) < len(values) else ""
+    if not present:
+        return "-"
+    return f"{mean(present):.4f}" + (f" ± {stdev(present):.4f}" if len(present) > 1 else "") + lost
