@@ -12,12 +12,18 @@ Bytes are lengths of buffers that moved or, for the star that this run stands fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import Exchanged
+from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.payload import WORD, Packing
+from flare_dist.run.config import Config
+
+log = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -47,6 +53,34 @@ class Stopwatch:
             "waiting_seconds": traffic.waiting_seconds,
         }
         return dict(zip(measured, self.world.largest(list(measured.values()))))
+
+
+def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
+    """The density below which an all-gather of `payloads` payloads a rank moves less than a dense all-reduce.
+
+    Over W ranks the all-gather of B bytes a rank moves W (W - 1) B, the ring all-reduce of n float32 2 (W - 1) 4 n.
+    """
+    dense = 2 * WORD * packing.total
+    least, most = packing.whole.numel(), packing.total
+    while least < most:
+        kept = (least + most + 1) // 2
+        least, most = (kept, most) if ranks * payloads * packing.nbytes(kept) < dense else (least, kept - 1)
+    return least / packing.total
+
+
+def report_break_even(config: Config, compressor: Compressor, ranks: int) -> None:
+    """Say at start where sparse payloads stop paying on the wire, and warn where the density lies beyond."""
+    if config.mode == "centralised" or config.compression.is_dense or ranks == 1:
+        return
+    payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
+    packing, most = compressor.plan(config.rounds).packing, compressor.plan(config.rounds).max_kept
+    limit = break_even_density(packing, ranks, payloads)
+    log.info("on the wire of %d ranks with %d payloads each sparse pays below density %.3g", ranks, payloads, limit)
+    if most > limit * packing.total:
+        log.warning(
+            "compression.density: at %g the ranks move more than with sparsifier=dense, whose payloads are summed before "
+            "the wire (sparse pays below %.3g here)", most / packing.total, limit,
+        )  # fmt: skip
 
 
 def federated_report(

@@ -33,6 +33,7 @@ from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
 from flare_dist.run.files import save_model, write_text
 from flare_dist.run.gradient import export_memory, import_memory
+from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.summary import is_best, summarise, summary_table
@@ -175,6 +176,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     downlink = Downlink(config.compression, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
+    report_break_even(config, compressor, world.size)
     if states.names and config.mode == "federated":
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
