@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, partition, sweep."""
+"""The command line: train, evaluate, partition, sweep, bandwidth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from flare_dist.analysis.bandwidth import check_same_work, parse_tags, read_run, totals
+from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_accuracy_against_bytes, plot_label_table
+from flare_dist.analysis.report import lines, terminal_table, write_report
 from flare_dist.comm.distributed import Launch
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
@@ -42,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "evaluate": _evaluate_parser(),
             "partition": _partition_parser(),
             "sweep": _sweep_parser(),
+            "bandwidth": _bandwidth_parser(),
         }
         command, options = _parse(parsers, arguments)
         COMMANDS[command](parsers[command], options, launch, console)
@@ -172,11 +176,65 @@ def _run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Co
     _wide_console().print(results_table(rows, keys))
     print(f"results: {directory / RESULTS}")
     finished = {
-        name: [Path(row["directory"]) for row in runs if row["status"] == "finished"]
+        name: [read_run(Path(row["directory"]), {}) for row in runs if row["status"] == "finished"]
         for name, runs in by_point(rows, keys).items()
     }
     plot_accuracy_against_bytes(finished, directory / PLOT)
     print(f"plot: {directory / PLOT}")
+
+
+def _bandwidth_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Compare what runs sent and took, and project it on other links, from their logs.",
+        exit_on_error=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="Directories with metrics.jsonl or TensorBoard event files.")
+    parser.add_argument(
+        "--link",
+        action="append",
+        type=str,
+        default=[],
+        help="RATE[/LATENCY][/full|half|shared], e.g. 100Mbps or 1Gbps/20ms; may be repeated. shared: all ranks take "
+        "turns on one medium.",
+    )
+    parser.add_argument(
+        "--topology",
+        choices=TOPOLOGIES,
+        default="ranks",
+        help="Who has such a link: every rank, or, in a star around the server, every client.",
+    )
+    parser.add_argument("--target", type=float | None, default=None, help="Test accuracy to be reached, in [0, 1].")
+    parser.add_argument("--ranks", type=int | None, default=None, help="How many ranks ran, where logs do not say.")
+    parser.add_argument(
+        "--tag",
+        action="append",
+        type=str,
+        default=[],
+        help="KEY=TAG: the TensorBoard tag under which another trainer logs a key of metrics.jsonl, e.g. "
+        "uplink_bytes=comm/sent or test_accuracy=eval/acc; may be repeated.",
+    )
+    parser.add_argument(
+        "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/bandwidth"), help="For CSV, HTML and plots.")
+    return parser
+
+
+def _run_bandwidth(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    links = [Link.parse(text) for text in options.link]
+    tags = parse_tags(options.tag)
+    logs = [read_run(directory, tags, options.ranks) for directory in options.runs]
+    different = check_same_work(logs)
+    if different and not options.allow_different:
+        raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
+    runs = [totals(run, links, options.topology, options.target) for run in logs]
+    rows = lines(runs, options.target)
+    _wide_console().print(terminal_table(runs, rows))
+    notes = [f"Beware: {different}."] if different else []
+    for note in notes:
+        log.warning(note)
+    for path in write_report(options.output_dir, logs, runs, rows, notes):
+        print(path)
 
 
 def _wide_console() -> Console:
@@ -192,4 +250,5 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Any, Launch, Console], None]] = {
     "evaluate": _run_evaluate,
     "partition": _run_partition,
     "sweep": _run_sweep,
+    "bandwidth": _run_bandwidth,
 }

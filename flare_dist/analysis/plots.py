@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class MissingMatplotlibError(ValueError):
+    """Plots were asked for, and matplotlib is not installed."""
 
 
 def plot_label_table(counts: Tensor, path: Path) -> None:
@@ -31,23 +36,46 @@ def plot_label_table(counts: Tensor, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
+def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path) -> None:
     """Write a PNG of test accuracy against cumulative uplink bytes, one colour for each label.
 
-    `runs` maps a label to run directories that hold a metrics.jsonl; those of one label, e.g. seeds, are drawn thin
-    in the same colour. Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError where matplotlib is not
+    installed or `path` cannot be written.
     """
     figure = _figure(9, 5)
     axes = figure.add_subplot(xlabel="uplink bytes of all clients", ylabel="test accuracy", xscale="log")
-    for (label, directories), style in zip(runs.items(), itertools.cycle(["-", "--", ":"])):
+    for (label, logs), style in zip(runs.items(), itertools.cycle(["-", "--", ":"])):
         colour = axes.plot([], [], style, label=label)[0].get_color()
-        for directory in directories:
-            rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-            sent = list(itertools.accumulate(row.get("uplink_bytes", 0) for row in rows))
-            points = [(x, row["test_accuracy"]) for x, row in zip(sent, rows) if x and "test_accuracy" in row]
-            axes.plot(*zip(*points), style, color=colour, linewidth=1)
+        for log in logs:
+            points = accuracy_against_bytes(log.rows)
+            axes.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, path)
+
+
+def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
+    """Write a PNG of the mean seconds of a round: measured, by what they were spent on, and projected on each link.
+
+    Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    """
+    links = list(runs[0].projected)
+    figure = _figure(max(6.0, 1.5 * len(runs) * (1 + len(links))), 5)
+    axes = figure.add_subplot(ylabel="seconds a round", title="Mean round: measured, and projected on links")
+    width = 0.8 / (1 + len(links))
+    for bar, link in enumerate(["measured", *links]):
+        places = [place + bar * width for place in range(len(runs))]
+        whole = [
+            (run.projected[link] if bar else run.amounts.get("round_seconds", 0.0)) / max(run.rounds, 1) for run in runs
+        ]
+        axes.bar(places, whole, width * 0.9, label=link if bar else "measured: other", color=f"C{bar + 3}")
+        below = [0.0] * len(runs)
+        for part, kind in enumerate(() if bar else ("compute", "select", "communication")):
+            seconds = [run.amounts.get(f"{kind}_seconds", 0.0) / max(run.rounds, 1) for run in runs]
+            axes.bar(places, seconds, width * 0.9, bottom=below, label=f"measured: {kind}", color=f"C{part}")
+            below = [low + more for low, more in zip(below, seconds)]
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(runs))], [run.name for run in runs], rotation=15)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     _save(figure, path)
 
 
@@ -55,7 +83,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'flare_dist[plots]'") from error
+        raise MissingMatplotlibError("plots need matplotlib: pip install 'flare_dist[plots]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -16,7 +16,9 @@ Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +33,19 @@ from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
 WORD = 4
+
+
+@dataclass(frozen=True)
+class HookTraffic:
+    """What a hook has sent."""
+
+    wire_bytes: int = 0  # of the collectives over all ranks, padding included
+    uplink_bytes: int = 0  # what this rank had to say, before padding
+    kept: int = 0  # entries of the gradients in it
+    collectives: int = 0
+
+    def since(self, earlier: "HookTraffic") -> "HookTraffic":
+        return HookTraffic(*(now - before for now, before in zip(astuple(self), astuple(earlier))))
 
 
 class LossScaler(Protocol):
@@ -55,8 +70,8 @@ class SparseHookState:
             none), momentum, residual_decay, count, dense_below, index_codec, value_codec, warmup and warmup_rounds,
             which here count steps.
 
-    `wire_bytes` (over all ranks, padding included), `uplink_bytes` (this rank's, before padding) and `kept` (entries in
-    them) count from the state's creation on; they are not saved.
+    `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
+    rank before padding, `kept` entries in them, `collectives`. It is not saved.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 needs a server.
@@ -78,9 +93,8 @@ class SparseHookState:
         self.process_group = process_group
         self.seed = seed
         self.step = 0  # backward passes that were synchronised
-        self.wire_bytes = 0  # what the collectives moved over all ranks, padding included
-        self.uplink_bytes = 0  # what this rank had to say, before padding
-        self.kept = 0  # entries of the gradients in it
+        self.traffic = HookTraffic()
+        self.sent: list[tuple[float, int]] = []  # of this step's buckets (clock, bytes on the wire), where a CPU trains
         self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -94,9 +108,22 @@ class SparseHookState:
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
 
-    def counts(self) -> tuple[int, int, int]:
-        """(wire_bytes, uplink_bytes, kept) so far."""
-        return self.wire_bytes, self.uplink_bytes, self.kept
+    @property
+    def wire_bytes(self) -> int:
+        """What the collectives moved over all ranks, padding included."""
+        return self.traffic.wire_bytes
+
+    def count(self, wire_bytes: int, uplink_bytes: int, kept: int, on_cpu: bool) -> None:
+        """Note one bucket that is about to be sent."""
+        before = self.traffic
+        self.traffic = HookTraffic(
+            before.wire_bytes + wire_bytes,
+            before.uplink_bytes + uplink_bytes,
+            before.kept + kept,
+            before.collectives + 1,
+        )
+        if on_cpu:  # a GPU is behind this clock
+            self.sent.append((time.perf_counter(), wire_bytes))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
@@ -127,6 +154,7 @@ class SparseHookState:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         self._commit()
         self.held.clear()
+        self.sent.clear()
         self.step += 1
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
@@ -197,9 +225,7 @@ def exchange_gradients(
     rank, world_size = rank_and_size(state.process_group)
     bucket = state.bucket_of(parameters)
     if state.config.is_dense:
-        state.wire_bytes += 2 * (world_size - 1) * buffer.nbytes
-        state.uplink_bytes += buffer.nbytes
-        state.kept += buffer.numel()
+        state.count(2 * (world_size - 1) * buffer.nbytes, buffer.nbytes, buffer.numel(), not buffer.is_cuda)
         reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
         return reduced.then(lambda future: future.value()[0])
 
@@ -224,9 +250,7 @@ def exchange_gradients(
     kept, size = payload.kept, WORD + payload.nbytes
     padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
     packed = torch.cat([failed.int().view(1).view(torch.uint8), payload.data, padding])
-    state.wire_bytes += world_size * (world_size - 1) * packed.nbytes
-    state.uplink_bytes += size
-    state.kept += kept
+    state.count(world_size * (world_size - 1) * packed.nbytes, size, kept, not buffer.is_cuda)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 

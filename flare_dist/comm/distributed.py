@@ -62,6 +62,7 @@ class Traffic:
     """What the collectives of this rank moved and took."""
 
     wire_bytes: int = 0
+    collectives: int = 0
     communication_seconds: float = 0.0
     waiting_seconds: float = 0.0
 
@@ -88,6 +89,7 @@ class World:
         yield
         self.traffic.communication_seconds += self.now() - start
         self.traffic.wire_bytes += wire_bytes
+        self.traffic.collectives += 1
 
     def now(self) -> float:
         """Seconds on a monotonic clock, once the device has finished what it was given."""
@@ -127,6 +129,7 @@ class World:
         """Elementwise maximum over the ranks; a control message of a few bytes, which is not counted as traffic."""
         maxima = torch.tensor(numbers, dtype=torch.float64, device=self._wire_device)
         if self.size > 1:
+            self.traffic.collectives += 1
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
         return maxima.tolist()
 
@@ -138,6 +141,7 @@ class World:
         """A barrier, so that what follows measures communication and not the slowest rank's computation."""
         if self.size > 1:
             start = self.now()
+            self.traffic.collectives += 1
             dist.barrier()
             self.traffic.waiting_seconds += self.now() - start
 

@@ -7,6 +7,8 @@ the same optimizer step. A round is `eval_every` steps.
 from __future__ import annotations
 
 import math
+import time
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,20 +26,23 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     world, model, server = parties.world, parties.trainer.model, parties.server
     parallel = parties.data_parallel
     assert parallel is not None
-    hook, sent = parallel.hook, parallel.hook.counts()
+    hook, before = parallel.hook, parallel.hook.traffic
     watch = Stopwatch(world)
     model.load(server.parameters.data, server.buffers)
     for group in model.optimizer.param_groups:
         group["lr"] = parties.trainer.lr(round_)
     model.module.train()
     loss_sum = torch.zeros(1, device=world.device)
+    buckets: list[list[tuple[float, int]]] = []
     with watch.phase("compute"):
         for _ in range(config.eval_every):
+            start = time.perf_counter()
             torch.manual_seed(derive_seed(config.seed, "dropout", hook.step, world.rank))
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
                 loss_sum.add_(model.step(inputs, labels))
+            buckets.append([(clock - start, wire_bytes) for clock, wire_bytes in hook.sent])
         model.collect()
     server.parameters.data.copy_(model.parameters)
     server.buffers.copy_(world.all_reduce_(model.buffers.clone()).div_(world.size))
@@ -45,9 +50,15 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     if not world.all_true(math.isfinite(train_loss)):
         raise DivergedError(f"round {round_}: the training loss is not finite; try a lower clients.lr")
     buffer_bytes = 4 * server.buffers.numel() * world.size
-    moved = [now - before for now, before in zip(hook.counts(), sent)]
     steps = (world.size, config.eval_every, server.parameters.numel())
-    return gradient_report(round_, train_loss, steps, moved, buffer_bytes, world.traffic.wire_bytes, watch.totals())
+    moved, mean = hook.traffic.since(before), _mean_step(buckets)
+    return gradient_report(round_, train_loss, steps, moved, mean, buffer_bytes, world.traffic, watch.totals())
+
+
+def _mean_step(steps: list[list[tuple[float, int]]]) -> list[tuple[float, int]]:
+    """The mean time after which each bucket was sent, and its bytes; DDP has other buckets in its first step."""
+    alike = [step for step in steps if len(step) == len(steps[-1])]
+    return [(fmean(clock for clock, _ in bucket), bucket[-1][1]) for bucket in zip(*alike)]
 
 
 def export_memory(parties: Parties) -> None:

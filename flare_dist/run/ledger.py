@@ -7,6 +7,7 @@ Bytes are lengths of buffers that moved or, for the star that this run stands fo
   of them that they train on); in mode: gradient the parameters, float32, to every rank.
 * `buffer_bytes`: the model's floating-point buffers that travelled with the payloads.
 * `dense_bytes`: the same uplink sent dense in float32, without buffers.
+* `ranks`, `collectives`: how many processes moved them, in how many collectives, barriers among them.
 * `wire_bytes`: what this round's collectives moved over all ranks, padding included (see comm/distributed.py).
 """
 
@@ -17,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.ddp_hook import HookTraffic
+from flare_dist.comm.distributed import Traffic, World
 from flare_dist.comm.exchange import Exchanged
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.payload import WORD, Packing
@@ -43,7 +45,7 @@ class Stopwatch:
         self.seconds[name] += self.world.now() - start
 
     def totals(self) -> dict[str, float]:
-        """All `*_seconds` of the round, each the largest over the ranks."""
+        """`ranks`, and all `*_seconds` of the round, each the largest over them."""
         traffic = self.world.traffic
         measured = {
             "round_seconds": self.world.now() - self.start,
@@ -52,7 +54,7 @@ class Stopwatch:
             "communication_seconds": traffic.communication_seconds,
             "waiting_seconds": traffic.waiting_seconds,
         }
-        return dict(zip(measured, self.world.largest(list(measured.values()))))
+        return {"ranks": self.world.size, **dict(zip(measured, self.world.largest(list(measured.values()))))}
 
 
 def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
@@ -78,16 +80,15 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
     log.info("on the wire of %d ranks with %d payloads each sparse pays below density %.3g", ranks, payloads, limit)
     if most > limit * packing.total:
         log.warning(
-            "compression.density: at %g the ranks move more than with sparsifier=dense, whose payloads are summed before "
-            "the wire (sparse pays below %.3g here)", most / packing.total, limit,
+            "compression.density: at %g the ranks move more than with sparsifier=dense, whose payloads are summed "
+            "before the wire (sparse pays below %.3g here)", most / packing.total, limit,
         )  # fmt: skip
 
 
 def federated_report(
-    round_: int, exchanged: Exchanged, sent: tuple[int, int, int], seconds: dict[str, float]
+    round_: int, exchanged: Exchanged, downlink_bytes: int, buffers: int, traffic: Traffic, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """The row of one federated round; `sent` are (downlink_bytes, the model's buffer entries, wire_bytes)."""
-    downlink_bytes, buffers, wire_bytes = sent
+    """The row of one federated round; `buffers` is the number of the model's buffer entries."""
     total = exchanged.mean_delta.numel()
     clients = len(exchanged.accepted) + len(exchanged.rejected)
     return {
@@ -99,7 +100,8 @@ def federated_report(
         "downlink_bytes": downlink_bytes,
         "buffer_bytes": len(exchanged.accepted) * buffers * 4,
         "dense_bytes": clients * total * 4,
-        "wire_bytes": wire_bytes,
+        "wire_bytes": traffic.wire_bytes,
+        "collectives": traffic.collectives,
         "kept": exchanged.kept,
         "total": clients * total,
         **seconds,
@@ -110,29 +112,34 @@ def gradient_report(
     round_: int,
     train_loss: float,
     steps: tuple[int, int, int],
-    moved: list[int],
+    moved: HookTraffic,
+    buckets: list[tuple[float, int]],
     buffer_bytes: int,
-    wire_bytes: int,
+    traffic: Traffic,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The row of one round of mode: gradient, in which a rank is a client.
 
-    `steps` are (ranks, steps of the round, parameters), `moved` this rank's (wire_bytes, uplink_bytes, kept) of the
-    hook; `wire_bytes` is what moved beside it. Selection and exchange happen inside backward and are timed with it.
+    `steps` are (ranks, steps of the round, parameters), `moved` what the hook moved, `traffic` what moved beside it.
+    Selection and exchange happen inside backward and are timed with it; `buckets` has for each bucket of a step when
+    it was sent, in seconds after the step's beginning, and its bytes on the wire.
     """
     ranks, count, total = steps
-    hook_wire_bytes, uplink_bytes, kept = moved
     return {
         "round": round_,
         "train_loss": train_loss,
         "clients": ranks,
         "rejected_clients": 0,
-        "uplink_bytes": ranks * uplink_bytes,
+        "uplink_bytes": ranks * moved.uplink_bytes,
         "downlink_bytes": ranks * count * total * 4,
         "buffer_bytes": buffer_bytes,
         "dense_bytes": ranks * count * total * 4,
-        "wire_bytes": hook_wire_bytes + wire_bytes,
-        "kept": ranks * kept,
+        "wire_bytes": moved.wire_bytes + traffic.wire_bytes,
+        "collectives": moved.collectives + traffic.collectives,
+        "steps": count,
+        "bucket_sent_after": [after for after, _ in buckets],
+        "bucket_wire": [wire for _, wire in buckets],
+        "kept": ranks * moved.kept,
         "total": ranks * count * total,
         **seconds,
     }
@@ -140,7 +147,8 @@ def gradient_report(
 
 def centralised_report(round_: int, train_loss: float, seconds: dict[str, float]) -> dict[str, Any]:
     """The row of one centralised round: nothing is sent."""
-    unsent = ("uplink_bytes", "downlink_bytes", "buffer_bytes", "dense_bytes", "wire_bytes", "kept", "total")
+    kinds = ("uplink", "downlink", "buffer", "dense", "wire")
+    unsent = [*(f"{kind}_bytes" for kind in kinds), "collectives", "kept", "total"]
     return {
         "round": round_,
         "train_loss": train_loss,

@@ -68,8 +68,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         server.step(round_, exchanged.mean_delta)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
-    sent = (downlink_bytes, server.buffers.numel(), world.traffic.wire_bytes)
-    return federated_report(round_, exchanged, sent, watch.totals())
+    return federated_report(round_, exchanged, downlink_bytes, server.buffers.numel(), world.traffic, watch.totals())
 
 
 def _steps_here(parties: Parties) -> bool:

@@ -32,7 +32,8 @@ def tag(key: str) -> str | None:
     for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
         if key.endswith(suffix):
             return f"{group}/{key.removesuffix(suffix)}"
-    return f"clients/{key}" if key in ("clients", "rejected_clients") else None
+    groups = {"clients": ("clients", "rejected_clients"), "ranks": ("ranks", "collectives", "steps")}
+    return next((f"{group}/{key}" for group, keys in groups.items() if key in keys), None)
 
 
 def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:

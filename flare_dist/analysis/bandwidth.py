@@ -1,0 +1,180 @@
+"""What runs sent, how long it took and what accuracy it bought.
+
+Read from metrics.jsonl where there is one and from TensorBoard event files otherwise, also those of other trainers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flare_dist.analysis.links import Link, project
+
+Row = dict[str, Any]  # of one round, by the keys of metrics.jsonl
+
+# What must agree for bytes and seconds of two runs to be those of the same work, by dotted key.
+SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps", "eval_every")
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What one run logged."""
+
+    name: str
+    rows: list[Row]  # of the rounds in order, 0 being the initial model
+    work: dict[str, Any] = field(default_factory=dict)  # of SAME_WORK what its configuration says; empty without one
+
+
+def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
+    """The log in `directory`; `tags` are the TensorBoard tags of keys whose names are another trainer's.
+
+    `ranks` stands in where the log does not say how many there were. Raises ValueError where there is no log, or
+    nothing in it is known.
+    """
+    if (directory / "metrics.jsonl").exists() and not tags:
+        rows = read_metrics(directory)
+    else:
+        rows = read_events(directory, tags)
+    for row in rows:
+        if ranks is not None:
+            row.setdefault("ranks", ranks)
+    return RunLog(str(directory), rows, _work(directory))
+
+
+def read_metrics(directory: Path) -> list[Row]:
+    """The rows of metrics.jsonl; a last line that is cut short belongs to a run that is still going on."""
+    rows = []
+    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(dict(json.loads(line)))
+    if not rows:
+        raise ValueError(f"bandwidth: {directory / 'metrics.jsonl'} has no readable line")
+    return rows
+
+
+def read_events(directory: Path, tags: Mapping[str, str]) -> list[Row]:
+    """The scalars of the event files in `directory`, a row for each step."""
+    if not any(directory.glob("*tfevents*")):
+        raise ValueError(f"bandwidth: {directory} holds neither metrics.jsonl nor TensorBoard event files")
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    known = {tag: key_of(tag) for tag in events.Tags()["scalars"]} | {tag: key for key, tag in tags.items()}
+    missing = [tag for tag in tags.values() if tag not in events.Tags()["scalars"]]
+    if missing or not any(known.values()):
+        found = ", ".join(events.Tags()["scalars"]) or "no scalars"
+        raise ValueError(f"bandwidth: {directory} has no tag {', '.join(missing) or 'that is known'} (it has {found})")
+    rows: dict[int, Row] = {}
+    for tag, key in known.items():
+        for event in events.Scalars(tag) if key else []:
+            row = rows.setdefault(event.step, {"round": event.step, "time": event.wall_time})
+            row[str(key)] = event.value
+            row["time"] = max(row["time"], event.wall_time)
+    ordered = [rows[step] for step in sorted(rows)]
+    for before, row in itertools.pairwise(ordered):  # where a trainer does not log how long its steps took
+        row.setdefault("round_seconds", row["time"] - before["time"])
+    return ordered
+
+
+def key_of(tag: str) -> str | None:
+    """The key of metrics.jsonl that a TensorBoard tag of ours stands for."""
+    group, _, name = tag.partition("/")
+    if group in ("accuracy", "loss", "bytes", "seconds"):
+        return f"{name}_{group}"
+    return name if group in ("clients", "ranks") else None
+
+
+def parse_tags(texts: Sequence[str]) -> dict[str, str]:
+    """["uplink_bytes=comm/up"] -> {"uplink_bytes": "comm/up"}."""
+    parsed = dict(text.partition("=")[::2] for text in texts)
+    wrong = [text for text in texts if "=" not in text or text.startswith("=") or text.endswith("=")]
+    if wrong:
+        raise ValueError(f"--tag: expected KEY=TAG, got {wrong[0]!r}")
+    return parsed
+
+
+def _work(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
+    if not path.exists():
+        return {}
+    config, work = yaml.safe_load(path.read_text(encoding="utf-8")), {}
+    for key in SAME_WORK:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        work[key] = value
+    if config.get("mode") != "gradient":
+        work.pop("eval_every")  # a round is the same work however often it is evaluated
+    return work
+
+
+def check_same_work(runs: Sequence[RunLog]) -> str | None:
+    """What makes the runs' bytes and seconds incomparable, in words, or None."""
+    for key in SAME_WORK:
+        values = {run.name: run.work[key] for run in runs if key in run.work}
+        if len(set(values.values())) > 1:
+            return f"the runs differ in {key} ({', '.join(f'{name}: {value}' for name, value in values.items())})"
+    unknown = [run.name for run in runs if not run.work]
+    if unknown and len(runs) > 1:
+        return f"{', '.join(unknown)} has no config.yaml that tells batch size and accumulation"
+    return None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one run comes to; sums over its rounds."""
+
+    name: str
+    rounds: int
+    amounts: dict[str, float]  # by key of metrics.jsonl: bytes and seconds
+    projected: dict[str, float]  # by link: seconds of all rounds
+    accuracy: float | None
+    target: dict[str, float] | None  # when the target was reached: round, bytes, seconds and seconds by link
+
+    @property
+    def compression(self) -> float | None:
+        """Bytes of a dense uplink over those sent."""
+        sent = self.amounts.get("uplink_bytes")
+        return self.amounts["dense_bytes"] / sent if sent and self.amounts.get("dense_bytes") else None
+
+    @property
+    def communicating(self) -> float | None:
+        """The share of the measured time that was spent communicating."""
+        seconds = self.amounts.get("round_seconds")
+        return (
+            self.amounts["communication_seconds"] / seconds
+            if seconds and "communication_seconds" in self.amounts
+            else None
+        )
+
+
+def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | None) -> Totals:
+    """Sums, projections and when the `target` accuracy was reached."""
+    rounds = [row for row in run.rows if row.get("round", 0) > 0]
+    keys = dict.fromkeys(key for row in rounds for key in row if key.endswith(("_bytes", "_seconds")))
+    amounts = {key: sum(row.get(key, 0.0) for row in rounds) for key in keys if key != "elapsed_seconds"}
+    by_link = {link.text: [project(row, link, topology) for row in rounds] for link in links}
+    accuracies = [row["test_accuracy"] for row in run.rows if "test_accuracy" in row]
+    reached = None
+    if target is not None:
+        place = next((n for n, row in enumerate(rounds, 1) if row.get("test_accuracy", -1.0) >= target), None)
+        if place is not None:
+            until = rounds[:place]
+            reached = {"round": float(until[-1]["round"])}
+            reached |= {key: sum(row.get(key, 0.0) for row in until) for key in ("uplink_bytes", "downlink_bytes")}
+            reached["round_seconds"] = sum(row.get("round_seconds", 0.0) for row in until)
+            reached |= {link: sum(seconds[:place]) for link, seconds in by_link.items()}
+    projected = {link: sum(seconds) for link, seconds in by_link.items()}
+    return Totals(run.name, len(rounds), amounts, projected, accuracies[-1] if accuracies else None, reached)
+
+
+def accuracy_against_bytes(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(bytes sent up so far, test accuracy) of each evaluation after something was sent."""
+    sent = itertools.accumulate(row.get("uplink_bytes", 0) for row in rows)
+    return [(x, row["test_accuracy"]) for x, row in zip(sent, rows) if x and "test_accuracy" in row]

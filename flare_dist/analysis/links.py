@@ -1,0 +1,94 @@
+"""How long a round would take on another link.
+
+The model of a link: every rank (or, in a star, every client) has one of `rate` bits a second and `latency` seconds. On
+a full-duplex link it sends and receives at once, on a half-duplex one after the other, and a shared one is a medium
+on which all ranks take turns, as on a loopback device whose rate is limited. Nothing is added for headers of
+protocols. Among W ranks a collective of B bytes on the wire moves B / W through each link in each direction, in W - 1
+steps that each wait for the latency. In a star, clients work in parallel; each receives its part of the downlink and
+then sends its part of the uplink and of the buffers.
+
+What a round took beside communication is taken from the log as it is. Where buckets were sent during backward
+(mode: gradient on a CPU), each starts when it was ready and the one before it has arrived.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+DUPLEX = ("full", "half", "shared")
+TOPOLOGIES = ("ranks", "star")
+RATES = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link as it was written, its bits a second, its latency in seconds and who sends when."""
+
+    text: str
+    rate: float
+    latency: float = 0.0
+    duplex: str = "full"
+
+    @staticmethod
+    def parse(text: str) -> Link:
+        """RATE[/LATENCY][/DUPLEX], e.g. 100Mbps, 1Gbps/20ms or 10Mbps/30ms/half; ValueError for anything else."""
+        rate, *options = text.split("/")
+        rates, latency, duplex = _quantity(rate, RATES), 0.0, "full"
+        for option in options:
+            seconds = _quantity(option, TIMES)
+            if seconds is not None:
+                latency = seconds
+            elif option in DUPLEX:
+                duplex = option
+            else:
+                rates = None
+        if not rates:
+            raise ValueError(f"--link: expected RATE[/LATENCY][/full|half|shared], e.g. 1Gbps/20ms, got {text!r}")
+        return Link(text, rates, latency, duplex)
+
+    def seconds(self, wire_bytes: float, collectives: float, ranks: int) -> float:
+        """How long collectives of so many bytes over all ranks take."""
+        if ranks < 2:
+            return 0.0
+        share = {"full": wire_bytes / ranks, "half": 2 * wire_bytes / ranks, "shared": wire_bytes}[self.duplex]
+        return 8 * share / self.rate + collectives * (ranks - 1) * self.latency
+
+
+def _quantity(text: str, units: dict[str, float]) -> float | None:
+    match = re.fullmatch(r"([0-9.]+)\s*([a-z]+)", text.strip().lower())
+    try:
+        return float(match[1]) * units[match[2]] if match and match[2] in units else None
+    except ValueError:
+        return None
+
+
+def project(row: dict[str, Any], link: Link, topology: str) -> float:
+    """Seconds of a round on a link; ValueError where the log does not say what that needs."""
+    seconds = _needed(row, "round_seconds")
+    if topology == "star":
+        clients = _needed(row, "clients")
+        both = _needed(row, "uplink_bytes") + row.get("downlink_bytes", 0) + row.get("buffer_bytes", 0)
+        there_and_back = 8 * both / max(clients, 1) / link.rate + 2 * link.latency
+        return seconds - row.get("communication_seconds", 0.0) + there_and_back
+    ranks, wire = int(_needed(row, "ranks")), _needed(row, "wire_bytes")
+    collectives = row.get("collectives", 1)
+    buckets = list(zip(row.get("bucket_sent_after", []), row.get("bucket_wire", [])))
+    if not buckets:
+        return seconds - row.get("communication_seconds", 0.0) + link.seconds(wire, collectives, ranks)
+    steps, arrived = row["steps"], 0.0
+    for sent_after, bytes_on_wire in buckets:
+        arrived = max(arrived, sent_after) + link.seconds(bytes_on_wire, 1, ranks)
+    late = steps * max(0.0, arrived - buckets[-1][0])  # what the last arrival is behind the last sending
+    beside = max(0.0, wire - steps * sum(wire for _, wire in buckets))
+    rest = link.seconds(beside, max(0, collectives - steps * len(buckets)), ranks)
+    return seconds - row.get("communication_seconds", 0.0) + late + rest
+
+
+def _needed(row: dict[str, Any], key: str) -> float:
+    if key not in row:
+        hint = "; --ranks N says how many" if key == "ranks" else f"; --tag {key}=TAG names it in other logs"
+        raise ValueError(f"bandwidth: round {row.get('round')} has no {key}{hint}")
+    return float(row[key])

@@ -1,0 +1,143 @@
+"""The bandwidth report: a table for the terminal, the same as CSV, and one HTML file that holds everything."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from flare_dist.analysis import links
+from flare_dist.analysis import plots as plots_module
+from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+
+Lines = list[tuple[str, list[str]]]  # (what, its value for each run)
+
+AMOUNTS = {
+    "uplink_bytes": "bytes up",
+    "downlink_bytes": "bytes down",
+    "buffer_bytes": "bytes of buffers",
+    "wire_bytes": "bytes on the wire",
+    "round_seconds": "seconds",
+    "compute_seconds": "seconds computing",
+    "select_seconds": "seconds selecting",
+    "communication_seconds": "seconds communicating",
+    "waiting_seconds": "seconds waiting",
+}
+
+
+def lines(runs: Sequence[Totals], target: float | None) -> Lines:
+    """What there is to say of the runs; percentages are differences to the first of them."""
+
+    rows: Lines = [("rounds", [str(run.rounds) for run in runs])]
+    for key, title in AMOUNTS.items():
+        if any(key in run.amounts for run in runs):
+            show = show_bytes if "bytes" in key else show_seconds
+            rows.append((title, _against_first([run.amounts.get(key) for run in runs], show)))
+    rows.append(("compression of the uplink", _against_first([run.compression for run in runs], "{:.1f} x".format)))
+    rows.append(("share of time communicating", [_plain(run.communicating, "{:.1%}") for run in runs]))
+    rows.append(("final test accuracy", [_plain(run.accuracy, "{:.4f}") for run in runs]))
+    for link in runs[0].projected:
+        a_round = [run.projected[link] / max(run.rounds, 1) for run in runs]
+        rows.append((f"a round at {link}", _against_first(a_round, show_seconds)))
+        rows.append((f"all rounds at {link}", _against_first([run.projected[link] for run in runs], show_seconds)))
+    if target is not None:
+        reached = {"round": f"round with accuracy {target:g}", "uplink_bytes": "bytes up until then"}
+        reached |= {"downlink_bytes": "bytes down until then", "round_seconds": "seconds until then"}
+        reached |= {link: f"the same at {link}" for link in runs[0].projected}
+        for key, title in reached.items():
+            show = show_bytes if "bytes" in key else "{:.0f}".format if key == "round" else show_seconds
+            rows.append((title, [show(run.target[key]) if run.target else "not reached" for run in runs]))
+    return rows
+
+
+def show_bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def show_seconds(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _against_first(values: Sequence[float | None], show: Callable[[float], str]) -> list[str]:
+    """Each value, and by how much it differs from the first."""
+    cells = ["-" if value is None else show(value) for value in values]
+    for place, value in enumerate(values[1:], 1):
+        if value is not None and values[0]:
+            cells[place] += f" ({value / values[0] - 1:+.1%})"
+    return cells
+
+
+def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
+    table = Table("", *[run.name for run in runs])
+    for title, cells in rows:
+        table.add_row(title, *cells)
+    return table
+
+
+def write_report(
+    directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals], rows: Lines, notes: Sequence[str]
+) -> list[Path]:
+    """Write CSV, plots and HTML to `directory`; returns their paths. Without matplotlib there are no plots."""
+    directory.mkdir(parents=True, exist_ok=True)
+    plots = []
+    with contextlib.suppress(plots_module.MissingMatplotlibError):
+        plots_module.plot_seconds(runs, directory / "seconds.png")
+        plots.append(directory / "seconds.png")
+        if any(accuracy_against_bytes(run.rows) for run in logs):
+            plots_module.plot_accuracy_against_bytes({run.name: [run] for run in logs}, directory / "accuracy.png")
+            plots.append(directory / "accuracy.png")
+    write_csv(directory / "bandwidth.csv", runs)
+    write_html(directory / "bandwidth.html", runs, rows, plots, notes)
+    return [directory / "bandwidth.csv", *plots, directory / "bandwidth.html"]
+
+
+def write_csv(path: Path, runs: Sequence[Totals]) -> None:
+    """A row for each run, in bytes and seconds."""
+    table = []
+    for run in runs:
+        row: dict[str, object] = {"run": run.name, "rounds": run.rounds, **run.amounts}
+        row |= {"compression": run.compression, "test_accuracy": run.accuracy}
+        row |= {f"seconds at {link}": seconds for link, seconds in run.projected.items()}
+        row |= {f"until target: {key}": value for key, value in (run.target or {}).items()}
+        table.append(row)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def write_html(path: Path, runs: Sequence[Totals], rows: Lines, plots: Sequence[Path], notes: Sequence[str]) -> None:
+    """One file without references to others: the table, the plots and the model of the links."""
+    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
+    body = "".join(
+        f"<tr><th>{html.escape(title)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        for title, cells in rows
+    )
+    images = "".join(
+        f'<img alt="{html.escape(plot.stem)}" src="data:image/png;base64,'
+        f'{base64.b64encode(plot.read_bytes()).decode()}">'
+        for plot in plots
+    )
+    model = (links.__doc__ or "").strip().split("\n\n")[1:]
+    paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in [*notes, *model])
+    style = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .8em;text-align:right}"
+    style += "th:first-child{text-align:left}tr:nth-child(even){background:#f2f2f2}img{max-width:100%}"
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Bandwidth</title><style>{style}</style>'
+        f"<h1>Bandwidth</h1><table><tr><th></th>{head}</tr>{body}</table>{images}{paragraphs}</html>\n",
+        encoding="utf-8",
+    )
