@@ -65,9 +65,8 @@ def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
     width = 0.8 / (1 + len(links))
     for bar, link in enumerate(["measured", *links]):
         places = [place + bar * width for place in range(len(runs))]
-        whole = [
-            (run.projected[link] if bar else run.amounts.get("round_seconds", 0.0)) / max(run.rounds, 1) for run in runs
-        ]
+        sums = [run.projected[link] if bar else run.amounts.get("round_seconds", 0.0) for run in runs]
+        whole = [total / max(run.rounds, 1) for total, run in zip(sums, runs)]
         axes.bar(places, whole, width * 0.9, label=link if bar else "measured: other", color=f"C{bar + 3}")
         below = [0.0] * len(runs)
         for part, kind in enumerate(() if bar else ("compute", "select", "communication")):
