@@ -448,3 +448,35 @@ def test_the_memory_of_another_model_is_refused() -> None:
     state = SparseHookState(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"holds parameters that the model has not: head"):
         state.load_state_dict({"step": 1, "memory": {"head": {}}})
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "4bit", "2bit", "sign"])
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_what_values_lose_stays_in_the_residual(codec: str, density: float) -> None:
+    """Mean of what was sent + mean residual = mean gradient; a tensor without a gradient stays without."""
+    plain = run_ranks(gradients, 2, {"density": 1.0})[0][0]
+    results = run_ranks(gradients, 2, {"density": density, "value_codec": codec})
+    names = [name for name, _ in net().named_parameters()]
+    for place, (name, expected) in enumerate(zip(names, plain)):
+        residuals = [state["memory"][name]["residual"] for _, state, _ in results]
+        sent = results[0][0][place]
+        torch.testing.assert_close(sent + sum(residuals) / 2, expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(sent, results[1][0][place])
+    assert any(not torch.equal(sent, expected) for sent, expected in zip(results[0][0], plain))
+
+
+def one_rank_skips(world: World, codec: str) -> tuple[Tensor, Tensor]:
+    """(gradient, residual) of a layer that only rank 0 uses."""
+    wrapped, state = with_hook(net(), {"find_unused_parameters": True}, density=0.1, value_codec=codec)
+    inputs, labels = batch(world.rank, 0)
+    F.cross_entropy(wrapped(inputs, skip=world.rank == 1), labels).backward()
+    assert wrapped.module.middle.weight.grad is not None
+    return wrapped.module.middle.weight.grad, state.state_dict()["memory"]["middle.weight"]["residual"]
+
+
+@pytest.mark.parametrize("codec", ["int8", "4bit", "2bit", "sign"])
+def test_unused_tensors_send_zeros_by_every_codec(codec: str) -> None:
+    (mean, _), (same, residual) = run_ranks(one_rank_skips, 2, codec)
+    assert torch.equal(mean, same)
+    assert 0 < int(mean.count_nonzero()) <= 160
+    assert not residual.any()

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
+# What some runs measure beside the test set: what is held out, and the server's own parameters under a lossy downlink.
+OPTIONAL = ("validation_accuracy", "validation_loss", "server_test_accuracy", "server_test_loss")
+
 
 def is_best(row: dict[str, Any], earlier: list[dict[str, Any]]) -> bool:
     """True where `row` has an evaluation that beats every earlier one of the run."""
@@ -34,7 +37,7 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
         "rounds": rows[-1]["round"],
         "test_accuracy": evaluated[-1]["test_accuracy"],
         "test_loss": evaluated[-1]["test_loss"],
-        **{key: evaluated[-1][key] for key in ("validation_accuracy", "validation_loss") if key in evaluated[-1]},
+        **{key: evaluated[-1][key] for key in OPTIONAL if key in evaluated[-1]},
         "best_accuracy": best["test_accuracy"],
         "best_round": best["round"],
         **{key: sum(row.get(key, 0) for row in rows) for key in (*sums, "rejected_clients")},
@@ -47,9 +50,11 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
 def summary_table(summary: dict[str, Any]) -> Table:
     """The table that a run ends with."""
     table = Table(show_header=False)
+    server = summary.get("server_test_accuracy")
     up, dense = summary["uplink_bytes"], summary["dense_bytes"]
     rows = {
         "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        **({} if server is None else {"the server's own": f"{server:.4f}"}),
         "rounds": str(summary["rounds"]),
         "bytes up": f"{up:,} ({up / 1e6:.3g} MB)",
         "compression against dense": f"{dense / up:.1f} x" if up else "nothing was sent",
