@@ -1,9 +1,10 @@
-"""ResNet-18 on CIFAR-10 under DDP with five ways of exchanging gradients: loss, accuracy and bytes on the wire.
+"""ResNet-18 on CIFAR-10 under DDP with six ways of exchanging gradients: loss, accuracy and bytes on the wire.
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_curves.py CIFAR10_FOLDER [--out runs/hook_curves]
 
 Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum
-as the others have it, and dgc, which has the momentum in the hook and wants none in SGD. Each takes the learning rate
+as the others have it, and dgc, which has the momentum in the hook and wants none in SGD, with values of 32 and of 2
+bits. Each takes the learning rate
 that reaches the best accuracy on 2000 images held out of the training set after the first third of the steps, from the
 same list; then the full number of steps. Finished runs are kept in --out: the same command continues. Bytes are what
 the collectives move over all ranks; those of the other hooks follow from the sizes of their buffers.
@@ -31,7 +32,7 @@ from flare_dist.models.registry import build
 from flare_dist.run.evaluation import evaluate
 from flare_dist.seeding import generator
 
-METHODS = ("dense", "fp16", "powersgd", "sparse", "sparse_dgc")
+METHODS = ("dense", "fp16", "powersgd", "sparse", "sparse_dgc", "sparse_dgc_2bit")
 MOMENTUM = 0.9
 EVERY = 10  # steps between the losses that are kept
 POWERSGD_START = 10  # steps that PowerSGD leaves dense, which it needs for its buckets to settle
@@ -45,8 +46,11 @@ class Exchange:
         self.entries = sum(p.numel() for p in model.parameters())
         if method == "sparse":
             self.sparse = flare_dist.attach(model, density=density)
-        elif method == "sparse_dgc":
-            self.sparse = flare_dist.attach(model, density=density, error_feedback="dgc", momentum=MOMENTUM)
+        elif method.startswith("sparse_dgc"):
+            codec = "2bit" if method.endswith("2bit") else "fp32"
+            self.sparse = flare_dist.attach(
+                model, density=density, error_feedback="dgc", momentum=MOMENTUM, value_codec=codec
+            )
         elif method == "fp16":
             model.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif method == "powersgd":
@@ -76,7 +80,7 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     # ranks and ends the run; with one bucket there is one order.
     ddp = DistributedDataParallel(model, bucket_cap_mb=1000 if method == "powersgd" else None)
     exchange = Exchange(method, ddp, options.density)
-    momentum = 0.0 if method == "sparse_dgc" else MOMENTUM
+    momentum = 0.0 if method.startswith("sparse_dgc") else MOMENTUM
     optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=momentum, weight_decay=5e-4)
     curve, losses, start = [], torch.zeros(1), time.perf_counter()
     for step in range(1, steps + 1):
