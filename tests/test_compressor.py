@@ -212,3 +212,20 @@ def test_memory_may_live_on_the_cpu() -> None:
         assert all(torch.equal(a, b.cpu()) for a, b in zip(pairs(expected), pairs(got)))
         assert away["residual"].device.type == "cpu"
         assert torch.equal(here["residual"], away["residual"])
+
+
+@pytest.mark.parametrize(
+    ("value_codec", "density", "whole"),
+    [("fp32", 0.9, ["c"]), ("fp32", 0.98, ["a", "b", "c"]), ("2bit", 0.3, ["b", "c"]), ("2bit", 0.6, ["a", "b", "c"])],
+)
+def test_auto_sends_tensors_whole_where_pairs_would_be_larger(
+    value_codec: str, density: float, whole: list[str]
+) -> None:
+    """Of 100, 10 and 1 entries: at a half, indices cost a bit an entry, as much as values of two bits."""
+    used = compressor(sparsifier="auto", density=density, value_codec=value_codec)
+    segments = {segment.offset for segment in used.plan(1).segments}
+    assert [entry.name for entry in LAYOUT.entries if entry.offset not in segments] == whole
+    sparse = compressor(sparsifier="topk", density=density, value_codec=value_codec).plan(1)
+    plan = used.plan(1)
+    saved = sparse.packing.nbytes(sparse.max_kept) - plan.packing.nbytes(plan.max_kept)
+    assert saved >= -2  # indices of all tensors are rounded up to a byte once, those of each were counted apart
