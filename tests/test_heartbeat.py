@@ -45,6 +45,16 @@ def test_a_rank_that_falls_silent_is_named(gave_up: list[list[int]]) -> None:
     assert gave_up[0] == [2]
 
 
+def test_the_first_sign_is_given_at_once() -> None:
+    """Long before the first interval is over: a rank that is stopped early would never be missed otherwise."""
+    store = HashStore()
+    with heartbeat(store, 1, 2, 600.0):
+        end = time.monotonic() + 5
+        while store.add("alive/1", 0) < 1:
+            assert time.monotonic() < end
+    assert store.add("alive/1", 0) < 0  # it has left
+
+
 def test_ranks_are_told_apart(gave_up: list[list[int]]) -> None:
     """Three ranks, of which one stops giving signs without leaving."""
     store = HashStore()

@@ -58,15 +58,20 @@ class _Watch:
         self.answered: float | None = time.monotonic()  # by the store; None once it has ended
 
     def exchange_signs(self) -> None:
-        """Count up, and note whose count has changed."""
+        """Count up, and note whose count has changed.
+
+        The first sign comes at once: a rank that is stopped before it would be taken for one that has not come yet.
+        """
         try:
-            while not self.done.wait(self.interval):
+            while True:
                 self.store.add(f"alive/{self.rank}", 1)
                 for other, before in self.counts.items():
                     count = self.store.add(f"alive/{other}", 0)
                     if count != before or count <= 0:  # it has not come yet, or has left
                         self.counts[other], self.seen[other] = count, time.monotonic()
                 self.answered = time.monotonic()
+                if self.done.wait(self.interval):
+                    break
             self.store.add(f"alive/{self.rank}", LEFT)
         except RuntimeError:
             self.answered = None  # whoever holds the store has ended, of which others will tell
