@@ -86,6 +86,19 @@ def test_small_tensors_are_sent_whole() -> None:
         CompressionConfig(dense_below=10, scope="global")
 
 
+def test_blocks_keep_their_own_share() -> None:
+    """Of tensors of 100, 10 and 1 entries in blocks of 16: six blocks and a rest of 4, one of 10, one of 1 (whole)."""
+    used = compressor(density=0.1, scope="block", block=16)
+    assert used.plan(1).max_kept == 6 * 2 + 1 + 1 + 1
+    (delta,) = deltas(1)
+    kept, _ = pairs(used.compress(1, 0, delta, fresh_state(used)))
+    for start in range(0, 96, 16):
+        largest = delta[start : start + 16].abs().topk(2).indices + start
+        assert set(largest.tolist()) <= set(kept.tolist())
+    with pytest.raises(ValueError, match=r"^compression\.block: must be at least 2"):
+        CompressionConfig(block=1)
+
+
 def test_a_warm_up_leads_to_the_density() -> None:
     used = compressor(density=0.07, scope="global", warmup=(0.5, 0.25), warmup_rounds=2)
     assert [used.plan(round_).max_kept for round_ in range(1, 8)] == [56, 56, 28, 28, 8, 8, 8]

@@ -480,3 +480,14 @@ def test_unused_tensors_send_zeros_by_every_codec(codec: str) -> None:
     assert torch.equal(mean, same)
     assert 0 < int(mean.count_nonzero()) <= 160
     assert not residual.any()
+
+
+def test_selection_in_blocks_is_that_of_tensors_where_they_fit_and_knows_no_buckets() -> None:
+    whole, blocks = ({"density": 0.05, "scope": "block", "block": block} for block in (2000, 16))
+    (in_tensors, _), _ = run_ranks(train, 2, {"density": 0.05})
+    (in_large_blocks, _), _ = run_ranks(train, 2, whole)
+    assert torch.equal(in_large_blocks, in_tensors)
+    (in_blocks, _), _ = run_ranks(train, 2, blocks)
+    (other_buckets, _), _ = run_ranks(train, 2, blocks, {"bucket_cap_mb": 0.001})
+    assert torch.equal(in_blocks, other_buckets)
+    assert not torch.equal(in_blocks, in_tensors)

@@ -17,6 +17,7 @@ from flare_dist.compression.sparsifiers import (
     select,
     threshold_k,
     topk,
+    topk_of_rows,
 )
 from flare_dist.layout import ParameterLayout
 
@@ -56,14 +57,15 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
 ) -> None:
     update = vector(kind, LAYOUT.total)
     before = update.clone()
-    segments = SCOPES[scope](LAYOUT, density, count_kept)
+    segments = SCOPES[scope](LAYOUT, density, count_kept, block=16)
     indices = select(update, segments, SPARSIFIERS[name], seeded(), threshold)
     assert indices.dtype == torch.int64
     assert (indices.diff() > 0).all()
     assert torch.equal(update, before)
-    for offset, numel, k in segments:
-        kept = int(((indices >= offset) & (indices < offset + numel)).sum())
-        assert kept <= k if name == "threshold" else kept == k
+    for offset, numel, k, blocks in segments:
+        for start in range(offset, offset + blocks * numel, numel):
+            kept = int(((indices >= start) & (indices < start + numel)).sum())
+            assert kept <= k if name == "threshold" else kept == k
     if name == "threshold":
         assert (update[indices].abs() >= threshold).all()
 
@@ -72,12 +74,14 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
 def test_segments_tile_the_layout(density: float) -> None:
     """Tensors without entries have no segment; one with entries keeps at least one."""
     assert [s[:2] for s in SCOPES["tensor"](LAYOUT, density, count_kept)] == [(0, 77), (77, 1), (78, 40), (118, 2)]
+    blocks = [s[:2] + s[3:] for s in SCOPES["block"](LAYOUT, density, count_kept, block=16)]
+    assert blocks == [(0, 16, 4), (64, 13, 1), (77, 1, 1), (78, 16, 2), (110, 8, 1), (118, 2, 1)]
     assert SCOPES["global"](LAYOUT, density, count_kept) == [Segment(0, 120, count_kept(120, density))]
     assert all(
         1 <= s.k <= s.numel
         for scope in SCOPES.values()
         for count in COUNTS.values()
-        for s in scope(LAYOUT, density, count)
+        for s in scope(LAYOUT, density, count, block=16)
     )
 
 
@@ -189,3 +193,11 @@ def test_the_device_changes_nothing(name: str, kind: str) -> None:
     there = select(x.cuda(), segments, SPARSIFIERS[name], seeded(), 0.5)
     assert there.is_cuda
     assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], seeded(), 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_rows_at_once_are_rows_one_after_another(kind: str, k: int) -> None:
+    rows = vector(kind, 96).view(6, 16)
+    expected = [place * 16 + index for place, row in enumerate(rows) for index in slow_topk(row, k)]
+    assert topk_of_rows(rows, k).tolist() == expected

@@ -191,7 +191,7 @@ class SparseHookState:
 
 def check_compression(config: CompressionConfig) -> None:
     """Raise ValueError for what a hook cannot do."""
-    if config.scope != "tensor":
+    if config.scope == "global":
         raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
     if config.sparsifier == "threshold":
         raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")

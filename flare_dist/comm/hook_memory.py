@@ -33,7 +33,6 @@ class BucketMemory:
         self.layout = layout
         self.config = config
         self.device = device
-        self._names = {entry.offset: entry.name for entry in layout.entries}
         self._plans: dict[float, Plan] = {}
         self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
@@ -58,7 +57,8 @@ class BucketMemory:
         seed, step, rank = draw
 
         def select_from(segment: Segment) -> Tensor:
-            draws = generator(seed, f"sparsifier of {self._names[segment.offset]}", step, rank)
+            name = next(entry.name for entry in self.layout.entries if segment.offset < entry.end)
+            draws = generator(seed, f"sparsifier of {name}", step, rank)
             return select(update, [segment], SPARSIFIERS[self.config.sparsifier], draws)
 
         chosen = [select_from(segment) for segment in self.plan(step).segments]

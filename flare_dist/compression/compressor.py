@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Packing, Payload
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
-from flare_dist.layout import ParameterLayout
+from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
 
@@ -24,7 +25,7 @@ class Plan(NamedTuple):
     @property
     def max_kept(self) -> int:
         """The most entries that one client can send."""
-        return self.packing.whole.numel() + sum(segment.k for segment in self.segments)
+        return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
 
 class Compressor:
@@ -72,12 +73,14 @@ class Compressor:
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
     """What is selected of a layout at one density, and how it is written on `device`."""
 
-    def is_whole(numel: int) -> bool:
+    def segments_of(entries: Sequence[Entry]) -> list[Segment]:
+        return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)
+
+    def is_whole(entry: Entry) -> bool:
         if config.sends_everything or config.scope == "global":
             return config.sends_everything
-        return config.is_whole(numel, config.count_kept(numel, density))
+        return all(config.is_whole(segment.numel, segment.k) for segment in segments_of([entry]))
 
-    whole = [entry for entry in layout.entries if entry.numel and is_whole(entry.numel)]
-    left = ParameterLayout(tuple(entry for entry in layout.entries if entry not in whole))
-    segments = SCOPES[config.scope](left, density, config.count_kept)
+    whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]
+    segments = segments_of([entry for entry in layout.entries if entry not in whole])
     return Plan(segments, Packing.of(config, layout, whole, device))

@@ -21,7 +21,9 @@ class CompressionConfig:
             (magnitudes of at least `threshold`, at most `density` of the entries) or auto (topk, but tensors whole
             whose indices would cost more than the values that they save).
         density: fraction of the entries KEPT, in (0, 1]; smaller = more compression. Read as an exact decimal.
-        scope: tensor (each parameter tensor keeps its own share) or global (one selection over the whole model).
+        scope: tensor (each parameter tensor keeps its own share), block (each block of `block` entries of a tensor
+            keeps its own) or global (one selection over the whole model).
+        block: entries of a block, for scope block and the packed index codec; SparseLoCo takes 4096.
         count: how many of n entries are kept: ceil, which is ceil(n * density), or paper, which is FLARE's
             round(n * density) + 1.
         dense_below: tensors of at most so many entries (biases, norms) are sent whole; needs scope tensor.
@@ -32,7 +34,7 @@ class CompressionConfig:
         residual_decay: factor on the residual of ec before a new delta is added, in (0, 1]; SparseLoCo takes 0.95.
         momentum: of dgc (0.9 if not given), which then wants clients.momentum 0; with 0 it is ec.
         index_codec: how positions are written: elias_fano (at most 0.6 bit an index above the least possible), bitmap,
-            packed (12 bits), block16 (16), int32, or auto, the smallest. None of them loses anything.
+            packed (within a `block`: 12 bits for 4096), block16 (16), int32, or auto, the smallest. All are lossless.
         value_codec: how values are written: fp32, fp16, bf16, int8, 4bit, 2bit or sign (one bit). What they lose is
             sent later, by error feedback; where there is none int8 rounds at random, so that its mean is right.
         value_block: of codecs with fewer than 16 bits, how many consecutive values share a table of levels; 0 =
@@ -49,6 +51,7 @@ class CompressionConfig:
     sparsifier: str = "topk"
     density: float = 0.01
     scope: str = "tensor"
+    block: int = 4096
     count: str = "ceil"
     dense_below: int = 0
     threshold: float = 0.0
@@ -75,6 +78,8 @@ class CompressionConfig:
             raise ValueError(f"compression.density: the fraction kept must be in (0, 1], got {self.density}")
         if self.scope not in SCOPES:
             raise ValueError(f"compression.scope: must be one of {', '.join(SCOPES)}, got {self.scope!r}")
+        if not 2 <= self.block <= 2**31:
+            raise ValueError(f"compression.block: must be at least 2 and at most 2^31, got {self.block}")
         if self.count not in COUNTS:
             raise ValueError(f"compression.count: must be one of {', '.join(COUNTS)}, got {self.count!r}")
         if self.dense_below < 0:
@@ -153,7 +158,7 @@ class CompressionConfig:
 
     def _is_cheaper_whole(self, numel: int, kept: int) -> bool:
         values = VALUE_CODECS[self.value_codec]
-        indices = index_codec(self.index_codec, numel, kept).nbytes(numel, kept)
+        indices = index_codec(self.index_codec, numel, kept, self.block).nbytes(numel, kept)
         return indices + values.nbytes(kept, 1) >= values.nbytes(numel, 1)
 
     def is_whole(self, numel: int, kept: int) -> bool:

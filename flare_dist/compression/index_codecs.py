@@ -108,9 +108,10 @@ INDEX_CODECS: dict[str, IndexCodec] = {
 }
 
 
-def index_codec(name: str, n: int, k: int) -> IndexCodec:
-    """The codec of this name; `auto` is the smallest for k of n, the first of equals."""
-    return INDEX_CODECS[name] if name != "auto" else min(INDEX_CODECS.values(), key=lambda codec: codec.nbytes(n, k))
+def index_codec(name: str, n: int, k: int, block: int = 4096) -> IndexCodec:
+    """The codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
+    codecs = INDEX_CODECS if block == 4096 else INDEX_CODECS | {"packed": blockwise(block)}
+    return codecs[name] if name != "auto" else min(codecs.values(), key=lambda codec: codec.nbytes(n, k))
 
 
 def check_indices(indices: Tensor, n: int) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flare_dist.compression.index_codecs import check_indices, index_codec
+from flare_dist.compression.index_codecs import IndexCodec, check_indices, index_codec
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import Entry, ParameterLayout
 
@@ -29,6 +29,9 @@ class Codecs(Protocol):
 
     @property
     def index_codec(self) -> str: ...
+
+    @property
+    def block(self) -> int: ...
 
     @property
     def value_codec(self) -> str: ...
@@ -99,7 +102,7 @@ class Packing:
         coded = codec.encode(values, groups, draws)
         parts = [coded]
         if chosen.numel():
-            parts = [index_codec(self.codecs.index_codec, self.total, chosen.numel()).encode(chosen, self.total), coded]
+            parts = [self._index_codec(chosen.numel()).encode(chosen, self.total), coded]
         return Payload(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
     def unpack(self, data: Tensor, kept: int) -> Payload:
@@ -108,8 +111,7 @@ class Packing:
         coded, values = data.split([self._index_nbytes(chosen), data.numel() - self._index_nbytes(chosen)])
         indices = self.whole
         if chosen:
-            codec = index_codec(self.codecs.index_codec, self.total, chosen)
-            indices = torch.cat([codec.decode(coded, self.total, chosen), self.whole])
+            indices = torch.cat([self._index_codec(chosen).decode(coded, self.total, chosen), self.whole])
         decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
         return Payload(indices.int(), decoded, data)
 
@@ -122,8 +124,11 @@ class Packing:
         check_indices(payload.indices[: kept - self.whole.numel()], self.total)
         return payload
 
+    def _index_codec(self, chosen: int) -> IndexCodec:
+        return index_codec(self.codecs.index_codec, self.total, chosen, self.codecs.block)
+
     def _index_nbytes(self, chosen: int) -> int:
-        return index_codec(self.codecs.index_codec, self.total, chosen).nbytes(self.total, chosen) if chosen else 0
+        return self._index_codec(chosen).nbytes(self.total, chosen) if chosen else 0
 
     def _groups(self, kept: int) -> int:
         """How many tables there are."""

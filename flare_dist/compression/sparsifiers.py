@@ -18,11 +18,12 @@ from flare_dist.layout import ParameterLayout
 
 
 class Segment(NamedTuple):
-    """A slice of the flat vector, and how many of its entries may be kept."""
+    """A slice of the flat vector, `blocks` blocks of `numel` entries, of each of which `k` may be kept."""
 
     offset: int
     numel: int
     k: int
+    blocks: int = 1
 
 
 Count = Callable[[int, float], int]
@@ -39,12 +40,24 @@ def count_in_paper(numel: int, density: float) -> int:
     return min(numel, round(numel * Decimal(repr(density))) + 1)
 
 
-def tensor_segments(layout: ParameterLayout, density: float, count: Count) -> list[Segment]:
+def tensor_segments(layout: ParameterLayout, density: float, count: Count, block: int = 0) -> list[Segment]:
     return [Segment(e.offset, e.numel, count(e.numel, density)) for e in layout.entries if e.numel]
 
 
-def global_segments(layout: ParameterLayout, density: float, count: Count) -> list[Segment]:
+def global_segments(layout: ParameterLayout, density: float, count: Count, block: int = 0) -> list[Segment]:
     return [Segment(0, layout.total, count(layout.total, density))]
+
+
+def block_segments(layout: ParameterLayout, density: float, count: Count, block: int = 4096) -> list[Segment]:
+    """Each tensor in blocks of `block` entries, the last one shorter (SparseLoCo 2025)."""
+    segments = []
+    for entry in layout.entries:
+        blocks, rest = divmod(entry.numel, block)
+        if blocks:
+            segments.append(Segment(entry.offset, block, count(block, density), blocks))
+        if rest:
+            segments.append(Segment(entry.end - rest, rest, count(rest, density)))
+    return segments
 
 
 def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
@@ -102,6 +115,20 @@ def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
     return positions.new_empty(k + 1).scatter_(0, places, positions)[:k]
 
 
+def topk_of_rows(rows: Tensor, k: int) -> Tensor:
+    """The k largest magnitudes of each row of [blocks, numel], as ascending positions in the rows one after another.
+
+    The same entries as of `topk` on each row, at once and without waiting for a GPU.
+    """
+    magnitudes = rows.abs()
+    smallest_kept = magnitudes.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
+    kept = (above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))).flatten()
+    places = torch.where(kept, kept.cumsum(0) - 1, len(rows) * k)  # those not kept write behind the end
+    positions = torch.arange(kept.numel(), device=rows.device)
+    return positions.new_empty(len(rows) * k + 1).scatter_(0, places, positions)[:-1]
+
+
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
     """k positions drawn without replacement, independent of the values, which are sent unscaled."""
     return torch.randperm(vector.numel(), generator=generator)[:k].sort().values.to(vector.device)
@@ -119,13 +146,21 @@ def select(
     vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, generator: torch.Generator, threshold: float = 0.0
 ) -> Tensor:
     """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite."""
-    chosen = [sparsifier(vector[s.offset : s.offset + s.numel], s.k, generator, threshold) + s.offset for s in segments]
-    return torch.cat([torch.empty(0, dtype=torch.int64, device=vector.device), *chosen])
+    chosen = [torch.empty(0, dtype=torch.int64, device=vector.device)]
+    for offset, numel, k, blocks in segments:
+        rows = vector[offset : offset + blocks * numel].view(blocks, numel)
+        if blocks > 1 and sparsifier is topk:
+            chosen.append(topk_of_rows(rows, k) + offset)
+        else:
+            for place, row in enumerate(rows):
+                chosen.append(sparsifier(row, k, generator, threshold) + (offset + place * numel))
+    return torch.cat(chosen)
 
 
 COUNTS: dict[str, Count] = {"ceil": count_kept, "paper": count_in_paper}
-SCOPES: dict[str, Callable[[ParameterLayout, float, Count], list[Segment]]] = {
+SCOPES: dict[str, Callable[..., list[Segment]]] = {
     "tensor": tensor_segments,
+    "block": block_segments,
     "global": global_segments,
 }
 SPARSIFIERS: dict[str, Sparsifier] = {"topk": topk, "randk": randk, "threshold": threshold_k, "auto": topk}

@@ -33,7 +33,7 @@ class Downlink:
         self.kind = config.downlink
         self.parameters = parameters
         self.view = parameters if self.is_lossless else parameters.clone()
-        self._codec = config.index_codec
+        self._config = config
         self._plan: Plan | None = None
         if self.kind == "topk":
             self._plan = plan(config.of_downlink, layout, config.downlink_density, parameters.device)
@@ -96,7 +96,7 @@ class Downlink:
             options = [self._dense_nbytes()]
             if since is not None:
                 count = sum(changes[since:])
-                codec = index_codec(self._codec, self.view.numel(), count)
+                codec = index_codec(self._config.index_codec, self.view.numel(), count, self._config.block)
                 options.append(codec.nbytes(self.view.numel(), count) + WORD * count if count else 0)
                 if self._plan:
                     options.append(sum(self._sent[missed] for missed in range(since, round_)))
