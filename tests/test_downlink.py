@@ -135,6 +135,13 @@ def test_every_rank_holds_the_same_view_and_any_number_of_them_the_same_bits(kin
             assert [report[key] for report in others] == [report[key] for report in reports]
 
 
+def test_centralised_training_has_no_view() -> None:
+    """Its compression keys do not count, so the same configuration's twin can be trained."""
+    config = dataclasses.replace(SPARSE, mode="centralised", compression=CompressionConfig(downlink="topk"))
+    parties = set_up(World(), config)
+    assert parties.downlink.view.data_ptr() == parties.server.parameters.data_ptr()
+
+
 def test_a_lossless_downlink_changes_bytes_only() -> None:
     kinds = [
         dataclasses.replace(SPARSE, compression=CompressionConfig(density=0.02, downlink=k))

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,13 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     compressor = Compressor(config.compression, local.layout, config.seed, world.device)
     states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
-    downlink = Downlink(config.compression, local.layout, server.parameters.data)
+    federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
+    compression = config.compression if federated else replace(config.compression, downlink="dense")
+    downlink = Downlink(compression, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     report_break_even(config, compressor, world.size)
-    if states.names and config.mode == "federated":
+    if states.names and federated:
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     parallel = None
