@@ -6,6 +6,7 @@ import logging
 import signal
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ def _mark_warning(record: logging.LogRecord) -> bool:
 
 def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:
     parser = ArgumentParser(
-        prog="flare-dist", description="Federated training with sparse updates.", exit_on_error=False
+        prog="flare-dist",
+        description="Federated training with sparse updates.",
+        version=version("flare_dist"),
+        exit_on_error=False,
     )
     parser.add_argument("--local_rank", type=int | None, default=None, help="Given by some launchers; not used.")
     commands = parser.add_subcommands()
