@@ -226,6 +226,10 @@ def _bandwidth_parser() -> ArgumentParser:
 
 def _run_bandwidth(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
     links = [Link.parse(text) for text in options.link]
+    if options.ranks is not None and options.ranks < 1:
+        raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
+    if options.target is not None and not 0 < options.target <= 1:
+        raise ValueError(f"--target: an accuracy in (0, 1], got {options.target}")
     tags = parse_tags(options.tag)
     logs = [read_run(directory, tags, options.ranks) for directory in options.runs]
     different = check_same_work(logs)

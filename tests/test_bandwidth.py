@@ -58,6 +58,7 @@ def write_run(directory: Path, rows: int = 4, batch_size: int = 10, events: bool
         ("100Mbps", 1e8, 0, "full"),
         ("1Gbps/20ms", 1e9, 0.02, "full"),
         ("56kbps/half", 56e3, 0, "half"),
+        ("12.5MBps", 1e8, 0, "full"),
         ("2.5Gbps/500us/shared", 2.5e9, 5e-4, "shared"),
     ],
 )
@@ -67,7 +68,10 @@ def test_links_as_they_are_written(text: str, rate: float, latency: float, duple
     assert link.latency == pytest.approx(latency)
 
 
-@pytest.mark.parametrize("text", ["fast", "100", "0Mbps", "1Gbps/soon", "1Gbps/20", "1..Gbps", "Gbps", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["fast", "100", "0Mbps", "1Gbps/soon", "1Gbps/20", "1..Gbps", "Gbps", "", "1Gbps/1ms/2ms", "1Gbps/full/half"],
+)
 def test_what_is_no_link(text: str) -> None:
     with pytest.raises(ValueError, match=r"--link: expected RATE"):
         Link.parse(text)
@@ -85,6 +89,7 @@ def test_a_round_among_ranks_and_in_a_star() -> None:
     link = Link("", 1e6, 0.01)
     assert project(ROW, link, "ranks") == pytest.approx(2.0 - 0.1 + 4.0 + 3 * 0.01)
     assert project(ROW, link, "star") == pytest.approx(2.0 - 0.1 + 8 * 4.4 / 4 + 2 * 0.01)
+    assert project(ROW | {"steps": 20}, link, "star") == pytest.approx(2.0 - 0.1 + 8 * 4.4 / 4 + 20 * 2 * 0.01)
 
 
 def test_buckets_travel_while_later_gradients_are_computed() -> None:
@@ -119,9 +124,10 @@ def test_another_trainer_s_logs(tmp_path: Path) -> None:
             writer.add_scalar("lr", 0.1, step, walltime=100.0 + 5 * step)
     (run,) = [read_run(tmp_path, {"wire_bytes": "comm/up"}, ranks=2)]
     assert [row["wire_bytes"] for row in run.rows] == [1000] * 3
-    assert totals(run, [], "ranks", None).amounts["round_seconds"] == 10
+    assert totals(run, [], "ranks", None).amounts["round_seconds"] == 15  # the first is taken to be like the second
+    assert totals(run, [], "ranks", None).amounts["wire_bytes"] == 3000
     assert project(run.rows[1], Link("", 1e6), "ranks") == pytest.approx(5 + 0.004)
-    with pytest.raises(ValueError, match=r"has no tag comm/down \(it has comm/up, lr\)"):
+    with pytest.raises(ValueError, match=r"has no tag comm/down \(its tags: comm/up, lr\)"):
         read_run(tmp_path, {"downlink_bytes": "comm/down"})
     with pytest.raises(ValueError, match="has no tag that is known"):
         read_run(tmp_path, {})
@@ -129,6 +135,28 @@ def test_another_trainer_s_logs(tmp_path: Path) -> None:
         project(run.rows[1] | {"clients": 2}, Link("", 1e6), "star")
     with pytest.raises(ValueError, match=r"--tag: expected KEY=TAG, got 'wire_bytes'"):
         parse_tags(["wire_bytes"])
+
+
+def test_new_style_scalars_and_ours_beside_another_s(tmp_path: Path) -> None:
+    ours = write_run(tmp_path / "ours")
+    with SummaryWriter(str(tmp_path / "theirs")) as writer:
+        for step in range(1, 4):
+            writer.add_scalar("comm/up", 1000, step, new_style=True)
+    tags = {"uplink_bytes": "comm/up"}
+    assert [row["uplink_bytes"] for row in read_run(tmp_path / "theirs", tags).rows] == [1000] * 3
+    assert read_run(ours, tags).rows[1]["uplink_bytes"] == 400_000
+
+
+def test_gradient_runs_of_other_rank_counts_are_other_work(tmp_path: Path) -> None:
+    for ranks in (1, 4):
+        write_run(tmp_path / str(ranks), ranks=ranks)
+        config = yaml.safe_load((tmp_path / str(ranks) / "config.yaml").read_text())
+        (tmp_path / str(ranks) / "config.yaml").write_text(yaml.safe_dump(config | {"mode": "gradient"}))
+    runs = [read_run(tmp_path / str(ranks), {}) for ranks in (1, 4)]
+    said = check_same_work(runs)
+    assert said is not None
+    assert "differ in ranks" in said
+    assert check_same_work([runs[0], runs[0]]) is None
 
 
 def test_totals_and_the_target(tmp_path: Path) -> None:
@@ -156,7 +184,7 @@ def test_different_work_is_refused_unless_told_to(tmp_path: Path, capsys: pytest
     assert "--allow_different compares them all the same" in capsys.readouterr().err
     assert cli.main(["bandwidth", *runs, "--allow_different", "--output_dir", str(tmp_path / "report")]) == 0
     assert "Beware: the runs differ in clients.batch_size" in (tmp_path / "report/bandwidth.html").read_text()
-    (tmp_path / "10/config.yaml").unlink()
+    (tmp_path / "10/config.yaml").write_text("[not, a, configuration")
     said = check_same_work([read_run(Path(run), {}) for run in runs])
     assert said is not None
     assert "has no config.yaml" in said
@@ -165,7 +193,7 @@ def test_different_work_is_refused_unless_told_to(tmp_path: Path, capsys: pytest
 def test_the_command_writes_a_table_csv_plots_and_one_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [str(write_run(tmp_path / "dense")), str(write_run(tmp_path / "sparse", uplink_bytes=40_000, ranks=2))]
+    runs = [str(write_run(tmp_path / "[/dense]$x^")), str(write_run(tmp_path / "sparse", uplink_bytes=40_000))]
     command = ["bandwidth", *runs, "--link", "1Mbps", "--target", "0.2", "--output_dir", str(tmp_path / "report")]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out

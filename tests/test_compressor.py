@@ -86,6 +86,23 @@ def test_small_tensors_are_sent_whole() -> None:
         CompressionConfig(dense_below=10, scope="global")
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_everything_by_any_codec_in_any_scope(scope: str) -> None:
+    used = compressor(sparsifier="dense", value_codec="int8", scope=scope)
+    (delta,) = deltas(1)
+    assert used.compress(1, 0, delta, fresh_state(used)).kept == LAYOUT.total
+
+
+@pytest.mark.parametrize("value_codec", ["fp32", "2bit", "sign"])
+def test_fewer_entries_fit_into_the_slot_of_more(value_codec: str) -> None:
+    """Elias-Fano rounds up to bytes in two places, so that 5 of 176 entries take a byte more than 6."""
+    for n in (111, 176, 432, 1510):
+        layout = ParameterLayout.of([("a", torch.empty(n))])
+        packing = Compressor(CompressionConfig(value_codec=value_codec), layout, 0).plan(1).packing
+        sizes = [packing.nbytes(kept) for kept in range(n + 1)]
+        assert all(max(sizes[: kept + 1]) <= packing.most_nbytes(kept) for kept in range(n + 1))
+
+
 def test_blocks_keep_their_own_share() -> None:
     """Of tensors of 100, 10 and 1 entries in blocks of 16: six blocks and a rest of 4, one of 10, one of 1 (whole)."""
     used = compressor(density=0.1, scope="block", block=16)

@@ -490,4 +490,8 @@ def test_selection_in_blocks_is_that_of_tensors_where_they_fit_and_knows_no_buck
     (in_blocks, _), _ = run_ranks(train, 2, blocks)
     (other_buckets, _), _ = run_ranks(train, 2, blocks, {"bucket_cap_mb": 0.001})
     assert torch.equal(in_blocks, other_buckets)
+    at_random = blocks | {"value_codec": "int8", "error_feedback": "none", "dense_below": 0}
+    (rounded, _), _ = run_ranks(train, 2, at_random)
+    (other_buckets, _), _ = run_ranks(train, 2, at_random, {"bucket_cap_mb": 0.001})
+    assert torch.equal(rounded, other_buckets)
     assert not torch.equal(in_blocks, in_tensors)

@@ -23,7 +23,7 @@ def grouped(draw: st.DrawFn) -> tuple[Tensor, Groups]:
     return torch.tensor(values), Groups(torch.tensor(of, dtype=torch.int64), number)
 
 
-def there_and_back(name: str, values: Tensor, groups: Groups, draws: torch.Generator | None = None) -> Tensor:
+def there_and_back(name: str, values: Tensor, groups: Groups, draws: Tensor | None = None) -> Tensor:
     codec = VALUE_CODECS[name]
     data = codec.encode(values, groups, draws)
     assert (data.dtype, data.numel()) == (torch.uint8, codec.nbytes(len(values), groups.number))
@@ -86,14 +86,24 @@ def test_signs_are_kept_and_magnitudes_are_means() -> None:
 def test_rounding_at_random_has_the_right_mean() -> None:
     values = torch.tensor([127.0, 0.25, -0.75, 3.5]).repeat(20_000)
     groups = Groups(torch.zeros(len(values), dtype=torch.int64), 1)
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.rand(len(values), generator=torch.Generator().manual_seed(0))
     decoded = there_and_back("int8", values, groups, draws)
     nearest = there_and_back("int8", values, groups)
     assert set(nearest.tolist()) == {127, 0, -1, 4}
     assert (decoded - values).abs().max() < 1
     torch.testing.assert_close(decoded.view(-1, 4).mean(0), values[:4], rtol=0, atol=0.02)
-    again = there_and_back("int8", values, groups, torch.Generator().manual_seed(0))
-    assert torch.equal(again, decoded)
+
+
+def test_the_largest_has_a_level_and_nothing_overflows() -> None:
+    """1.0039 lies between two bfloat16; 1e37 times 127 would overflow."""
+    for values in (torch.tensor([1.0039]), torch.tensor([3e38, 1e37])):
+        decoded = there_and_back("int8", values, Groups(torch.zeros(len(values), dtype=torch.int64), 1))
+        torch.testing.assert_close(decoded, values, rtol=0.01, atol=float(values.max()) / 100)
+    draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    groups = Groups(torch.zeros(20_000, dtype=torch.int64), 1)
+    assert there_and_back("int8", torch.full((20_000,), 1.0039), groups, draws).mean() == pytest.approx(
+        1.0039, abs=1e-4
+    )
 
 
 @pytest.mark.gpu

@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from flare_dist.analysis.links import Link, project
 
 Row = dict[str, Any]  # of one round, by the keys of metrics.jsonl
 
 # What must agree for bytes and seconds of two runs to be those of the same work, by dotted key.
-SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps", "eval_every")
+SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps", "eval_every", "ranks")
 
 
 @dataclass(frozen=True)
@@ -34,27 +35,25 @@ class RunLog:
 
 
 def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
-    """The log in `directory`; `tags` are the TensorBoard tags of keys whose names are another trainer's.
+    """The log in `directory`; `tags` are the TensorBoard tags of keys in logs of other trainers.
 
-    `ranks` stands in where the log does not say how many there were. Raises ValueError where there is no log, or
-    nothing in it is known.
+    What those log must be the bytes since the value before. `ranks` stands in where the log does not say how many
+    there were. Raises ValueError where there is no log, or nothing in it is known.
     """
-    if (directory / "metrics.jsonl").exists() and not tags:
-        rows = read_metrics(directory)
-    else:
-        rows = read_events(directory, tags)
+    rows = read_metrics(directory) if (directory / "metrics.jsonl").exists() else read_events(directory, tags)
     for row in rows:
         if ranks is not None:
             row.setdefault("ranks", ranks)
-    return RunLog(str(directory), rows, _work(directory))
+    return RunLog(str(directory), rows, _work(directory, rows))
 
 
 def read_metrics(directory: Path) -> list[Row]:
     """The rows of metrics.jsonl; a last line that is cut short belongs to a run that is still going on."""
     rows = []
     for line in (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(dict(json.loads(line)))
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = dict(json.loads(line))
+            rows.append(row | {"round": int(row["round"])})
     if not rows:
         raise ValueError(f"bandwidth: {directory / 'metrics.jsonl'} has no readable line")
     return rows
@@ -64,22 +63,39 @@ def read_events(directory: Path, tags: Mapping[str, str]) -> list[Row]:
     """The scalars of the event files in `directory`, a row for each step."""
     if not any(directory.glob("*tfevents*")):
         raise ValueError(f"bandwidth: {directory} holds neither metrics.jsonl nor TensorBoard event files")
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    known = {tag: key_of(tag) for tag in events.Tags()["scalars"]} | {tag: key for key, tag in tags.items()}
-    missing = [tag for tag in tags.values() if tag not in events.Tags()["scalars"]]
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    there = [*events.Tags()["scalars"], *events.Tags()["tensors"]]
+    known = {tag: key_of(tag) for tag in there} | {tag: key for key, tag in tags.items()}
+    missing = [tag for tag in tags.values() if tag not in there]
     if missing or not any(known.values()):
-        found = ", ".join(events.Tags()["scalars"]) or "no scalars"
-        raise ValueError(f"bandwidth: {directory} has no tag {', '.join(missing) or 'that is known'} (it has {found})")
+        found = ", ".join(there) or "none"
+        raise ValueError(
+            f"bandwidth: {directory} has no tag {', '.join(missing) or 'that is known'} (its tags: {found})"
+        )
     rows: dict[int, Row] = {}
     for tag, key in known.items():
-        for event in events.Scalars(tag) if key else []:
-            row = rows.setdefault(event.step, {"round": event.step, "time": event.wall_time})
-            row[str(key)] = event.value
-            row["time"] = max(row["time"], event.wall_time)
+        for step, wall_time, value in _values(events, tag) if key else []:
+            row = rows.setdefault(step, {"round": step, "time": wall_time})
+            row[str(key)] = value
+            row["time"] = min(row["time"], wall_time)  # an evaluation may be written later
     ordered = [rows[step] for step in sorted(rows)]
-    for before, row in itertools.pairwise(ordered):  # where a trainer does not log how long its steps took
-        row.setdefault("round_seconds", row["time"] - before["time"])
+    if not any("round_seconds" in row for row in ordered):  # a trainer that does not log how long its steps took
+        for before, row in itertools.pairwise(ordered):
+            row["round_seconds"] = row["time"] - before["time"]
+        if len(ordered) > 1:  # the first one's beginning is not logged
+            ordered[0]["round_seconds"] = ordered[1]["round_seconds"]
     return ordered
+
+
+def _values(events: EventAccumulator, tag: str) -> Iterator[tuple[int, float, float]]:
+    """(step, wall time, value) of a tag, as PyTorch's SummaryWriter writes it in its old or in its new style."""
+    if tag in events.Tags()["scalars"]:
+        yield from ((event.step, event.wall_time, event.value) for event in events.Scalars(tag))
+        return
+    for event in events.Tensors(tag):
+        values = tensor_util.make_ndarray(event.tensor_proto)
+        if values.size == 1:
+            yield event.step, event.wall_time, float(values.item())
 
 
 def key_of(tag: str) -> str | None:
@@ -99,18 +115,23 @@ def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def _work(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
-    if not path.exists():
+def _work(directory: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict):
         return {}
-    config, work = yaml.safe_load(path.read_text(encoding="utf-8")), {}
+    work = {}
     for key in SAME_WORK:
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         work[key] = value
-    if config.get("mode") != "gradient":
-        work.pop("eval_every")  # a round is the same work however often it is evaluated
+    if config.get("mode") == "gradient":
+        work["ranks"] = rows[-1].get("ranks")  # batch_size is that of a rank
+    else:
+        del work["ranks"], work["eval_every"]  # a round is the same work wherever it runs and is evaluated
     return work
 
 
@@ -156,7 +177,7 @@ class Totals:
 
 def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | None) -> Totals:
     """Sums, projections and when the `target` accuracy was reached."""
-    rounds = [row for row in run.rows if row.get("round", 0) > 0]
+    rounds = [row for row in run.rows if any(key.endswith("_bytes") for key in row)]  # not our evaluation before them
     keys = dict.fromkeys(key for row in rounds for key in row if key.endswith(("_bytes", "_seconds")))
     amounts = {key: sum(row.get(key, 0.0) for row in rounds) for key in keys if key != "elapsed_seconds"}
     by_link = {link.text: [project(row, link, topology) for row in rounds] for link in links}

@@ -8,7 +8,7 @@ steps that each wait for the latency. In a star, clients work in parallel; each 
 then sends its part of the uplink and of the buffers.
 
 What a round took beside communication is taken from the log as it is. Where buckets were sent during backward
-(mode: gradient on a CPU), each starts when it was ready and the one before it has arrived.
+(mode: gradient on a CPU; metrics.jsonl alone says when), each starts when it is ready and the one before has arrived.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 DUPLEX = ("full", "half", "shared")
 TOPOLOGIES = ("ranks", "star")
-RATES = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9}
+PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -34,20 +34,14 @@ class Link:
 
     @staticmethod
     def parse(text: str) -> Link:
-        """RATE[/LATENCY][/DUPLEX], e.g. 100Mbps, 1Gbps/20ms or 10Mbps/30ms/half; ValueError for anything else."""
+        """RATE[/LATENCY][/DUPLEX], e.g. 100Mbps, 1Gbps/20ms or 10MBps/30ms/half; ValueError for anything else."""
         rate, *options = text.split("/")
-        rates, latency, duplex = _quantity(rate, RATES), 0.0, "full"
-        for option in options:
-            seconds = _quantity(option, TIMES)
-            if seconds is not None:
-                latency = seconds
-            elif option in DUPLEX:
-                duplex = option
-            else:
-                rates = None
-        if not rates:
+        latencies = [seconds for seconds in map(_seconds, options) if seconds is not None]
+        duplex = [option for option in options if option in DUPLEX]
+        bits = _bits(rate)
+        if not bits or len(latencies) > 1 or len(duplex) > 1 or len(latencies) + len(duplex) < len(options):
             raise ValueError(f"--link: expected RATE[/LATENCY][/full|half|shared], e.g. 1Gbps/20ms, got {text!r}")
-        return Link(text, rates, latency, duplex)
+        return Link(text, bits, sum(latencies), duplex[0] if duplex else "full")
 
     def seconds(self, wire_bytes: float, collectives: float, ranks: int) -> float:
         """How long collectives of so many bytes over all ranks take."""
@@ -57,12 +51,15 @@ class Link:
         return 8 * share / self.rate + collectives * (ranks - 1) * self.latency
 
 
-def _quantity(text: str, units: dict[str, float]) -> float | None:
-    match = re.fullmatch(r"([0-9.]+)\s*([a-z]+)", text.strip().lower())
-    try:
-        return float(match[1]) * units[match[2]] if match and match[2] in units else None
-    except ValueError:
-        return None
+def _bits(text: str) -> float | None:
+    """Bits a second of 100Mbps, or of 12.5MBps, whose B are bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)([bB])ps", text)
+    return float(match[1]) * PREFIXES[match[2].lower()] * (8 if match[3] == "B" else 1) if match else None
+
+
+def _seconds(text: str) -> float | None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
+    return float(match[1]) * TIMES[match[2]] if match else None
 
 
 def project(row: dict[str, Any], link: Link, topology: str) -> float:
@@ -71,7 +68,7 @@ def project(row: dict[str, Any], link: Link, topology: str) -> float:
     if topology == "star":
         clients = _needed(row, "clients")
         both = _needed(row, "uplink_bytes") + row.get("downlink_bytes", 0) + row.get("buffer_bytes", 0)
-        there_and_back = 8 * both / max(clients, 1) / link.rate + 2 * link.latency
+        there_and_back = 8 * both / max(clients, 1) / link.rate + 2 * link.latency * row.get("steps", 1)
         return seconds - row.get("communication_seconds", 0.0) + there_and_back
     ranks, wire = int(_needed(row, "ranks")), _needed(row, "wire_bytes")
     collectives = row.get("collectives", 1)

@@ -45,7 +45,7 @@ def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path
     figure = _figure(9, 5)
     axes = figure.add_subplot(xlabel="uplink bytes of all clients", ylabel="test accuracy", xscale="log")
     for (label, logs), style in zip(runs.items(), itertools.cycle(["-", "--", ":"])):
-        colour = axes.plot([], [], style, label=label)[0].get_color()
+        colour = axes.plot([], [], style, label=_as_text(label))[0].get_color()
         for log in logs:
             points = accuracy_against_bytes(log.rows)
             axes.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1)
@@ -73,9 +73,16 @@ def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
             seconds = [run.amounts.get(f"{kind}_seconds", 0.0) / max(run.rounds, 1) for run in runs]
             axes.bar(places, seconds, width * 0.9, bottom=below, label=f"measured: {kind}", color=f"C{part}")
             below = [low + more for low, more in zip(below, seconds)]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(runs))], [run.name for run in runs], rotation=15)
+    axes.set_xticks(
+        [place + 0.4 - width / 2 for place in range(len(runs))], [_as_text(run.name) for run in runs], rotation=15
+    )
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     _save(figure, path)
+
+
+def _as_text(label: str) -> str:
+    """A label in which matplotlib sees no formula."""
+    return label.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -9,6 +9,7 @@ import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from flare_dist.analysis import links
@@ -82,9 +83,9 @@ def _against_first(values: Sequence[float | None], show: Callable[[float], str])
 
 
 def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
-    table = Table("", *[run.name for run in runs])
+    table = Table("", *[escape(run.name) for run in runs])
     for title, cells in rows:
-        table.add_row(title, *cells)
+        table.add_row(escape(title), *map(escape, cells))
     return table
 
 

@@ -30,7 +30,6 @@ from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
 from flare_dist.layout import ParameterLayout
-from flare_dist.seeding import generator
 
 WORD = 4
 
@@ -65,7 +64,7 @@ class SparseHookState:
         density: fraction of each tensor's entries that a rank sends, in (0, 1]; 1 is plain DDP.
         scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
         process_group: the ranks to exchange with, as given to DDP (None = all).
-        seed: of the randk sparsifier.
+        seed: of the randk sparsifier, and of rounding at random.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
             none), momentum, residual_decay, count, dense_below, index_codec, value_codec, warmup and warmup_rounds,
             which here count steps.
@@ -168,10 +167,6 @@ class SparseHookState:
             )
         return self._buckets[names]
 
-    def rounding(self, rank: int) -> torch.Generator | None:
-        """What a value codec rounds with at random: where no error feedback makes up for it."""
-        return None if self.state_names else generator(self.seed, "rounding", self.step, rank)
-
     def note_failure(self, failed: Tensor) -> None:
         """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
         self._failures.append(failed)  # called from several threads, as buckets arrive
@@ -241,7 +236,9 @@ def exchange_gradients(
         chosen = bucket.select(update, (state.seed, state.step, rank))
         indices = torch.cat([chosen, packing.whole])
         values = update[indices] * used[torch.bucketize(indices, packing.ends, right=True)]
-        return packing.pack(chosen, values, state.rounding(rank))
+        # Values are rounded at random where no error feedback makes up for what rounding loses.
+        draws = None if state.state_names else bucket.draws((state.seed, state.step, rank))
+        return packing.pack(chosen, values, draws)
 
     payload = state.rule(state.config, gradient, bucket.draft(), compress)
     assert payload.data is not None

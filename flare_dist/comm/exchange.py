@@ -72,7 +72,7 @@ class SparseUplink:
         self.receive = receive
         self.buffers = buffers
         self.packing = packing
-        self.slot_nbytes = slot_nbytes(packing.nbytes(max_kept), buffers)
+        self.slot_nbytes = slot_nbytes(packing.most_nbytes(max_kept), buffers)
         self.updates: dict[int, Update] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:

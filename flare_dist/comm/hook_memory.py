@@ -10,7 +10,7 @@ from torch import Tensor
 from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
-from flare_dist.layout import ParameterLayout
+from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
 
@@ -57,12 +57,28 @@ class BucketMemory:
         seed, step, rank = draw
 
         def select_from(segment: Segment) -> Tensor:
-            name = next(entry.name for entry in self.layout.entries if segment.offset < entry.end)
-            draws = generator(seed, f"sparsifier of {name}", step, rank)
+            draws = generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
             return select(update, [segment], SPARSIFIERS[self.config.sparsifier], draws)
 
         chosen = [select_from(segment) for segment in self.plan(step).segments]
         return torch.cat([torch.empty(0, dtype=torch.int64, device=self.device), *chosen])
+
+    def draws(self, draw: tuple[int, int, int]) -> Tensor:
+        """Uniform numbers for what is sent in a step, as `select` orders it; buckets of other sizes draw the same."""
+        seed, step, rank = draw
+        segments = self.plan(step).segments
+        counts = [(self._entry_at(segment.offset), segment.offset, segment.k * segment.blocks) for segment in segments]
+        selected_from = [entry for entry, _, _ in counts]
+        counts += [(e, e.offset, e.numel) for e in self.layout.entries if e not in selected_from]
+
+        def uniform(entry: Entry, offset: int, count: int) -> Tensor:
+            purpose = f"rounding of {entry.name} from {offset - entry.offset}"
+            return torch.rand(count, generator=generator(seed, purpose, step, rank))
+
+        return torch.cat([uniform(*each) for each in counts])
+
+    def _entry_at(self, offset: int) -> Entry:
+        return next(entry for entry in self.layout.entries if offset < entry.end)
 
     def is_used(self, gradient: Tensor) -> Tensor:
         """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""

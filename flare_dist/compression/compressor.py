@@ -50,13 +50,18 @@ class Compressor:
         """What is selected from in a round, and how it is written."""
         return self._plans[self.config.density_in(round_)]
 
+    @property
+    def final_plan(self) -> Plan:
+        """That of the density which a warm-up leads to."""
+        return self._plans[self.config.density]
+
     def compress(self, round_: int, client: int, model_delta: Tensor, state: State) -> Payload:
         """What is sent of `model_delta` (float32 [total], finite); updates `state` in place.
 
         A dense payload is the delta itself, not a copy.
         """
         draws = generator(self.seed, "sparsifier", round_, client)
-        at_random = None if self.state_names else generator(self.seed, "rounding", round_, client)
+        rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
         segments, packing = self.plan(round_)
 
         def sparsify(vector: Tensor) -> Payload:
@@ -65,7 +70,10 @@ class Compressor:
             chosen = packing.whole[:0]
             if segments:
                 chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
-            return packing.pack(chosen, vector[torch.cat([chosen, packing.whole])], at_random)
+            values = vector[torch.cat([chosen, packing.whole])]
+            return packing.pack(
+                chosen, values, None if rounding is None else torch.rand(len(values), generator=rounding)
+            )
 
         return self.rule(self.config, model_delta, state, sparsify)
 

@@ -45,7 +45,7 @@ class CompressionConfig:
             evaluate, a view of them).
         downlink_density: fraction of the entries that the topk downlink sends in a round, in (0, 1].
         warmup: densities of the first rounds, before `density`, e.g. [0.25, 0.063, 0.015, 0.004].
-        warmup_rounds: rounds that each of them lasts.
+        warmup_rounds: rounds that each of them lasts; in mode gradient and in the hook, steps.
     """
 
     sparsifier: str = "topk"

@@ -68,7 +68,7 @@ def elias_fano() -> IndexCodec:
     """Elias (1974) and Fano (1971): the l lowest bits of each index as they are, the rest in unary.
 
     Bit high_i + i of the unary part is 1 for the i-th index, high_i its bits above the l lowest: the ones are the
-    indices and each zero steps to the next 2^l positions. At most 0.6 bit an index above the bound.
+    indices and each zero steps to the next 2^l positions. Of many indices at most 0.6 bit each above the bound.
     """
 
     def sizes(n: int, k: int) -> tuple[int, int, int]:

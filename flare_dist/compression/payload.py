@@ -91,11 +91,15 @@ class Packing:
             raise ValueError(f"{kept} of {self.total} entries make no payload ({self.whole.numel()} are always sent)")
         return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
 
-    def pack(self, chosen: Tensor, values: Tensor, draws: torch.Generator | None = None) -> Payload:
+    def most_nbytes(self, kept: int) -> int:
+        """No payload of at most `kept` entries is longer: fewer may take a byte or two more, being rounded."""
+        return self.nbytes(kept) + WORD
+
+    def pack(self, chosen: Tensor, values: Tensor, draws: Tensor | None = None) -> Payload:
         """The payload with entries at `chosen` (ascending, none of them in `whole`) and then at `whole`.
 
-        `values` are float32 [chosen + whole]; those of the payload are what a receiver decodes. With a generator what
-        lies between two levels of a value codec is rounded at random.
+        `values` are float32 [chosen + whole]; those of the payload are what a receiver decodes. With `draws`, uniform
+        in [0, 1) for each of them, what lies between two levels of a value codec is rounded at random.
         """
         indices = torch.cat([chosen, self.whole])
         codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)

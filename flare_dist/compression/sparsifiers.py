@@ -45,7 +45,7 @@ def tensor_segments(layout: ParameterLayout, density: float, count: Count, block
 
 
 def global_segments(layout: ParameterLayout, density: float, count: Count, block: int = 0) -> list[Segment]:
-    return [Segment(0, layout.total, count(layout.total, density))]
+    return [Segment(0, layout.total, count(layout.total, density))] if layout.total else []
 
 
 def block_segments(layout: ParameterLayout, density: float, count: Count, block: int = 4096) -> list[Segment]:

@@ -26,13 +26,14 @@ class Groups(NamedTuple):
 class ValueCodec(NamedTuple):
     """`decode` gives float32 [k] for data of `packed_nbytes(k, bits) + 2 * table * groups` bytes.
 
-    `encode` takes (values float32 [k], groups, draws): with a generator, what lies between two levels is rounded at
-    random so that its mean is right; without, to the nearer one. Codecs without a `table` do not look at the groups.
+    `encode` takes (values float32 [k], groups, draws): with draws, uniform in [0, 1), int8 rounds what lies between two
+    levels at random so that its mean is right; without, to the nearer one. Codecs without a `table` do not look at the
+    groups.
     """
 
     bits: int
     table: int  # entries of a group's table
-    encode: Callable[[Tensor, Groups, torch.Generator | None], Tensor]
+    encode: Callable[[Tensor, Groups, Tensor | None], Tensor]
     decode: Callable[[Tensor, Groups], Tensor]
 
     def nbytes(self, k: int, groups: int) -> int:
@@ -43,7 +44,7 @@ def cast(dtype: torch.dtype) -> ValueCodec:
     """The values in another precision; what is out of its range becomes the largest that is not."""
     limit = torch.finfo(dtype).max
 
-    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+    def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:
         held = values.clamp(-limit, limit) if limit < torch.finfo(torch.float32).max else values
         return held.to(dtype).contiguous().view(torch.uint8)
 
@@ -57,12 +58,12 @@ def int8() -> ValueCodec:
     """255 evenly spaced levels up to the largest magnitude of the group."""
     levels = 127
 
-    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+    def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:
         largest = torch.zeros(groups.number, device=values.device)
-        table = _table(largest.scatter_reduce_(0, groups.of, values.abs(), "amax"))
-        scaled = values * levels / table.float()[groups.of].clamp_min(torch.finfo(torch.float32).tiny)
+        table = _rounded_up(largest.scatter_reduce_(0, groups.of, values.abs(), "amax"))
+        scaled = values / table.float()[groups.of].clamp_min(torch.finfo(torch.float32).tiny) * levels
         if draws is not None:
-            scaled = (scaled + torch.rand(scaled.shape, generator=draws).to(values.device)).floor_()
+            scaled = (scaled + draws.to(values.device)).floor_()
         codes = scaled.round_().clamp_(-levels, levels).to(torch.int8)
         return torch.cat([table.view(torch.uint8), codes.view(torch.uint8)])
 
@@ -82,7 +83,7 @@ def binned(bits: int) -> ValueCodec:
     """
     bins = 2 ** (bits - 1)
 
-    def encode(values: Tensor, groups: Groups, draws: torch.Generator | None) -> Tensor:
+    def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:
         magnitudes, part, parts = values.abs(), groups.of, groups.number
         for _ in range(bits - 1):
             part = 2 * part + (magnitudes > _means(magnitudes, part, parts)[part])
@@ -110,6 +111,13 @@ def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:
 
 def _table(levels: Tensor) -> Tensor:
     return levels.clamp_max(torch.finfo(torch.bfloat16).max).to(torch.bfloat16)
+
+
+def _rounded_up(levels: Tensor) -> Tensor:
+    """The bfloat16 that is not below, so that the largest of a group has a level beyond it."""
+    nearest = _table(levels)
+    above = (nearest.view(torch.int16) + 1).view(torch.bfloat16)
+    return torch.where((nearest.float() < levels) & above.isfinite(), above, nearest)
 
 
 def _levels(data: Tensor, entries: int) -> Tensor:

@@ -64,6 +64,8 @@ def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
     """
     dense = 2 * WORD * packing.total
     least, most = packing.whole.numel(), packing.total
+    if ranks * payloads * packing.nbytes(least) >= dense:
+        return 0.0
     while least < most:
         kept = (least + most + 1) // 2
         least, most = (kept, most) if ranks * payloads * packing.nbytes(kept) < dense else (least, kept - 1)
@@ -75,13 +77,13 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
     if config.mode == "centralised" or config.compression.is_dense or ranks == 1:
         return
     payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
-    packing, most = compressor.plan(config.rounds).packing, compressor.plan(config.rounds).max_kept
+    packing, most = compressor.final_plan.packing, compressor.final_plan.max_kept
     limit = break_even_density(packing, ranks, payloads)
     log.info("on the wire of %d ranks with %d payloads each sparse pays below density %.3g", ranks, payloads, limit)
     if most > limit * packing.total:
         log.warning(
-            "compression.density: at %g the ranks move more than with sparsifier=dense, whose payloads are summed "
-            "before the wire (sparse pays below %.3g here)", most / packing.total, limit,
+            "compression.density: at %g the ranks move more than with dense float32, whose payloads are summed before "
+            "the wire (sparse pays below %.3g here)", most / packing.total, limit,
         )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def federated_report(
     round_: int, exchanged: Exchanged, downlink_bytes: int, buffers: int, traffic: Traffic, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The row of one federated round; `buffers` is the number of the model's buffer entries."""
-    total = exchanged.mean_delta.numel()
+    total = exchanged.mean_delta.numel() * len(exchanged.accepted)
     clients = len(exchanged.accepted) + len(exchanged.rejected)
     return {
         "round": round_,
@@ -99,11 +101,11 @@ def federated_report(
         "uplink_bytes": exchanged.uplink_bytes,
         "downlink_bytes": downlink_bytes,
         "buffer_bytes": len(exchanged.accepted) * buffers * 4,
-        "dense_bytes": clients * total * 4,
+        "dense_bytes": WORD * total,
         "wire_bytes": traffic.wire_bytes,
         "collectives": traffic.collectives,
         "kept": exchanged.kept,
-        "total": clients * total,
+        "total": total,
         **seconds,
     }
 

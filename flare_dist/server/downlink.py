@@ -32,7 +32,7 @@ class Downlink:
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, parameters: Tensor) -> None:
         self.kind = config.downlink
         self.parameters = parameters
-        self.view = parameters if self.is_lossless else parameters.clone()
+        self.view = parameters if self.is_lossless else self._first_view()
         self._config = config
         self._plan: Plan | None = None
         if self.kind == "topk":
@@ -44,6 +44,10 @@ class Downlink:
         if self.kind in ("changed", "topk"):
             self._previous = parameters.clone()
             self._changed_in = torch.zeros(layout.total, dtype=torch.int32, device=parameters.device)
+
+    def _first_view(self) -> Tensor:
+        """What clients hold that were sent everything."""
+        return self.parameters.half().float() if self.kind == "fp16" else self.parameters.clone()
 
     @property
     def is_lossless(self) -> bool:
@@ -120,7 +124,7 @@ class Downlink:
         """Take over what `state_dict` gave, after the parameters; what another kind kept does not count."""
         state = state if state and state["kind"] == self.kind else {}
         if not self.is_lossless:
-            self.view.copy_(state.get("view", self.parameters))
+            self.view.copy_(state.get("view", self._first_view()))
         self._seen, self._sent = dict(state.get("seen", {})), dict(state.get("sent", {}))
         if self._previous is not None and self._changed_in is not None:
             self._previous.copy_(self.view)
