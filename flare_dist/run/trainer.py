@@ -39,6 +39,7 @@ from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
+from flare_dist.run.unused import keys_without_effect
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.server import Server
 
@@ -62,6 +63,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
         _check_clients(config, parts, parameter_layout(model))
+        for need, keys in keys_without_effect(config).items():
+            log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
         if config.mode == "gradient":
             SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
 
