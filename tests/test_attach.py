@@ -56,14 +56,20 @@ def make_accelerator(world: World, **settings: Any) -> Accelerator:
 
 def accelerated(world: World, directory: str, until: int, start: int) -> tuple[Tensor, dict[str, Any]]:
     """Steps `start` to `until` under Accelerate, from the state in `directory` where start > 0, to the state there."""
-    accelerator = make_accelerator(world)
+    return steps_of(make_accelerator(world), world.rank, directory, until, start)
+
+
+def steps_of(
+    accelerator: Accelerator, rank: int, directory: str, until: int, start: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The same for an accelerator of any kind."""
     model = net()
     prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     state = flare_dist.attach(accelerator, prepared, density=0.05)
     if start:
         accelerator.load_state(directory)
     for number in range(start, until):
-        step(prepared, optimizer, world.rank, number, accelerator)
+        step(prepared, optimizer, rank, number, accelerator)
     accelerator.save_state(directory)
     return flat(model), state.state_dict()
 

@@ -29,7 +29,7 @@ from flare_dist.run.config import load_config
 from flare_dist.run.rundir import settle
 from tests import test_trainer
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator, step
+from tests.test_attach import make_accelerator, steps_of
 from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
 ROOT = Path(__file__).parent.parent
@@ -88,15 +88,8 @@ def through_accelerate(world: World, directory: str, start: int, until: int) -> 
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(world.size)}
     plugin = DeepSpeedPlugin(hf_ds_config={"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}})
     accelerator = make_accelerator(world, deepspeed_plugin=plugin)
-    model = net()
-    engine, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    state = flare_dist.attach(accelerator, engine, density=0.05)
-    if start:
-        accelerator.load_state(directory)
-    for number in range(start, until):
-        step(engine, optimizer, world.rank, number, accelerator)
-    accelerator.save_state(directory)
-    return flat(model), state.step
+    parameters, state = steps_of(accelerator, world.rank, directory, until, start)
+    return parameters, state["step"]
 
 
 def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:

@@ -36,7 +36,7 @@ def packed(draw: st.DrawFn, index_codec: str = "", value_codec: str = "") -> tup
     keep = draw(st.integers(0, len(chosen)))
     chosen = chosen[torch.randperm(len(chosen), generator=rng)[:keep]].sort().values
     values = torch.randn(len(chosen) + len(packing.whole), generator=rng)
-    return packing, chosen, values, packing.pack(chosen, values)
+    return packing, chosen, values, packing.pack(packing.indices(chosen), values)
 
 
 @given(packed())

@@ -64,24 +64,24 @@ def _seconds(text: str) -> float | None:
 
 def project(row: dict[str, Any], link: Link, topology: str) -> float:
     """Seconds of a round on a link; ValueError where the log does not say what that needs."""
-    seconds = _needed(row, "round_seconds")
+    beside = _needed(row, "round_seconds") - row.get("communication_seconds", 0.0)
     if topology == "star":
         clients = _needed(row, "clients")
         both = _needed(row, "uplink_bytes") + row.get("downlink_bytes", 0) + row.get("buffer_bytes", 0)
         there_and_back = 8 * both / max(clients, 1) / link.rate + 2 * link.latency * row.get("steps", 1)
-        return seconds - row.get("communication_seconds", 0.0) + there_and_back
+        return beside + there_and_back
     ranks, wire = int(_needed(row, "ranks")), _needed(row, "wire_bytes")
     collectives = row.get("collectives", 1)
     buckets = list(zip(row.get("bucket_sent_after", []), row.get("bucket_wire", [])))
     if not buckets:
-        return seconds - row.get("communication_seconds", 0.0) + link.seconds(wire, collectives, ranks)
+        return beside + link.seconds(wire, collectives, ranks)
     steps, arrived = row["steps"], 0.0
     for sent_after, bytes_on_wire in buckets:
         arrived = max(arrived, sent_after) + link.seconds(bytes_on_wire, 1, ranks)
     late = steps * max(0.0, arrived - buckets[-1][0])  # what the last arrival is behind the last sending
-    beside = max(0.0, wire - steps * sum(wire for _, wire in buckets))
-    rest = link.seconds(beside, max(0, collectives - steps * len(buckets)), ranks)
-    return seconds - row.get("communication_seconds", 0.0) + late + rest
+    unbucketed = max(0.0, wire - steps * sum(wire for _, wire in buckets))
+    rest = link.seconds(unbucketed, max(0, collectives - steps * len(buckets)), ranks)
+    return beside + late + rest
 
 
 def _needed(row: dict[str, Any], key: str) -> float:

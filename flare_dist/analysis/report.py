@@ -33,7 +33,6 @@ AMOUNTS = {
 
 def lines(runs: Sequence[Totals], target: float | None) -> Lines:
     """What there is to say of the runs; percentages are differences to the first of them."""
-
     rows: Lines = [("rounds", [str(run.rounds) for run in runs])]
     for key, title in AMOUNTS.items():
         if any(key in run.amounts for run in runs):

@@ -28,10 +28,8 @@ from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_asy
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import WORD, Payload
 from flare_dist.layout import ParameterLayout
-
-WORD = 4
 
 
 @dataclass(frozen=True)
@@ -229,16 +227,15 @@ def exchange_gradients(
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
     gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
-
     packing = bucket.plan(state.step).packing
 
     def compress(update: Tensor) -> Payload:
         chosen = bucket.select(update, (state.seed, state.step, rank))
-        indices = torch.cat([chosen, packing.whole])
-        values = update[indices] * used[torch.bucketize(indices, packing.ends, right=True)]
+        indices = packing.indices(chosen)
+        values = update[indices] * used[packing.tensors_of(indices)]
         # Values are rounded at random where no error feedback makes up for what rounding loses.
         draws = None if state.state_names else bucket.draws((state.seed, state.step, rank))
-        return packing.pack(chosen, values, draws)
+        return packing.pack(indices, values, draws)
 
     payload = state.rule(state.config, gradient, bucket.draft(), compress)
     assert payload.data is not None
@@ -262,9 +259,8 @@ def exchange_gradients(
         if scale is not None:
             mean.mul_(scale)
         rounded = mean.to(buffer.dtype)
-        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(
-            rounded
-        )  # scaled up again, a residual may be too large for float16
+        # Scaled up again, a residual may be too large for float16.
+        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded)
         state.note_failure(anywhere)
         return buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
 

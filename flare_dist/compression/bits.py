@@ -66,6 +66,11 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
     if not data.is_cuda:
         positions = flags.nonzero().squeeze(1)[:count]
         return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.numel())
-    places = torch.where(flags > 0, flags.cumsum(0) - 1, count).clamp_(max=count)
-    found = torch.full((count + 1,), flags.numel(), dtype=torch.int64, device=data.device)
-    return found.scatter_(0, places, torch.arange(flags.numel(), device=data.device))[:count]
+    return positions_unwaited(flags > 0, count)
+
+
+def positions_unwaited(flags: Tensor, count: int) -> Tensor:
+    """The same of booleans, by operations whose results have sizes known beforehand (`nonzero` has not)."""
+    places = torch.where(flags, flags.cumsum(0) - 1, count).clamp_(max=count)  # those not wanted: behind the end
+    found = torch.full((count + 1,), flags.numel(), dtype=torch.int64, device=flags.device)
+    return found.scatter_(0, places, torch.arange(flags.numel(), device=flags.device))[:count]

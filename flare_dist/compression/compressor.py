@@ -40,14 +40,12 @@ class Compressor:
     ) -> None:
         self.config = config
         self.seed = seed
-        self._plans = {
-            density: plan(config, layout, density, device or torch.device("cpu"))
-            for density in ({config.density} if config.sends_everything else {*config.warmup, config.density})
-        }
+        densities = () if config.is_dense else {*config.warmup, config.density}  # a dense delta is sent as it is
+        self._plans = {d: plan(config, layout, d, device or torch.device("cpu")) for d in densities}
         self.state_names, self.rule, self.estimated = config.feedback
 
     def plan(self, round_: int) -> Plan:
-        """What is selected from in a round, and how it is written."""
+        """What is selected from in a round, and how it is written; not of dense updates."""
         return self._plans[self.config.density_in(round_)]
 
     @property
@@ -60,20 +58,19 @@ class Compressor:
 
         A dense payload is the delta itself, not a copy.
         """
+        if self.config.is_dense:
+            return Payload(None, model_delta)
         draws = generator(self.seed, "sparsifier", round_, client)
         rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
         segments, packing = self.plan(round_)
 
         def sparsify(vector: Tensor) -> Payload:
-            if self.config.is_dense:
-                return Payload(None, vector)
             chosen = packing.whole[:0]
             if segments:
                 chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
-            values = vector[torch.cat([chosen, packing.whole])]
-            return packing.pack(
-                chosen, values, None if rounding is None else torch.rand(len(values), generator=rounding)
-            )
+            indices = packing.indices(chosen)
+            uniform = None if rounding is None else torch.rand(len(indices), generator=rounding)
+            return packing.pack(indices, vector[indices], uniform)
 
         return self.rule(self.config, model_delta, state, sparsify)
 

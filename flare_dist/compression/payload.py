@@ -95,13 +95,21 @@ class Packing:
         """No payload of at most `kept` entries is longer: fewer may take a byte or two more, being rounded."""
         return self.nbytes(kept) + WORD
 
-    def pack(self, chosen: Tensor, values: Tensor, draws: Tensor | None = None) -> Payload:
-        """The payload with entries at `chosen` (ascending, none of them in `whole`) and then at `whole`.
+    def indices(self, chosen: Tensor) -> Tensor:
+        """Where the entries of a payload lie: at `chosen` (ascending, none of them in `whole`) and then at `whole`."""
+        return torch.cat([chosen, self.whole])
 
-        `values` are float32 [chosen + whole]; those of the payload are what a receiver decodes. With `draws`, uniform
+    def tensors_of(self, indices: Tensor) -> Tensor:
+        """The number of the tensor that each index lies in, int64."""
+        return torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
+
+    def pack(self, indices: Tensor, values: Tensor, draws: Tensor | None = None) -> Payload:
+        """The payload with `values` (float32 [kept]) at these `indices`, as the method of that name gives them.
+
+        Its values are what a receiver decodes. With `draws`, uniform
         in [0, 1) for each of them, what lies between two levels of a value codec is rounded at random.
         """
-        indices = torch.cat([chosen, self.whole])
+        chosen = indices[: indices.numel() - self.whole.numel()]
         codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)
         coded = codec.encode(values, groups, draws)
         parts = [coded]
@@ -112,10 +120,11 @@ class Packing:
     def unpack(self, data: Tensor, kept: int) -> Payload:
         """The payload of `kept` entries that `data`, uint8 [nbytes(kept)], holds; its indices are not looked at."""
         chosen = kept - self.whole.numel()
-        coded, values = data.split([self._index_nbytes(chosen), data.numel() - self._index_nbytes(chosen)])
+        index_nbytes = self._index_nbytes(chosen)
+        coded, values = data.split([index_nbytes, data.numel() - index_nbytes])
         indices = self.whole
         if chosen:
-            indices = torch.cat([self._index_codec(chosen).decode(coded, self.total, chosen), self.whole])
+            indices = self.indices(self._index_codec(chosen).decode(coded, self.total, chosen))
         decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
         return Payload(indices.int(), decoded, data)
 
@@ -146,5 +155,5 @@ class Packing:
         if self.codecs.value_block:
             of = torch.arange(kept, device=indices.device) // self.codecs.value_block
         else:
-            of = torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
+            of = self.tensors_of(indices)
         return Groups(of, self._groups(kept))

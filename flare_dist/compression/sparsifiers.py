@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.compression.bits import positions_unwaited
 from flare_dist.layout import ParameterLayout
 
 
@@ -106,27 +107,11 @@ def _largest(magnitudes: Tensor, k: int) -> Tensor:
 
 
 def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
-    """The same as `_largest` by operations whose results have sizes known beforehand (`nonzero` has not)."""
-    smallest_kept = magnitudes.topk(k, sorted=False).values.amin()
+    """The same as `_largest` without waiting for a GPU; of [rows, numel] k of each row, as positions in all of them."""
+    smallest_kept = magnitudes.topk(k, sorted=False).values.amin(-1, keepdim=True)
     above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
-    kept = above | (tied & (tied.cumsum(0) <= k - above.sum()))
-    places = torch.where(kept, kept.cumsum(0) - 1, k)  # those not kept write behind the end
-    positions = torch.arange(magnitudes.numel(), device=magnitudes.device)
-    return positions.new_empty(k + 1).scatter_(0, places, positions)[:k]
-
-
-def topk_of_rows(rows: Tensor, k: int) -> Tensor:
-    """The k largest magnitudes of each row of [blocks, numel], as ascending positions in the rows one after another.
-
-    The same entries as of `topk` on each row, at once and without waiting for a GPU.
-    """
-    magnitudes = rows.abs()
-    smallest_kept = magnitudes.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
-    kept = (above | (tied & (tied.cumsum(1) <= k - above.sum(1, keepdim=True)))).flatten()
-    places = torch.where(kept, kept.cumsum(0) - 1, len(rows) * k)  # those not kept write behind the end
-    positions = torch.arange(kept.numel(), device=rows.device)
-    return positions.new_empty(len(rows) * k + 1).scatter_(0, places, positions)[:-1]
+    kept = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    return positions_unwaited(kept.flatten(), k * magnitudes[..., 0].numel())
 
 
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
@@ -150,7 +135,7 @@ def select(
     for offset, numel, k, blocks in segments:
         rows = vector[offset : offset + blocks * numel].view(blocks, numel)
         if blocks > 1 and sparsifier is topk:
-            chosen.append(topk_of_rows(rows, k) + offset)
+            chosen.append(largest_unwaited(rows.abs(), k) + offset)
         else:
             for place, row in enumerate(rows):
                 chosen.append(sparsifier(row, k, generator, threshold) + (offset + place * numel))

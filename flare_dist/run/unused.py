@@ -9,6 +9,7 @@ from flare_dist.run.config import Config, as_dict, differing_keys
 
 Rule = tuple[str, Callable[[Config], bool], str]
 
+OF_CLIENTS = ("server.*", "clients.num", "clients.per_round", "clients.local_*", "clients.weighting", "data.partition")
 DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a concentration
 
 # (pattern of dotted keys, whether they count, when they would)
@@ -20,9 +21,15 @@ RULES: list[Rule] = [
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
     *(
         (pattern, lambda config: config.mode != "gradient", "mode=federated")
-        for pattern in ("server.*", "clients.num", "clients.per_round", "clients.local_*", "clients.weighting")
+        for pattern in (
+            "server.*",
+            "clients.num",
+            "clients.per_round",
+            "clients.local_*",
+            "clients.weighting",
+            "data.partition",
+        )
     ),
-    ("data.partition", lambda config: config.mode != "gradient", "mode=federated"),
 ]
 
 

@@ -25,6 +25,8 @@ from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
+FP16, NO_GROUPS = VALUE_CODECS["fp16"], Groups(torch.empty(0), 0)
+
 
 class Downlink:
     """The view of the global `parameters` (float32 [total]) that clients hold."""
@@ -47,7 +49,9 @@ class Downlink:
 
     def _first_view(self) -> Tensor:
         """What clients hold that were sent everything."""
-        return self.parameters.half().float() if self.kind == "fp16" else self.parameters.clone()
+        if self.kind == "fp16":
+            return FP16.decode(FP16.encode(self.parameters, NO_GROUPS, None), NO_GROUPS)
+        return self.parameters.clone()
 
     @property
     def is_lossless(self) -> bool:
@@ -63,18 +67,19 @@ class Downlink:
     def encode(self) -> Tensor:
         """The message, uint8 [message_nbytes], that brings the view towards the parameters; for rank 0."""
         if not self._plan:
-            return VALUE_CODECS["fp16"].encode(self.parameters, Groups(self.parameters, 0), None)
+            return FP16.encode(self.parameters, NO_GROUPS, None)
         residual = self.parameters - self.view
         chosen = select(residual, self._plan.segments, SPARSIFIERS["topk"], generator(0, "unused"))
         packing = self._plan.packing
-        data = packing.pack(chosen, residual[torch.cat([chosen, packing.whole])]).data
+        indices = packing.indices(chosen)
+        data = packing.pack(indices, residual[indices]).data
         assert data is not None
         return data
 
     def receive(self, message: Tensor) -> None:
         """Take a message over into the view."""
         if not self._plan:
-            self.view.copy_(VALUE_CODECS["fp16"].decode(message, Groups(message, 0)))
+            self.view.copy_(FP16.decode(message, NO_GROUPS))
             return
         payload = self._plan.packing.unpack_checked(message, self._plan.max_kept)
         assert payload.indices is not None
