@@ -5,6 +5,7 @@ A schedule is written as a word, with its parameters behind a colon:
     linear              1 -> 0
     cosine              1 -> 0 along half a cosine
     exponential:F       1 -> F by the same factor each round, e.g. exponential:0.01
+    exponential:F@N     the same over N rounds, however many are played
     step:F@r1,r2        times F from round r1 on, again from r2 on, e.g. step:0.1@20,30
 """
 
@@ -45,9 +46,12 @@ def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, i
 
 
 def _exponential(arguments: str) -> Callable[[int, int], float]:
-    final = float(arguments)
-    if not 0 < final <= 1000:
+    final_text, at, length_text = arguments.partition("@")
+    final, length = float(final_text), int(length_text) if at else None
+    if not 0 < final <= 1000 or (length is not None and length < 1):
         raise ValueError(arguments)
+    if length is not None:
+        return lambda round_, rounds: final ** ((round_ - 1) / length)
     # reaches `final` in the last round itself, as published schedules from one rate to another do
     return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))
 
@@ -71,6 +75,6 @@ FORMS = {
     "constant": "constant",
     "linear": "linear",
     "cosine": "cosine",
-    "exponential": "exponential:FINAL with FINAL in (0, 1000], e.g. exponential:0.01",
+    "exponential": "exponential:FINAL or exponential:FINAL@ROUNDS with FINAL in (0, 1000], e.g. exponential:0.01",
     "step": "step:FACTOR@ROUND,ROUND with FACTOR in [0, 1], e.g. step:0.1@20,30",
 }

@@ -45,7 +45,8 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Ex
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
-        return _exchange(world, SparseUplink(cohort, receive, BUFFERS, PACKING, max_kept=4), rejected)
+        forms = dict.fromkeys(cohort.hosts, PACKING)
+        return _exchange(world, SparseUplink(cohort, receive, TOTAL, BUFFERS, forms, PACKING.most_nbytes(4)), rejected)
 
 
 def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:

@@ -22,7 +22,7 @@ def slot_nbytes(kept: int, buffers: int) -> int:
 
 
 def decode(slots: Tensor, buffers: int) -> list[Update]:
-    return decode_with(slots, buffers, PACKING)
+    return decode_with(slots, buffers, lambda client: PACKING)
 
 
 def update(client: int, kept: int, buffers: int = 0) -> Update:

@@ -21,6 +21,7 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator
+from flare_dist.sparse_training.learner import SparseLearner
 
 
 class LocalModel(Protocol):
@@ -45,6 +46,9 @@ class LocalModel(Protocol):
     def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
         """Take over what `optimizer_state` gave; ValueError where it is another optimizer's."""
 
+    def mask_(self, factor: Tensor) -> None:
+        """Multiply the parameters by `factor`, float32 [total], in place."""
+
     def reset(self) -> None:
         """Forget what earlier clients left in the optimizer and the loss scale."""
 
@@ -61,6 +65,7 @@ class ClientResult:
     train_loss: float  # mean over the examples seen
     model_delta: Tensor  # float32 [total]: local - global
     buffer_delta: Tensor  # float32 [b]: change of the model's floating-point buffers; of a constant exactly zero
+    mask: Tensor | None = None  # bool [total]: of a sparse model, the mask that the client ended with
 
     @property
     def is_finite(self) -> bool:
@@ -83,8 +88,8 @@ class LocalTrainer:
         self.model_delta = torch.empty_like(model.parameters)
 
     def lr(self, round_: int) -> float:
-        """The learning rate of the local optimizer."""
-        return self.config.lr * self.schedule(round_, self.rounds)
+        """The learning rate of the local optimizer; what comes before the rounds has that of the first."""
+        return self.config.lr * self.schedule(max(round_, 1), self.rounds)
 
     def train(
         self,
@@ -94,12 +99,18 @@ class LocalTrainer:
         global_parameters: Tensor,
         global_buffers: Tensor,
         state: dict[str, Tensor],
+        learner: SparseLearner | None = None,
     ) -> ClientResult:
-        """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only."""
+        """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only.
+
+        With a `learner` the model is sparse, and the delta means something where the resulting mask is true only.
+        """
         start = global_parameters
         if self.config.step_ahead:  # SAEF: the delta is measured from where the client starts
             start = torch.add(global_parameters, state["residual"], alpha=self.config.step_ahead)
         self.model.load(start, global_buffers)
+        if learner is not None:
+            self.model.mask_(learner.factor)
         self.model.reset()
         context = LocalContext(
             self.model.layout,
@@ -108,17 +119,25 @@ class LocalTrainer:
             self.config.momentum,
             global_parameters,
             state,
-            starts_at_global=not self.config.step_ahead,
+            starts_at_global=not self.config.step_ahead and learner is None,
         )
         penalty = OBJECTIVES[self.config.objective](self.config, context)
-        train_loss = self.run_steps(client, round_, examples, penalty)
+        train_loss = self.run_steps(client, round_, examples, penalty, learner)
         torch.sub(self.model.parameters, start, out=self.model_delta)
         if penalty is not None and penalty.moved is not None:
             self.model_delta.sub_(penalty.moved)
         buffer_delta = self.model.buffers - global_buffers
-        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta)
+        mask = learner.mask if learner else None
+        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta, mask)
 
-    def run_steps(self, client: int, round_: int, examples: Tensor, penalty: Penalty | None = None) -> float:
+    def run_steps(
+        self,
+        client: int,
+        round_: int,
+        examples: Tensor,
+        penalty: Penalty | None = None,
+        learner: SparseLearner | None = None,
+    ) -> float:
         """The local steps of one round from wherever the model stands; returns the mean training loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", round_, client))
         for group in self.model.optimizer.param_groups:
@@ -129,11 +148,25 @@ class LocalTrainer:
             if penalty is not None and step == penalty.steps:
                 self.model.optimizer.state.clear()
                 penalty = None
-            loss = self.model.step(inputs, labels, penalty.add_gradient if penalty else None)
+            add_gradient = penalty.add_gradient if penalty else None
+            if learner is not None:
+                add_gradient = learner.watch(step + 1, add_gradient)
+            loss = self.model.step(inputs, labels, add_gradient)
+            if learner is not None:
+                self._mask(learner, step + 1)
             loss_sum.add_(loss, alpha=len(labels))
             seen += len(labels)
         self.model.collect()
         return loss_sum.item() / seen
+
+    def _mask(self, learner: SparseLearner, step: int) -> None:
+        """Zero what is not active; where the mask is due to move, what has left it as well, and what is new is zero."""
+        self.model.mask_(learner.factor)
+        if step in learner.steps:
+            self.model.collect()
+            growing = learner.prune(self.model.parameters, step)
+            self.model.mask_(learner.factor)
+            learner.grow(growing)
 
     def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """`local_epochs` passes, or passes until `local_steps` batches were drawn, each freshly shuffled."""

@@ -90,7 +90,11 @@ class ClientsConfig:
         """Local steps of a round on so many examples."""
         if self.local_steps is not None:
             return self.local_steps
-        return self.local_epochs * math.ceil(num_examples / self.batch_size)
+        return self.local_epochs * self.epoch_steps(num_examples)
+
+    def epoch_steps(self, num_examples: int) -> int:
+        """Local steps of a pass over so many examples."""
+        return math.ceil(num_examples / self.batch_size)
 
     @property
     def cohort_size(self) -> int:

@@ -9,7 +9,7 @@ cohort; where clients were rejected, the sum is divided by the weight that is pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.payload import Form, Payload
 from flare_dist.compression.update import Update, decode, encode, slot_nbytes
-
-Receive = Callable[[Tensor, int, Payload, float], None]  # what the server makes of (total, client, payload, weight)
+from flare_dist.server.aggregation import Receive
 
 ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -65,14 +64,20 @@ def _exchanged(
 
 
 class SparseUplink:
-    """Collects the updates of this rank's clients and gathers everybody's; payloads have at most `max_kept` entries."""
+    """Collects the updates of this rank's clients and gathers everybody's.
 
-    def __init__(self, cohort: Cohort, receive: Receive, buffers: int, packing: Packing, max_kept: int) -> None:
+    `forms` says how each client's payloads are read, none of which is longer than `most_nbytes`.
+    """
+
+    def __init__(
+        self, cohort: Cohort, receive: Receive, total: int, buffers: int, forms: Mapping[int, Form], most_nbytes: int
+    ) -> None:
         self.cohort = cohort
         self.receive = receive
         self.buffers = buffers
-        self.packing = packing
-        self.slot_nbytes = slot_nbytes(packing.most_nbytes(max_kept), buffers)
+        self.total = total
+        self.forms = forms
+        self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
         self.updates: dict[int, Update] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
@@ -85,7 +90,7 @@ class SparseUplink:
 
     def exchange(self, world: World) -> Exchanged:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
-        delta_sum = torch.zeros(self.packing.total, device=world.device)
+        delta_sum = torch.zeros(self.total, device=world.device)
         buffer_sum = torch.zeros(self.buffers, device=world.device)
         losses, kept, uplink_bytes = {}, 0, 0
         for update in self._gather(world):
@@ -112,23 +117,39 @@ class SparseUplink:
                 encode(self.updates.pop(client), packed[slot * self.slot_nbytes : (slot + 1) * self.slot_nbytes])
             gathered = world.all_gather(packed)[:, : slots * self.slot_nbytes].reshape(-1, self.slot_nbytes)
             filled = [rank * slots + slot for rank, own in enumerate(hosted) for slot in range(len(own))]
-            decoded = {update.client: update for update in decode(gathered[filled], self.buffers, self.packing)}
+            decoded = {update.client: update for update in decode(gathered[filled], self.buffers, self._form_of)}
             yield from (decoded[client] for client in part)
+
+    def _form_of(self, client: int) -> Form:
+        if client not in self.forms:
+            raise ValueError("it is not of this round's cohort")
+        return self.forms[client]
 
 
 class DenseUplink:
     """Sums this rank's clients as they come and reduces the sums of all ranks.
 
     The vector that is reduced is [sum of weighted deltas | sum of weighted buffers | loss, accepted? of each client];
-    only the hosting rank writes a client's two places, so their sum is what it wrote.
+    only the hosting rank writes a client's two places, so their sum is what it wrote. Of a sparse model the deltas are
+    those of the entries at `active` (int64 positions below `total`), on which the clients agree.
     """
 
-    def __init__(self, cohort: Cohort, receive: Receive, total: int, buffers: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        receive: Receive,
+        total: int,
+        buffers: int,
+        device: torch.device,
+        active: Tensor | None = None,
+    ) -> None:
         self.cohort = cohort
         self.receive = receive
-        clients = len(cohort.hosts)
-        self.sums = torch.zeros(total + buffers + 2 * clients, device=device)
-        self.delta_sum, self.buffer_sum, reports = self.sums.split([total, buffers, 2 * clients])
+        self.total = total
+        self.active = active
+        sent, clients = total if active is None else active.numel(), len(cohort.hosts)
+        self.sums = torch.zeros(sent + buffers + 2 * clients, device=device)
+        self.delta_sum, self.buffer_sum, reports = self.sums.split([sent, buffers, 2 * clients])
         self.reports = dict(zip(cohort.hosts, reports.view(clients, 2)))
 
     def add(self, result: ClientResult, payload: Payload) -> None:
@@ -147,4 +168,7 @@ class DenseUplink:
         reports = torch.stack(list(self.reports.values())).tolist()
         losses = {client: loss for client, (loss, accepted) in zip(self.reports, reports) if accepted}
         kept = len(losses) * self.delta_sum.numel()
-        return _exchanged(self.cohort, losses, self.delta_sum, self.buffer_sum, kept, 4 * kept)
+        delta_sum = self.delta_sum
+        if self.active is not None:
+            delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
+        return _exchanged(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)

@@ -24,6 +24,16 @@ from flare_dist.layout import Entry, ParameterLayout
 WORD = 4
 
 
+class Form(Protocol):
+    """How the payloads of a client are read."""
+
+    def length(self, data: Tensor, kept: int) -> int:
+        """Length of the payload of `kept` entries at the front of `data`, uint8."""
+
+    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
+        """That payload; ValueError where `data` holds none."""
+
+
 class Codecs(Protocol):
     """What a packing reads of the compression's configuration."""
 
@@ -50,6 +60,8 @@ class Payload:
     indices: Tensor | None
     values: Tensor
     data: Tensor | None = None  # uint8
+    mask: Tensor | None = None  # bool [total]: of a sparse model, which of the client's weights are active
+    mask_nbytes: int = 0  # how many bytes of `data` say so
 
     @property
     def kept(self) -> int:
@@ -90,6 +102,10 @@ class Packing:
         if not 0 <= chosen <= self.total:
             raise ValueError(f"{kept} of {self.total} entries make no payload ({self.whole.numel()} are always sent)")
         return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
+
+    def length(self, data: Tensor, kept: int) -> int:
+        """Length of the payload of `kept` entries at the front of `data`, which does not matter here."""
+        return self.nbytes(kept)
 
     def most_nbytes(self, kept: int) -> int:
         """No payload of at most `kept` entries is longer: fewer may take a byte or two more, being rounded."""

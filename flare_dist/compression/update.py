@@ -11,12 +11,13 @@ precedes the exchange itself:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flare_dist.compression.payload import WORD, Packing, Payload
+from flare_dist.compression.payload import WORD, Form, Payload
 
 HEADER_NBYTES = 16
 FIELDS = HEADER_NBYTES - WORD  # bytes of the header before its checksum
@@ -55,11 +56,11 @@ def encode(update: Update, slot: Tensor) -> None:
     slot[HEADER_NBYTES : HEADER_NBYTES + body.numel()].copy_(body)
 
 
-def decode(slots: Tensor, buffers: int, packing: Packing) -> list[Update]:
+def decode(slots: Tensor, buffers: int, form_of: Callable[[int], Form]) -> list[Update]:
     """The updates in `slots`, uint8 [count, slot_nbytes]; their buffers are views into it.
 
-    `buffers` is the number of buffer entries of the model. Raises ValueError where the bytes are no such updates, or
-    not those that were sent.
+    `buffers` is the number of buffer entries of the model, `form_of` gives a client's form. Raises ValueError where
+    the bytes are no such updates, or not those that were sent.
     """
     if slots.shape[1] < HEADER_NBYTES:
         raise ValueError(f"slots of {slots.shape[1]} bytes have no room for a header of {HEADER_NBYTES}")
@@ -69,23 +70,25 @@ def decode(slots: Tensor, buffers: int, packing: Packing) -> list[Update]:
     updates = []
     for (client, kept), train_loss, header, slot in zip(counts, losses, headers, slots):
         try:
-            body = _body(slot, kept, buffers, packing)
+            form = form_of(client)
+            body = _body(slot, kept, buffers, form)
         except ValueError as error:
             raise ValueError(f"client {client}: {error}") from error
         if not torch.equal(_checksum(header[:FIELDS], body), header[FIELDS:]):
             raise ValueError(f"client {client}: its update was damaged on the way")
         floats, payload = body[: WORD * buffers], None
         if kept != -1:
-            payload = packing.unpack_checked(body[WORD * buffers :], kept)
+            payload = form.unpack_checked(body[WORD * buffers :], kept)
         updates.append(Update(client, train_loss, payload, floats.view(torch.float32)))
     return updates
 
 
-def _body(slot: Tensor, kept: int, buffers: int, packing: Packing) -> Tensor:
+def _body(slot: Tensor, kept: int, buffers: int, form: Form) -> Tensor:
     """The bytes behind the header, buffers and payload."""
     if kept == -1:
         return slot[:0]
-    end = HEADER_NBYTES + WORD * buffers + packing.nbytes(kept)
+    start = HEADER_NBYTES + WORD * buffers
+    end = start + form.length(slot[start:], kept)
     if end > slot.numel():
         raise ValueError(f"{kept} entries do not fit into a slot of {slot.numel()} bytes")
     return slot[HEADER_NBYTES:end]

@@ -96,6 +96,10 @@ class AccelerateModel:
         for name, initial in self._counters.items():
             self.module.get_buffer(name).copy_(initial)
 
+    def mask_(self, factor: Tensor) -> None:
+        """Multiply the parameters by `factor`, in place."""
+        self.parameters.mul_(factor)
+
     def collect(self) -> None:
         """Bring buffers that the model replaced, instead of writing to them, back into the flat vector."""
         named = dict(self.module.named_buffers())

@@ -161,6 +161,18 @@ class DeepSpeedModel:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(averaged.get(name, self._initial[name]))
 
+    def mask_(self, factor: Tensor) -> None:
+        """Multiply the parameters by `factor`, in place: the master weights, and those that the model computes with."""
+        start = 0
+        for part in self._stepped():
+            share = factor[start : start + part.numel()]
+            part.data.view(-1)[: len(share)].mul_(share)
+            start += part.numel()
+        if self._dtype == torch.float32 and not self._engine.zero_optimization_stage():
+            return  # they are the same
+        for (_, view), parameter in zip(self.layout.views(factor), self._parameters):
+            parameter.data.mul_(view)
+
     def collect(self) -> None:
         """Read the master weights and the buffers into the flat vectors; ranks of one group call it together."""
         self.parameters.copy_(self._gather(self._stepped()))

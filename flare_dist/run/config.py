@@ -22,6 +22,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.config import SparseTrainingConfig
 
 MODES = ("federated", "gradient", "centralised")
 
@@ -67,6 +68,7 @@ class Config:
         clients: who takes part and how clients train.
         compression: what of a client's model delta travels to the server.
         server: how the server turns the clients' mean model delta into new global parameters.
+        sparse_training: which weights the model has at all, and who decides it.
         engine: where local training runs, and in which precision.
         checkpoint: when state is saved, and what a run starts from.
     """
@@ -81,6 +83,7 @@ class Config:
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    sparse_training: SparseTrainingConfig = field(default_factory=SparseTrainingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -100,8 +103,22 @@ class Config:
             flare = self.clients.objective == "flare" and self.clients.flare
             if flare and flare.conserve and self.engine.mixed_precision == "fp16":
                 raise ValueError("clients.flare.conserve: not with fp16, whose skipped steps it would subtract")
+        if self.sparse_training.is_sparse:
+            self._check_masks()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+
+    def _check_masks(self) -> None:
+        """Raise ValueError where masks of the model do not go with the rest."""
+        method, compression = f"sparse_training.method={self.sparse_training.method}", self.compression
+        if self.mode != "federated":
+            raise ValueError(f"sparse_training.method: masks are those of federated clients, not of mode={self.mode}")
+        if compression.rule == "ef21" and not compression.is_dense:
+            raise ValueError(f"compression.error_feedback: ef21's estimates do not follow masks ({method})")
+        if compression.downlink != "dense":
+            raise ValueError(
+                f"compression.downlink: with {method} active weights are sent in float32, not {compression.downlink}"
+            )
 
     def _check_residuals(self) -> None:
         """Raise ValueError where clients are to follow a residual that their error feedback does not keep."""
@@ -151,7 +168,10 @@ def as_dict(config: Config) -> dict[str, Any]:
     """Nested plain values, as in the YAML file."""
 
     def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs}
+        return {key: as_lists(value) for key, value in pairs}
+
+    def as_lists(value: Any) -> Any:
+        return [as_lists(item) for item in value] if isinstance(value, tuple) else value
 
     return dataclasses.asdict(config, dict_factory=plain)
 

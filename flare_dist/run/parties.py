@@ -13,6 +13,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.server.downlink import Downlink
+from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
 
 
@@ -39,4 +40,5 @@ class Parties:
     server: Server
     downlink: Downlink
     partition: list[Tensor]  # the indices of each client's examples
+    masks: Masks | None = None  # of sparse models
     data_parallel: DataParallel | None = None  # of mode: gradient

@@ -24,6 +24,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
 BEST = "best.safetensors"
+MASKS_SUFFIX = ".masks.safetensors"  # instead of .safetensors, beside a model that is sparse
 LOCK = ".lock"
 
 # Keys that may change between the parts of one run, because no parameter depends on them.
@@ -147,7 +148,8 @@ def clear(directory: Path) -> None:
     """Remove what an earlier run left in `directory`, and nothing else."""
     for folder in (directory / CHECKPOINTS).glob("round-*"):
         shutil.rmtree(folder)
-    for name in (CONFIG, SUMMARY, METRICS, MODEL, BEST):
+    masks = [Path(name).with_suffix(MASKS_SUFFIX).name for name in (MODEL, BEST)]
+    for name in (CONFIG, SUMMARY, METRICS, MODEL, BEST, *masks):
         (directory / name).unlink(missing_ok=True)
 
 

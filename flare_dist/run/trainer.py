@@ -37,11 +37,14 @@ from flare_dist.run.gradient import export_memory, import_memory
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
+from flare_dist.run.stage_one import begin_masks
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
 from flare_dist.run.unused import keys_without_effect
 from flare_dist.server.downlink import Downlink
+from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
+from flare_dist.sparse_training.masks import prunable_entries
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
         _check_clients(config, parts, parameter_layout(model))
+        if config.sparse_training.is_sparse:
+            prunable_entries(model, parameter_layout(model), config.sparse_training)
         for need, keys in keys_without_effect(config).items():
             log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
         if config.mode == "gradient":
@@ -89,10 +94,13 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
     """All rounds that are left, and the records of them; returns the summary (empty on ranks other than 0)."""
     directory, world = Path(config.output_dir), parties.world
     first_round, rows = _resume(config, source, parties)
+    beginning = {}
+    if parties.masks and not parties.masks.have_begun:
+        beginning = begin_masks(config, parties, console)
     with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
         evaluate_global = _evaluator(parties, data) if tracker else None
         if tracker and evaluate_global and first_round == 1:
-            _record(tracker, {"round": 0} | evaluate_global(), directory, parties)
+            _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, parties)
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
             try:
@@ -132,6 +140,8 @@ def save_global(path: Path, parties: Parties) -> None:
     names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here
     state = model.module.state_dict(keep_vars=True)
     save_model(path, {name: floats.get(names.get(value, name), value.detach()) for name, value in state.items()})
+    if parties.masks and not parties.masks.method.is_personal:
+        save_model(path.with_suffix(rundir.MASKS_SUFFIX), parties.masks.by_name(model.layout))
 
 
 def divide(config: Config, data: DataSplits) -> list[Tensor]:
@@ -175,7 +185,12 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
     compressor = Compressor(config.compression, local.layout, config.seed, world.device)
-    states = ClientStates(compressor.state_names, local.layout.total, world.device)
+    masks = None
+    if config.sparse_training.is_sparse:
+        entries = prunable_entries(model, local.layout, config.sparse_training)
+        masks = Masks(config.sparse_training, entries, local.layout.total, config.seed, world.device)
+    own = ("mask",) if masks and masks.method.is_personal else ()
+    states = ClientStates(compressor.state_names, local.layout.total, world.device, own)
     server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     compression = config.compression if federated else replace(config.compression, downlink="dense")
@@ -190,7 +205,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if config.mode == "gradient":
         hook = local.distribute(seed=config.seed, **vars(config.compression))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
-    return Parties(world, trainer, compressor, states, server, downlink, parts, parallel)
+    return Parties(world, trainer, compressor, states, server, downlink, parts, masks, parallel)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
@@ -248,6 +263,8 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
             restored.clients.clear()
         for client, state in restored.clients.items():
             parties.states.load(client, state)
+        if parties.masks and "masks" in restored.server:
+            parties.masks.load_state_dict(restored.server["masks"])
         if config.mode == "gradient":
             import_memory(parties, int(restored.server.get("step", 0)))
         if config.mode != "federated" and "local_optimizer" in restored.server:
@@ -270,6 +287,8 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
 
 def _save(config: Config, round_: int, parties: Parties) -> None:
     server = parties.server.state_dict() | {"downlink": parties.downlink.state_dict()}
+    if parties.masks:
+        server["masks"] = parties.masks.state_dict()
     if parties.data_parallel:
         export_memory(parties)
         server["step"] = parties.data_parallel.hook.step

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 
 from flare_dist.run.config import Config, as_dict, differing_keys
+from flare_dist.sparse_training.methods import METHODS
 
 Rule = tuple[str, Callable[[Config], bool], str]
 
@@ -16,6 +17,24 @@ DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a c
 RULES: list[Rule] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
     ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
+    ("sparse_training.*", lambda config: config.sparse_training.is_sparse, "sparse_training.method"),
+    (
+        "sparse_training.init_*",
+        lambda config: METHODS[config.sparse_training.method].has_stage_one,
+        "sparse_training.method=spdst|jmwst",
+    ),
+    *(
+        (
+            f"sparse_training.{key}",
+            lambda config: config.sparse_training.method == "jmwst",
+            "sparse_training.method=jmwst",
+        )
+        for key in ("r_int", "subsample")
+    ),
+    *(
+        (f"sparse_training.{key}", lambda config: config.sparse_training.moves_masks, "masks that move")
+        for key in ("prune_rate", "growth")
+    ),
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),

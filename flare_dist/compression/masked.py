@@ -1,0 +1,151 @@
+"""Payloads of sparse models: only what is active in a client's mask travels, as if the model had no other weights.
+
+Where both sides know the mask it costs nothing. Where the client has moved it since, the payload begins with what has
+changed, the removed among those that were active and the grown among those that were not:
+
+    | nbytes int32 | removed int32 | grown int32 | removed positions | grown positions | payload of what is active now |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.index_codecs import check_indices, index_codec
+from flare_dist.compression.payload import WORD, Packing, Payload
+from flare_dist.layout import Entry, ParameterLayout
+
+HEADER = 3 * WORD
+
+
+def active_layout(layout: ParameterLayout, mask: Tensor) -> ParameterLayout:
+    """The layout of the active entries, one after another; of a tensor that is active throughout nothing changes."""
+    entries, offset = [], 0
+    for entry in layout.entries:
+        count = int(mask[entry.offset : entry.end].count_nonzero())
+        entries.append(Entry(entry.name, entry.shape if count == entry.numel else (count,), offset))
+        offset += count
+    return ParameterLayout(tuple(entries))
+
+
+def positions_nbytes(numel: int, count: int) -> int:
+    """Bytes of `count` positions among `numel` by the cheapest index codec."""
+    return index_codec("auto", numel, count).nbytes(numel, count) if count else 0
+
+
+def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
+    """Bytes of a change of a mask that had `before` active entries and `outside` others."""
+    return positions_nbytes(before, removed) + positions_nbytes(outside, grown)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedForm:
+    """The form of a client's payloads in a round.
+
+    `mask`, bool [total], is what both sides hold before; `most_moved` entries at most leave it and `most_grown` enter
+    it while the client trains (both 0: it stays). Where `is_common` the whole cohort has it and keeps it, so that dense
+    payloads can be summed before the wire. `packing_of` gives the packing of what is active in a mask.
+    """
+
+    mask: Tensor
+    packing_of: Callable[[Tensor], Packing]
+    most_removed: int = 0
+    most_grown: int = 0
+    is_common: bool = False
+
+    @property
+    def moves(self) -> bool:
+        return self.most_removed > 0 or self.most_grown > 0
+
+    @cached_property
+    def active(self) -> Tensor:
+        """Ascending int64 positions of the active entries."""
+        return self.mask.nonzero().squeeze(1)
+
+    @cached_property
+    def packing(self) -> Packing:
+        return self.packing_of(self.mask)
+
+    def active_in(self, mask: Tensor) -> Tensor:
+        return mask.nonzero().squeeze(1) if self.moves else self.active
+
+    def wrap(self, payload: Payload, mask: Tensor) -> Payload:
+        """What is sent: a payload of the active entries, behind the change of the mask where it may have moved."""
+        assert payload.indices is not None
+        assert payload.data is not None
+        change = self._encode(mask) if self.moves else payload.data[:0]
+        nbytes = torch.tensor([WORD + change.numel() + payload.data.numel()], dtype=torch.int32)
+        head = [nbytes.view(torch.uint8).to(change.device), change] if self.moves else []
+        return Payload(
+            self.active_in(mask)[payload.indices].int(),
+            payload.values,
+            torch.cat([*head, payload.data]),
+            mask,
+            sum(part.numel() for part in head),
+        )
+
+    def length(self, data: Tensor, kept: int) -> int:
+        """Length of the payload of `kept` entries at the front of `data`."""
+        if not self.moves:
+            return self.packing.nbytes(kept)
+        if data.numel() < HEADER:
+            raise ValueError(f"{data.numel()} bytes have no room for the change of a mask")
+        nbytes = int(data[:WORD].clone().view(torch.int32))
+        if nbytes < HEADER:
+            raise ValueError(f"a payload behind the change of a mask cannot have {nbytes} bytes")
+        return nbytes
+
+    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
+        """The payload in `data`; waits for a GPU. Raises ValueError where it holds none."""
+        mask, packing, used = self.mask, self.packing if not self.moves else None, 0
+        if packing is None:
+            mask, used = self._decode(data)
+            packing = self.packing_of(mask)
+        payload = packing.unpack_checked(data[used:], kept)
+        assert payload.indices is not None
+        active = self.active_in(mask)
+        return Payload(active[payload.indices].int(), payload.values, data, mask, used)
+
+    def most_nbytes(self, most_payload: int) -> int:
+        """No payload is longer, that of the active entries having at most `most_payload` bytes."""
+        if not self.moves:
+            return most_payload
+        before = self.active.numel()
+        change = change_nbytes(before, self.mask.numel() - before, self.most_removed, self.most_grown)
+        return HEADER + change + 2 * WORD + most_payload  # fewer positions may take a byte or two more, being rounded
+
+    def _encode(self, mask: Tensor) -> Tensor:
+        """The counts of what was removed and what has grown, and where."""
+        removed = (~mask)[self.active].nonzero().squeeze(1)
+        grown = mask[~self.mask].nonzero().squeeze(1)
+        assert removed.numel() <= self.most_removed, "a mask lost too much"
+        assert grown.numel() <= self.most_grown, "a mask gained too much"
+        counts = torch.tensor([removed.numel(), grown.numel()], dtype=torch.int32)
+        parts = [counts.view(torch.uint8).to(mask.device)]
+        for positions, numel in ((removed, self.active.numel()), (grown, mask.numel() - self.active.numel())):
+            if positions.numel():
+                parts.append(index_codec("auto", numel, positions.numel()).encode(positions, numel))
+        return torch.cat(parts)
+
+    def _decode(self, data: Tensor) -> tuple[Tensor, int]:
+        """The mask after the change at the front of `data`, and how many bytes that took."""
+        before = self.active.numel()
+        removed, grown = data[WORD:HEADER].clone().view(torch.int32).tolist()
+        if not (0 <= removed <= self.most_removed and 0 <= grown <= self.most_grown):
+            raise ValueError(f"a mask cannot lose {removed} and gain {grown} entries")
+        mask, used = self.mask.clone(), HEADER
+        for count, numel, value in ((removed, before, False), (grown, mask.numel() - before, True)):
+            nbytes = positions_nbytes(numel, count)
+            if used + nbytes > data.numel():
+                raise ValueError(f"a payload of {data.numel()} bytes has no room for the change of its mask")
+            if count:
+                places = index_codec("auto", numel, count).decode(data[used : used + nbytes], numel, count)
+                check_indices(places, numel)
+                where = self.active if not value else (~self.mask).nonzero().squeeze(1)
+                mask[where[places]] = value
+            used += nbytes
+        return mask, used

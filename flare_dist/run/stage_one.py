@@ -1,0 +1,105 @@
+"""Stage 1 of FLASH, once before the rounds: a few clients find out which layers need their weights.
+
+They train from the same initial model under random masks that they prune and regrow. Nothing of that is kept but how
+dense each layer has become: a client sends one number for each prunable layer, and the server makes the densities of
+the consensus mask of their means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.state import hosting_ranks
+from flare_dist.compression.payload import WORD
+from flare_dist.layout import Entry
+from flare_dist.run.config import Config
+from flare_dist.run.ledger import Stopwatch
+from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.server.masks import Masks
+from flare_dist.server.server import sample_cohort
+from flare_dist.sparse_training import flash
+from flare_dist.sparse_training.masks import layer_counts
+
+log = logging.getLogger(__name__)
+
+
+def begin_masks(config: Config, parties: Parties, console: Console) -> dict[str, Any]:
+    """Draw the masks with which the rounds begin, after stage 1 where the method has one, and mask the model.
+
+    Returns what the row of round 0 says of it. Raises DivergedError on all ranks where stage 1 finds nothing, and
+    ValueError where its densities leave a layer empty.
+    """
+    masks, server = parties.masks, parties.server
+    assert masks is not None
+    row = stage_one(config, parties, masks, console) if masks.method.has_stage_one else {}
+    masks.begin(row["stage_one"]["densities"] if row else None)
+    masks.settle(0, server, None)
+    return row | masks.report(server.parameters.data, None)
+
+
+def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) -> dict[str, Any]:
+    """Play it; all ranks call it together. Returns its bytes and seconds, and under `stage_one` what was found."""
+    world, entries = parties.world, masks.entries
+    settings = masks.config
+    drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
+    log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
+    clients = dataclasses.replace(config.clients, local_epochs=settings.init_epochs, local_steps=None)
+    trainer = LocalTrainer(parties.trainer.model, parties.trainer.source, clients, config.rounds, config.seed)
+    nothing_kept = {name: torch.zeros_like(parties.server.parameters.data) for name in parties.compressor.state_names}
+    hosts = hosting_ranks(drawn, world.size, stateful=False)
+    watch = Stopwatch(world)
+    sensitivities = torch.zeros(len(drawn), len(entries), device=world.device)
+    for place, client in enumerate(drawn):
+        if hosts[client] != world.rank:
+            continue
+        with watch.phase("compute"):
+            examples = parties.partition[client]
+            learner = masks.scout(client, clients.steps_with(len(examples)), clients.epoch_steps(len(examples)))
+            view, buffers = parties.downlink.view, parties.server.buffers
+            result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner)
+            if result.is_finite:
+                active = layer_counts(learner.mask, entries)
+                sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, entries)])
+        log.info("stage 1: client %d has trained", client)
+    world.wait_for_all()
+    rows = world.all_reduce_(sensitivities).tolist()
+    found = {client: row for client, row in zip(drawn, rows) if any(row)}
+    if not found:
+        raise DivergedError("stage 1: the losses or deltas of all its clients are not finite; try a lower clients.lr")
+    densities = flash.consensus_densities(settings, entries, list(found.values()))
+    console.print(density_table(entries, found, densities))
+    dense = masks.total - sum(entry.numel for entry in entries)
+    return {
+        "clients": len(drawn),
+        "rejected_clients": len(drawn) - len(found),
+        "uplink_bytes": WORD * len(entries) * len(found),
+        "downlink_bytes": WORD * (dense + flash.budget(settings, entries)) * len(drawn),  # masks follow from the seed
+        "wire_bytes": world.traffic.wire_bytes,
+        "collectives": world.traffic.collectives,
+        **watch.totals(),
+        "stage_one": {"sensitivities": {str(client): row for client, row in found.items()}, "densities": densities},
+    }
+
+
+def density_table(
+    entries: Sequence[Entry], sensitivities: Mapping[int, Sequence[float]], densities: Sequence[float]
+) -> Table:
+    """What stage 1 has found, a row for each prunable layer."""
+    table = Table(title="stage 1: density of each layer", title_justify="left")
+    table.add_column("layer")
+    for title in ("weights", "least", "mean", "most of the clients'", "consensus", "active"):
+        table.add_column(title, justify="right")
+    for place, (entry, density) in enumerate(zip(entries, densities)):
+        own = [row[place] for row in sensitivities.values()]
+        shown = (min(own), sum(own) / len(own), max(own), density)
+        active = f"{round(density * entry.numel):,}"
+        table.add_row(entry.name, f"{entry.numel:,}", *(f"{value:.4f}" for value in shown), active)
+    return table

@@ -1,0 +1,242 @@
+"""The masks of a run: the server's, those that clients train under, and what becomes of both.
+
+The consensus mask is part of the server's state. Where clients move their masks the new ones come with their payloads;
+the server then averages their models and, with jmwst, prunes the aggregate to the next consensus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.masked import MaskedForm, change_nbytes, positions_nbytes
+from flare_dist.compression.payload import WORD, Packing
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.seeding import generator
+from flare_dist.server.aggregation import GatheredMasks
+from flare_dist.server.server import Server
+from flare_dist.sparse_training import flash
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.learner import SparseLearner, most_moved, update_steps
+from flare_dist.sparse_training.masks import drop_outside, everything_but, layer_counts, layers_of, mask_mismatch
+from flare_dist.sparse_training.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a client trains in a round: under which mask, for `steps` local steps with `epoch_steps` in an epoch."""
+
+    form: MaskedForm  # of its payload; its mask is the one to start with, but where masks are personal
+    budget: int  # prunable weights that are to be active after a mask update
+    steps: int
+    epoch_steps: int
+    moves: bool  # the mask is updated
+
+
+class Masks:
+    """The masks of a run on this rank; `mask`, bool [total], is the consensus, or where masks are personal the first.
+
+    Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for each client, `settle`.
+    """
+
+    def __init__(
+        self, config: SparseTrainingConfig, entries: Sequence[Entry], total: int, seed: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.method = METHODS[config.method]
+        self.entries = entries
+        self.total = total
+        self.seed = seed
+        self.device = device
+        self.mask = everything_but(entries, total, device)  # none yet
+        self._nothing = self.mask
+        self._factor = torch.empty(total, device=device)  # of the client that is training
+        # Bytes that tell a client the consensus: the first by its densities, the later ones change by change.
+        self._changes: list[int] = []
+        self._seen: dict[int, int] = {}  # client -> how many of them it knows
+
+    def begin(self, densities: Sequence[float] | None) -> None:
+        """Draw the consensus of these densities, or the random mask of methods that have no stage 1."""
+        draws = generator(self.seed, "consensus mask")
+        drawn = densities or [self.config.density] * len(self.entries)
+        self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
+        self._changes = [WORD * len(drawn) if densities else 0]
+
+    @property
+    def have_begun(self) -> bool:
+        return bool(self._changes)
+
+    def by_name(self, layout: ParameterLayout) -> dict[str, Tensor]:
+        """The consensus of each prunable weight, float32 in its shape, by the name of its buffer in nn.utils.prune."""
+        prunable = {entry.name for entry in self.entries}
+        return {f"{name}_mask": view.float() for name, view in layout.views(self.mask) if name in prunable}
+
+    def moves_in(self, round_: int) -> bool:
+        """True where clients move their masks in this round, the first of which is 1."""
+        if round_ < 1:
+            return False
+        every = self.config.r_int if self.method.server_moves else 1
+        return self.method.clients_move and (round_ - 1) % every == 0
+
+    def server_moves_in(self, round_: int) -> bool:
+        """True where the server makes a new consensus of the clients' masks."""
+        return self.method.server_moves and self.moves_in(round_)
+
+    def assign(
+        self, round_: int, steps: Mapping[int, tuple[int, int]], parameters: Tensor, compressor: Compressor
+    ) -> dict[int, Assignment]:
+        """What each client trains, by its (local steps, steps of an epoch); those that are alike share a form."""
+
+        def packing_of(mask: Tensor) -> Packing:
+            return compressor.plan_within(round_, mask).packing
+
+        factors = flash.budgets_of(self.config, list(steps), round_, self.seed)
+        moves = self.moves_in(round_)
+        forms: dict[tuple[float, int], MaskedForm] = {}
+        assigned = {}
+        for client, (count, epoch) in steps.items():
+            factor = factors[client]
+            budget = flash.budget(self.config, self.entries, factor)
+            kind = (factor, count if moves else 0)
+            if kind not in forms:
+                mask = self._known_mask(factor, parameters)
+                removed, grown = self._most_moved(mask, budget, count, epoch) if moves else (0, 0)
+                is_common = not moves and set(factors.values()) == {factor}
+                forms[kind] = MaskedForm(mask, packing_of, removed, grown, is_common)
+            assigned[client] = Assignment(forms[kind], budget, count, epoch, moves)
+        return assigned
+
+    def _known_mask(self, factor: float, parameters: Tensor) -> Tensor:
+        """What both sides hold: the consensus, or of it the largest weights that a smaller budget can afford.
+
+        Budgets are nested, each being the same projection. Of personal masks the server keeps none.
+        """
+        if self.method.is_personal:
+            return self._nothing
+        if factor == 1:
+            return self.mask
+        sizes = [float(count) for count in layer_counts(self.mask, self.entries)]
+        keep = flash.budget(self.config, self.entries, factor)
+        return flash.projected_mask(self.config, self.entries, parameters, self.mask, sizes, keep)
+
+    def _most_moved(self, mask: Tensor, budget: int, steps: int, epoch_steps: int) -> tuple[int, int]:
+        """The most weights that leave and that enter what is known while a client trains."""
+        active, rounding = sum(layer_counts(mask, self.entries)), len(self.entries)
+        if self.method.is_personal:
+            return 0, max(budget, sum(layer_counts(self.mask, self.entries))) + rounding
+        removed = most_moved(self.config.prune_rate, steps, update_steps(steps, epoch_steps), active, budget)
+        return removed, removed + max(0, budget - active) + rounding
+
+    def learner(self, round_: int, client: int, assignment: Assignment, state: Mapping[str, Tensor]) -> SparseLearner:
+        """How a client trains; where masks are personal its `state` has its own, which at first is nothing."""
+        mask = assignment.form.mask
+        if self.method.is_personal:
+            mask = state["mask"] if state["mask"].any() else self.mask
+        when = update_steps(assignment.steps, assignment.epoch_steps) if assignment.moves else range(0)
+        draws = generator(self.seed, "growth", round_, client)
+        return SparseLearner(
+            self.config, self.entries, mask, assignment.budget, assignment.steps, when, draws, self._factor
+        )
+
+    def most_nbytes(self, round_: int, assigned: Mapping[int, Assignment], compressor: Compressor) -> int:
+        """No payload of the round is longer."""
+        dense = self.total - sum(entry.numel for entry in self.entries)
+        first = sum(layer_counts(self.mask, self.entries))
+        most = 0
+        for form, budget in {(a.form, a.budget) for a in assigned.values()}:
+            active = form.active.numel()
+            if form.moves:
+                active = dense + max(budget, first) + len(self.entries)
+            most = max(most, form.most_nbytes(compressor.most_nbytes_of(round_, active)))
+        return most
+
+    def scout(self, client: int, steps: int, epoch_steps: int) -> SparseLearner:
+        """How a client trains in stage 1: under a random mask of its own, of the same density in each layer."""
+        draws = generator(self.seed, "scout mask", client=client)
+        even = [self.config.density] * len(self.entries)
+        mask = flash.drawn_mask(self.config, self.entries, even, self.total, draws, self.device)
+        keep, when = flash.budget(self.config, self.entries), update_steps(steps, epoch_steps)
+        return SparseLearner(self.config, self.entries, mask, keep, steps, when, draws, self._factor)
+
+    def downlink_nbytes(self, assigned: Mapping[int, Assignment]) -> int:
+        """What a star sends to a round's cohort: active weights in float32 and masks; call it once a round.
+
+        A mask is told by the changes that the client has missed, or whole where that is less; a smaller budget's by
+        its positions in the consensus. Of a personal mask the weights alone are sent, since it came up last time.
+        """
+        consensus = int(self.mask.count_nonzero())
+        if self.method.is_personal:
+            return WORD * consensus * len(assigned)
+        whole, nbytes = positions_nbytes(self.total, consensus), 0
+        for client, assignment in assigned.items():
+            active = assignment.form.active.numel()
+            nbytes += WORD * active + (positions_nbytes(consensus, active) if active < consensus else 0)
+            nbytes += min(whole, sum(self._changes[self._seen.get(client, 0) :]))
+            self._seen[client] = len(self._changes)
+        return nbytes
+
+    def settle(self, round_: int, server: Server, gathered: GatheredMasks | None) -> int:
+        """After the server's step: the next consensus, and the model masked by it.
+
+        Returns how many entries of the server optimizer's state were dropped. The union of personal masks is left as
+        it is.
+        """
+        if self.method.is_personal:
+            return 0
+        parameters = server.parameters.data
+        if self.server_moves_in(round_):
+            assert gathered is not None
+            mask = self._next_mask(parameters, gathered)
+            before = int(self.mask.count_nonzero())
+            removed, grown = (int(change.count_nonzero()) for change in (self.mask & ~mask, mask & ~self.mask))
+            self._changes.append(change_nbytes(before, self.total - before, removed, grown))
+            self.mask = mask
+        parameters.mul_(self.mask)
+        state = server.optimizer.state[server.parameters]
+        return drop_outside(
+            [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.mask.shape], self.mask
+        )
+
+    def _next_mask(self, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
+        """The largest weights of the aggregate, among those that any client has."""
+        if self.config.subsample == "avg":
+            shares = [float(layer.sum(dtype=torch.float64)) for layer in layers_of(gathered.shares(), self.entries)]
+        else:
+            shares = [float(layer.count_nonzero()) for layer in layers_of(parameters, self.entries)]
+        keep = flash.budget(self.config, self.entries)
+        return flash.projected_mask(self.config, self.entries, parameters, gathered.union(), shares, keep)
+
+    def report(
+        self, parameters: Tensor, gathered: GatheredMasks | None, residuals: int = 0, moments: int = 0
+    ) -> dict[str, Any]:
+        """What a round's row says of masks; `residuals` and `moments` are how many entries of them were dropped."""
+        active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
+        return {
+            "active_weights": sum(active),
+            "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
+            "mask_bytes": gathered.mask_nbytes if gathered else 0,
+            "dropped_residuals": residuals,
+            "dropped_moments": moments,
+            "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},
+        }
+
+    def published(self) -> Tensor:
+        """The consensus as uint8 [total], to be sent to ranks that do not step the server."""
+        return self.mask.to(torch.uint8)
+
+    def adopt(self, published: Tensor) -> None:
+        self.mask = published.bool()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint saves; references, not copies."""
+        return {"mask": self.mask, "changes": self._changes, "seen": self._seen, "method": self.config.method}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.mask = state["mask"].to(self.device, copy=True)
+        self._changes, self._seen = list(state["changes"]), dict(state["seen"])

@@ -1,0 +1,109 @@
+"""Which weights of the model are there at all, and who decides it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flare_dist.sparse_training.methods import METHODS
+
+UPDATE_MODES = ("auto", "mean", "masked_mean")
+SUBSAMPLES = ("avg", "aggregate")
+GROWTHS = ("random", "gradient")
+COUNTS = ("exact", "faithful")
+LAYERS = ("conv", "all")
+
+
+@dataclass(frozen=True)
+class SparseTrainingConfig:
+    """Training of a model most of whose weights are zero, the mask of the others being agreed (FLASH).
+
+    Args:
+        method: dense (no mask), pdst (one random mask), nst (each client moves a mask of its own), spdst (one mask with
+            the layer densities to which a few clients' masks moved in stage 1) or jmwst (as spdst, and the mask goes on
+            moving, in clients and on the server).
+        density: fraction of the prunable weights that is KEPT, in (0, 1]; smaller = sparser.
+        layers: which weights are prunable: conv (of convolutions) or all (of linear layers as well). Norms and biases
+            stay dense.
+        exclude: name patterns of weights that stay dense, e.g. "layer1.*".
+        exclude_ends: the first and the last of all convolutions and linear layers stay dense.
+        init_frac: share of all clients that take part in stage 1, in (0, 1].
+        init_epochs: local epochs of stage 1.
+        prune_rate: share of a layer's weights that a client's mask update removes, at the beginning of a round; it
+            falls linearly to 0 at its end. In [0, 1).
+        growth: where removed weights grow again: at random places, or at those with the largest gradient (RigL).
+        r_int: jmwst moves masks in every r_int-th round, beginning with the first.
+        subsample: what jmwst's server divides the weights among layers by: avg (the clients' mean densities) or
+            aggregate (how many weights the clients have together).
+        update_mode: how clients' models become one: mean (a weight outside a client's mask counts as 0), masked_mean
+            (the mean over the clients that have it) or auto, which is masked_mean where budgets differ.
+        hetero: budgets, pairs of (share of the cohort, factor on density), e.g. [[0.3, 0.5], [0.3, 0.75], [0.4, 1]];
+            a client with a smaller budget trains the largest weights only. Empty = all alike; needs spdst or jmwst.
+        counts: exact (masks have density times prunable weights, and what a layer cannot take the others get) or
+            faithful, as published (masks drawn by Bernoulli, counts rounded up or down layer by layer).
+    """
+
+    method: str = "dense"
+    density: float = 0.05
+    layers: str = "conv"
+    exclude: tuple[str, ...] = ()
+    exclude_ends: bool = False
+    init_frac: float = 0.05
+    init_epochs: int = 10
+    prune_rate: float = 0.25
+    growth: str = "random"
+    r_int: int = 1
+    subsample: str = "avg"
+    update_mode: str = "auto"
+    hetero: tuple[tuple[float, float], ...] = ()
+    counts: str = "exact"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "method": METHODS, "layers": LAYERS, "growth": GROWTHS, "subsample": SUBSAMPLES,
+            "update_mode": UPDATE_MODES, "counts": COUNTS,
+        }  # fmt: skip
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"sparse_training.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        for name in ("density", "init_frac"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"sparse_training.{name}: must be in (0, 1], got {getattr(self, name)}")
+        for name in ("init_epochs", "r_int"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sparse_training.{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.prune_rate < 1:
+            raise ValueError(f"sparse_training.prune_rate: must be in [0, 1), got {self.prune_rate}")
+        self._check_hetero()
+
+    def _check_hetero(self) -> None:
+        if not self.hetero:
+            return
+        budgets = list(self.hetero)
+        if any(len(pair) != 2 or pair[0] < 0 or not 0 < pair[1] <= 1 for pair in budgets):
+            given = list(map(list, budgets))
+            raise ValueError(f"sparse_training.hetero: must be pairs of a share and a factor in (0, 1], got {given}")
+        total = math.fsum(share for share, _ in budgets)
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"sparse_training.hetero: the shares must add up to 1, got {total:g}")
+        if not METHODS[self.method].has_stage_one:
+            raise ValueError(f"sparse_training.hetero: needs spdst or jmwst, not {self.method}")
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.method != "dense"
+
+    @property
+    def moves_masks(self) -> bool:
+        """True where any client ever prunes and regrows, be it in stage 1."""
+        method = METHODS[self.method]
+        return method.has_stage_one or method.clients_move
+
+    @property
+    def resolved_update_mode(self) -> str:
+        """mean or masked_mean."""
+        if self.update_mode != "auto":
+            return self.update_mode
+        return "masked_mean" if self.hetero else "mean"

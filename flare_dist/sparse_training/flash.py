@@ -1,0 +1,94 @@
+"""FLASH (Babakniya et al., TMLR 2023): how many weights each layer keeps, and which mask that becomes.
+
+Stage 1: clients find layer sensitivities eta_l = active weights / weights of layer l, and the server makes densities
+of their means, d_l = min(eta_l * r, 1) with r = d * P / sum(eta_l * n_l). Later the server of jmwst keeps of what the
+clients bring k_l = s_l * min(1, d * P / sum(s_l)) of the largest weights of layer l.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+
+import torch
+from torch import Tensor
+
+from flare_dist.layout import Entry
+from flare_dist.seeding import generator
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.masks import (
+    apportion,
+    bernoulli_mask,
+    largest_mask,
+    layer_counts,
+    none_empty,
+    random_mask,
+)
+
+Entries = Sequence[Entry]
+
+
+def sizes(entries: Entries) -> list[int]:
+    return [entry.numel for entry in entries]
+
+
+def budget(config: SparseTrainingConfig, entries: Entries, factor: float = 1.0) -> int:
+    """The prunable weights that are active at `factor` times the density, which is read as an exact decimal."""
+    exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor))) * sum(sizes(entries))
+    return round(exact)
+
+
+def drawn_mask(
+    config: SparseTrainingConfig,
+    entries: Entries,
+    densities: Sequence[float],
+    total: int,
+    draws: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """A random mask of these densities; of all weights together `budget` are active where counts are exact."""
+    if config.counts == "faithful":
+        return bernoulli_mask(entries, densities, total, draws, device)
+    shares = [density * entry.numel for density, entry in zip(densities, entries)]
+    counts = none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
+    return random_mask(entries, counts, total, draws, device)
+
+
+def consensus_densities(
+    config: SparseTrainingConfig, entries: Entries, sensitivities: Sequence[Sequence[float]]
+) -> list[float]:
+    """The density of each layer from the sensitivities of each client of stage 1."""
+    means = [math.fsum(layer) / len(layer) for layer in zip(*sensitivities)]
+    shares = [mean * entry.numel for mean, entry in zip(means, entries)]
+    if config.counts == "exact":
+        counts = none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
+        return [count / entry.numel for count, entry in zip(counts, entries)]
+    scale = config.density * sum(sizes(entries)) / math.fsum(shares)
+    return [min(mean * scale, 1.0) for mean in means]
+
+
+def projected_mask(
+    config: SparseTrainingConfig, entries: Entries, weights: Tensor, within: Tensor, shares: Sequence[float], keep: int
+) -> Tensor:
+    """The largest `keep` of the weights active in `within`, shared among layers in proportion to `shares`."""
+    limits = layer_counts(within, entries)
+    if config.counts == "exact":
+        counts = none_empty(apportion(shares, keep, limits), limits)
+    else:
+        scale = min(1.0, keep / (math.fsum(shares) or 1.0))
+        counts = [min(limit, int(share * scale)) for share, limit in zip(shares, limits)]
+    return largest_mask(weights, entries, counts, within)
+
+
+def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int, seed: int) -> dict[int, float]:
+    """The factor on the density that each client of the cohort can afford in a round: all of it in the first one.
+
+    Who has which budget is drawn anew; as many clients have each as its share of the cohort says.
+    """
+    if not config.hetero or round_ == 1:
+        return dict.fromkeys(cohort, 1.0)
+    counts = apportion([share for share, _ in config.hetero], len(cohort), [len(cohort)] * len(config.hetero))
+    factors = [factor for (_, factor), count in zip(config.hetero, counts) for _ in range(count)]
+    order = torch.randperm(len(cohort), generator=generator(seed, "budgets", round_)).tolist()
+    return {client: factors[place] for client, place in zip(cohort, order)}

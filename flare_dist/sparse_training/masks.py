@@ -1,0 +1,191 @@
+"""Masks of a model: which weights may be pruned, how many each layer keeps, and which.
+
+A mask is a bool vector [total] over the flat parameters, true where a weight is active; what is not prunable always is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.compression.sparsifiers import topk
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.sparse_training.config import SparseTrainingConfig
+
+_CHUNK = 2**20  # entries of several masks that are compared at once
+
+
+def prunable_entries(model: nn.Module, layout: ParameterLayout, config: SparseTrainingConfig) -> tuple[Entry, ...]:
+    """The prunable weights of `model`, in the layout's order.
+
+    Raises ValueError where there are none, or where a pattern of `exclude` matches no weight.
+    """
+    convolutions, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, convolutions + linear)]
+    wanted = convolutions if config.layers == "conv" else convolutions + linear
+    places = range(len(modules))
+    inner = places[1:-1] if config.exclude_ends else places
+    names = {f"{modules[place][0]}.weight".lstrip(".") for place in inner if isinstance(modules[place][1], wanted)}
+    for pattern in config.exclude:
+        excluded = {name for name in names if fnmatch(name, pattern)}
+        if not excluded:
+            raise ValueError(f"sparse_training.exclude: {pattern!r} matches no prunable weight ({_list(names)})")
+        names -= excluded
+    entries = tuple(entry for entry in layout.entries if entry.name in names)
+    if not entries:
+        kind = "convolutions" if config.layers == "conv" else "convolutions or linear layers"
+        raise ValueError(f"sparse_training.layers: the model has no prunable {kind} besides those that are excluded")
+    for entry in entries:
+        if entry.numel * config.density < 0.5:
+            raise _empty(entry, config.density)
+    return entries
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _empty(entry: Entry, density: float) -> ValueError:
+    return ValueError(
+        f"sparse_training.density: {density:g} leaves none of the {entry.numel} weights of {entry.name}; choose more, "
+        f"or keep it dense (sparse_training.exclude)"
+    )
+
+
+def apportion(shares: Sequence[float], total: int, limits: Sequence[int]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to `shares` (not negative), none above its limit.
+
+    What a limit cuts off is shared among the others in the same proportion; fractions go to the largest remainders,
+    the first of equals. They add up to less only where all limits do.
+    """
+    left = min(total, sum(limits))
+    counts = [0] * len(limits)
+    open_ = [place for place, share in enumerate(shares) if share > 0 and limits[place] > 0]
+    while open_:
+        weight = math.fsum(shares[place] for place in open_)
+        full = [place for place in open_ if shares[place] * left >= limits[place] * weight]
+        if not full:
+            break
+        for place in full:
+            counts[place] = limits[place]
+            left -= limits[place]
+        open_ = [place for place in open_ if place not in full]
+    if not open_:  # only those without a share have room
+        rooms = [limit - count for limit, count in zip(limits, counts)]
+        return [count + more for count, more in zip(counts, apportion(rooms, left, rooms))] if left else counts
+    quotas = {place: shares[place] * left / weight for place in open_}
+    for place, quota in quotas.items():
+        counts[place] = math.floor(quota)
+    short = left - sum(counts[place] for place in open_)
+    for place in sorted(open_, key=lambda place: counts[place] - quotas[place])[:short]:
+        counts[place] += 1
+    return counts
+
+
+def none_empty(counts: Sequence[int], limits: Sequence[int]) -> list[int]:
+    """The same counts, but a layer that would get nothing gets one entry of the layer with most: none dies."""
+    filled = list(counts)
+    for place, limit in enumerate(limits):
+        if not filled[place] and limit and max(filled) > 1:
+            filled[filled.index(max(filled))] -= 1
+            filled[place] = 1
+    return filled
+
+
+def layers_of(vector: Tensor, entries: Sequence[Entry]) -> Iterator[Tensor]:
+    """The slice of a flat vector that belongs to each entry."""
+    return (vector[entry.offset : entry.end] for entry in entries)
+
+
+def layer_counts(mask: Tensor, entries: Sequence[Entry]) -> list[int]:
+    """How many weights of each entry are active."""
+    return [int(layer.count_nonzero()) for layer in layers_of(mask, entries)]
+
+
+def everything_but(entries: Sequence[Entry], total: int, device: torch.device) -> Tensor:
+    """The mask of which none of the entries is active."""
+    mask = torch.ones(total, dtype=torch.bool, device=device)
+    for layer in layers_of(mask, entries):
+        layer.zero_()
+    return mask
+
+
+def random_mask(
+    entries: Sequence[Entry], counts: Sequence[int], total: int, draws: torch.Generator, device: torch.device
+) -> Tensor:
+    """A mask with so many active weights in each entry, at random."""
+    mask = everything_but(entries, total, device)
+    for layer, count in zip(layers_of(mask, entries), counts):
+        layer[random_places(layer.numel(), count, draws).to(device)] = True
+    return mask
+
+
+def bernoulli_mask(
+    entries: Sequence[Entry], densities: Sequence[float], total: int, draws: torch.Generator, device: torch.device
+) -> Tensor:
+    """A mask with each weight active by itself, as often as its layer's density says (FLASH's code).
+
+    Raises ValueError where a layer draws none.
+    """
+    mask = everything_but(entries, total, device)
+    for entry, layer, density in zip(entries, layers_of(mask, entries), densities):
+        layer.copy_(torch.rand(layer.numel(), generator=draws) < density)
+        if not layer.any():
+            raise _empty(entry, density)
+    return mask
+
+
+def random_places(numel: int, count: int, draws: torch.Generator) -> Tensor:
+    """`count` different numbers below `numel` on the CPU, in no order."""
+    if count * 4 > numel:
+        return torch.randperm(numel, generator=draws)[:count]
+    # A few are drawn again and again until enough differ: most of a long layer is never touched.
+    places = torch.empty(0, dtype=torch.int64)
+    while len(places) < count:
+        drawn = torch.randint(numel, (count - len(places) + 16,), generator=draws)
+        places = torch.cat([places, drawn]).unique()
+    return places[torch.randperm(len(places), generator=draws)[:count]]
+
+
+def largest_mask(weights: Tensor, entries: Sequence[Entry], counts: Sequence[int], within: Tensor) -> Tensor:
+    """The mask of each entry's largest magnitudes, so many of them, among those active in the mask `within`.
+
+    Ties go to the lowest index; counts must not exceed what `within` has.
+    """
+    mask = within.clone()
+    for layer, count, values in zip(layers_of(mask, entries), counts, layers_of(weights, entries)):
+        candidates = layer.nonzero().squeeze(1)
+        assert count <= len(candidates), "more weights are to be kept than there are"
+        layer.zero_()
+        if count:
+            layer[candidates[topk(values[candidates], count, torch.Generator())]] = True
+    return mask
+
+
+def mask_mismatch(masks: Sequence[Tensor], entries: Sequence[Entry]) -> float:
+    """Mean Jaccard distance 1 - |a and b| / |a or b| over the pairs of masks, of the prunable weights; 0 for one."""
+    if len(masks) < 2:
+        return 0.0
+    both = torch.zeros(len(masks), len(masks), dtype=torch.float64, device=masks[0].device)
+    for entry in entries:
+        for start in range(entry.offset, entry.end, _CHUNK):
+            rows = torch.stack([mask[start : min(start + _CHUNK, entry.end)] for mask in masks]).float()
+            both += rows @ rows.T  # whole numbers below 2^24: exact
+    sizes = both.diagonal()
+    distances = 1 - both / (sizes[:, None] + sizes - both).clamp_(min=1)
+    first, second = torch.triu_indices(len(masks), len(masks), offset=1)
+    return float(distances[first, second].mean())
+
+
+def drop_outside(vectors: Sequence[Tensor], mask: Tensor) -> int:
+    """Zero the vectors, in place, where the mask is false; returns how many entries were not zero there."""
+    dropped = 0
+    for vector in vectors:
+        before = int(vector.count_nonzero())
+        vector.mul_(mask)
+        dropped += before - int(vector.count_nonzero())
+    return dropped
