@@ -13,7 +13,7 @@ from torch import nn
 
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
-from flare_dist.models.resnet import resnet18, resnet34, with_group_norm
+from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed
@@ -110,6 +110,7 @@ MODELS: dict[str, Builder] = {
     "gru": gru,
     "lenet": lenet,
     "mnist_net": mnist_net,
+    "resnet8": resnet8,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "vgg11": vgg11,

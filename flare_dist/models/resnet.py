@@ -5,6 +5,33 @@ from __future__ import annotations
 from torch import nn
 
 
+def resnet8(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The thin ResNet of He et al. 2016 for CIFAR with three blocks, of 16, 32 and 64 channels: 78 k weights."""
+    from torchvision.models.resnet import BasicBlock
+
+    def block(before: int, after: int, stride: int) -> nn.Module:
+        shortcut = None
+        if stride > 1:
+            shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        return BasicBlock(before, after, stride, shortcut)
+
+    model = nn.Sequential(
+        nn.Conv2d(input_shape[0], 16, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        block(16, 16, 1),
+        block(16, 32, 2),
+        block(32, 64, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
 def resnet18(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """torchvision's ResNet-18 with a stem for small images (He et al. 2016), 3x3 stride 1, no pool: 11.17 M weights."""
     return _with_small_stem("resnet18", input_shape, num_classes)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The study of sparse models in docs/results.md: what FLASH and the methods it is compared with reach at equal rounds.
+# Every method's learning rate comes from the same search on a validation split with seed 0, for each density and
+# partition; then three seeds on all training data.
+#   bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER [mnist_1|mnist_0.1|cifar10_1 ...] [-- KEYS]
+#   OUT=runs/flash_long bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 600    # the full length
+# Resumable: the same command continues. Tables: python benchmarks/flash_table.py runs/flash
+set -euo pipefail
+mnist=$(realpath "$1") cifar10=$(realpath "$2")
+cd "$(dirname "$0")/.."
+shift 2
+studies=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do studies+=("$1") && shift; done
+[ $# -gt 0 ] && shift
+[ ${#studies[@]} -gt 0 ] || studies=(mnist_1 mnist_0.1 cifar10_1)
+declare -A settings=(
+  [dense]="--sparse_training.method dense"
+  [pdst]="--sparse_training.method pdst"
+  [nst]="--sparse_training.method nst"
+  [spdst]="--sparse_training.method spdst"
+  [jmwst]="--sparse_training.method jmwst"
+  [hetero]="--sparse_training.method jmwst --sparse_training.hetero [[0.3,0.5],[0.3,0.75],[0.4,1]]"
+)
+declare -A roots=([mnist]=$mnist [cifar10]=$cifar10)
+declare -A rates=([mnist]=0.25,0.5,1.0 [cifar10]=0.1,0.3,0.6)
+export OMP_NUM_THREADS=1
+for study in "${studies[@]}"; do
+  data=${study%_*}
+  for method in dense pdst nst spdst jmwst hetero; do
+    densities=(--grid sparse_training.density=0.05,0.1)
+    [ "$method" = dense ] && densities=()
+    # shellcheck disable=SC2086 # the settings are several words
+    .venv/bin/flare-dist sweep --config "configs/flash_study_$data.yaml" --output_dir "${OUT:-runs/flash}/${study}_$method" \
+      --data.root "${roots[$data]}" --data.alpha "${study#*_}" --seeds 0,1,2 --tune "clients.lr=${rates[$data]}" \
+      "${densities[@]}" ${settings[$method]} "$@"
+  done
+done
