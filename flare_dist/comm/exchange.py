@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
 from flare_dist.compression.payload import Form, Payload
 from flare_dist.compression.update import Update, decode, encode, slot_nbytes
-from flare_dist.server.aggregation import Receive
+from flare_dist.server.aggregation import GatheredMasks, Receive
 
 ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -47,6 +47,7 @@ class Exchanged:
     train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
+    gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
 
 
 def _exchanged(
@@ -66,17 +67,26 @@ def _exchanged(
 class SparseUplink:
     """Collects the updates of this rank's clients and gathers everybody's.
 
-    `forms` says how each client's payloads are read, none of which is longer than `most_nbytes`.
+    `forms` says how each client's payloads are read, none of which is longer than `most_nbytes`. Where the clients'
+    `masks_differ` what is known of them afterwards goes with the means.
     """
 
     def __init__(
-        self, cohort: Cohort, receive: Receive, total: int, buffers: int, forms: Mapping[int, Form], most_nbytes: int
+        self,
+        cohort: Cohort,
+        receive: Receive,
+        total: int,
+        buffers: int,
+        forms: Mapping[int, Form],
+        most_nbytes: int,
+        masks_differ: bool = False,
     ) -> None:
         self.cohort = cohort
         self.receive = receive
         self.buffers = buffers
         self.total = total
         self.forms = forms
+        self.masks_differ = masks_differ
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
         self.updates: dict[int, Update] = {}
 
@@ -92,16 +102,20 @@ class SparseUplink:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
         delta_sum = torch.zeros(self.total, device=world.device)
         buffer_sum = torch.zeros(self.buffers, device=world.device)
+        gathered = GatheredMasks(self.total, world.device) if self.masks_differ else None
         losses, kept, uplink_bytes = {}, 0, 0
         for update in self._gather(world):
             uplink_bytes += update.nbytes
             if update.payload is not None:
                 weight = self.cohort.weights[update.client]
                 self.receive(delta_sum, update.client, update.payload, weight)
+                if gathered:
+                    gathered.add(update.payload, weight)
                 buffer_sum.add_(update.buffers, alpha=weight)
                 losses[update.client] = update.train_loss
                 kept += update.payload.kept
-        return _exchanged(self.cohort, losses, delta_sum, buffer_sum, kept, uplink_bytes)
+        exchanged = _exchanged(self.cohort, losses, delta_sum, buffer_sum, kept, uplink_bytes)
+        return replace(exchanged, gathered=gathered)
 
     def _gather(self, world: World) -> Iterator[Update]:
         """All updates of the cohort in its order, gathered in runs of consecutive clients."""

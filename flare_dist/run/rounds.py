@@ -10,21 +10,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from flare_dist.clients.client import ClientResult
 from flare_dist.clients.state import hosting_ranks
-from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
-from flare_dist.compression.error_feedback import State
-from flare_dist.compression.payload import Payload
+from flare_dist.comm.exchange import Cohort
 from flare_dist.run.config import Config
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.server.aggregation import UPDATE_MODES, GatheredMasks, Receive, cohort_weights
-from flare_dist.server.masks import Assignment
+from flare_dist.run.uplinks import assign_masks, compress, open_uplink
+from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
-from flare_dist.sparse_training.masks import drop_outside
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +36,9 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
-    assigned = _assign_masks(round_, config, drawn, parties)  # nothing where models are dense
+    assigned = assign_masks(round_, config, drawn, parties)  # nothing where models are dense
     downlink_bytes = masks.downlink_nbytes(assigned) if masks else parties.downlink.nbytes_to(drawn, round_)
-    uplink, gathered = _open_uplink(round_, config, cohort, assigned, parties)
+    uplink = open_uplink(round_, config, cohort, assigned, parties, _steps_here(parties))
 
     # Local training and compression, one client after another.
     dropped = dict.fromkeys(drawn, 0)
@@ -55,7 +50,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
                 result = trainer.train(client, round_, examples, view, server.buffers, state, learner)
             with watch.phase("select"):
                 if result.is_finite:
-                    payload, dropped[client] = _compress(round_, result, state, assigned.get(client), parties)
+                    payload, dropped[client] = compress(round_, result, state, assigned.get(client), parties)
                     uplink.add(result, payload)
                 else:
                     uplink.reject(result)
@@ -72,43 +67,18 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step, and what clients are to hold of it.
-    moments = 0
     if _steps_here(parties):
-        if gathered:
-            combine = UPDATE_MODES[config.sparse_training.resolved_update_mode]
-            combine(exchanged.mean_delta, server.parameters.data, gathered)
-        server.step(round_, exchanged.mean_delta)
-        moments = masks.settle(round_, server, gathered) if masks else 0
+        if masks:
+            masks.step(round_, server, exchanged.mean_delta, exchanged.gathered)
+        else:
+            server.step(round_, exchanged.mean_delta)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
     report = federated_report(round_, exchanged, downlink_bytes, server.buffers.numel(), world.traffic, watch.totals())
     if masks:
         residuals = sum(world.largest([float(count) for count in dropped.values()]))
-        report |= masks.report(server.parameters.data, gathered, int(residuals), moments)
+        report |= masks.report(server.parameters.data, exchanged.gathered) | {"dropped_residuals": int(residuals)}
     return report
-
-
-def _assign_masks(round_: int, config: Config, drawn: list[int], parties: Parties) -> dict[int, Assignment]:
-    """What of a sparse model each client trains."""
-    if not parties.masks:
-        return {}
-    sizes = {client: len(parties.partition[client]) for client in drawn}
-    steps = {c: (config.clients.steps_with(size), config.clients.epoch_steps(size)) for c, size in sizes.items()}
-    return parties.masks.assign(round_, steps, parties.server.parameters.data, parties.compressor)
-
-
-def _compress(
-    round_: int, result: ClientResult, state: State, assignment: Assignment | None, parties: Parties
-) -> tuple[Payload, int]:
-    """What a client sends, and how many entries of its memory were dropped: those outside the mask that it has now."""
-    dropped, form = 0, None
-    if assignment is not None and result.mask is not None:
-        form = assignment.form
-        dropped = drop_outside([state[name] for name in parties.compressor.state_names], result.mask)
-        if "mask" in state:
-            state["mask"].copy_(result.mask)
-    compress = parties.compressor.compress
-    return compress(round_, result.client, result.model_delta, state, form, result.mask), dropped
 
 
 def _steps_here(parties: Parties) -> bool:
@@ -128,34 +98,6 @@ def _publish(round_: int, parties: Parties) -> None:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
         downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))
     downlink.finish_round(round_)
-
-
-def _open_uplink(
-    round_: int, config: Config, cohort: Cohort, assigned: dict[int, Assignment], parties: Parties
-) -> tuple[DenseUplink | SparseUplink, GatheredMasks | None]:
-    """How the cohort's updates are gathered and, where they tell of masks that differ, what is learnt of these."""
-    world, server, compressor = parties.world, parties.server, parties.compressor
-    total, buffers, device = server.parameters.numel(), server.buffers.numel(), world.device
-    common = next((a.form for a in assigned.values() if a.form.is_common), None)
-    if config.compression.is_dense and (common or not assigned):
-        active = common.active if common else None
-        return DenseUplink(cohort, server.receive, total, buffers, device, active), None
-    receive: Receive = server.receive if _steps_here(parties) else _leave_to_rank_0
-    if not parties.masks:
-        packing, most = compressor.plan(round_).packing, compressor.plan(round_).max_kept
-        forms = dict.fromkeys(cohort.hosts, packing)
-        return SparseUplink(cohort, receive, total, buffers, forms, packing.most_nbytes(most)), None
-    gathered = None
-    if not common:
-        gathered = GatheredMasks(total, device)
-        receive = gathered.watch(receive)
-    masked = {client: assignment.form for client, assignment in assigned.items()}
-    most = parties.masks.most_nbytes(round_, assigned, compressor)
-    return SparseUplink(cohort, receive, total, buffers, masked, most), gathered
-
-
-def _leave_to_rank_0(total: Tensor, client: int, payload: Payload, weight: float) -> None:
-    """A server whose step needs memory has it on rank 0 only, and sends the new parameters back."""
 
 
 def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:

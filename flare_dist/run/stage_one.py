@@ -41,8 +41,8 @@ def begin_masks(config: Config, parties: Parties, console: Console) -> dict[str,
     assert masks is not None
     row = stage_one(config, parties, masks, console) if masks.method.has_stage_one else {}
     masks.begin(row["stage_one"]["densities"] if row else None)
-    masks.settle(0, server, None)
-    return row | masks.report(server.parameters.data, None)
+    masks.settle(0, server)
+    return row | masks.report(server.parameters.data)
 
 
 def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) -> dict[str, Any]:

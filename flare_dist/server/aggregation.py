@@ -48,18 +48,13 @@ class GatheredMasks:
         self.masks: list[Tensor] = []
         self.mask_nbytes = 0
 
-    def watch(self, receive: Receive) -> Receive:
-        """`receive`, but that the mask of each payload is taken note of."""
-
-        def watched(total: Tensor, client: int, payload: Payload, weight: float) -> None:
-            assert payload.mask is not None
-            self._held.add_(payload.mask.float(), alpha=weight)
-            self._weight.add_(weight)
-            self.masks.append(payload.mask)
-            self.mask_nbytes += payload.mask_nbytes
-            receive(total, client, payload, weight)
-
-        return watched
+    def add(self, payload: Payload, weight: float) -> None:
+        """Take note of one client's mask."""
+        assert payload.mask is not None
+        self._held.add_(payload.mask.float(), alpha=weight)
+        self._weight.add_(weight)
+        self.masks.append(payload.mask)
+        self.mask_nbytes += payload.mask_nbytes
 
     def shares(self) -> Tensor:
         """float32 [total], 1 where every client is active."""

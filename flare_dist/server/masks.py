@@ -18,7 +18,7 @@ from flare_dist.compression.masked import MaskedForm, change_nbytes, positions_n
 from flare_dist.compression.payload import WORD, Packing
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
-from flare_dist.server.aggregation import GatheredMasks
+from flare_dist.server.aggregation import UPDATE_MODES, GatheredMasks
 from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -54,6 +54,7 @@ class Masks:
         self.seed = seed
         self.device = device
         self.mask = everything_but(entries, total, device)  # none yet
+        self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
         self._nothing = self.mask
         self._factor = torch.empty(total, device=device)  # of the client that is training
         # Bytes that tell a client the consensus: the first by its densities, the later ones change by change.
@@ -180,14 +181,24 @@ class Masks:
             self._seen[client] = len(self._changes)
         return nbytes
 
-    def settle(self, round_: int, server: Server, gathered: GatheredMasks | None) -> int:
-        """After the server's step: the next consensus, and the model masked by it.
+    def step(self, round_: int, server: Server, mean_delta: Tensor, gathered: GatheredMasks | None) -> None:
+        """The server's step on the mean of the clients' models, which is then masked.
 
-        Returns how many entries of the server optimizer's state were dropped. The union of personal masks is left as
-        it is.
+        `mean_delta`, of what they sent, is used up; `gathered` tells of their masks where these may differ.
         """
+        if gathered:
+            UPDATE_MODES[self.config.resolved_update_mode](mean_delta, server.parameters.data, gathered)
+        server.step(round_, mean_delta)
+        self.settle(round_, server, gathered)
+
+    def settle(self, round_: int, server: Server, gathered: GatheredMasks | None = None) -> None:
+        """Make the next consensus where it is time to, and mask the model and the server optimizer's state by it.
+
+        The union of personal masks is left as it is.
+        """
+        self.dropped_moments = 0
         if self.method.is_personal:
-            return 0
+            return
         parameters = server.parameters.data
         if self.server_moves_in(round_):
             assert gathered is not None
@@ -197,10 +208,9 @@ class Masks:
             self._changes.append(change_nbytes(before, self.total - before, removed, grown))
             self.mask = mask
         parameters.mul_(self.mask)
-        state = server.optimizer.state[server.parameters]
-        return drop_outside(
-            [v for v in state.values() if isinstance(v, Tensor) and v.shape == self.mask.shape], self.mask
-        )
+        state = server.optimizer.state.get(server.parameters, {}).values()
+        moments = [vector for vector in state if isinstance(vector, Tensor) and vector.shape == self.mask.shape]
+        self.dropped_moments = drop_outside(moments, self.mask)
 
     def _next_mask(self, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
         """The largest weights of the aggregate, among those that any client has."""
@@ -211,17 +221,14 @@ class Masks:
         keep = flash.budget(self.config, self.entries)
         return flash.projected_mask(self.config, self.entries, parameters, gathered.union(), shares, keep)
 
-    def report(
-        self, parameters: Tensor, gathered: GatheredMasks | None, residuals: int = 0, moments: int = 0
-    ) -> dict[str, Any]:
-        """What a round's row says of masks; `residuals` and `moments` are how many entries of them were dropped."""
+    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None) -> dict[str, Any]:
+        """What a round's row says of masks."""
         active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
         return {
             "active_weights": sum(active),
             "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
             "mask_bytes": gathered.mask_nbytes if gathered else 0,
-            "dropped_residuals": residuals,
-            "dropped_moments": moments,
+            "dropped_moments": self.dropped_moments,
             "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},
         }
 
