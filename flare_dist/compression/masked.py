@@ -133,6 +133,7 @@ class MaskedForm:
 
     def _decode(self, data: Tensor) -> tuple[Tensor, int]:
         """The mask after the change at the front of `data`, and how many bytes that took."""
+        self.length(data, 0)
         before = self.active.numel()
         removed, grown = data[WORD:HEADER].clone().view(torch.int32).tolist()
         if not (0 <= removed <= self.most_removed and 0 <= grown <= self.most_grown):

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
 from flare_dist.engines.build import build_model
-from flare_dist.layout import ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir
+from flare_dist.run.checks import check_run
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
 from flare_dist.run.files import save_model, write_text
@@ -40,7 +39,6 @@ from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.stage_one import begin_masks
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
-from flare_dist.run.unused import keys_without_effect
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
@@ -65,11 +63,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         data = load(config.data, config.seed)
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-        _check_clients(config, parts, parameter_layout(model))
-        if config.sparse_training.is_sparse:
-            prunable_entries(model, parameter_layout(model), config.sparse_training)
-        for need, keys in keys_without_effect(config).items():
-            log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
+        check_run(config, parts, model)
         if config.mode == "gradient":
             SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
 
@@ -149,28 +143,6 @@ def divide(config: Config, data: DataSplits) -> list[Tensor]:
     if config.mode != "federated":
         return [torch.arange(len(data.train.labels))]
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
-
-
-def _check_clients(config: Config, parts: list[Tensor], layout: ParameterLayout) -> None:
-    """Warn of settings that the data make meaningless; ValueError where a pattern matches no parameter."""
-    clients, flare = config.clients, config.clients.flare
-    if config.mode != "federated":
-        if clients.objective != "none" or clients.step_ahead:
-            log.warning(
-                "mode: %s training has the loss alone; clients.objective and step_ahead do not count", config.mode
-            )
-        return
-    if clients.objective == "flare":
-        for pattern in flare.exclude:
-            if not any(fnmatch(entry.name, pattern) for entry in layout.entries):
-                names = ", ".join(entry.name for entry in layout.entries[:4])
-                raise ValueError(f"clients.flare.exclude: {pattern!r} matches no parameter (they are {names}, ...)")
-        most = max(clients.steps_with(len(part)) for part in parts)
-        if flare.steps is not None and flare.steps > most:
-            log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
-                        "regularised", flare.steps, most)  # fmt: skip
-    if "velocity" in config.compression.feedback.state_names and clients.momentum:
-        log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)
 
 
 def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:

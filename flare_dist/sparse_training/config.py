@@ -96,12 +96,6 @@ class SparseTrainingConfig:
         return self.method != "dense"
 
     @property
-    def moves_masks(self) -> bool:
-        """True where any client ever prunes and regrows, be it in stage 1."""
-        method = METHODS[self.method]
-        return method.has_stage_one or method.clients_move
-
-    @property
     def resolved_update_mode(self) -> str:
         """mean or masked_mean."""
         if self.update_mode != "auto":

@@ -1,0 +1,99 @@
+"""What the configuration alone cannot tell: settings that the data or the model make wrong, meaningless or void."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+
+from torch import Tensor, nn
+
+from flare_dist.layout import parameter_layout
+from flare_dist.run.config import Config, as_dict, differing_keys
+from flare_dist.sparse_training.masks import prunable_entries
+from flare_dist.sparse_training.methods import METHODS
+
+log = logging.getLogger(__name__)
+
+DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a concentration
+
+
+def _of_clients(config: Config) -> bool:
+    return config.mode != "gradient"
+
+
+def _scouts(config: Config) -> bool:
+    return METHODS[config.sparse_training.method].has_stage_one
+
+
+def _moves(config: Config) -> bool:
+    return _scouts(config) or METHODS[config.sparse_training.method].clients_move
+
+
+def _consents(config: Config) -> bool:
+    return METHODS[config.sparse_training.method].server_moves
+
+
+# (pattern of dotted keys, whether they count, when they would)
+RULES: list[tuple[str, Callable[[Config], bool], str]] = [
+    ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
+    ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
+    ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
+    ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
+    ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
+    ("sparse_training.[!m]*", lambda config: config.sparse_training.is_sparse, "a sparse_training.method"),
+    ("sparse_training.init_*", _scouts, "sparse_training.method=spdst|jmwst"),
+    ("sparse_training.prune_rate", _moves, "sparse_training.method=nst|spdst|jmwst"),
+    ("sparse_training.growth", _moves, "sparse_training.method=nst|spdst|jmwst"),
+    ("sparse_training.r_int", _consents, "sparse_training.method=jmwst"),
+    ("sparse_training.subsample", _consents, "sparse_training.method=jmwst"),
+    ("server.*", _of_clients, "mode=federated"),
+    ("clients.num", _of_clients, "mode=federated"),
+    ("clients.per_round", _of_clients, "mode=federated"),
+    ("clients.local_*", _of_clients, "mode=federated"),
+    ("clients.weighting", _of_clients, "mode=federated"),
+    ("data.partition", _of_clients, "mode=federated"),
+]
+
+
+def keys_without_effect(config: Config) -> dict[str, list[str]]:
+    """The keys of `config` that differ from the defaults and change nothing, by what they would need."""
+    found: dict[str, list[str]] = {}
+    for key in differing_keys(as_dict(Config()), as_dict(config)):
+        needs = [need for pattern, counts, need in RULES if fnmatch(key, pattern) and not counts(config)]
+        for need in needs[:1]:
+            found.setdefault(need, []).append(key)
+    return found
+
+
+def check_run(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+    """Warn of settings that change nothing here; ValueError where a pattern matches no parameter or nothing is left."""
+    _check_objective(config, parts, model)
+    if config.sparse_training.is_sparse:
+        prunable_entries(model, parameter_layout(model), config.sparse_training)
+        if config.sparse_training.hetero and config.sparse_training.update_mode == "mean":
+            log.warning("sparse_training.update_mode: under mean the weights that clients with a smaller budget lack "
+                        "count as zeros; masked_mean leaves them out", )  # fmt: skip
+    for need, keys in keys_without_effect(config).items():
+        log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
+
+
+def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+    clients, flare, names = config.clients, config.clients.flare, [e.name for e in parameter_layout(model).entries]
+    if config.mode != "federated":
+        if clients.objective != "none" or clients.step_ahead:
+            log.warning(
+                "mode: %s training has the loss alone; clients.objective and step_ahead do not count", config.mode
+            )
+        return
+    if clients.objective == "flare":
+        for pattern in flare.exclude:
+            if not any(fnmatch(name, pattern) for name in names):
+                shown = ", ".join(names[:4])
+                raise ValueError(f"clients.flare.exclude: {pattern!r} matches no parameter (they are {shown}, ...)")
+        most = max(clients.steps_with(len(part)) for part in parts)
+        if flare.steps is not None and flare.steps > most:
+            log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
+                        "regularised", flare.steps, most)  # fmt: skip
+    if "velocity" in config.compression.feedback.state_names and clients.momentum:
+        log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)

@@ -1,0 +1,127 @@
+"""Payloads of sparse models: only active entries travel, a moved mask arrives, and sizes are those promised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.index_codecs import bound_bits
+from flare_dist.compression.masked import HEADER, MaskedForm, active_layout, change_nbytes
+from flare_dist.layout import ParameterLayout
+
+LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 300), ("bias", 7), ("b", 500))])
+
+
+def random(seed: int, share: float) -> Tensor:
+    mask = torch.rand(LAYOUT.total, generator=torch.Generator().manual_seed(seed)) < share
+    mask[300:307] = True
+    return mask
+
+
+def form(compressor: Compressor, mask: Tensor, **limits: Any) -> MaskedForm:
+    return MaskedForm(mask, lambda moved: compressor.plan_within(1, moved).packing, **limits)
+
+
+def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
+    mask = random(0, 0.2)
+    layout = active_layout(LAYOUT, mask)
+    assert [entry.name for entry in layout.entries] == ["a", "bias", "b"]
+    assert layout.total == int(mask.sum())
+    assert layout.entries[1].shape == (7,)
+
+
+@given(st.integers(0, 1000), st.floats(0.0, 0.5), st.floats(0.0, 0.5), st.sampled_from(["dense", "topk", "randk"]))
+def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: float, sparsifier: str) -> None:
+    compressor = Compressor(CompressionConfig(sparsifier=sparsifier, density=0.3, error_feedback="none"), LAYOUT, 0)
+    known, flips = random(seed, share), random(seed + 1, flipped)
+    flips[300:307] = False
+    mask = known ^ flips
+    removed, grown = int((known & flips).sum()), int((~known & flips).sum())
+    used = form(compressor, known, most_removed=removed + 3, most_grown=grown + 1)
+    delta = torch.randn(LAYOUT.total, generator=torch.Generator().manual_seed(seed))
+    payload = compressor.compress(1, 0, delta, {}, used, mask)
+    data = payload.data
+    assert data is not None
+    assert data.numel() <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
+    padded = torch.cat([data, data.new_zeros(9)])
+    assert used.length(padded, payload.kept) == data.numel()
+    got = used.unpack_checked(data, payload.kept)
+    assert got.indices is not None
+    assert payload.indices is not None
+    assert got.mask is not None
+    assert torch.equal(got.mask, mask)
+    assert torch.equal(got.indices, payload.indices)
+    assert torch.equal(got.values, delta[got.indices])
+    assert mask[got.indices].all()
+    kept = sum(int(mask[e.offset : e.end].sum()) for e in LAYOUT.entries) if sparsifier == "dense" else payload.kept
+    assert got.kept == kept
+    before = int(known.sum())
+    assert payload.mask_nbytes == HEADER + change_nbytes(before, LAYOUT.total - before, removed, grown)
+
+
+def test_a_known_mask_costs_nothing() -> None:
+    mask = random(0, 0.1)
+    compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)
+    used = form(compressor, mask)
+    payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    assert (payload.nbytes, payload.mask_nbytes) == (4 * int(mask.sum()), 0)
+    common = form(compressor, mask, is_common=True)
+    delta = torch.randn(LAYOUT.total)
+    summed = compressor.compress(1, 0, delta, {}, common, mask)
+    assert summed.indices is None
+    assert torch.equal(summed.values, delta[mask])
+
+
+def test_error_feedback_selects_among_what_is_active_and_keeps_the_rest() -> None:
+    compressor = Compressor(CompressionConfig(density=0.1), LAYOUT, 0)
+    mask = random(3, 0.4)
+    used, state = form(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
+    delta, before = torch.randn(LAYOUT.total), state["residual"].clone()
+    payload = compressor.compress(1, 0, delta, state, used, mask)
+    assert payload.indices is not None
+    sent = torch.zeros(LAYOUT.total).index_add_(0, payload.indices, payload.values)
+    assert torch.equal(sent + state["residual"], (before + delta) * mask)
+    assert not sent[~mask].any()
+    kept = [-(-int(mask[e.offset : e.end].sum()) // 10) for e in LAYOUT.entries]
+    assert payload.kept == sum(kept)
+
+
+def test_a_change_of_a_mask_costs_little_more_than_it_must() -> None:
+    before, outside, moved = 558_000, 10_600_000, 70_000
+    bound = (bound_bits(before, moved) + bound_bits(outside, moved)) / 8
+    assert bound <= change_nbytes(before, outside, moved, moved) <= 1.12 * bound
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: HEADER - 1],  # no room for the counts
+        lambda data: data[: HEADER + 2],  # nor for the positions
+        lambda data: torch.cat([data[:4], torch.full((4,), 255, dtype=torch.uint8), data[8:]]),  # a negative count
+        lambda data: torch.cat([data[:4], torch.full((4,), 127, dtype=torch.uint8), data[8:]]),  # more than agreed
+        lambda data: torch.cat([data, data[:3]]),
+    ],
+)
+def test_damaged_changes_are_errors(damage: Any) -> None:
+    compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)
+    known = random(0, 0.3)
+    mask = known ^ (random(1, 0.1) & (torch.arange(LAYOUT.total) > 310))
+    used = form(compressor, known, most_removed=100, most_grown=100)
+    payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    with pytest.raises(ValueError, match=r"mask|payload|entries"):
+        used.unpack_checked(damage(payload.data), payload.kept)
+
+
+def test_lengths_that_cannot_be_are_errors() -> None:
+    used = form(Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0), random(0, 0.3), most_grown=5)
+    with pytest.raises(ValueError, match="no room for the change of a mask"):
+        used.length(torch.zeros(5, dtype=torch.uint8), 3)
+    with pytest.raises(ValueError, match="cannot have 0 bytes"):
+        used.length(torch.zeros(50, dtype=torch.uint8), 3)

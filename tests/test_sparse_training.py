@@ -1,0 +1,480 @@
+"""Sparse models in whole rounds: the laws of masks, on clients, on the server, in what travels and in checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.utils import prune
+
+from flare_dist.clients.client import ClientResult, LocalTrainer
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.comm.distributed import Launch, World
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.masked import HEADER, change_nbytes
+from flare_dist.compression.update import HEADER_NBYTES
+from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.models.config import ModelConfig
+from flare_dist.models.registry import build
+from flare_dist.run.config import CheckpointConfig, Config, load_config
+from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.run.rounds import federated_round
+from flare_dist.run.stage_one import begin_masks
+from flare_dist.run.trainer import train
+from flare_dist.server.aggregation import GatheredMasks, masked_mean_of_models, mean_of_models
+from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.sparse_training.masks import layer_counts
+from flare_dist.sparse_training.methods import METHODS
+from tests.ranks import run_ranks, single
+from tests.test_rounds import set_up
+
+QUIET = Console(quiet=True)
+HETERO = ((0.25, 0.5), (0.25, 0.75), (0.5, 1.0))
+BASE = Config(
+    seed=1,
+    rounds=3,
+    data=DataConfig(
+        name="synthetic",
+        partition="dirichlet",
+        synthetic=SyntheticConfig(examples=400, test_examples=20, shape=(1, 8, 8), classes=4),
+    ),
+    model=ModelConfig(name="cnn"),
+    clients=ClientsConfig(num=10, per_round=4, batch_size=8, lr=0.1, momentum=0.5, weighting="uniform"),
+    compression=CompressionConfig(sparsifier="dense"),
+    sparse_training=SparseTrainingConfig(
+        method="jmwst", density=0.2, layers="all", exclude=("0.*",), init_frac=0.2, init_epochs=2
+    ),
+)
+PRUNABLE = 12_800 + 512
+BUDGET = 2662  # round(0.2 * PRUNABLE)
+TOPK = CompressionConfig(density=0.1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As ranks have; bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(base: Config = BASE, **settings: Any) -> Config:
+    return dataclasses.replace(base, sparse_training=dataclasses.replace(base.sparse_training, **settings))
+
+
+def begin(world: World, used: Config) -> Parties:
+    parties = set_up(world, used)
+    begin_masks(used, parties, QUIET)
+    return parties
+
+
+def play(world: World, used: Config) -> tuple[Tensor, Tensor, dict[int, dict[str, Tensor]], list[dict[str, Any]]]:
+    """(parameters, consensus, memory of the clients homed here, reports), that of the beginning first."""
+    parties = set_up(world, used)
+    reports = [begin_masks(used, parties, QUIET)]
+    reports += [federated_round(round_, used, parties) for round_ in range(1, used.rounds + 1)]
+    assert parties.masks is not None
+    return parties.server.parameters.detach(), parties.masks.mask, parties.states.clients, reports
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, SparseLearner]]:
+    """What every client of the rounds brought back, its local parameters, and its learner."""
+    seen = []
+    plain = LocalTrainer.train
+
+    def train_and_tell(self: LocalTrainer, *arguments: Any) -> ClientResult:
+        result = plain(self, *arguments)
+        if arguments[1] > 0:
+            copy = dataclasses.replace(result, model_delta=result.model_delta.clone())
+            seen.append((copy, self.model.parameters.clone(), arguments[-1]))
+        return result
+
+    monkeypatch.setattr(LocalTrainer, "train", train_and_tell)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        config(method="pdst"),
+        config(method="nst"),
+        config(method="spdst", hetero=HETERO),
+        config(method="jmwst"),
+        config(method="jmwst", r_int=2, hetero=HETERO, growth="gradient"),
+        config(method="jmwst", subsample="aggregate", counts="faithful"),
+        config(dataclasses.replace(BASE, compression=TOPK), method="nst"),
+        config(dataclasses.replace(BASE, compression=TOPK, server=ServerConfig(momentum=0.9)), method="jmwst"),
+    ],
+    ids=lambda used: f"{used.sparse_training.method}-{used.compression.sparsifier}-{len(used.sparse_training.hetero)}",
+)
+def test_masks_and_models_are_the_same_on_one_rank_and_on_two(used: Config) -> None:
+    parameters, mask, clients, reports = single(play, used)
+    ranks = run_ranks(play, 2, used)
+    for own_parameters, own_mask, _, _ in ranks:
+        assert torch.equal(own_mask, mask)
+        exact = not used.compression.is_dense or METHODS[used.sparse_training.method].clients_move
+        # Dense payloads under one mask are summed before the wire: equal to rounding.
+        torch.testing.assert_close(own_parameters, parameters, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6)
+    homed = ranks[0][2] | ranks[1][2]
+    assert sorted(homed) == sorted(clients)
+    for client, state in clients.items():
+        for name, vector in state.items():
+            assert torch.equal(homed[client][name], vector)
+    timeless = [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in reports]
+    for row, other in zip(timeless, ranks[0][3]):
+        for key in row.keys() - {"wire_bytes", "collectives", "ranks", "train_loss"}:
+            assert other[key] == row[key], key
+
+
+@pytest.mark.parametrize("counts", ["exact", "faithful"])
+@pytest.mark.parametrize("method", ["nst", "jmwst"])
+def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    parties = begin(World(), config(method=method, counts=counts))
+    assert parties.masks is not None
+    rounding = 2 if counts == "faithful" else 0  # one entry a layer
+    first = sum(layer_counts(parties.masks.mask, parties.masks.entries))
+    assert abs(first - BUDGET) <= (0 if counts == "exact" else 4 * (BUDGET * 0.8) ** 0.5)
+    for round_ in range(1, 4):
+        federated_round(round_, config(method=method, counts=counts), parties)
+        for result, _, learner in seen:
+            assert result.mask is not None
+            assert result.mask is learner.mask
+            active = sum(layer_counts(result.mask, parties.masks.entries))
+            assert BUDGET <= active <= BUDGET + rounding
+        active = sum(layer_counts(parties.masks.mask, parties.masks.entries))
+        assert abs(active - BUDGET) <= (rounding if method == "jmwst" else abs(first - BUDGET))
+        seen.clear()
+
+
+@pytest.mark.parametrize("method", ["pdst", "nst", "spdst", "jmwst"])
+def test_pruned_weights_are_zero_after_every_local_step_and_on_the_server(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    plain = LocalTrainer._mask
+
+    def mask_and_look(self: LocalTrainer, learner: SparseLearner, step: int) -> None:
+        before = int(self.model.parameters[~learner.mask].count_nonzero())
+        plain(self, learner, step)
+        steps.append((int(self.model.parameters[~learner.mask].count_nonzero()), before))
+
+    monkeypatch.setattr(LocalTrainer, "_mask", mask_and_look)
+    used = config(dataclasses.replace(BASE, server=ServerConfig(optimizer="adam", lr=0.01)), method=method)
+    parties = begin(World(), used)
+    assert parties.masks is not None
+    for round_ in range(1, 4):
+        report = federated_round(round_, used, parties)
+        outside = parties.server.parameters.detach()[~parties.masks.mask]
+        moments = parties.server.optimizer.state[parties.server.parameters]
+        if method == "nst":
+            assert outside.any()  # a union, which is exempt
+            assert report["active_weights"] > BUDGET
+        else:
+            assert not outside.any()
+            assert not any(v[~parties.masks.mask].any() for v in moments.values() if v.shape == outside.shape)
+            assert report["active_weights"] == BUDGET
+            assert (report["dropped_moments"] > 0) == (method == "jmwst")
+    assert max(after for after, _ in steps) == 0
+    assert max(before for _, before in steps) > 0  # the optimizer had moved them
+
+
+def test_stage_one_sends_one_number_for_each_layer_and_nothing_of_the_models() -> None:
+    parties = set_up(World(), BASE)
+    before = parties.server.parameters.detach().clone()
+    row = begin_masks(BASE, parties, QUIET)
+    assert parties.masks is not None
+    assert (row["clients"], row["uplink_bytes"]) == (2, 2 * 4 * 2)
+    found = row["stage_one"]
+    assert [len(layers) for layers in found["sensitivities"].values()] == [2, 2]
+    assert sum(d * e.numel for d, e in zip(found["densities"], parties.masks.entries)) == pytest.approx(BUDGET)
+    assert list(row["layer_densities"].values()) == pytest.approx(found["densities"])
+    assert torch.equal(parties.server.parameters.detach(), before * parties.masks.mask)
+
+
+def _stage_one_wire(world: World) -> int:
+    return int(begin_masks(BASE, set_up(world, BASE), QUIET)["wire_bytes"])
+
+
+def test_on_the_wire_of_stage_one_there_are_only_these_numbers() -> None:
+    assert run_ranks(_stage_one_wire, 2) == [2 * 4 * 4, 2 * 4 * 4]  # an all-reduce of 2 clients x 2 layers
+
+
+def test_equal_masks_make_the_masked_mean_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    still = config(prune_rate=0.0)  # masks travel, and never move
+    mean, *_, reports = single(play, still)
+    masked, *_ = single(play, config(still, update_mode="masked_mean"))
+    assert torch.equal(mean, masked)
+    assert reports[-1]["mask_mismatch"] == 0.0
+    assert reports[-1]["mask_bytes"] == 4 * HEADER
+    moving = single(play, config())[0], single(play, config(update_mode="masked_mean"))[0]
+    assert not torch.equal(*moving)
+
+
+@pytest.mark.parametrize("update_mode", ["mean", "masked_mean"])
+@pytest.mark.parametrize("hetero", [(), HETERO])
+def test_the_server_has_the_mean_of_the_clients_models(
+    update_mode: str, hetero: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spy(monkeypatch)
+    used = config(update_mode=update_mode, hetero=hetero)
+    parties = begin(World(), used)
+    assert parties.masks is not None
+    for round_ in (1, 2, 3):
+        seen.clear()
+        federated_round(round_, used, parties)
+        models = torch.stack([parameters.double() for _, parameters, _ in seen])
+        masks = torch.stack([result.mask.double() for result, _, _ in seen if result.mask is not None])
+        holders = masks.sum(0)
+        expected = models.sum(0) / (len(models) if update_mode == "mean" else holders.clamp(min=1))
+        consensus = parties.masks.mask  # made of the aggregate's largest weights
+        torch.testing.assert_close(
+            parties.server.parameters.detach()[consensus].double(), expected[consensus], rtol=1e-5, atol=1e-6
+        )
+        for entry in parties.masks.entries:
+            own = slice(entry.offset, entry.end)
+            left_out = expected[own][~consensus[own] & (holders[own] > 0)].abs()
+            assert not left_out.numel() or left_out.max() <= expected[own][consensus[own]].abs().min() + 1e-6
+
+
+def test_a_weight_that_nobody_has_becomes_zero_under_both_means() -> None:
+    parameters, sent = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, 0.0])
+    for combine, expected in (
+        (mean_of_models, [1.5, 2.0 * 0.25 + 0.25, 0.0]),
+        (masked_mean_of_models, [1.5, 2.0 + 0.25 / 0.25, 0.0]),
+    ):
+        gathered = GatheredMasks(3, torch.device("cpu"))
+        for weight, mask in ((0.25, [True, True, False]), (0.75, [True, False, False])):
+            gathered.add(_with_mask(torch.tensor(mask)), weight)
+        combined = parameters + combine(sent.clone(), parameters, gathered)
+        torch.testing.assert_close(combined, torch.tensor(expected))
+
+
+def _with_mask(mask: Tensor) -> Any:
+    from flare_dist.compression.payload import Payload
+
+    return Payload(None, torch.empty(0), None, mask, 7)
+
+
+def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    used = config(method="spdst", hetero=HETERO)
+    parties = begin(World(), used)
+    assert parties.masks is not None
+    federated_round(1, used, parties)
+    assert {sum(layer_counts(learner.mask, parties.masks.entries)) for *_, learner in seen} == {BUDGET}
+    seen.clear()
+    weights = parties.server.parameters.detach().clone()
+    report = federated_round(2, used, parties)
+    masks = sorted((learner.mask for *_, learner in seen), key=lambda mask: int(mask.sum()))
+    assert [sum(layer_counts(mask, parties.masks.entries)) for mask in masks] == [1331, 1997, BUDGET, BUDGET]
+    for smaller, larger in itertools.pairwise(masks):
+        assert (larger | ~smaller).all()
+    half = masks[0][: parties.masks.entries[0].end] & masks[-1][: parties.masks.entries[0].end]
+    assert weights[: len(half)][half].abs().mean() > weights[: len(half)][masks[-1][: len(half)]].abs().mean()
+    dense = parties.masks.total - PRUNABLE
+    sent = [dense + 1331, dense + 1997, dense + BUDGET, dense + BUDGET]
+    assert report["uplink_bytes"] == sum(HEADER_NBYTES + 4 * count for count in sent)
+    assert report["mask_mismatch"] > 0.1
+
+
+def test_memory_outside_a_clients_mask_is_dropped_and_counted() -> None:
+    used = dataclasses.replace(BASE, compression=TOPK, clients=dataclasses.replace(BASE.clients, per_round=None))
+    parties = begin(World(), used)
+    reports = [federated_round(round_, used, parties) for round_ in (1, 2, 3)]
+    assert [row["dropped_residuals"] > 0 for row in reports] == [False, True, True]
+    for state in parties.states.clients.values():
+        assert int(state["residual"].count_nonzero()) <= BUDGET + parties.server.parameters.numel() - PRUNABLE
+
+
+def test_what_jmwst_sends_is_what_its_codecs_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    used = config(r_int=2)
+    parties = begin(World(), used)
+    assert parties.masks is not None
+    total = parties.masks.total
+    for round_ in (1, 2, 3):
+        seen.clear()
+        known = parties.masks.mask.clone()
+        report = federated_round(round_, used, parties)
+        values = 4 * int(known.sum())
+        if round_ == 2:  # frozen: the values alone, summed before the wire
+            assert report["uplink_bytes"] == 4 * values
+            assert report["mask_bytes"] == 0
+            continue
+        changes = [
+            change_nbytes(int(known.sum()), total - int(known.sum()), int((known & ~m).sum()), int((m & ~known).sum()))
+            for m in (result.mask for result, *_ in seen)
+            if m is not None
+        ]
+        assert len(changes) == 4
+        assert report["mask_bytes"] == sum(changes) + 4 * HEADER
+        assert report["uplink_bytes"] == 4 * (HEADER_NBYTES + values) + report["mask_bytes"]
+
+
+@pytest.mark.parametrize("method", ["pdst", "spdst", "jmwst"])
+def test_the_downlink_is_active_weights_and_what_is_new_in_masks(method: str) -> None:
+    used = config(dataclasses.replace(BASE, clients=dataclasses.replace(BASE.clients, per_round=None)), method=method)
+    *_, reports = single(play, used)
+    active = 4 * 10 * (BUDGET + 16 * 26 + 32 + 4)
+    first = 0 if method == "pdst" else 10 * 4 * 2  # the densities of two layers; the positions follow from the seed
+    beyond = [row["downlink_bytes"] - active for row in reports[1:]]
+    assert beyond[0] == first
+    if method == "jmwst":
+        assert all(0 < more < 0.2 * active for more in beyond[1:])
+    else:
+        assert beyond[1:] == [0, 0]
+
+
+def test_resnet18_at_a_twentieth_sends_a_nineteen_and_a_half_of_dense() -> None:
+    used = Config(
+        rounds=1,
+        data=DataConfig(name="synthetic", synthetic=SyntheticConfig(examples=8, test_examples=4, shape=(3, 32, 32))),
+        model=ModelConfig(name="resnet18"),
+        clients=ClientsConfig(num=2, per_round=2, batch_size=2, lr=0.01, weighting="uniform"),
+        compression=CompressionConfig(sparsifier="dense"),
+        sparse_training=SparseTrainingConfig(method="spdst", density=0.05, init_frac=0.5, init_epochs=1),
+    )
+    for method in ("spdst", "jmwst"):
+        *_, (_, report) = single(play, config(used, method=method))
+        ratio = report["dense_bytes"] / (report["uplink_bytes"] - report["mask_bytes"])
+        assert ratio == pytest.approx(19.5, rel=0.02)
+        assert report["active_weights"] == 557_962
+        assert report["mask_bytes"] < 0.06 * report["uplink_bytes"]
+        assert (report["mask_bytes"] > 0) == (method == "jmwst")
+
+
+def checkpointed(directory: Path, used: Config, **settings: Any) -> Path:
+    """The directory of a finished run with a checkpoint in every round."""
+    own = dataclasses.replace(
+        used, output_dir=str(directory), checkpoint=CheckpointConfig(every=1, **settings),
+        engine=dataclasses.replace(used.engine, threads=1, device="cpu"),
+    )  # fmt: skip
+    train(own, Launch(), QUIET)
+    return directory
+
+
+def of_rank_0(directory: Path, round_: int) -> dict[str, Any]:
+    path = directory / "checkpoints" / f"round-{round_:08d}" / "rank-00000.pt"
+    return dict(torch.load(path, weights_only=True))
+
+
+@pytest.mark.parametrize("method", ["nst", "jmwst"])
+def test_a_resumed_run_has_the_bits_of_a_straight_one(method: str, tmp_path: Path) -> None:
+    used = config(dataclasses.replace(BASE, compression=TOPK), method=method)
+    straight = checkpointed(tmp_path / "straight", used)
+    checkpointed(tmp_path / "first", dataclasses.replace(used, rounds=2))
+    resumed = checkpointed(tmp_path / "rest", used, resume=str(tmp_path / "first"))
+    for name in ("model.safetensors", *(["model.masks.safetensors"] if method == "jmwst" else [])):
+        one, other = load_file(straight / name), load_file(resumed / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = of_rank_0(straight, 3), of_rank_0(resumed, 3)
+    assert one["server"]["masks"]["seen"] == other["server"]["masks"]["seen"]
+    for client, state in one["clients"].items():
+        assert all(torch.equal(vector, other["clients"][client][name]) for name, vector in state.items())
+    rows = [(path / "metrics.jsonl").read_text().splitlines() for path in (straight, resumed)]
+    for key in ("uplink_bytes", "downlink_bytes", "mask_mismatch", "layer_densities", "dropped_residuals"):
+        assert [json.loads(line).get(key) for line in rows[0]] == [json.loads(line).get(key) for line in rows[1]]
+
+
+def test_checkpoints_and_exports_are_zero_outside_the_mask(tmp_path: Path) -> None:
+    used = dataclasses.replace(BASE, compression=TOPK, server=ServerConfig(momentum=0.5))
+    directory = checkpointed(tmp_path / "run", used)
+    for round_ in (2, 3):
+        saved = of_rank_0(directory, round_)
+        outside = ~saved["server"]["masks"]["mask"]
+        assert not saved["server"]["parameters"][outside].any()
+        assert not saved["server"]["optimizer"]["state"][0]["momentum_buffer"][outside].any()
+    for stem in ("model", "best"):
+        weights = load_file(directory / f"{stem}.safetensors")
+        masks = load_file(directory / f"{stem}.masks.safetensors")
+        assert sorted(masks) == ["3.weight_mask", "7.weight_mask"]
+        for name, mask in masks.items():
+            assert not weights[name.removesuffix("_mask")][mask == 0].any()
+        assert sum(int(mask.sum()) for mask in masks.values()) == BUDGET
+
+
+def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
+    directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
+    weights, masks = load_file(directory / "model.safetensors"), load_file(directory / "model.masks.safetensors")
+    model = build("cnn", "group", (1, 8, 8), 4, 0)
+    model.load_state_dict(weights)  # a plain state_dict, with zeros
+    pruned = build("cnn", "group", (1, 8, 8), 4, 1)
+    for name in masks:
+        prune.identity(pruned.get_submodule(name.split(".")[0]), "weight")
+    renamed = {f"{key}_orig" if f"{key}_mask" in masks else key: value for key, value in weights.items()}
+    pruned.load_state_dict(renamed | masks)
+    inputs = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(inputs), pruned(inputs))
+
+
+def test_an_interrupted_sparse_run_cannot_go_on_as_a_dense_one_in_its_place(tmp_path: Path) -> None:
+    directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
+    with pytest.raises(ValueError, match=r"sparse_training\.method"):
+        checkpointed(directory, config(dataclasses.replace(BASE, rounds=1), method="dense"))
+    assert load_config(directory / "config.yaml").sparse_training == BASE.sparse_training
+
+
+def test_a_sparse_run_may_begin_where_a_dense_one_ended(tmp_path: Path) -> None:
+    dense = checkpointed(tmp_path / "dense", config(dataclasses.replace(BASE, rounds=1), method="dense"))
+    sparse = checkpointed(tmp_path / "sparse", config(method="spdst", hetero=HETERO), resume=str(dense))
+    rows = [json.loads(line) for line in (sparse / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["active_weights"] == BUDGET
+
+
+def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    parties = set_up(World(), BASE)
+    inputs = parties.trainer.source.inputs.float()
+    for client in range(10):
+        inputs[parties.partition[client]] = float("nan")
+    parties.trainer.source.inputs = inputs
+    with pytest.raises(DivergedError, match="stage 1: the losses or deltas of all its clients are not finite"):
+        begin_masks(BASE, parties, QUIET)
+    for method in ("nst", "jmwst"):
+        used = config(method=method)
+        parties = begin(World(), used)
+        assert parties.masks is not None
+        cohort = single_cohort(used)
+        inputs = parties.trainer.source.inputs.float()
+        inputs[parties.partition[cohort[0]]] = float("nan")
+        parties.trainer.source.inputs = inputs
+        report = federated_round(1, used, parties)
+        assert report["rejected_clients"] == 1
+        assert parties.server.parameters.isfinite().all()
+        if method == "nst":
+            assert not parties.states[cohort[0]]["mask"].any()
+
+
+def single_cohort(used: Config) -> list[int]:
+    from flare_dist.server.server import sample_cohort
+
+    return sample_cohort(used.seed, 1, used.clients.num, used.clients.cohort_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "gradient"}, "sparse_training.method: masks are those of federated clients, not of mode=gradient"),
+        ({"compression": CompressionConfig(error_feedback="ef21")}, "ef21's estimates do not follow masks"),
+        (
+            {"compression": CompressionConfig(sparsifier="dense", downlink="changed")},
+            "compression.downlink: with sparse_training.method=jmwst active weights are sent in float32, not changed",
+        ),
+    ],
+)
+def test_what_does_not_go_with_masks_is_said_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        dataclasses.replace(BASE, **settings)
+    assert "\n" not in str(error.value)
