@@ -1,7 +1,8 @@
-"""The command line: train, evaluate, partition, sweep, bandwidth."""
+"""The command line: train, evaluate, partition, sweep, bandwidth, densities."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from argparse import ArgumentError
@@ -16,8 +17,14 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from flare_dist.analysis.bandwidth import check_same_work, parse_tags, read_run, totals
+from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.links import TOPOLOGIES, Link
-from flare_dist.analysis.plots import plot_accuracy_against_bytes, plot_label_table
+from flare_dist.analysis.plots import (
+    MissingMatplotlibError,
+    plot_accuracy_against_bytes,
+    plot_densities,
+    plot_label_table,
+)
 from flare_dist.analysis.report import lines, terminal_table, write_report
 from flare_dist.comm.distributed import Launch
 from flare_dist.data.datasets import load
@@ -30,6 +37,8 @@ from flare_dist.run.sweep_results import by_point, results_table
 from flare_dist.run.trainer import divide, train
 
 log = logging.getLogger("flare_dist")
+
+DENSITIES = "densities.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "partition": _partition_parser(),
             "sweep": _sweep_parser(),
             "bandwidth": _bandwidth_parser(),
+            "densities": _densities_parser(),
         }
         command, options = _parse(parsers, arguments)
         COMMANDS[command](parsers[command], options, launch, console)
@@ -105,7 +115,12 @@ def _train_parser() -> ArgumentParser:
 
 
 def _run_train(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
-    train(build_config(parser, options), launch, console)
+    config = build_config(parser, options)
+    train(config, launch, console)
+    if launch.rank == 0 and config.sparse_training.is_sparse:
+        directory = Path(config.output_dir)
+        with contextlib.suppress(MissingMatplotlibError):
+            plot_densities(read_densities(directory), directory / DENSITIES)
 
 
 def _evaluate_parser() -> ArgumentParser:
@@ -245,6 +260,22 @@ def _run_bandwidth(parser: ArgumentParser, options: Any, launch: Launch, console
         print(path)
 
 
+def _densities_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
+        exit_on_error=False,
+    )
+    parser.add_argument("run", type=Path, help="Run directory.")
+    return parser
+
+
+def _run_densities(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    densities = read_densities(options.run)
+    _wide_console().print(densities_table(densities))
+    plot_densities(densities, options.run / DENSITIES)
+    print(f"plot: {options.run / DENSITIES}")
+
+
 def _wide_console() -> Console:
     """A console for tables; a file or a pipe has no edge to wrap at."""
     output = Console()
@@ -259,4 +290,5 @@ COMMANDS: dict[str, Callable[[ArgumentParser, Any, Launch, Console], None]] = {
     "partition": _run_partition,
     "sweep": _run_sweep,
     "bandwidth": _run_bandwidth,
+    "densities": _run_densities,
 }

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
 GROUND = {"layout", "seeding", "schedules"}
+PURE = GROUND | {"data", "models", "compression", "sparse_training"}
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
@@ -18,13 +19,14 @@ MAY_IMPORT = {
     "data": GROUND,
     "models": GROUND,
     "compression": GROUND,
-    "clients": GROUND | {"data", "models", "compression"},
-    "server": GROUND | {"data", "models", "compression"},
-    "comm": GROUND | {"data", "models", "compression", "clients", "server"},
-    "engines": GROUND | {"data", "models", "compression", "clients", "server", "comm"},
-    "run": GROUND | {"data", "models", "compression", "clients", "server", "comm", "engines"},
+    "sparse_training": GROUND | {"compression"},
+    "clients": PURE,
+    "server": PURE,
+    "comm": PURE | {"clients", "server"},
+    "engines": PURE | {"clients", "server", "comm"},
+    "run": PURE | {"clients", "server", "comm", "engines"},
     "analysis": {"layout"},
-    "cli": GROUND | {"data", "models", "compression", "clients", "server", "comm", "engines", "run", "analysis"},
+    "cli": PURE | {"clients", "server", "comm", "engines", "run", "analysis"},
     "__main__": {"cli"},
     "__init__": {"comm", "engines"},
 }

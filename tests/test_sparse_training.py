@@ -13,9 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn.utils import prune
 
+from flare_dist.analysis.bandwidth import read_run, totals
+from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import Launch, World
@@ -378,8 +381,8 @@ def test_a_resumed_run_has_the_bits_of_a_straight_one(method: str, tmp_path: Pat
     checkpointed(tmp_path / "first", dataclasses.replace(used, rounds=2))
     resumed = checkpointed(tmp_path / "rest", used, resume=str(tmp_path / "first"))
     for name in ("model.safetensors", *(["model.masks.safetensors"] if method == "jmwst" else [])):
-        one, other = load_file(straight / name), load_file(resumed / name)
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        weights = load_file(resumed / name)
+        assert all(torch.equal(value, weights[key]) for key, value in load_file(straight / name).items())
     one, other = of_rank_0(straight, 3), of_rank_0(resumed, 3)
     assert one["server"]["masks"]["seen"] == other["server"]["masks"]["seen"]
     for client, state in one["clients"].items():
@@ -478,3 +481,45 @@ def test_what_does_not_go_with_masks_is_said_in_one_line(settings: dict[str, Any
     with pytest.raises(ValueError, match=message) as error:
         dataclasses.replace(BASE, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_logs_and_the_plot_show_the_density_of_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = checkpointed(tmp_path / "run", BASE)
+    events = EventAccumulator(str(directory)).Reload()
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for layer in ("3.weight", "7.weight"):
+        logged = [event.value for event in events.Scalars(f"density/{layer}")]
+        assert logged == pytest.approx([row["layer_densities"][layer] for row in rows])
+    assert [event.value for event in events.Scalars("masks/mask_mismatch")][1:] == pytest.approx(
+        [row["mask_mismatch"] for row in rows[1:]]
+    )
+    assert [event.value for event in events.Scalars("bytes/mask")][1:] == [row["mask_bytes"] for row in rows[1:]]
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["uplink_bytes"] == sum(row["uplink_bytes"] for row in rows)  # stage 1 among them
+    assert main(["densities", str(directory)]) == 0
+    shown = capsys.readouterr().out
+    assert "3.weight" in shown
+    assert f"{rows[-1]['layer_densities']['7.weight']:.4f}" in shown
+    assert (directory / "densities.png").stat().st_size > 10_000
+    assert totals(read_run(directory, {}), [], "ranks", None).rounds == 3  # stage 1 is none
+    assert main(["densities", str(tmp_path)]) == 2
+
+
+def test_stage_one_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    parties = set_up(World(), BASE)
+    begin_masks(BASE, parties, Console(width=120))
+    shown = capsys.readouterr().out
+    assert "stage 1: density of each layer" in shown
+    assert "3.weight" in shown
+    assert "12,800" in shown
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["nst", "spdst", "jmwst"])
+def test_masks_on_a_gpu(method: str) -> None:
+    for compression in (BASE.compression, TOPK):
+        used = config(dataclasses.replace(BASE, compression=compression), method=method, growth="gradient")
+        parameters, mask, _, reports = play(World(device=torch.device("cuda")), used)
+        assert method == "nst" or not parameters[~mask].any()
+        assert parameters.isfinite().all()
+        assert method == "nst" or reports[-1]["active_weights"] == BUDGET

@@ -103,7 +103,7 @@ def key_of(tag: str) -> str | None:
     group, _, name = tag.partition("/")
     if group in ("accuracy", "loss", "bytes", "seconds"):
         return f"{name}_{group}"
-    return name if group in ("clients", "ranks") else None
+    return name if group in ("clients", "ranks", "masks") else None
 
 
 def parse_tags(texts: Sequence[str]) -> dict[str, str]:
@@ -178,6 +178,7 @@ class Totals:
 def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | None) -> Totals:
     """Sums, projections and when the `target` accuracy was reached."""
     rounds = [row for row in run.rows if any(key.endswith("_bytes") for key in row)]  # not our evaluation before them
+    played = sum("stage_one" not in row for row in rounds)  # what comes before the rounds costs, and is none
     keys = dict.fromkeys(key for row in rounds for key in row if key.endswith(("_bytes", "_seconds")))
     amounts = {key: sum(row.get(key, 0.0) for row in rounds) for key in keys if key != "elapsed_seconds"}
     by_link = {link.text: [project(row, link, topology) for row in rounds] for link in links}
@@ -192,7 +193,7 @@ def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | No
             reached["round_seconds"] = sum(row.get("round_seconds", 0.0) for row in until)
             reached |= {link: sum(seconds[:place]) for link, seconds in by_link.items()}
     projected = {link: sum(seconds) for link, seconds in by_link.items()}
-    return Totals(run.name, len(rounds), amounts, projected, accuracies[-1] if accuracies else None, reached)
+    return Totals(run.name, played, amounts, projected, accuracies[-1] if accuracies else None, reached)
 
 
 def accuracy_against_bytes(rows: Sequence[Row]) -> list[tuple[float, float]]:

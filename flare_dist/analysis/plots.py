@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+from flare_dist.analysis.densities import Densities, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +78,34 @@ def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
         [place + 0.4 - width / 2 for place in range(len(runs))], [_as_text(run.name) for run in runs], rotation=15
     )
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    _save(figure, path)
+
+
+def plot_densities(densities: Densities, path: Path) -> None:
+    """Write a PNG of the density of each layer: what stage 1 found and the masks now, and their way over the rounds.
+
+    Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    """
+    layers = range(len(densities.layers))
+    figure = _figure(12, max(4.0, 0.28 * len(layers) + 1))
+    of_layers, over_rounds = figure.subplots(1, 2)
+    number, last = densities.rounds[-1]
+    of_layers.barh(layers, last, color="C0", label=f"mask of round {number}")
+    if densities.sensitivities:
+        least, most = spread(list(densities.sensitivities.values()))
+        of_layers.hlines(layers, least, most, color="C1", linewidth=3, label="clients of stage 1, least to most")
+    of_layers.set_yticks(layers, [_as_text(name) for name in densities.layers], fontsize="small")
+    of_layers.invert_yaxis()
+    of_layers.set(xlabel="density", xlim=(0, 1.02), title="Density of each layer")
+    of_layers.legend(fontsize="small")
+    rounds = [round_ for round_, _ in densities.rounds]
+    for place, name in enumerate(densities.layers):
+        way = [values[place] for _, values in densities.rounds]
+        over_rounds.plot(rounds, way, label=_as_text(name), color=f"C{place % 10}", alpha=0.8)
+    over_rounds.set(xlabel="round", ylabel="density", yscale="log", title="Over the rounds")
+    over_rounds.grid(alpha=0.3)
+    if len(layers) <= 10:
+        over_rounds.legend(fontsize="small")
     _save(figure, path)
 
 

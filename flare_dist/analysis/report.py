@@ -20,6 +20,7 @@ Lines = list[tuple[str, list[str]]]  # (what, its value for each run)
 
 AMOUNTS = {
     "uplink_bytes": "bytes up",
+    "mask_bytes": "of these, changes of masks",
     "downlink_bytes": "bytes down",
     "buffer_bytes": "bytes of buffers",
     "wire_bytes": "bytes on the wire",

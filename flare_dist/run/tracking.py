@@ -32,7 +32,11 @@ def tag(key: str) -> str | None:
     for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
         if key.endswith(suffix):
             return f"{group}/{key.removesuffix(suffix)}"
-    groups = {"clients": ("clients", "rejected_clients"), "ranks": ("ranks", "collectives", "steps")}
+    groups = {
+        "clients": ("clients", "rejected_clients"),
+        "ranks": ("ranks", "collectives", "steps"),
+        "masks": ("active_weights", "mask_mismatch", "dropped_residuals", "dropped_moments"),
+    }
     return next((f"{group}/{key}" for group, keys in groups.items() if key in keys), None)
 
 
@@ -124,6 +128,8 @@ class Tracker:
             name = tag(key)
             if name is not None:
                 self._events.add_scalar(name, value, row["round"], walltime=row["time"])
+        for layer, density in row.get("layer_densities", {}).items():
+            self._events.add_scalar(f"density/{layer}", density, row["round"], walltime=row["time"])
 
     def sync(self) -> None:
         """Put the rows on the disk, so that no checkpoint is newer than they are."""

@@ -1,0 +1,53 @@
+"""How dense each layer of a sparse model is: what stage 1 found, and what became of it over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flare_dist.analysis.bandwidth import read_metrics
+
+
+@dataclass(frozen=True)
+class Densities:
+    """The layer densities of a run, each list in the order of `layers`."""
+
+    layers: list[str]
+    sensitivities: dict[str, list[float]]  # by client of stage 1; empty where there was none
+    rounds: list[tuple[int, list[float]]]  # (round, densities), 0 being the first mask
+
+
+def read_densities(directory: Path) -> Densities:
+    """What metrics.jsonl in `directory` says of masks; ValueError where it is not that of a sparse model."""
+    rows: list[dict[str, Any]] = []
+    if (directory / "metrics.jsonl").exists():
+        rows = [row for row in read_metrics(directory) if "layer_densities" in row]
+    if not rows:
+        raise ValueError(f"densities: {directory} holds no run of a sparse model (sparse_training.method)")
+    found: dict[str, list[float]] = next((row["stage_one"]["sensitivities"] for row in rows if "stage_one" in row), {})
+    layers = list(rows[0]["layer_densities"])
+    return Densities(layers, found, [(row["round"], [row["layer_densities"][name] for name in layers]) for row in rows])
+
+
+def densities_table(densities: Densities) -> Table:
+    """A row for each layer: the clients' mean in stage 1, and the density with the first mask and now."""
+    first, last = densities.rounds[0], densities.rounds[-1]
+    table = Table("layer")
+    titles = [*(["stage 1, mean"] if densities.sensitivities else []), f"round {first[0]}", f"round {last[0]}"]
+    for title in titles:
+        table.add_column(title, justify="right")
+    for place, name in enumerate(densities.layers):
+        own = [row[place] for row in densities.sensitivities.values()]
+        shown = [*([sum(own) / len(own)] if own else []), first[1][place], last[1][place]]
+        table.add_row(name, *(f"{value:.4f}" for value in shown))
+    return table
+
+
+def spread(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """(least, most) of each column."""
+    columns = list(zip(*rows))
+    return [min(column) for column in columns], [max(column) for column in columns]
