@@ -27,6 +27,9 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.config import load_config
 from flare_dist.run.rundir import settle
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.learner import SparseLearner, update_steps
+from flare_dist.sparse_training.masks import random_mask
 from tests import test_trainer
 from tests.ranks import run_ranks
 from tests.test_attach import make_accelerator, steps_of
@@ -161,6 +164,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "lr": 0.01},
     "clipped": {"gradient_clipping": 0.5},
 }
+MASKED = "masked"  # sgd on a sparse model whose mask moves
 
 
 def clients_of(
@@ -168,7 +172,7 @@ def clients_of(
 ) -> list[tuple[float, Tensor, Tensor]]:
     """(loss, model delta, buffer delta) of clients 0, 1 and 0 again, by a DeepSpeed engine or (None) by Accelerate."""
     common: dict[str, Any] = {"batch_size": 10, "local_epochs": 2, "objective": "fedprox"}
-    config = ClientsConfig(fedprox=FedProxConfig(0.1), **common, **METHODS[method])
+    config = ClientsConfig(fedprox=FedProxConfig(0.1), **common, **METHODS.get(method, {"momentum": 0.9}))
     engine = EngineConfig(threads=1, mixed_precision=precision, gradient_accumulation_steps=pieces)
     if zero is not None:
         own = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
@@ -187,15 +191,29 @@ def clients_of(
     start, buffers = local.parameters.clone(), local.buffers.clone()
     results = []
     for client in (0, 1, 0):
-        result = trainer.train(client, 1, torch.arange(40), start, buffers, {})
+        learner = _moving(local) if method == MASKED else None
+        result = trainer.train(client, 1, torch.arange(40), start, buffers, {}, learner)
+        if learner is not None:
+            assert result.mask is not None
+            assert not local.parameters[~result.mask].any()
+            model_weights = torch.cat([p.detach().flatten().float() for p in local.module.parameters()])
+            assert not model_weights[~result.mask].any()  # what the model computes with as well
         results.append((result.train_loss, result.model_delta.clone(), result.buffer_delta.clone()))
     return results
+
+
+def _moving(local: Any) -> SparseLearner:
+    entries = [entry for entry in local.layout.entries if len(entry.shape) == 2]
+    mask = random_mask(entries, [40, 10], local.layout.total, torch.Generator().manual_seed(1), torch.device("cpu"))
+    draws, factor = torch.Generator().manual_seed(2), torch.empty(local.layout.total)
+    config = SparseTrainingConfig(method="jmwst", growth="gradient")
+    return SparseLearner(config, entries, mask, 50, 8, update_steps(8, 4), draws, factor)
 
 
 def every_client(world: World) -> dict[Any, list[tuple[float, Tensor, Tensor]]]:
     """Clients of all engines, methods and precisions, in one start."""
     results: dict[Any, list[tuple[float, Tensor, Tensor]]] = {}
-    for method in METHODS:
+    for method in (*METHODS, MASKED):
         results[method, None, 1, "no"] = clients_of(world, method, None)
         for name, zero in ENGINES.items():
             for precision in ("no", "bf16"):
@@ -229,6 +247,14 @@ def test_an_engine_serves_clients_as_accelerate_does(served: Any, engine: str, m
             rounded = delta.bfloat16().float()
             assert not torch.equal(rounded, delta)  # from the float32 masters
     assert not torch.equal(served[0][method, engine, 1, precision][0][1], served[1][method, engine, 1, precision][0][1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_trains_sparse_models_as_accelerate_does(served: Any, engine: str) -> None:
+    for results in served:
+        for found, expected in zip(results[MASKED, engine, 1, "no"], results[MASKED, None, 1, "no"]):
+            torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(*(results[MASKED, engine, 1, "bf16"][n][1:] for n in (0, 2))))
 
 
 def test_pieces_of_a_batch_are_one_step_of_the_engine(served: Any) -> None:
