@@ -120,8 +120,9 @@ class MaskedForm:
 
     def _encode(self, mask: Tensor) -> Tensor:
         """The counts of what was removed and what has grown, and where."""
-        removed = (~mask)[self.active].nonzero().squeeze(1)
-        grown = mask[~self.mask].nonzero().squeeze(1)
+        removed = mask[self.active].logical_not_().nonzero().squeeze(1)
+        grown = (mask & ~self.mask).nonzero().squeeze(1)
+        grown = grown - torch.searchsorted(self.active, grown)  # its place among those that were not active
         assert removed.numel() <= self.most_removed, "a mask lost too much"
         assert grown.numel() <= self.most_grown, "a mask gained too much"
         counts = torch.tensor([removed.numel(), grown.numel()], dtype=torch.int32)
@@ -146,7 +147,11 @@ class MaskedForm:
             if count:
                 places = index_codec("auto", numel, count).decode(data[used : used + nbytes], numel, count)
                 check_indices(places, numel)
-                where = self.active if not value else (~self.mask).nonzero().squeeze(1)
-                mask[where[places]] = value
+                mask[self._grown_at(places) if value else self.active[places]] = value
             used += nbytes
         return mask, used
+
+    def _grown_at(self, places: Tensor) -> Tensor:
+        """The positions of these places among the entries that are not active."""
+        inactive_before = self.active - torch.arange(self.active.numel(), device=self.active.device)
+        return places + torch.searchsorted(inactive_before, places, right=True)

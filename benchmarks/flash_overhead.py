@@ -1,0 +1,115 @@
+"""What masks cost beside local training: clients of ResNet-18 (11.2 M weights) at density 0.05, one epoch of images.
+
+    python benchmarks/flash_overhead.py [--examples 96] [--rounds 3] [--threads 1]
+
+Alternates rounds of dense FedAvg and of JMWST with moving masks on the same made-up images, 2 clients each. Prints
+the multiplication by the mask as a share of a local step, the mask updates of a client (prune and regrow) and of the
+server (average, project, mask) as a share of a local epoch (target: under 5 %), and by how much a round grows in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from flare_dist.comm.distributed import World
+from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.data.datasets import load
+from flare_dist.models.registry import build
+from flare_dist.run.config import Config, load_config
+from flare_dist.run.parties import Parties
+from flare_dist.run.rounds import federated_round
+from flare_dist.run.trainer import divide, gather_parties
+from flare_dist.server.masks import Masks
+from flare_dist.sparse_training.learner import SparseLearner
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PUBLISHED = 500  # examples of a client of the published runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--examples", type=int, default=96, help="of each client")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+
+    sparse = _made_up(load_config(CONFIGS / "flash_cifar10_jmwst.yaml"), options.threads, options.examples)
+    plain = dataclasses.replace(sparse, sparse_training=dataclasses.replace(sparse.sparse_training, method="dense"))
+    parties, reference = _set_up(sparse), _set_up(plain)
+    assert parties.masks is not None
+    parties.masks.begin([sparse.sparse_training.density] * len(parties.masks.entries))
+    parties.masks.settle(0, parties.server)
+    spent = {"mask": 0.0, "client": 0.0, "server": 0.0}
+    now = parties.world.now
+    _time(type(parties.trainer.model), "mask_", spent, "mask", now)
+    _time(SparseLearner, "prune", spent, "client", now)
+    _time(SparseLearner, "grow", spent, "client", now)
+    _time(Masks, "step", spent, "server", now)
+    steps = -(-options.examples // sparse.clients.batch_size)
+    shares: dict[str, list[float]] = {name: [] for name in (*spent, "round")}
+    for round_ in range(1, 2 + options.rounds):
+        dense = federated_round(round_, plain, reference)
+        for name in spent:
+            spent[name] = 0.0
+        report = federated_round(round_, sparse, parties)
+        if round_ == 1:
+            continue  # the first one warms up
+        epoch = dense["compute_seconds"] / 2
+        a_step = epoch / steps
+        published = a_step * -(-PUBLISHED // sparse.clients.batch_size)
+        # a client masks once for each step, once at its start and once where it moves
+        shares["mask"].append(spent["mask"] / (2 * (steps + 2)) / a_step)
+        shares["client"].append(spent["client"] / 2 / published)
+        shares["server"].append(spent["server"] / published)
+        shares["round"].append(report["round_seconds"] / dense["round_seconds"] - 1)
+        print(
+            f"a step {1000 * a_step:.0f} ms, of which the mask {1000 * spent['mask'] / (2 * (steps + 2)):.1f} ms; "
+            f"mask update of a client {500 * spent['client']:.0f} ms, of the server {1000 * spent['server']:.0f} ms"
+        )
+    print(f"mask: {100 * median(shares['mask']):.1f} % of a local step")
+    for who in ("client", "server"):
+        print(f"mask update of the {who}: {100 * median(shares[who]):.2f} % of a local epoch of {PUBLISHED} images")
+    print(f"a round of {options.examples} images a client: {100 * median(shares['round']):+.1f} % against dense")
+
+
+def _time(owner: type, name: str, spent: dict[str, float], key: str, now: Callable[[], float]) -> None:
+    """Book the seconds of a method under `key`."""
+    plain = getattr(owner, name)
+
+    def timed(*arguments: Any) -> Any:
+        start = now()
+        result = plain(*arguments)
+        spent[key] += now() - start
+        return result
+
+    setattr(owner, name, timed)
+
+
+def _made_up(config: Config, threads: int, examples: int) -> Config:
+    """The configuration with two clients of so many made-up images of CIFAR's size."""
+    sizes = SyntheticConfig(examples=2 * examples, test_examples=10, shape=(3, 32, 32), classes=10)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return dataclasses.replace(
+        config,
+        data=DataConfig(name="synthetic", synthetic=sizes),
+        clients=dataclasses.replace(config.clients, num=2, per_round=2),
+        engine=dataclasses.replace(config.engine, threads=threads, device=device),
+    )
+
+
+def _set_up(config: Config) -> Parties:
+    data = load(config.data, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    world = World(device=torch.device(config.engine.device))
+    return gather_parties(config, world, data, divide(config, data), model)
+
+
+if __name__ == "__main__":
+    main()
