@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from flare_dist.compression.payload import Payload
 from flare_dist.server.config import ServerConfig
-from flare_dist.server.optimizers import OPTIMIZERS, load_optimizer_state, optimizer_state
+from flare_dist.server.optimizers import OPTIMIZERS, find_optimizer, load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server, sample_cohort
 
 TOTAL, ROUNDS = 50, 10
@@ -78,6 +79,107 @@ def test_other_optimizers_are_torch_s_on_the_pseudo_gradient(
         plain.grad = -delta(round_)
         optimizer.step()
         assert torch.equal(used.parameters.data, plain.data)
+
+
+# Two weights over three rounds, worked out by hand with tau = 0.1, lr = 0.5 and the published betas.
+DELTAS = ((0.2, -0.05), (0.1, 0.3), (-0.4, 0.0))
+
+
+def by_hand(name: str, deltas: list[float]) -> list[float]:
+    """Where one weight, at first 0, is after each round: the equations of Reddi et al. 2021, a number at a time."""
+    w, m, v, path = 0.0, 0.0, 0.1**2, []
+    for delta_ in deltas:
+        if name == "fedavgm":
+            m = 0.9 * m + delta_
+            w = w + 0.5 * m
+        else:
+            beta1 = 0.0 if name == "fedadagrad" else 0.9
+            m = beta1 * m + (1 - beta1) * delta_
+            squared = delta_ * delta_
+            if name == "fedadagrad":
+                v = v + squared
+            elif name == "fedadam":
+                v = 0.99 * v + 0.01 * squared
+            else:
+                v = v - 0.01 * squared * (1 if v > squared else -1 if v < squared else 0)
+            w = w + 0.5 * m / (math.sqrt(v) + 0.1)
+        path.append(w)
+    return path
+
+
+LAST = {  # of the first weight, to the tenth digit
+    "fedavgm": 0.1660000000,
+    "fedadagrad": 0.1024978011,
+    "fedadam": 0.0836438119,
+    "fedyogi": 0.0836005417,
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_adaptive_federated_optimizers_follow_a_trajectory_worked_out_by_hand(name: str) -> None:
+    used = ServerConfig(optimizer=name, lr=0.5, tau=0.1)
+    parameters = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = find_optimizer(name).make(parameters, used.settings)
+    expected = list(zip(*(by_hand(name, [row[place] for row in DELTAS]) for place in (0, 1))))
+    for row, wanted in zip(DELTAS, expected):
+        parameters.grad = -torch.tensor(row, dtype=torch.float64)
+        optimizer.step()
+        assert parameters.tolist() == pytest.approx(wanted, rel=0, abs=1e-9)
+    assert parameters[0].item() == pytest.approx(LAST[name], rel=0, abs=1e-9)
+
+
+def test_adaptive_moments_begin_at_tau_squared_and_go_back_to_it_where_weights_are_pruned() -> None:
+    used = server(optimizer="fedyogi", lr=0.1)
+    used.step(1, delta(1))
+    state = used.optimizer.state[used.parameters]
+    mask = torch.arange(TOTAL) < 30
+    assert used.forget_outside(mask) == 2 * 20  # m and v of what is pruned
+    assert used.forget_outside(mask) == 0
+    assert not state["m"][30:].any()
+    assert torch.equal(state["v"][30:], torch.full((20,), 1e-3**2))
+    assert state["m"][:30].all()
+
+
+def test_defaults_of_optimizers_are_those_published() -> None:
+    assert ServerConfig(optimizer="fedavgm").settings.momentum == 0.9
+    assert ServerConfig(optimizer="fedavgm", momentum=0.0).settings.momentum == 0.0
+    assert ServerConfig(optimizer="fedadam").settings[2:] == ((0.9, 0.99), 1e-3)
+    assert ServerConfig(optimizer="fedadagrad").settings.betas == (0.0, 0.99)
+    assert not ServerConfig(optimizer="fedavgm", momentum=0.0).has_memory
+    assert ServerConfig(optimizer="fedadagrad").has_memory
+
+
+def test_any_optimizer_of_torch_can_be_named() -> None:
+    used, plain = server(optimizer="torch:NAdam", lr=0.01, betas=(0.8, 0.9)), nn.Parameter(start())
+    optimizer = torch.optim.NAdam([plain], lr=0.01, betas=(0.8, 0.9))
+    for round_ in (1, 2, 3):
+        used.step(round_, delta(round_))
+        plain.grad = -delta(round_)
+        optimizer.step()
+        assert torch.equal(used.parameters.data, plain.data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"optimizer": "lamb"},
+            "unknown optimizer 'lamb' (choose from sgd, fedavgm, fedadagrad, fedadam, fedyogi, adam",
+        ),
+        ({"optimizer": "torch:Lamb"}, "unknown optimizer 'torch:Lamb' (choose from sgd, fedavgm"),
+        ({"optimizer": "torch:lr_scheduler"}, "unknown optimizer 'torch:lr_scheduler'"),
+        ({"optimizer": "torch:LBFGS"}, "server.optimizer: torch:LBFGS does not step one flat vector"),
+        ({"optimizer": "torch:SparseAdam"}, "server.optimizer: torch:SparseAdam does not step one flat vector"),
+        ({"optimizer": "fedadam", "momentum": 0.9}, "server.momentum: fedadam has none"),
+        ({"optimizer": "sgd", "betas": (0.9, 0.9)}, "server.betas: sgd has none"),
+        ({"optimizer": "fedadam", "betas": (0.9, 1.0)}, "server.betas: must be in [0, 1), got [0.9, 1.0]"),
+        ({"optimizer": "fedadam", "tau": 0.0}, "server.tau: must be positive and below 1e19, got 0.0"),
+    ],
+)
+def test_optimizers_that_cannot_be_are_said_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        ServerConfig(**settings)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -170,7 +272,7 @@ def test_a_checkpoint_refers_to_the_server_s_own_vectors() -> None:
 
 def test_a_restored_server_shares_nothing_with_what_it_was_restored_from() -> None:
     for name in OPTIMIZERS:
-        old = server(optimizer=name, lr=0.1, momentum=0.9 if name in ("sgd", "rmsprop") else 0.0)
+        old = server(optimizer=name, lr=0.1, momentum=0.9 if name in ("sgd", "rmsprop") else None)
         old.step(1, delta(1))
         saved = old.state_dict()
         kept = copy.deepcopy(saved)

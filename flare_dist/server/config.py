@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flare_dist.schedules import parse_schedule
 from flare_dist.server.aggregation import AGGREGATORS
-from flare_dist.server.optimizers import OPTIMIZERS
+from flare_dist.server.optimizers import Settings, find_optimizer
 
 
 @dataclass(frozen=True)
@@ -14,33 +14,55 @@ class ServerConfig:
     """How the server turns the clients' mean model delta into new global parameters.
 
     Args:
-        optimizer: sgd, adam, adamw, adagrad or rmsprop of torch.optim, on the pseudo-gradient (minus the mean delta);
-            sgd with lr 1 is FedAvg, sgd with momentum is FedAvgM.
+        optimizer: what steps on the pseudo-gradient (minus the mean delta): sgd (with lr 1 FedAvg), fedavgm,
+            fedadagrad, fedadam or fedyogi (Reddi et al. 2021), adam, adamw, adagrad or rmsprop of torch.optim, or
+            another of its optimizers as torch:NAME, e.g. torch:NAdam.
         lr: server learning rate.
-        momentum: momentum of sgd and rmsprop.
+        momentum: momentum of sgd and rmsprop (0 if not given) and of fedavgm (0.9).
+        betas: decay of the first and the second moment of optimizers that have them; if not given, those of the
+            optimizer: of fedadam and fedyogi 0.9 and 0.99, of fedadagrad 0 and none.
+        tau: how adaptive fedadagrad, fedadam and fedyogi are, added to the root of the second moment, which begins with
+            its square; smaller = more.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
         aggregator: how the clients' deltas become one: mean, weighted by clients.weighting.
     """
 
     optimizer: str = "sgd"
     lr: float = 1.0
-    momentum: float = 0.0
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
+    tau: float = 1e-3
     lr_schedule: str = "constant"
     aggregator: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"server.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
-            )
+        kind = find_optimizer(self.optimizer)
         if not 0 < self.lr < 1e38:  # the range of float32
             raise ValueError(f"server.lr: must be positive and below 1e38, got {self.lr}")
-        if not 0 <= self.momentum < 1e38:
+        if self.momentum is not None and not 0 <= self.momentum < 1e38:
             raise ValueError(f"server.momentum: must be finite and not negative, got {self.momentum}")
-        if self.momentum and self.optimizer not in ("sgd", "rmsprop"):
-            raise ValueError(f"server.momentum: {self.optimizer} has none (only sgd and rmsprop do)")
+        if self.momentum and kind.momentum is None:
+            raise ValueError(f"server.momentum: {self.optimizer} has none (only sgd, fedavgm and rmsprop do)")
+        if self.betas is not None:
+            if kind.betas is None:
+                raise ValueError(f"server.betas: {self.optimizer} has none")
+            if not all(0 <= beta < 1 for beta in self.betas):
+                raise ValueError(f"server.betas: must be in [0, 1), got {list(self.betas)}")
+        if not 0 < self.tau < 1e19:  # its square is in the range of float32
+            raise ValueError(f"server.tau: must be positive and below 1e19, got {self.tau}")
         if self.aggregator not in AGGREGATORS:
             raise ValueError(
                 f"server.aggregator: unknown aggregator {self.aggregator!r} (choose from {', '.join(AGGREGATORS)})"
             )
         parse_schedule(self.lr_schedule, "server.lr_schedule")
+
+    @property
+    def settings(self) -> Settings:
+        """What the optimizer is made with, its own where nothing was given."""
+        given = Settings(self.lr, self.momentum, self.betas, self.tau)
+        return find_optimizer(self.optimizer).with_defaults(given)
+
+    @property
+    def has_memory(self) -> bool:
+        """True where a step depends on earlier ones."""
+        return self.optimizer not in ("sgd", "fedavgm") or bool(self.settings.momentum)

@@ -23,7 +23,7 @@ from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.learner import SparseLearner, most_moved, update_steps
-from flare_dist.sparse_training.masks import drop_outside, everything_but, layer_counts, layers_of, mask_mismatch
+from flare_dist.sparse_training.masks import everything_but, layer_counts, layers_of, mask_mismatch
 from flare_dist.sparse_training.methods import METHODS
 
 
@@ -208,9 +208,7 @@ class Masks:
             self._changes.append(change_nbytes(before, self.total - before, removed, grown))
             self.mask = mask
         parameters.mul_(self.mask)
-        state = server.optimizer.state.get(server.parameters, {}).values()
-        moments = [vector for vector in state if isinstance(vector, Tensor) and vector.shape == self.mask.shape]
-        self.dropped_moments = drop_outside(moments, self.mask)
+        self.dropped_moments = server.forget_outside(self.mask)
 
     def _next_mask(self, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
         """The largest weights of the aggregate, among those that any client has."""

@@ -1,36 +1,141 @@
-"""Server optimizers: torch.optim on the flat global parameters, with the pseudo-gradient as their gradient."""
+"""Server optimizers: what is made of the flat global parameters and the pseudo-gradient, minus the mean delta.
+
+Adaptive federated optimisation is that of Reddi et al. 2021, equation for equation; torch.optim's Adam and Adagrad are
+other methods (bias correction, another place of the small constant) and have their own names.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 
-def sgd(parameters: Tensor, lr: float, momentum: float) -> Optimizer:
-    """lr 1 is FedAvg; with momentum FedAvgM (Hsu et al. 2019)."""
-    return SGD([parameters], lr=lr, momentum=momentum)
+class Settings(NamedTuple):
+    """What an optimizer is made with; None where it has no such setting, or is to take its own."""
+
+    lr: float
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
+    tau: float = 1e-3
 
 
-def adam(parameters: Tensor, lr: float, momentum: float) -> Optimizer:
-    """torch's Adam, with bias correction and eps 1e-8; not the FedAdam of Reddi et al. 2021."""
-    return Adam([parameters], lr=lr)
+SecondMoment = Callable[[Tensor, Tensor, float], object]  # updates (v, Delta^2, beta2) in place
 
 
-def adamw(parameters: Tensor, lr: float, momentum: float) -> Optimizer:
-    return AdamW([parameters], lr=lr)
+def adagrad_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
+    """v <- v + Delta^2."""
+    v.add_(squared)
 
 
-def adagrad(parameters: Tensor, lr: float, momentum: float) -> Optimizer:
-    return Adagrad([parameters], lr=lr)
+def adam_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
+    """v <- beta2 * v + (1 - beta2) * Delta^2."""
+    v.mul_(beta2).add_(squared, alpha=1 - beta2)
 
 
-def rmsprop(parameters: Tensor, lr: float, momentum: float) -> Optimizer:
-    return RMSprop([parameters], lr=lr, momentum=momentum)
+def yogi_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
+    """v <- v - (1 - beta2) * Delta^2 * sign(v - Delta^2)."""
+    v.addcmul_(squared, torch.sign(v - squared), value=beta2 - 1)
+
+
+class FederatedAdaptive(Optimizer):
+    """FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, algorithm 2) on one flat parameter.
+
+    m <- beta1 * m + (1 - beta1) * Delta, v by `second_moment`, w <- w + lr * m / (sqrt(v) + tau); m_0 = 0, v_0 = tau^2,
+    no bias correction. Delta is minus the gradient.
+    """
+
+    def __init__(
+        self, parameters: Tensor, lr: float, betas: tuple[float, float], tau: float, second_moment: SecondMoment
+    ) -> None:
+        super().__init__([parameters], {"lr": lr, "betas": betas, "tau": tau})
+        self.second_moment = second_moment
+        self.initial = {"v": tau**2}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step on the gradient of the parameter."""
+        for group in self.param_groups:
+            (beta1, beta2), tau = group["betas"], group["tau"]
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["m"] = torch.zeros_like(parameter)
+                    state["v"] = torch.full_like(parameter, tau**2)
+                state["m"].mul_(beta1).sub_(parameter.grad, alpha=1 - beta1)
+                self.second_moment(state["v"], parameter.grad.square(), beta2)
+                parameter.addcdiv_(state["m"], state["v"].sqrt().add_(tau), value=group["lr"])
+
+
+Make = Callable[[Tensor, Settings], Optimizer]
+
+
+class Kind(NamedTuple):
+    """How an optimizer is made, and the momentum and betas that it has if none are given; None where it has none."""
+
+    make: Make
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
+
+    def with_defaults(self, settings: Settings) -> Settings:
+        momentum = self.momentum if settings.momentum is None else settings.momentum
+        return settings._replace(momentum=momentum, betas=settings.betas or self.betas)
+
+
+def sgd(parameters: Tensor, settings: Settings) -> Optimizer:
+    """lr 1 is FedAvg; with momentum FedAvgM (Hsu et al. 2019): v <- beta * v + Delta, w <- w + lr * v."""
+    return SGD([parameters], lr=settings.lr, momentum=settings.momentum or 0.0)
+
+
+def rmsprop(parameters: Tensor, settings: Settings) -> Optimizer:
+    return RMSprop([parameters], lr=settings.lr, momentum=settings.momentum or 0.0)
+
+
+def adaptive(second_moment: SecondMoment) -> Make:
+    """FedAdagrad, FedAdam or FedYogi, by what becomes of the second moment."""
+
+    def make(parameters: Tensor, settings: Settings) -> Optimizer:
+        assert settings.betas is not None
+        return FederatedAdaptive(parameters, settings.lr, settings.betas, settings.tau, second_moment)
+
+    return make
+
+
+def torch_s(optimizer: Callable[..., Optimizer]) -> Make:
+    """One of torch.optim with its own settings, but for the learning rate and betas."""
+
+    def make(parameters: Tensor, settings: Settings) -> Optimizer:
+        betas: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
+        return optimizer([parameters], lr=settings.lr, **betas)
+
+    return make
+
+
+def find_optimizer(name: str) -> Kind:
+    """The optimizer of this name, of ours or as torch:NAME; ValueError that lists them where there is none."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    prefix, _, own = name.partition(":")
+    found = vars(torch.optim).get(own)
+    if prefix != "torch" or not isinstance(found, type) or not issubclass(found, Optimizer):
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(
+            f"server.optimizer: unknown optimizer {name!r} (choose from {known}, or torch:NAME of torch.optim)"
+        )
+    betas = inspect.signature(found).parameters.get("betas")
+    kind = Kind(torch_s(found), betas=betas.default if betas else None)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    try:
+        kind.make(parameter, kind.with_defaults(Settings(0.1))).step()
+    except (RuntimeError, TypeError, ValueError) as error:  # some want sparse gradients, a closure or matrices
+        raise ValueError(f"server.optimizer: {name} does not step one flat vector: {error}") from error
+    return kind
 
 
 def optimizer_state(optimizer: Optimizer, name: str) -> dict[str, Any]:
@@ -55,10 +160,14 @@ def load_optimizer_state(optimizer: Optimizer, name: str, saved: dict[str, Any],
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-OPTIMIZERS: dict[str, Callable[[Tensor, float, float], Optimizer]] = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "adagrad": adagrad,
-    "rmsprop": rmsprop,
+OPTIMIZERS: dict[str, Kind] = {
+    "sgd": Kind(sgd, momentum=0.0),
+    "fedavgm": Kind(sgd, momentum=0.9),
+    "fedadagrad": Kind(adaptive(adagrad_moment), betas=(0.0, 0.99)),
+    "fedadam": Kind(adaptive(adam_moment), betas=(0.9, 0.99)),
+    "fedyogi": Kind(adaptive(yogi_moment), betas=(0.9, 0.99)),
+    "adam": Kind(torch_s(Adam), betas=(0.9, 0.999)),
+    "adamw": Kind(torch_s(AdamW), betas=(0.9, 0.999)),
+    "adagrad": Kind(torch_s(Adagrad)),
+    "rmsprop": Kind(rmsprop, momentum=0.0),
 }

@@ -16,7 +16,7 @@ from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import AGGREGATORS
 from flare_dist.server.config import ServerConfig
-from flare_dist.server.optimizers import OPTIMIZERS, load_optimizer_state, optimizer_state
+from flare_dist.server.optimizers import find_optimizer, load_optimizer_state, optimizer_state
 
 
 def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]:
@@ -41,12 +41,12 @@ class Server:
         self.estimated = estimated
         self.estimates: dict[int, Tensor] = {}  # by client
         self.aggregate = AGGREGATORS[config.aggregator]
-        self.optimizer = OPTIMIZERS[config.optimizer](self.parameters, config.lr, config.momentum)
+        self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 
     @property
     def is_stateless(self) -> bool:
         """True where the step depends on this round's payloads alone, so that every rank may take it by itself."""
-        return self.config.optimizer == "sgd" and not self.config.momentum and not self.estimated
+        return not self.config.has_memory and not self.estimated
 
     def receive(self, total: Tensor, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
@@ -64,6 +64,20 @@ class Server:
         self.parameters.grad = mean_delta.neg_()
         self.optimizer.step()
         self.parameters.grad = None
+
+    def forget_outside(self, mask: Tensor) -> int:
+        """Bring the optimizer's state back to its beginning where `mask`, bool [total], is false.
+
+        Returns how many entries had moved there.
+        """
+        forgotten = 0
+        initial = getattr(self.optimizer, "initial", {})
+        for name, vector in self.optimizer.state.get(self.parameters, {}).items():
+            if isinstance(vector, Tensor) and vector.shape == mask.shape:
+                moved = (vector != initial.get(name, 0.0)).logical_and_(~mask)
+                forgotten += int(moved.count_nonzero())
+                vector.masked_fill_(~mask, initial.get(name, 0.0))
+        return forgotten
 
     def state_dict(self) -> dict[str, Any]:
         """References, not copies: what a checkpoint saves."""
