@@ -23,6 +23,9 @@ MALFORMED = [
     "exponential:-1",
     "exponential:x",
     "exponential:nan",
+    "exponential:0.1@0",
+    "exponential:0.1@x",
+    "exponential:0.1@",
     "exponential:inf",
     "step",
     "step:0.1",
@@ -49,6 +52,13 @@ def factors(text: str, rounds: int = 10) -> list[float]:
 def test_schedules_start_at_one_and_stay_positive(text: str, rounds: int) -> None:
     assert factors(text, rounds)[0] == 1
     assert all(factor > 0 for factor in factors(text, rounds))
+
+
+def test_exponential_over_a_fixed_number_of_rounds_does_not_depend_on_how_many_are_played() -> None:
+    """FLASH's code: the rate falls by the same factor each round and would reach its end after 1000."""
+    short, long = (parse_schedule("exponential:0.01@1000", "clients.lr_schedule")(101, n) for n in (200, 2000))
+    assert short == long == pytest.approx(0.01 ** (100 / 1000))
+    assert parse_schedule("exponential:0.01@1000", "clients.lr_schedule")(1, 5) == 1.0
 
 
 @pytest.mark.parametrize("text", [text for text in WELL_FORMED if text != "exponential:3"])
