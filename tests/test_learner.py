@@ -128,6 +128,21 @@ def test_a_watched_penalty_still_counts_and_the_gradient_is_that_of_the_loss_alo
     assert used.watch(3, penalty) is penalty
 
 
+def test_where_the_gradient_overflowed_growth_is_random_and_the_total_is_kept() -> None:
+    used, weights = learner(growth="gradient")
+    seen = used.watch(5, None)
+    assert seen is not None
+    seen(torch.full((TOTAL,), math.nan), weights)
+    update(used, weights, 5)
+    assert sum(layer_counts(used.mask, ENTRIES)) == 220
+
+
+def test_a_model_that_is_nearly_dense_stays_as_dense() -> None:
+    used, weights = learner(actives=(60, 599, 1000))
+    update(used, weights, 5)
+    assert sum(layer_counts(used.mask, ENTRIES)) == 1659
+
+
 def test_a_client_that_has_diverged_keeps_its_mask() -> None:
     used, weights = learner()
     before = used.mask.clone()

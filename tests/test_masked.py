@@ -66,6 +66,20 @@ def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: fl
     assert payload.mask_nbytes == HEADER + change_nbytes(before, LAYOUT.total - before, removed, grown)
 
 
+@pytest.mark.parametrize("sparsifier", ["topk", "threshold", "auto"])
+@pytest.mark.parametrize("scope", ["tensor", "block", "global"])
+@pytest.mark.parametrize("count", ["ceil", "paper"])
+def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count: str) -> None:
+    for density, share in ((0.1, 0.2), (0.03, 0.9), (0.6, 0.5)):
+        own = CompressionConfig(
+            sparsifier=sparsifier, density=density, scope=scope, count=count, block=16, error_feedback="none"
+        )
+        compressor, mask = Compressor(own, LAYOUT, 0), random(3, share)
+        used = form(compressor, random(4, share), most_removed=800, most_grown=800)
+        payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+        assert payload.nbytes <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
+
+
 def test_a_known_mask_costs_nothing() -> None:
     mask = random(0, 0.1)
     compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)

@@ -62,12 +62,16 @@ def test_the_prunable_weights_of_mnist_net_are_its_second_convolution_and_its_fi
         ({}, "sparse_training.layers: the model has no prunable convolutions"),
         ({"layers": "all", "exclude": ("nothing.*",)}, "sparse_training.exclude: 'nothing.*' matches no prunable"),
         ({"layers": "all", "density": 0.001}, "0.001 leaves none of the 30 weights of 3.weight"),
+        (
+            {"layers": "all", "density": 0.02, "method": "spdst", "hetero": ((1.0, 0.05),)},
+            "0.001 leaves none of the 30 weights of 3.weight",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_pruned_is_said_in_one_line(settings: dict, message: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(100, 10), nn.ReLU(), nn.Linear(10, 3))
     with pytest.raises(ValueError, match=message) as error:
-        prunable_entries(model, parameter_layout(model), SparseTrainingConfig(method="pdst", **settings))
+        prunable_entries(model, parameter_layout(model), SparseTrainingConfig(**({"method": "pdst"} | settings)))
     assert "\n" not in str(error.value)
 
 

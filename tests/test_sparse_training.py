@@ -293,13 +293,49 @@ def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest
     assert report["mask_mismatch"] > 0.1
 
 
-def test_memory_outside_a_clients_mask_is_dropped_and_counted() -> None:
-    used = dataclasses.replace(BASE, compression=TOPK, clients=dataclasses.replace(BASE.clients, per_round=None))
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_memory_outside_a_clients_mask_is_dropped_and_counted(growth: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = config(dataclasses.replace(BASE, compression=TOPK), growth=growth)
+    used = dataclasses.replace(used, clients=dataclasses.replace(BASE.clients, per_round=None))
     parties = begin(World(), used)
+    assert parties.masks is not None
+    stale = []
+    plain = LocalTrainer.train
+
+    def look_and_train(self: LocalTrainer, *arguments: Any) -> ClientResult:
+        state, learner = arguments[-2:]
+        stale.append(int(state["residual"][~learner.mask].count_nonzero()))  # nothing comes back when weights regrow
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(LocalTrainer, "train", look_and_train)
     reports = [federated_round(round_, used, parties) for round_ in (1, 2, 3)]
+    assert max(stale) == 0
     assert [row["dropped_residuals"] > 0 for row in reports] == [False, True, True]
     for state in parties.states.clients.values():
         assert int(state["residual"].count_nonzero()) <= BUDGET + parties.server.parameters.numel() - PRUNABLE
+
+
+def test_a_cohort_of_one_small_budget_leaves_the_rest_of_the_consensus_as_the_others_would() -> None:
+    for update_mode in ("mean", "masked_mean"):
+        alone = single(play, config(method="spdst", hetero=((1.0, 0.5),), update_mode=update_mode))[0]
+        alike = ((0.5, 0.5), (0.5, 0.4999999))
+        assert torch.equal(alone, single(play, config(method="spdst", hetero=alike, update_mode=update_mode))[0])
+
+
+def test_nst_begins_with_one_mask_and_sends_the_changes_of_each_client_s_own() -> None:
+    used = config(dataclasses.replace(BASE, clients=dataclasses.replace(BASE.clients, per_round=None)), method="nst")
+    parties = set_up(World(), used)
+    row = begin_masks(used, parties, QUIET)
+    assert parties.masks is not None
+    assert row["active_weights"] == BUDGET
+    assert not parties.server.parameters.detach()[~parties.masks.mask].any()
+    reports = [federated_round(round_, used, parties) for round_ in (1, 2)]
+    active = 4 * (BUDGET + parties.masks.total - PRUNABLE)
+    for report in reports:
+        assert report["downlink_bytes"] == 10 * active  # both sides hold the client's mask
+        assert report["uplink_bytes"] == 10 * (HEADER_NBYTES + active) + report["mask_bytes"]
+        assert report["mask_bytes"] < 0.15 * report["uplink_bytes"]
+    assert reports[1]["mask_mismatch"] > reports[0]["mask_mismatch"]
 
 
 def test_what_jmwst_sends_is_what_its_codecs_promise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +459,16 @@ def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     assert torch.equal(model(inputs), pruned(inputs))
 
 
+def test_masks_of_other_settings_are_not_taken_over(tmp_path: Path) -> None:
+    first = checkpointed(tmp_path / "first", config(dataclasses.replace(BASE, rounds=1), method="spdst"))
+    for settings in ({"method": "spdst", "density": 0.3}, {"method": "nst"}, {"method": "spdst", "exclude": ("7.*",)}):
+        with pytest.raises(ValueError, match=r"^checkpoint\.resume: the masks in the checkpoint have another"):
+            checkpointed(tmp_path / "other", config(**settings), resume=str(first))
+    hetero = checkpointed(tmp_path / "hetero", config(method="spdst", hetero=HETERO), resume=str(first))
+    assert (hetero / "best.safetensors").exists()
+    assert (hetero / "best.masks.safetensors").exists()
+
+
 def test_an_interrupted_sparse_run_cannot_go_on_as_a_dense_one_in_its_place(tmp_path: Path) -> None:
     directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
     with pytest.raises(ValueError, match=r"sparse_training\.method"):
@@ -435,6 +481,11 @@ def test_a_sparse_run_may_begin_where_a_dense_one_ended(tmp_path: Path) -> None:
     sparse = checkpointed(tmp_path / "sparse", config(method="spdst", hetero=HETERO), resume=str(dense))
     rows = [json.loads(line) for line in (sparse / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["active_weights"] == BUDGET
+    begun = rows[1]  # the dense run's last round, and stage 1 after it
+    assert begun["stage_one"]["densities"] == pytest.approx(list(begun["layer_densities"].values()))
+    before = json.loads((dense / "metrics.jsonl").read_text().splitlines()[1])
+    assert begun["uplink_bytes"] == before["uplink_bytes"] + 2 * 4 * 2
+    assert begun["clients"] == before["clients"]
 
 
 def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +508,8 @@ def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatc
         assert report["rejected_clients"] == 1
         assert parties.server.parameters.isfinite().all()
         if method == "nst":
-            assert not parties.states[cohort[0]]["mask"].any()
+            assert cohort[0] not in parties.masks.state_dict()["personal"]  # it keeps the mask that it had
+            assert set(cohort[1:]) <= set(parties.masks.state_dict()["personal"])
 
 
 def single_cohort(used: Config) -> list[int]:

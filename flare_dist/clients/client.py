@@ -120,6 +120,7 @@ class LocalTrainer:
             global_parameters,
             state,
             starts_at_global=not self.config.step_ahead and learner is None,
+            mask=learner.mask if learner else None,
         )
         penalty = OBJECTIVES[self.config.objective](self.config, context)
         train_loss = self.run_steps(client, round_, examples, penalty, learner)

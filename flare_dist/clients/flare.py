@@ -64,7 +64,7 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
         return None
     if not any(part.any() for part in residual.split(2**20)):
         return None
-    pulled = list(_pulled_slices(config, context.layout, residual))
+    pulled = list(_pulled_slices(config, context.layout, residual, context.mask))
     moved = velocity = None
     if config.conserve:
         moved = torch.zeros_like(residual)
@@ -94,13 +94,23 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
     return Penalty(add_gradient, config.steps, moved)
 
 
-def _pulled_slices(config: FlareConfig, layout: ParameterLayout, residual: Tensor) -> Iterator[tuple[slice, float]]:
-    """The slices of the flat vector that are handled at once, with the magnitude above which entries are pulled."""
+def _pulled_slices(
+    config: FlareConfig, layout: ParameterLayout, residual: Tensor, mask: Tensor | None
+) -> Iterator[tuple[slice, float]]:
+    """The slices of the flat vector that are handled at once, with the magnitude above which entries are pulled.
+
+    Of a sparse model the percentile is that of the active entries.
+    """
     for entry in layout.entries:
         if not entry.numel or any(fnmatch(entry.name, pattern) for pattern in config.exclude):
             continue
         end = entry.offset + entry.numel
-        threshold = magnitude_percentile(residual[entry.offset : end], config.percentile)
+        values = residual[entry.offset : end]
+        if mask is not None:
+            values = values[mask[entry.offset : end]]
+            if not values.numel():
+                continue
+        threshold = magnitude_percentile(values, config.percentile)
         chunk = _CHUNK if residual.device.type == "cpu" else entry.numel
         for start in range(entry.offset, end, chunk):
             yield slice(start, min(start + chunk, end)), threshold

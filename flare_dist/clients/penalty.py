@@ -21,6 +21,7 @@ class LocalContext:
     global_parameters: Tensor
     state: dict[str, Tensor]  # the client's memory by name, e.g. its residual
     starts_at_global: bool = False  # the first step is taken at the global parameters themselves
+    mask: Tensor | None = None  # bool [total]: of a sparse model, what the client begins with
 
 
 @dataclass(frozen=True)

@@ -21,22 +21,17 @@ def hosting_ranks(cohort: Sequence[int], world_size: int, stateful: bool) -> dic
 
 
 class ClientStates:
-    """The state of the clients homed on this rank: for each a dict of flat vectors, zero (false) at first use."""
+    """The state of the clients homed on this rank: for each a dict of flat vectors, zero at first use."""
 
-    def __init__(self, names: Sequence[str], total: int, device: torch.device, masks: Sequence[str] = ()) -> None:
-        """`names` are float32 vectors, `masks` bool ones."""
-        self.names = (*names, *masks)
-        self._dtypes = dict.fromkeys(names, torch.float32) | dict.fromkeys(masks, torch.bool)
+    def __init__(self, names: Sequence[str], total: int, device: torch.device) -> None:
+        self.names = names
         self.total = total
         self.device = device
         self.clients: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:
         if client not in self.clients:
-            self.clients[client] = {
-                name: torch.zeros(self.total, dtype=dtype, device=self._roomy_device())
-                for name, dtype in self._dtypes.items()
-            }
+            self.clients[client] = {name: torch.zeros(self.total, device=self._roomy_device()) for name in self.names}
         return self.clients[client]
 
     @contextmanager

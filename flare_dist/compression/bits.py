@@ -56,17 +56,22 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
     return data
 
 
+def unpack_bits(data: Tensor) -> Tensor:
+    """bool [8 * nbytes]: the bits of uint8 `data` one by one."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
+    return ((data.view(-1, 1) >> shifts) & 1).view(-1).bool()
+
+
 def bit_positions(data: Tensor, count: int) -> Tensor:
     """Ascending int64 [count] positions of the bits that are 1, the first `count` of them, in uint8 `data`.
 
     Where there are fewer the last ones are filled up with the position behind the end.
     """
-    shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
-    flags = ((data.view(-1, 1) >> shifts) & 1).view(-1)
+    flags = unpack_bits(data)
     if not data.is_cuda:
         positions = flags.nonzero().squeeze(1)[:count]
         return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.numel())
-    return positions_unwaited(flags > 0, count)
+    return positions_unwaited(flags, count)
 
 
 def positions_unwaited(flags: Tensor, count: int) -> Tensor:

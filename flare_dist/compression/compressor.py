@@ -66,7 +66,8 @@ class Compressor:
         kept = active
         if not config.sends_everything and config.sparsifier != "auto":
             # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.
-            slack = tensors * (2 + config.dense_below) + (active // config.block if config.scope == "block" else 0)
+            blocks = active // config.block if config.scope == "block" else 0
+            slack = tensors * (2 + config.dense_below) + 2 * blocks
             kept = min(active, int(active * config.density_in(round_)) + slack)
         whole = torch.arange(active if config.sends_everything else 0)
         return Packing(config, active, whole, torch.zeros(tensors)).most_nbytes(kept)

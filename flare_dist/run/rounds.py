@@ -17,7 +17,7 @@ from flare_dist.run.config import Config
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.uplinks import assign_masks, compress, open_uplink
+from flare_dist.run.uplinks import assign_masks, forget_outside, open_uplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Train the cohort, exchange its updates and step the server; returns the round's report."""
     world, trainer, server, masks = parties.world, parties.trainer, parties.server, parties.masks
+    compress = parties.compressor.compress
     watch, view = Stopwatch(world), parties.downlink.view
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
@@ -45,13 +46,15 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     for client in cohort.hosted_by(world.rank):
         with parties.states.lend(client) as state:
             with watch.phase("compute"):
-                learner = masks.learner(round_, client, assigned[client], state) if masks else None
+                learner = masks.learner(round_, client, assigned[client]) if masks else None
+                dropped[client] = forget_outside(learner.mask if learner else None, state)  # what the server has pruned
                 examples = parties.partition[client]
                 result = trainer.train(client, round_, examples, view, server.buffers, state, learner)
             with watch.phase("select"):
                 if result.is_finite:
-                    payload, dropped[client] = compress(round_, result, state, assigned.get(client), parties)
-                    uplink.add(result, payload)
+                    dropped[client] += forget_outside(result.mask, state)  # and what the client has
+                    form = assigned[client].form if masks else None
+                    uplink.add(result, compress(round_, client, result.model_delta, state, form, result.mask))
                 else:
                     uplink.reject(result)
 
@@ -72,6 +75,8 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
             masks.step(round_, server, exchanged.mean_delta, exchanged.gathered)
         else:
             server.step(round_, exchanged.mean_delta)
+    if masks:
+        masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
     report = federated_report(round_, exchanged, downlink_bytes, server.buffers.numel(), world.traffic, watch.totals())

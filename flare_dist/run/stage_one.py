@@ -45,6 +45,13 @@ def begin_masks(config: Config, parties: Parties, console: Console) -> dict[str,
     return row | masks.report(server.parameters.data)
 
 
+def with_beginning(row: dict[str, Any], beginning: dict[str, Any]) -> dict[str, Any]:
+    """The row of the last round before masks began, with what that took: bytes and seconds are sums."""
+    sums = {k: row[k] + v for k, v in beginning.items() if k.endswith(("_bytes", "_seconds")) and k in row}
+    counts = ("clients", "rejected_clients", "collectives", "ranks")
+    return row | {key: value for key, value in beginning.items() if key not in counts} | sums
+
+
 def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) -> dict[str, Any]:
     """Play it; all ranks call it together. Returns its bytes and seconds, and under `stage_one` what was found."""
     world, entries = parties.world, masks.entries
@@ -58,11 +65,12 @@ def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) 
     watch = Stopwatch(world)
     sensitivities = torch.zeros(len(drawn), len(entries), device=world.device)
     for place, client in enumerate(drawn):
+        examples = parties.partition[client]
+        # On every rank, so that a mask that cannot be is an error on all of them.
+        learner = masks.scout(client, clients.steps_with(len(examples)), clients.epoch_steps(len(examples)))
         if hosts[client] != world.rank:
             continue
         with watch.phase("compute"):
-            examples = parties.partition[client]
-            learner = masks.scout(client, clients.steps_with(len(examples)), clients.epoch_steps(len(examples)))
             view, buffers = parties.downlink.view, parties.server.buffers
             result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner)
             if result.is_finite:

@@ -36,7 +36,7 @@ from flare_dist.run.gradient import export_memory, import_memory
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.rounds import ROUNDS
-from flare_dist.run.stage_one import begin_masks
+from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
 from flare_dist.server.downlink import Downlink
@@ -91,6 +91,7 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
     beginning = {}
     if parties.masks and not parties.masks.have_begun:
         beginning = begin_masks(config, parties, console)
+        rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
         evaluate_global = _evaluator(parties, data) if tracker else None
         if tracker and evaluate_global and first_round == 1:
@@ -161,8 +162,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if config.sparse_training.is_sparse:
         entries = prunable_entries(model, local.layout, config.sparse_training)
         masks = Masks(config.sparse_training, entries, local.layout.total, config.seed, world.device)
-    own = ("mask",) if masks and masks.method.is_personal else ()
-    states = ClientStates(compressor.state_names, local.layout.total, world.device, own)
+    states = ClientStates(compressor.state_names, local.layout.total, world.device)
     server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     compression = config.compression if federated else replace(config.compression, downlink="dense")
@@ -250,8 +250,8 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
             checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
         else:
             rundir.clear(directory)
-            if source and (source / rundir.BEST).exists():
-                shutil.copy(source / rundir.BEST, directory / rundir.BEST)
+            for kept in source.glob(f"{Path(rundir.BEST).stem}.*") if source else ():
+                shutil.copy(kept, directory / kept.name)
         rundir.write_config(directory, config)
     world.wait_for_all()
     return first_round, rows

@@ -1,10 +1,9 @@
-"""How a round's updates travel: the uplink that its cohort shares, and what each client puts on it."""
+"""How a round's updates travel: the uplink that its cohort shares, and of sparse models which weights there are."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from flare_dist.clients.client import ClientResult
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
@@ -50,14 +49,6 @@ def assign_masks(round_: int, config: Config, drawn: list[int], parties: Parties
     return parties.masks.assign(round_, steps, parties.server.parameters.data, parties.compressor)
 
 
-def compress(
-    round_: int, result: ClientResult, state: State, assignment: Assignment | None, parties: Parties
-) -> tuple[Payload, int]:
-    """What a client sends, and how many entries of its memory were dropped: those outside the mask that it has now."""
-    compressor, dropped, form = parties.compressor, 0, None
-    if assignment is not None and result.mask is not None:
-        form = assignment.form
-        dropped = drop_outside([state[name] for name in compressor.state_names], result.mask)
-        if "mask" in state:
-            state["mask"].copy_(result.mask)
-    return compressor.compress(round_, result.client, result.model_delta, state, form, result.mask), dropped
+def forget_outside(mask: Tensor | None, state: State) -> int:
+    """Drop what a client remembers of weights that are not in its mask; returns how many entries that were."""
+    return 0 if mask is None else drop_outside(list(state.values()), mask)

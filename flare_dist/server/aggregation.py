@@ -45,7 +45,8 @@ class GatheredMasks:
     def __init__(self, total: int, device: torch.device) -> None:
         self._held = torch.zeros(total, device=device)
         self._weight = torch.zeros((), device=device)  # summed as `_held` is, so that what all hold is exactly 1
-        self.masks: list[Tensor] = []
+        self.masks: list[Tensor] = []  # of the accepted clients, in their order
+        self.weights: list[float] = []
         self.mask_nbytes = 0
 
     def add(self, payload: Payload, weight: float) -> None:
@@ -54,6 +55,7 @@ class GatheredMasks:
         self._held.add_(payload.mask.float(), alpha=weight)
         self._weight.add_(weight)
         self.masks.append(payload.mask)
+        self.weights.append(weight)
         self.mask_nbytes += payload.mask_nbytes
 
     def shares(self) -> Tensor:

@@ -6,6 +6,8 @@ the server then averages their models and, with jmwst, prunes the aggregate to t
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.compression.bits import set_bits, unpack_bits
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.masked import MaskedForm, change_nbytes, positions_nbytes
 from flare_dist.compression.payload import WORD, Packing
@@ -23,7 +26,7 @@ from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.learner import SparseLearner, most_moved, update_steps
-from flare_dist.sparse_training.masks import everything_but, layer_counts, layers_of, mask_mismatch
+from flare_dist.sparse_training.masks import budget, everything_but, layer_counts, mask_mismatch
 from flare_dist.sparse_training.methods import METHODS
 
 
@@ -31,7 +34,7 @@ from flare_dist.sparse_training.methods import METHODS
 class Assignment:
     """What a client trains in a round: under which mask, for `steps` local steps with `epoch_steps` in an epoch."""
 
-    form: MaskedForm  # of its payload; its mask is the one to start with, but where masks are personal
+    form: MaskedForm  # of its payload, with the mask to start with
     budget: int  # prunable weights that are to be active after a mask update
     steps: int
     epoch_steps: int
@@ -41,7 +44,7 @@ class Assignment:
 class Masks:
     """The masks of a run on this rank; `mask`, bool [total], is the consensus, or where masks are personal the first.
 
-    Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for each client, `settle`.
+    Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for each client, `step`, `remember`.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Masks:
         self.device = device
         self.mask = everything_but(entries, total, device)  # none yet
         self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
-        self._nothing = self.mask
+        self._personal: dict[int, Tensor] = {}  # client -> the bits of its own mask, where masks are personal
         self._factor = torch.empty(total, device=device)  # of the client that is training
         # Bytes that tell a client the consensus: the first by its densities, the later ones change by change.
         self._changes: list[int] = []
@@ -97,47 +100,31 @@ class Masks:
             return compressor.plan_within(round_, mask).packing
 
         factors = flash.budgets_of(self.config, list(steps), round_, self.seed)
+        budgets = flash.nested_masks(self.config, self.entries, parameters, self.mask)
         moves = self.moves_in(round_)
-        forms: dict[tuple[float, int], MaskedForm] = {}
+        forms: dict[tuple[float, int, int], MaskedForm] = {}
         assigned = {}
         for client, (count, epoch) in steps.items():
             factor = factors[client]
-            budget = flash.budget(self.config, self.entries, factor)
-            kind = (factor, count if moves else 0)
+            keep = budget(self.config, self.entries, factor)
+            kind = (factor, count if moves else 0, client if self.method.is_personal else -1)
             if kind not in forms:
-                mask = self._known_mask(factor, parameters)
-                removed, grown = self._most_moved(mask, budget, count, epoch) if moves else (0, 0)
-                is_common = not moves and set(factors.values()) == {factor}
+                mask = self._own_mask(client) if self.method.is_personal else budgets[factor]
+                removed, grown = self._most_moved(mask, keep, count, epoch) if moves else (0, 0)
+                is_common = not moves and set(factors.values()) == {1.0}
                 forms[kind] = MaskedForm(mask, packing_of, removed, grown, is_common)
-            assigned[client] = Assignment(forms[kind], budget, count, epoch, moves)
+            assigned[client] = Assignment(forms[kind], keep, count, epoch, moves)
         return assigned
 
-    def _known_mask(self, factor: float, parameters: Tensor) -> Tensor:
-        """What both sides hold: the consensus, or of it the largest weights that a smaller budget can afford.
-
-        Budgets are nested, each being the same projection. Of personal masks the server keeps none.
-        """
-        if self.method.is_personal:
-            return self._nothing
-        if factor == 1:
-            return self.mask
-        sizes = [float(count) for count in layer_counts(self.mask, self.entries)]
-        keep = flash.budget(self.config, self.entries, factor)
-        return flash.projected_mask(self.config, self.entries, parameters, self.mask, sizes, keep)
-
-    def _most_moved(self, mask: Tensor, budget: int, steps: int, epoch_steps: int) -> tuple[int, int]:
+    def _most_moved(self, mask: Tensor, keep: int, steps: int, epoch_steps: int) -> tuple[int, int]:
         """The most weights that leave and that enter what is known while a client trains."""
         active, rounding = sum(layer_counts(mask, self.entries)), len(self.entries)
-        if self.method.is_personal:
-            return 0, max(budget, sum(layer_counts(self.mask, self.entries))) + rounding
-        removed = most_moved(self.config.prune_rate, steps, update_steps(steps, epoch_steps), active, budget)
-        return removed, removed + max(0, budget - active) + rounding
+        removed = most_moved(self.config.prune_rate, steps, update_steps(steps, epoch_steps), active, keep)
+        return removed, removed + max(0, keep - active) + rounding
 
-    def learner(self, round_: int, client: int, assignment: Assignment, state: Mapping[str, Tensor]) -> SparseLearner:
-        """How a client trains; where masks are personal its `state` has its own, which at first is nothing."""
+    def learner(self, round_: int, client: int, assignment: Assignment) -> SparseLearner:
+        """How a client trains."""
         mask = assignment.form.mask
-        if self.method.is_personal:
-            mask = state["mask"] if state["mask"].any() else self.mask
         when = update_steps(assignment.steps, assignment.epoch_steps) if assignment.moves else range(0)
         draws = generator(self.seed, "growth", round_, client)
         return SparseLearner(
@@ -147,12 +134,11 @@ class Masks:
     def most_nbytes(self, round_: int, assigned: Mapping[int, Assignment], compressor: Compressor) -> int:
         """No payload of the round is longer."""
         dense = self.total - sum(entry.numel for entry in self.entries)
-        first = sum(layer_counts(self.mask, self.entries))
         most = 0
-        for form, budget in {(a.form, a.budget) for a in assigned.values()}:
+        for form, keep in {(a.form, a.budget) for a in assigned.values()}:
             active = form.active.numel()
             if form.moves:
-                active = dense + max(budget, first) + len(self.entries)
+                active = max(active, dense + keep) + len(self.entries)
             most = max(most, form.most_nbytes(compressor.most_nbytes_of(round_, active)))
         return most
 
@@ -161,18 +147,18 @@ class Masks:
         draws = generator(self.seed, "scout mask", client=client)
         even = [self.config.density] * len(self.entries)
         mask = flash.drawn_mask(self.config, self.entries, even, self.total, draws, self.device)
-        keep, when = flash.budget(self.config, self.entries), update_steps(steps, epoch_steps)
+        keep, when = budget(self.config, self.entries), update_steps(steps, epoch_steps)
         return SparseLearner(self.config, self.entries, mask, keep, steps, when, draws, self._factor)
 
     def downlink_nbytes(self, assigned: Mapping[int, Assignment]) -> int:
         """What a star sends to a round's cohort: active weights in float32 and masks; call it once a round.
 
         A mask is told by the changes that the client has missed, or whole where that is less; a smaller budget's by
-        its positions in the consensus. Of a personal mask the weights alone are sent, since it came up last time.
+        its positions in the consensus. A personal mask both sides hold.
         """
-        consensus = int(self.mask.count_nonzero())
         if self.method.is_personal:
-            return WORD * consensus * len(assigned)
+            return sum(WORD * assignment.form.active.numel() for assignment in assigned.values())
+        consensus = int(self.mask.count_nonzero())
         whole, nbytes = positions_nbytes(self.total, consensus), 0
         for client, assignment in assigned.items():
             active = assignment.form.active.numel()
@@ -197,7 +183,7 @@ class Masks:
         The union of personal masks is left as it is.
         """
         self.dropped_moments = 0
-        if self.method.is_personal:
+        if self.method.is_personal and round_:
             return
         parameters = server.parameters.data
         if self.server_moves_in(round_):
@@ -212,12 +198,27 @@ class Masks:
 
     def _next_mask(self, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
         """The largest weights of the aggregate, among those that any client has."""
+        union = gathered.union()
         if self.config.subsample == "avg":
-            shares = [float(layer.sum(dtype=torch.float64)) for layer in layers_of(gathered.shares(), self.entries)]
+            counts = [layer_counts(mask, self.entries) for mask in gathered.masks]
+            shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
+            shares = [share / math.fsum(gathered.weights) for share in shares]
         else:
-            shares = [float(layer.count_nonzero()) for layer in layers_of(parameters, self.entries)]
-        keep = flash.budget(self.config, self.entries)
-        return flash.projected_mask(self.config, self.entries, parameters, gathered.union(), shares, keep)
+            shares = [float(count) for count in layer_counts((parameters != 0) & union, self.entries)]
+        keep = budget(self.config, self.entries)
+        return flash.projected_mask(self.config, self.entries, parameters, union, shares, keep)
+
+    def remember(self, accepted: Sequence[int], gathered: GatheredMasks | None) -> None:
+        """Keep the masks of the clients that were accepted, where they are personal; on every rank."""
+        if self.method.is_personal and gathered:
+            for client, mask in zip(accepted, gathered.masks):
+                self._personal[client] = set_bits(mask.nonzero().squeeze(1), self.total)
+
+    def _own_mask(self, client: int) -> Tensor:
+        """A client's personal mask; at first all have the same."""
+        if client not in self._personal:
+            return self.mask
+        return unpack_bits(self._personal[client])[: self.total]
 
     def report(self, parameters: Tensor, gathered: GatheredMasks | None = None) -> dict[str, Any]:
         """What a round's row says of masks."""
@@ -239,9 +240,29 @@ class Masks:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint saves; references, not copies."""
-        return {"mask": self.mask, "changes": self._changes, "seen": self._seen, "method": self.config.method}
+        return {
+            "mask": self.mask,
+            "changes": self._changes,
+            "seen": self._seen,
+            "personal": self._personal,
+            "of": self._origin(),
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        """The settings without which the masks mean something else."""
+        names = [entry.name for entry in self.entries]
+        settings = {key: getattr(self.config, key) for key in ("method", "density", "counts")}
+        return settings | {"prunable weights": names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave; ValueError where those masks are not what the configuration asks for."""
+        for key, value in self._origin().items():
+            if state["of"][key] != value:
+                shown = "other ones" if key == "prunable weights" else f"{state['of'][key]}, not {value}"
+                raise ValueError(
+                    f"checkpoint.resume: the masks in the checkpoint have another sparse_training ({key}: {shown}); "
+                    "keep its settings, or go on from a dense run"
+                )
         self.mask = state["mask"].to(self.device, copy=True)
         self._changes, self._seen = list(state["changes"]), dict(state["seen"])
+        self._personal = {client: bits.to(self.device, copy=True) for client, bits in state["personal"].items()}

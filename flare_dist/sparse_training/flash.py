@@ -7,9 +7,10 @@ clients bring k_l = s_l * min(1, d * P / sum(s_l)) of the largest weights of lay
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
-from decimal import Decimal
 
 import torch
 from torch import Tensor
@@ -20,23 +21,15 @@ from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import (
     apportion,
     bernoulli_mask,
+    budget,
     largest_mask,
     layer_counts,
     none_empty,
     random_mask,
+    sizes,
 )
 
 Entries = Sequence[Entry]
-
-
-def sizes(entries: Entries) -> list[int]:
-    return [entry.numel for entry in entries]
-
-
-def budget(config: SparseTrainingConfig, entries: Entries, factor: float = 1.0) -> int:
-    """The prunable weights that are active at `factor` times the density, which is read as an exact decimal."""
-    exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor))) * sum(sizes(entries))
-    return round(exact)
 
 
 def drawn_mask(
@@ -77,18 +70,37 @@ def projected_mask(
         counts = none_empty(apportion(shares, keep, limits), limits)
     else:
         scale = min(1.0, keep / (math.fsum(shares) or 1.0))
-        counts = [min(limit, int(share * scale)) for share, limit in zip(shares, limits)]
+        counts = [min(limit, max(1, int(share * scale + 1e-9))) for share, limit in zip(shares, limits)]
     return largest_mask(weights, entries, counts, within)
 
 
 def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int, seed: int) -> dict[int, float]:
     """The factor on the density that each client of the cohort can afford in a round: all of it in the first one.
 
-    Who has which budget is drawn anew; as many clients have each as its share of the cohort says.
+    Who has which budget is drawn anew. As many clients have each as its share of the cohort says, and where that is no
+    whole number one more or one less, at random (systematic sampling).
     """
     if not config.hetero or round_ == 1:
         return dict.fromkeys(cohort, 1.0)
-    counts = apportion([share for share, _ in config.hetero], len(cohort), [len(cohort)] * len(config.hetero))
-    factors = [factor for (_, factor), count in zip(config.hetero, counts) for _ in range(count)]
-    order = torch.randperm(len(cohort), generator=generator(seed, "budgets", round_)).tolist()
-    return {client: factors[place] for client, place in zip(cohort, order)}
+    draws = generator(seed, "budgets", round_)
+    order = torch.randperm(len(cohort), generator=draws).tolist()
+    start = float(torch.rand((), generator=draws, dtype=torch.float64))
+    ends = list(itertools.accumulate(share for share, _ in config.hetero))
+    factors = [factor for _, factor in config.hetero]
+    places = [bisect.bisect_right(ends[:-1], (place + start) / len(cohort)) for place in order]
+    return {client: factors[place] for client, place in zip(cohort, places)}
+
+
+def nested_masks(
+    config: SparseTrainingConfig, entries: Entries, weights: Tensor, consensus: Tensor
+) -> dict[float, Tensor]:
+    """The mask of each budget by its factor: of the consensus the largest weights that it can afford.
+
+    Each lies within the next larger one. Layers have their shares of the consensus.
+    """
+    masks, shares = {1.0: consensus}, layer_counts(consensus, entries)
+    within = consensus
+    for factor in sorted({factor for _, factor in config.hetero if factor < 1}, reverse=True):
+        within = projected_mask(config, entries, weights, within, shares, budget(config, entries, factor))
+        masks[factor] = within
+    return masks

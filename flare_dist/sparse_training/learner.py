@@ -15,7 +15,7 @@ from torch import Tensor
 from flare_dist.compression.sparsifiers import topk
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places
+from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places, sizes
 
 GROWTH_LIMIT = 0.99  # of the free places of a layer
 Penalise = Callable[[Tensor, Tensor], None]
@@ -74,7 +74,8 @@ class SparseLearner:
             return penalty
 
         def keep_gradient(gradient: Tensor, parameters: Tensor) -> None:
-            self._gradient = gradient.clone()
+            if gradient.isfinite().all():  # with fp16 a step may overflow: what grows then grows at random
+                self._gradient = gradient.clone()
             if penalty is not None:
                 penalty(gradient, parameters)
 
@@ -103,6 +104,8 @@ class SparseLearner:
             rooms.append(int(GROWTH_LIMIT * (free + removed)))
         self.factor.copy_(self.mask)
         missing = max(0, self.budget - sum(layer_counts(self.mask, self.entries)))
+        if self.config.counts == "exact" and sum(rooms) < missing:  # at densities near 1
+            rooms = [n - count for n, count in zip(sizes(self.entries), layer_counts(self.mask, self.entries))]
         if self.config.counts == "faithful":
             rounded = [math.ceil(share * missing) for share in importance]
             return apportion(rounded, sum(rounded), rooms)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from fnmatch import fnmatch
 
 import torch
@@ -42,6 +43,9 @@ def prunable_entries(model: nn.Module, layout: ParameterLayout, config: SparseTr
     for entry in entries:
         if entry.numel * config.density < 0.5:
             raise _empty(entry, config.density)
+    least = min([1.0, *(factor for _, factor in config.hetero)])
+    if budget(config, entries, least) < len(entries):
+        raise _empty(min(entries, key=lambda entry: entry.numel), config.density * least)
     return entries
 
 
@@ -54,6 +58,16 @@ def _empty(entry: Entry, density: float) -> ValueError:
         f"sparse_training.density: {density:g} leaves none of the {entry.numel} weights of {entry.name}; choose more, "
         f"or keep it dense (sparse_training.exclude)"
     )
+
+
+def sizes(entries: Sequence[Entry]) -> list[int]:
+    return [entry.numel for entry in entries]
+
+
+def budget(config: SparseTrainingConfig, entries: Sequence[Entry], factor: float = 1.0) -> int:
+    """The prunable weights that are active at `factor` times the density, which is read as an exact decimal."""
+    exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor))) * sum(sizes(entries))
+    return round(exact)
 
 
 def apportion(shares: Sequence[float], total: int, limits: Sequence[int]) -> list[int]:
