@@ -284,3 +284,17 @@ def test_the_device_changes_nothing(cap: bool) -> None:
         pull.add_gradient(gradient, local)
         gradients.append(gradient.cpu())
     torch.testing.assert_close(*gradients)
+
+
+def test_of_a_sparse_model_the_percentile_is_that_of_the_active_entries() -> None:
+    _, local, global_parameters, residual = vectors()
+    active = torch.arange(LAYOUT.total) % 10 == 0
+    residual = residual * active
+    context = LocalContext(LAYOUT, 1, 0.1, 0.0, global_parameters, {"residual": residual}, mask=active)
+    pull = flare_penalty(FlareConfig(percentile=50.0), context)
+    assert pull is not None
+    gradient = torch.zeros(LAYOUT.total, dtype=torch.float64)
+    pull.add_gradient(gradient, local)
+    weights = slice(0, 270)  # 27 of them active: the 13 above their median are pulled
+    assert int(gradient[weights].count_nonzero()) == 13
+    assert not gradient[~active].any()
