@@ -12,6 +12,7 @@ from flare_dist.layout import parameter_layout
 from flare_dist.run.config import Config, as_dict, differing_keys
 from flare_dist.sparse_training.masks import prunable_entries
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.pruning import CRITERIA
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,14 @@ def _moves(config: Config) -> bool:
     return _scouts(config) or METHODS[config.sparse_training.method].clients_move
 
 
+def _scored(config: Config) -> bool:
+    return METHODS[config.sparse_training.method].is_scored
+
+
+def _asks_clients(config: Config) -> bool:
+    return _scored(config) and CRITERIA[config.pruning.criterion].needs_data
+
+
 def _consents(config: Config) -> bool:
     return METHODS[config.sparse_training.method].server_moves
 
@@ -45,6 +54,11 @@ RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("sparse_training.init_*", _scouts, "sparse_training.method=spdst|jmwst"),
     ("sparse_training.prune_rate", _moves, "sparse_training.method=nst|spdst|jmwst"),
     ("sparse_training.growth", _moves, "sparse_training.method=nst|spdst|jmwst"),
+    ("pruning.[!fbtd]*", _scored, "sparse_training.method=pruned"),
+    ("pruning.data", _asks_clients, "a pruning.criterion that looks at data"),
+    ("pruning.frac", _asks_clients, "a pruning.criterion that looks at data"),
+    ("pruning.batches", _asks_clients, "a pruning.criterion that looks at data"),
+    ("pruning.threshold", lambda c: _scored(c) and c.pruning.criterion == "threshold", "pruning.criterion=threshold"),
     ("sparse_training.r_int", _consents, "sparse_training.method=jmwst"),
     ("sparse_training.subsample", _consents, "sparse_training.method=jmwst"),
     ("server.*", _of_clients, "mode=federated"),

@@ -23,6 +23,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.pruning import CRITERIA, PruningConfig
 
 MODES = ("federated", "gradient", "centralised")
 
@@ -69,6 +70,7 @@ class Config:
         compression: what of a client's model delta travels to the server.
         server: how the server turns the clients' mean model delta into new global parameters.
         sparse_training: which weights the model has at all, and who decides it.
+        pruning: by which score the weights of sparse_training.method=pruned are chosen.
         engine: where local training runs, and in which precision.
         checkpoint: when state is saved, and what a run starts from.
     """
@@ -84,6 +86,7 @@ class Config:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     sparse_training: SparseTrainingConfig = field(default_factory=SparseTrainingConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -113,6 +116,9 @@ class Config:
         method, compression = f"sparse_training.method={self.sparse_training.method}", self.compression
         if self.mode != "federated":
             raise ValueError(f"sparse_training.method: masks are those of federated clients, not of mode={self.mode}")
+        looks = CRITERIA[self.pruning.criterion].needs_data and self.pruning.data == "server"
+        if self.sparse_training.method == "pruned" and looks and not self.data.validation:
+            raise ValueError("pruning.data: the server has examples only where data.validation holds some out")
         if compression.rule == "ef21" and not compression.is_dense:
             raise ValueError(f"compression.error_feedback: ef21's estimates do not follow masks ({method})")
         if compression.downlink != "dense":

@@ -11,7 +11,7 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
-from flare_dist.data.batches import SharedEpochs
+from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
@@ -41,4 +41,5 @@ class Parties:
     downlink: Downlink
     partition: list[Tensor]  # the indices of each client's examples
     masks: Masks | None = None  # of sparse models
+    held_out: BatchSource | None = None  # the server's own examples, for pruning
     data_parallel: DataParallel | None = None  # of mode: gradient

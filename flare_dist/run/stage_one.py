@@ -23,6 +23,7 @@ from flare_dist.layout import Entry
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch
 from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.run.prune import prune
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training import flash
@@ -32,15 +33,21 @@ log = logging.getLogger(__name__)
 
 
 def begin_masks(config: Config, parties: Parties, console: Console) -> dict[str, Any]:
-    """Draw the masks with which the rounds begin, after stage 1 where the method has one, and mask the model.
+    """Choose the masks with which the rounds begin, by stage 1 or by scores where the method asks, and mask the model.
 
     Returns what the row of round 0 says of it. Raises DivergedError on all ranks where stage 1 finds nothing, and
     ValueError where its densities leave a layer empty.
     """
     masks, server = parties.masks, parties.server
     assert masks is not None
-    row = stage_one(config, parties, masks, console) if masks.method.has_stage_one else {}
-    masks.begin(row["stage_one"]["densities"] if row else None)
+    row: dict[str, Any] = {}
+    if masks.method.is_scored:
+        row = prune(config, parties, masks)
+    elif masks.method.has_stage_one:
+        row = stage_one(config, parties, masks, console)
+        masks.begin(row["stage_one"]["densities"])
+    else:
+        masks.begin(None)
     masks.settle(0, server)
     return row | masks.report(server.parameters.data)
 

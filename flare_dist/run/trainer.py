@@ -177,7 +177,8 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if config.mode == "gradient":
         hook = local.distribute(seed=config.seed, **vars(config.compression))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
-    return Parties(world, trainer, compressor, states, server, downlink, parts, masks, parallel)
+    held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
+    return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:

@@ -71,6 +71,11 @@ class Masks:
         self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
         self._changes = [WORD * len(drawn) if densities else 0]
 
+    def begin_with(self, mask: Tensor) -> None:
+        """Take this mask as the consensus; clients are told its positions."""
+        self.mask = mask
+        self._changes = [positions_nbytes(self.total, int(mask.count_nonzero()))]
+
     @property
     def have_begun(self) -> bool:
         return bool(self._changes)

@@ -19,9 +19,9 @@ class SparseTrainingConfig:
     """Training of a model most of whose weights are zero, the mask of the others being agreed (FLASH).
 
     Args:
-        method: dense (no mask), pdst (one random mask), nst (each client moves a mask of its own), spdst (one mask with
-            the layer densities to which a few clients' masks moved in stage 1) or jmwst (as spdst, and the mask goes on
-            moving, in clients and on the server).
+        method: dense (no mask), pdst (one random mask), pruned (one mask of the highest scores, see pruning), nst (each
+            client moves a mask of its own), spdst (one mask with the layer densities to which a few clients' masks
+            moved in stage 1) or jmwst (as spdst, and the mask goes on moving, in clients and on the server).
         density: fraction of the prunable weights that is KEPT, in (0, 1]; smaller = sparser.
         layers: which weights are prunable: conv (of convolutions) or all (of linear layers as well). Norms and biases
             stay dense.

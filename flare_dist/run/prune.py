@@ -1,0 +1,139 @@
+"""Pruning before training, once before the rounds: which weights are kept is decided by their scores.
+
+Criteria that look at data are federated: a few clients measure gradients, or products of the Hessian with them, on a
+few mini-batches and send those of the weights that are still there; the server averages them and makes scores of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.clients.state import hosting_ranks
+from flare_dist.compression.payload import WORD
+from flare_dist.run.config import Config
+from flare_dist.run.ledger import Stopwatch
+from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.seeding import generator
+from flare_dist.server.aggregation import cohort_weights
+from flare_dist.server.masks import Masks
+from flare_dist.server.server import sample_cohort
+from flare_dist.sparse_training.masks import budget, layers_of, sizes
+from flare_dist.sparse_training.pruning import CRITERIA, highest, layer_shares
+
+log = logging.getLogger(__name__)
+
+SERVER = -1  # as a client: the server's own examples
+
+
+def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
+    """Choose the mask; all ranks call it together. Returns what the row of round 0 says of it.
+
+    Raises DivergedError on all ranks where no client measures anything finite.
+    """
+    world, settings, entries = parties.world, config.pruning, masks.entries
+    criterion = CRITERIA[settings.criterion]
+    drawn = _asked(config, parties) if criterion.needs_data else []
+    watch = Stopwatch(world)
+    parameters = parties.downlink.view
+    mask = torch.ones(masks.total, dtype=torch.bool, device=world.device)
+    prunable, keep, uplink_nbytes = sum(sizes(entries)), budget(masks.config, entries), 0
+    for step in range(1, settings.steps + 1):
+        density = (keep / prunable) ** (step / settings.steps)
+        parties.trainer.model.load(parameters * mask, parties.server.buffers)
+        with watch.phase("compute"):
+            measured, asked = _measure(config, parties, masks, drawn)
+        scores = _scores(config, masks, parameters, measured, step)
+        left = keep if step == settings.steps else round(density * prunable)
+        if settings.criterion == "threshold" and step == settings.steps:
+            passing = sum(int((layer >= settings.threshold).sum()) for layer in layers_of(scores * mask, entries))
+            left = max(len(entries), min(left, passing))
+        active = int(mask.count_nonzero()) - masks.total + prunable
+        uplink_nbytes += WORD * active * asked
+        mask = highest(scores, entries, left, mask, layer_shares(settings.scope, entries))
+    masks.begin_with(mask)
+    log.info("pruned by %s: %d of %d weights are kept", settings.criterion, left, prunable)
+    federated = settings.data == "clients"
+    return {
+        "clients": len(drawn) if federated else 0,
+        "uplink_bytes": uplink_nbytes if federated else 0,
+        "downlink_bytes": WORD * masks.total * len(drawn) * settings.steps if federated else 0,
+        "wire_bytes": world.traffic.wire_bytes,
+        "collectives": world.traffic.collectives,
+        **watch.totals(),
+        "pruned": settings.criterion,
+    }
+
+
+def _asked(config: Config, parties: Parties) -> list[int]:
+    if config.pruning.data == "server":
+        return [SERVER]
+    count = max(1, round(config.pruning.frac * config.clients.num))
+    return sample_cohort(config.seed, 0, config.clients.num, count)
+
+
+def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int]) -> tuple[Tensor, int]:
+    """What the criterion measures, float32 [total] and 0 where nothing is prunable; how many clients sent theirs."""
+    world, module = parties.world, parties.trainer.model.module
+    criterion = CRITERIA[config.pruning.criterion]
+    named = dict(module.named_parameters())
+    weights = [named[entry.name] for entry in masks.entries]
+    if not criterion.needs_data:
+        inputs = parties.trainer.source.inputs[:1]
+        batch = inputs.long() if parties.trainer.source.is_text else inputs.float()
+        return _flat(masks, criterion.measure(module, weights, [(batch, parties.trainer.source.labels[:1])])), 0
+    hosts = hosting_ranks(drawn, world.size, stateful=False)
+    own: dict[int, Tensor] = {}
+    for client in drawn:
+        if hosts[client] == world.rank:
+            own[client] = _flat(masks, criterion.measure(module, weights, _batches(config, parties, client)))
+    world.wait_for_all()
+    # Client by client, in order, so that the bits do not depend on who hosted whom.
+    shares = {SERVER: 1.0}
+    if drawn != [SERVER]:
+        shares = cohort_weights(drawn, [len(part) for part in parties.partition], config.clients.weighting)
+    total, present, sent = torch.zeros(masks.total, device=world.device), 0.0, 0
+    for client in drawn:
+        vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(total))
+        if bool(vector.isfinite().all()):
+            total.add_(vector, alpha=shares[client])
+            present, sent = present + shares[client], sent + 1
+    if not sent:
+        raise DivergedError(f"pruning: what {config.pruning.criterion} measures is not finite on any client")
+    return total.div_(present), sent
+
+
+def _batches(config: Config, parties: Parties, client: int) -> list[tuple[Tensor, Tensor]]:
+    source, examples = parties.trainer.source, None
+    if client == SERVER:
+        assert parties.held_out is not None
+        source = parties.held_out
+    else:
+        examples = parties.partition[client]
+    draws = generator(config.seed, "pruning", client=max(client, 0))
+    batches = list(itertools.islice(source.batches(examples, config.clients.batch_size, draws), config.pruning.batches))
+    if any(bool((labels < 0).any()) for _, labels in batches):
+        raise ValueError(
+            f"pruning.criterion: {config.pruning.criterion} needs labels, and some examples have none "
+            "(magnitude, synflow and random need none)"
+        )
+    return batches
+
+
+def _flat(masks: Masks, parts: list[Tensor]) -> Tensor:
+    """One vector [total] of a tensor for each entry."""
+    vector = torch.zeros(masks.total, device=masks.device)
+    for layer, part in zip(layers_of(vector, masks.entries), parts):
+        layer.copy_(part.detach().flatten())
+    return vector
+
+
+def _scores(config: Config, masks: Masks, parameters: Tensor, measured: Tensor, step: int) -> Tensor:
+    if config.pruning.criterion == "random":
+        draws = generator(config.seed, "pruning scores", step)
+        return torch.rand(masks.total, generator=draws).to(masks.device)
+    return CRITERIA[config.pruning.criterion].finish(parameters, measured)
