@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from flare_dist.clients.flare import FlareConfig
-from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
+from flare_dist.clients.objectives import MEMORIES, OBJECTIVES, FedDynConfig, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.schedules import parse_schedule
 
@@ -31,8 +31,9 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
-        objective: what is added to the clients' loss: none, fedprox or flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn or flare.
         fedprox: settings of the fedprox objective.
+        feddyn: settings of the feddyn objective.
         flare: settings of the flare objective.
     """
 
@@ -51,6 +52,7 @@ class ClientsConfig:
     step_ahead: float = 0.0
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
+    feddyn: FedDynConfig = field(default_factory=FedDynConfig)
     flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,8 @@ class ClientsConfig:
         plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None
         if self.objective == "flare" and self.flare.conserve and not plain:
             raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay and clipping")
+        if self.objective == "feddyn" and self.weighting != "uniform":
+            raise ValueError("clients.objective: feddyn takes the plain mean of its clients, clients.weighting=uniform")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
 
     def steps_with(self, num_examples: int) -> int:
@@ -95,6 +99,24 @@ class ClientsConfig:
     def epoch_steps(self, num_examples: int) -> int:
         """Local steps of a pass over so many examples."""
         return math.ceil(num_examples / self.batch_size)
+
+    @property
+    def memory_names(self) -> tuple[str, ...]:
+        """The vectors that a client remembers for its objective."""
+        return MEMORIES[self.objective].names if self.objective in MEMORIES else ()
+
+    def local_weight(self, num_steps: int, lr: float) -> float:
+        """||a||_1 of FedNova (Wang et al. 2020): how many gradients' worth of steps a client's delta is.
+
+        With momentum r the s-th gradient has moved the model by 1 + r + ... + r^(K - s) steps by the end; with the
+        proximal term of weight m each step first shrinks what was there by 1 - lr * m.
+        """
+        count = total = 0.0
+        shrinking = 1 - lr * self.fedprox.mu if self.objective == "fedprox" else 1.0
+        for _ in range(num_steps):
+            count = self.momentum * count + 1
+            total = total * shrinking + count
+        return total
 
     @property
     def cohort_size(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -35,11 +35,30 @@ class FedProxConfig:
             raise ValueError(f"clients.fedprox.decay: must be at least 1, got {self.decay}")
 
 
+@dataclass(frozen=True)
+class FedDynConfig:
+    """Settings of the feddyn objective.
+
+    Args:
+        alpha: weight of the penalty (alpha / 2) * ||local - global||^2, and how fast the clients' gradients at their
+            optima, h_k, are followed.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1e38:  # the range of float32
+            raise ValueError(f"clients.feddyn.alpha: must be positive and finite, got {self.alpha}")
+
+
 class ObjectiveConfig(Protocol):
     """What objectives read of the clients' configuration."""
 
     @property
     def fedprox(self) -> FedProxConfig: ...
+
+    @property
+    def feddyn(self) -> FedDynConfig: ...
 
     @property
     def flare(self) -> FlareConfig: ...
@@ -64,9 +83,32 @@ def fedprox(config: ObjectiveConfig, context: LocalContext) -> Penalty | None:
     return Penalty(add_gradient)
 
 
+def feddyn(config: ObjectiveConfig, context: LocalContext) -> Penalty:
+    """FedDyn (Acar et al. 2021): f(w) - <h_k, w> + (alpha / 2) * ||w - w_t||^2; adds alpha * (w - w_t) - h_k."""
+    h, alpha = context.state["h"], config.feddyn.alpha
+
+    def add_gradient(gradient: Tensor, local: Tensor) -> None:
+        gradient.add_(local - context.global_parameters, alpha=alpha).sub_(h)
+
+    return Penalty(add_gradient)
+
+
+def feddyn_memory(config: ObjectiveConfig, state: dict[str, Tensor], model_delta: Tensor) -> None:
+    """h_k <- h_k - alpha * Delta_k, with the whole delta and not what is sent of it."""
+    state["h"].sub_(model_delta, alpha=config.feddyn.alpha)
+
+
 def flare(config: ObjectiveConfig, context: LocalContext) -> Penalty | None:
     """FLARE (Greidi & Cohen 2024): pull the local model towards where the residual points."""
     return flare_penalty(config.flare, context)
 
 
-OBJECTIVES: dict[str, Objective] = {"none": none, "fedprox": fedprox, "flare": flare}
+class Memory(NamedTuple):
+    """What a client remembers for its objective: vectors by name, and what they become after a round, in place."""
+
+    names: tuple[str, ...]
+    update: Callable[[ObjectiveConfig, dict[str, Tensor], Tensor], None]  # (config, state, model_delta)
+
+
+OBJECTIVES: dict[str, Objective] = {"none": none, "fedprox": fedprox, "feddyn": feddyn, "flare": flare}
+MEMORIES: dict[str, Memory] = {"feddyn": Memory(("h",), feddyn_memory)}

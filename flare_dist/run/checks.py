@@ -46,6 +46,7 @@ def _consents(config: Config) -> bool:
 # (pattern of dotted keys, whether they count, when they would)
 RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
+    ("clients.feddyn.*", lambda config: config.clients.objective == "feddyn", "clients.objective=feddyn"),
     ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),

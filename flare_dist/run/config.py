@@ -103,6 +103,7 @@ class Config:
             check_compression(self.compression)
         if self.mode == "federated":
             self._check_residuals()
+            self._check_fednova()
             flare = self.clients.objective == "flare" and self.clients.flare
             if flare and flare.conserve and self.engine.mixed_precision == "fp16":
                 raise ValueError("clients.flare.conserve: not with fp16, whose skipped steps it would subtract")
@@ -110,6 +111,16 @@ class Config:
             self._check_masks()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+
+    def _check_fednova(self) -> None:
+        """Raise ValueError where there is no telling how many gradients a client's delta is worth."""
+        if self.server.aggregator != "fednova":
+            return
+        if self.clients.optimizer != "sgd":
+            raise ValueError(f"server.aggregator: fednova counts steps of sgd, not of {self.clients.optimizer}")
+        if self.clients.objective == "feddyn" or self.sparse_training.is_sparse:
+            other = "feddyn" if self.clients.objective == "feddyn" else "sparse models"
+            raise ValueError(f"server.aggregator: fednova does not go with {other}, which have a mean of their own")
 
     def _check_masks(self) -> None:
         """Raise ValueError where masks of the model do not go with the rest."""

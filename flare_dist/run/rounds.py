@@ -17,7 +17,7 @@ from flare_dist.run.config import Config
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.uplinks import assign_masks, forget_outside, open_uplink
+from flare_dist.run.uplinks import assign_masks, forget_outside, local_work, mean_work, open_uplink, remember
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
@@ -37,6 +37,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
+    work = local_work(round_, config, drawn, parties)  # of fednova
     assigned = assign_masks(round_, config, drawn, parties)  # nothing where models are dense
     downlink_bytes = masks.downlink_nbytes(assigned) if masks else parties.downlink.nbytes_to(drawn, round_)
     uplink = open_uplink(round_, config, cohort, assigned, parties, _steps_here(parties))
@@ -52,6 +53,9 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
                 result = trainer.train(client, round_, examples, view, server.buffers, state, learner)
             with watch.phase("select"):
                 if result.is_finite:
+                    remember(config, state, result)
+                    if work:
+                        result.model_delta.div_(work[client])
                     dropped[client] += forget_outside(result.mask, state)  # and what the client has
                     form = assigned[client].form if masks else None
                     uplink.add(result, compress(round_, client, result.model_delta, state, form, result.mask))
@@ -70,11 +74,13 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step, and what clients are to hold of it.
+    if work:
+        exchanged.mean_delta.mul_(mean_work(work, cohort, exchanged.accepted))
     if _steps_here(parties):
         if masks:
-            masks.step(round_, server, exchanged.mean_delta, exchanged.gathered)
+            masks.step(round_, server, exchanged.mean_delta, exchanged.gathered, len(exchanged.accepted))
         else:
-            server.step(round_, exchanged.mean_delta)
+            server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
     if masks:
         masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)

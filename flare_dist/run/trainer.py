@@ -41,7 +41,7 @@ from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
-from flare_dist.server.server import Server
+from flare_dist.server.server import FedDyn, Server
 from flare_dist.sparse_training.masks import prunable_entries
 
 log = logging.getLogger(__name__)
@@ -162,9 +162,13 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     if config.sparse_training.is_sparse:
         entries = prunable_entries(model, local.layout, config.sparse_training)
         masks = Masks(config.sparse_training, entries, local.layout.total, config.seed, world.device)
-    states = ClientStates(compressor.state_names, local.layout.total, world.device)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
+    own = clients.memory_names if federated else ()
+    states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
+    feddyn = None
+    if federated and clients.objective == "feddyn":
+        feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
+    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated, feddyn)
     compression = config.compression if federated else replace(config.compression, downlink="dense")
     downlink = Downlink(compression, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"

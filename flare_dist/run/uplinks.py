@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from flare_dist.clients.client import ClientResult
+from flare_dist.clients.objectives import MEMORIES
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
@@ -47,6 +51,26 @@ def assign_masks(round_: int, config: Config, drawn: list[int], parties: Parties
     sizes = {client: len(parties.partition[client]) for client in drawn}
     steps = {c: (config.clients.steps_with(size), config.clients.epoch_steps(size)) for c, size in sizes.items()}
     return parties.masks.assign(round_, steps, parties.server.parameters.data, parties.compressor)
+
+
+def local_work(round_: int, config: Config, drawn: list[int], parties: Parties) -> dict[int, float]:
+    """How many gradients' worth of steps each client takes, for fednova; nothing otherwise."""
+    if config.server.aggregator != "fednova":
+        return {}
+    clients, lr = config.clients, parties.trainer.lr(round_)
+    return {c: clients.local_weight(clients.steps_with(len(parties.partition[c])), lr) for c in drawn}
+
+
+def mean_work(work: dict[int, float], cohort: Cohort, accepted: list[int]) -> float:
+    """tau_eff of FedNova (Wang et al. 2020): sum of p_k * ||a_k||_1 over the clients that were accepted."""
+    present = math.fsum(cohort.weights[client] for client in accepted)
+    return math.fsum(cohort.weights[client] * work[client] for client in accepted) / present
+
+
+def remember(config: Config, state: State, result: ClientResult) -> None:
+    """What a client keeps of a round for its objective."""
+    if config.clients.objective in MEMORIES:
+        MEMORIES[config.clients.objective].update(config.clients, state, result.model_delta)
 
 
 def forget_outside(mask: Tensor | None, state: State) -> int:

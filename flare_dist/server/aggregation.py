@@ -82,7 +82,7 @@ def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: Gath
 
 
 WEIGHTINGS: dict[str, Callable[[Sequence[int]], list[float]]] = {"num_examples": by_num_examples, "uniform": uniform}
-AGGREGATORS: dict[str, Aggregator] = {"mean": mean}
+AGGREGATORS: dict[str, Aggregator] = {"mean": mean, "fednova": mean}  # fednova's deltas are normalised before
 UPDATE_MODES: dict[str, Callable[[Tensor, Tensor, GatheredMasks], Tensor]] = {
     "mean": mean_of_models,
     "masked_mean": masked_mean_of_models,

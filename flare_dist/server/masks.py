@@ -172,14 +172,16 @@ class Masks:
             self._seen[client] = len(self._changes)
         return nbytes
 
-    def step(self, round_: int, server: Server, mean_delta: Tensor, gathered: GatheredMasks | None) -> None:
+    def step(
+        self, round_: int, server: Server, mean_delta: Tensor, gathered: GatheredMasks | None, clients: int
+    ) -> None:
         """The server's step on the mean of the clients' models, which is then masked.
 
         `mean_delta`, of what they sent, is used up; `gathered` tells of their masks where these may differ.
         """
         if gathered:
             UPDATE_MODES[self.config.resolved_update_mode](mean_delta, server.parameters.data, gathered)
-        server.step(round_, mean_delta)
+        server.step(round_, mean_delta, clients)
         self.settle(round_, server, gathered)
 
     def settle(self, round_: int, server: Server, gathered: GatheredMasks | None = None) -> None:

@@ -24,6 +24,23 @@ def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]
     return sorted(torch.randperm(num, generator=generator(seed, "cohort", round_))[:per_round].tolist())
 
 
+class FedDyn:
+    """The server's part of FedDyn (Acar et al. 2021): h, minus alpha times what all clients' deltas have come to.
+
+    h <- h - (alpha / N) * sum of Delta_k over the round's clients, of N in all; w <- w + mean of Delta_k - h / alpha.
+    """
+
+    def __init__(self, alpha: float, num_clients: int, parameters: Tensor) -> None:
+        self.alpha = alpha
+        self.num_clients = num_clients
+        self.h = torch.zeros_like(parameters)
+
+    def correct(self, mean_delta: Tensor, clients: int) -> None:
+        """Take one round's deltas into account, and make of their mean the server's step, in place."""
+        self.h.sub_(mean_delta, alpha=self.alpha * clients / self.num_clients)
+        mean_delta.sub_(self.h, alpha=1 / self.alpha)
+
+
 class Server:
     """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
@@ -31,7 +48,13 @@ class Server:
     """
 
     def __init__(
-        self, parameters: Tensor, buffers: Tensor, config: ServerConfig, rounds: int, estimated: bool = False
+        self,
+        parameters: Tensor,
+        buffers: Tensor,
+        config: ServerConfig,
+        rounds: int,
+        estimated: bool = False,
+        feddyn: FedDyn | None = None,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
@@ -40,13 +63,14 @@ class Server:
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
         self.estimated = estimated
         self.estimates: dict[int, Tensor] = {}  # by client
+        self.feddyn = feddyn
         self.aggregate = AGGREGATORS[config.aggregator]
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 
     @property
     def is_stateless(self) -> bool:
         """True where the step depends on this round's payloads alone, so that every rank may take it by itself."""
-        return not self.config.has_memory and not self.estimated
+        return not self.config.has_memory and not self.estimated and not self.feddyn
 
     def receive(self, total: Tensor, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
@@ -57,8 +81,10 @@ class Server:
             payload = Payload(None, self.estimates[client].index_add_(0, payload.indices, payload.values))
         self.aggregate(total, payload, weight)
 
-    def step(self, round_: int, mean_delta: Tensor) -> None:
-        """One optimizer step on the pseudo-gradient, minus the mean delta (which is negated in place)."""
+    def step(self, round_: int, mean_delta: Tensor, clients: int = 1) -> None:
+        """One optimizer step on the pseudo-gradient, minus the mean delta of so many clients (changed in place)."""
+        if self.feddyn:
+            self.feddyn.correct(mean_delta, clients)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self.schedule(round_, self.rounds)
         self.parameters.grad = mean_delta.neg_()
@@ -87,6 +113,7 @@ class Server:
             "buffers": self.buffers,
             "optimizer": optimizer,
             "estimates": self.estimates,
+            "feddyn": self.feddyn.h if self.feddyn else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,3 +127,5 @@ class Server:
         if self.estimated:
             device, saved = self.parameters.device, state.get("estimates", {})
             self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
+        if self.feddyn and state.get("feddyn") is not None:
+            self.feddyn.h.copy_(state["feddyn"])

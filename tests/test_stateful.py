@@ -1,0 +1,169 @@
+"""FedDyn and FedNova: what clients and the server remember, and how many gradients a delta is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.clients.client import ClientResult, LocalTrainer
+from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.objectives import OBJECTIVES, FedDynConfig, FedProxConfig
+from flare_dist.clients.penalty import LocalContext
+from flare_dist.comm.distributed import World
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.layout import ParameterLayout
+from flare_dist.run.config import Config
+from flare_dist.run.rounds import federated_round
+from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from tests.ranks import run_ranks, single
+from tests.test_rounds import DENSE, SPARSE, play, set_up
+
+ALPHA = 0.5
+DYN: dict[str, Any] = {"objective": "feddyn", "feddyn": FedDynConfig(ALPHA), "weighting": "uniform", "momentum": 0.0}
+
+
+def of_clients(config: Config, **settings: Any) -> Config:
+    return dataclasses.replace(config, clients=dataclasses.replace(config.clients, **settings))
+
+
+def nova(config: Config, **settings: Any) -> Config:
+    return dataclasses.replace(of_clients(config, **settings), server=ServerConfig(aggregator="fednova"))
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
+    """The model delta of each client of a round."""
+    seen: dict[int, Tensor] = {}
+    plain = LocalTrainer.train
+
+    def train_and_tell(self: LocalTrainer, *arguments: Any) -> ClientResult:
+        result = plain(self, *arguments)
+        seen[result.client] = result.model_delta.clone()
+        return result
+
+    monkeypatch.setattr(LocalTrainer, "train", train_and_tell)
+    return seen
+
+
+def test_feddyn_adds_the_gradient_of_its_objective() -> None:
+    rng = torch.Generator().manual_seed(0)
+    gradient, local, start, h = torch.randn(4, 40, generator=rng, dtype=torch.float64)
+    config = ClientsConfig(**DYN)
+    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, {"h": h})
+    penalty = OBJECTIVES["feddyn"](config, context)
+    assert penalty is not None
+    moving = local.clone().requires_grad_()
+    (-(h @ moving) + ALPHA / 2 * (moving - start).square().sum()).backward()
+    assert moving.grad is not None
+    expected = gradient + moving.grad
+    penalty.add_gradient(gradient, local)
+    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    used = of_clients(DENSE, **DYN)
+    parties = set_up(World(), used)
+    assert parties.server.feddyn is not None
+    h = torch.zeros_like(parties.server.parameters.detach()).double()
+    duals: dict[int, Tensor] = {}
+    for round_ in (1, 2, 3):
+        seen.clear()
+        before = parties.server.parameters.detach().double().clone()
+        federated_round(round_, used, parties)
+        deltas = {client: delta.double() for client, delta in seen.items()}
+        for client, delta in deltas.items():
+            duals[client] = duals.get(client, torch.zeros_like(delta)) - ALPHA * delta
+        h -= ALPHA / used.clients.num * torch.stack(list(deltas.values())).sum(0)
+        expected = before + torch.stack(list(deltas.values())).mean(0) - h / ALPHA
+        torch.testing.assert_close(parties.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
+        for client, dual in duals.items():
+            torch.testing.assert_close(parties.states[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
+    # the server's h is the mean of all clients', of those that never took part as well
+    everybody = torch.stack([parties.states[client]["h"] for client in range(used.clients.num)]).mean(0)
+    torch.testing.assert_close(parties.server.feddyn.h, everybody, rtol=1e-4, atol=1e-6)
+
+
+def test_feddyn_and_fednova_work_with_sparse_uplinks_on_any_number_of_ranks() -> None:
+    torch.set_num_threads(1)
+    for used in (of_clients(SPARSE, **DYN), nova(SPARSE)):
+        parameters, _, clients, reports = single(play, used)
+        assert reports[-1]["kept"] < 0.05 * reports[-1]["total"]
+        for other, *_ in run_ranks(play, 2, used):
+            assert torch.equal(other, parameters)
+        names = {"residual", "h"} if used.clients.objective == "feddyn" else {"residual"}
+        assert all(set(state) == names for state in clients.values())
+
+
+def test_feddyn_s_memory_goes_with_a_checkpoint() -> None:
+    used = of_clients(DENSE, **DYN)
+    straight = set_up(World(), used)
+    federated_round(1, used, straight)
+    again = set_up(World(), used)
+    again.server.load_state_dict(straight.server.state_dict())
+    for client, state in straight.states.clients.items():
+        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
+    for parties in (straight, again):
+        federated_round(2, used, parties)
+    assert torch.equal(straight.server.parameters, again.server.parameters)
+
+
+def test_a_client_whose_update_is_rejected_remembers_nothing_of_it() -> None:
+    used = of_clients(DENSE, **DYN)
+    clients = single(play, used, (1,))[2]
+    assert not clients[1]["h"].any()
+    assert any(state["h"].any() for state in clients.values())
+
+
+def test_how_many_gradients_a_delta_is_worth() -> None:
+    plain = ClientsConfig()
+    assert plain.local_weight(7, 0.1) == 7
+    momentum = ClientsConfig(momentum=0.5)
+    assert momentum.local_weight(3, 0.1) == 1 + 1.5 + 1.75
+    prox = ClientsConfig(objective="fedprox", fedprox=FedProxConfig(2.0))
+    assert prox.local_weight(3, 0.1) == pytest.approx(0.8**2 + 0.8 + 1)
+
+
+def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = {"local_steps": 3}
+    average = single(play, of_clients(DENSE, **equal))[0]
+    torch.testing.assert_close(single(play, nova(DENSE, **equal))[0], average, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(single(play, nova(DENSE))[0], single(play, DENSE)[0], atol=1e-4)
+    seen, used = spy(monkeypatch), nova(DENSE)
+    parties = set_up(World(), used)
+    before = parties.server.parameters.detach().double().clone()
+    federated_round(1, used, parties)
+    examples = {client: len(parties.partition[client]) for client in seen}
+    shares = {client: n / sum(examples.values()) for client, n in examples.items()}
+    norms = {c: used.clients.local_weight(used.clients.steps_with(n), 0.05) for c, n in examples.items()}
+    assert len(set(norms.values())) > 1
+    effective = sum(shares[c] * norms[c] for c in seen)
+    step = sum(shares[c] * seen[c].double() / norms[c] for c in seen)
+    expected = before + effective * step
+    torch.testing.assert_close(parties.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FedDynConfig(0.0), "clients.feddyn.alpha: must be positive and finite, got 0.0"),
+        (lambda: ClientsConfig(objective="feddyn"), "clients.objective: feddyn takes the plain mean of its clients"),
+        (lambda: nova(DENSE, optimizer="adam", momentum=0.0), "server.aggregator: fednova counts steps of sgd, not of"),
+        (lambda: nova(DENSE, **DYN), "server.aggregator: fednova does not go with feddyn"),
+        (
+            lambda: dataclasses.replace(
+                nova(DENSE),
+                compression=CompressionConfig(sparsifier="dense"),
+                sparse_training=SparseTrainingConfig(method="pdst"),
+            ),
+            "server.aggregator: fednova does not go with sparse models",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
