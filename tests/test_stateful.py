@@ -167,3 +167,97 @@ def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkey
 def test_what_does_not_go_together_is_said(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+SCAFFOLD: dict[str, Any] = {"objective": "scaffold", "momentum": 0.0}
+
+
+def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """c_k+ = c_k - c + (w_t - y) / (K lr), c += sum of the changes / N, and steps along g - c_k + c."""
+    seen, used = spy(monkeypatch), of_clients(DENSE, **SCAFFOLD)
+    parties = set_up(World(), used)
+    num, lr = used.clients.num, used.clients.lr
+    c = torch.zeros_like(parties.server.parameters.detach()).double()
+    controls: dict[int, Tensor] = {}
+    for round_ in (1, 2, 3):
+        seen.clear()
+        report = federated_round(round_, used, parties)
+        change = torch.zeros_like(c)
+        for client, delta in seen.items():
+            steps = used.clients.steps_with(len(parties.partition[client]))
+            own = controls.get(client, torch.zeros_like(c))
+            controls[client] = own - c - delta.double() / (steps * lr)
+            change += controls[client] - own
+            torch.testing.assert_close(
+                parties.states[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
+            )
+        c += change / num
+        assert parties.server.control is not None
+        torch.testing.assert_close(parties.server.control.double(), c, rtol=1e-4, atol=1e-5)
+        assert report["uplink_bytes"] == report["dense_bytes"] == 2 * 4 * len(c) * len(seen)
+        assert report["downlink_bytes"] == 2 * 4 * len(c) * len(seen)
+    # with everything sent the server's control variate is the mean of all clients'
+    everybody = torch.stack([parties.states[client]["control"] for client in range(num)]).mean(0)
+    torch.testing.assert_close(parties.server.control, everybody, rtol=1e-4, atol=1e-5)
+
+
+def test_scaffold_adds_the_difference_of_the_control_variates() -> None:
+    gradient, local, start, own = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    state = {"control": own, "server_control": torch.full((40,), 0.5)}
+    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, state)
+    penalty = OBJECTIVES["scaffold"](ClientsConfig(**SCAFFOLD), context)
+    assert penalty is not None
+    expected = gradient - own + 0.5
+    penalty.add_gradient(gradient, local)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("rule", ["ec", "dgc", "none"])
+def test_scaffold_s_second_payload_is_sparse_and_has_a_residual_of_its_own(rule: str) -> None:
+    torch.set_num_threads(1)
+    compression = CompressionConfig(density=0.05, error_feedback=rule)
+    used = dataclasses.replace(of_clients(SPARSE, **SCAFFOLD), compression=compression)
+    parameters, _, clients, reports = single(play, used)
+    for other, _, _, rows in run_ranks(play, 2, used):
+        assert torch.equal(other, parameters)
+        assert [row["uplink_bytes"] for row in rows] == [row["uplink_bytes"] for row in reports]
+    assert reports[-1]["kept"] < 0.07 * reports[-1]["total"]
+    remembered = {"ec": {"residual"}, "dgc": {"residual", "velocity"}, "none": set()}[rule]
+    for state in clients.values():
+        assert set(state) == {"control"} | remembered | {f"control_{name}" for name in remembered}
+        if rule == "ec":
+            assert not torch.equal(state["residual"], state["control_residual"])
+
+
+def test_scaffold_s_memory_goes_with_a_checkpoint_and_a_rejected_client_keeps_its_own() -> None:
+    used = of_clients(SPARSE, **SCAFFOLD)
+    straight = set_up(World(), used)
+    federated_round(1, used, straight)
+    again = set_up(World(), used)
+    again.server.load_state_dict(straight.server.state_dict())
+    for client, state in straight.states.clients.items():
+        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
+    for parties in (straight, again):
+        federated_round(2, used, parties)
+    assert torch.equal(straight.server.parameters, again.server.parameters)
+    clients, reports = single(play, used, (1,))[2:]
+    assert not clients[1]["control"].any()
+    assert reports[-1]["rejected_clients"] in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClientsConfig(objective="scaffold", momentum=0.9), "clients.objective: scaffold's controls are mean"),
+        (lambda: ClientsConfig(objective="scaffold", optimizer="adam"), "clients.objective: scaffold's controls are"),
+        (
+            lambda: dataclasses.replace(
+                of_clients(SPARSE, **SCAFFOLD), compression=CompressionConfig(error_feedback="ef21")
+            ),
+            "clients.objective: scaffold's controls have no estimates for ef21",
+        ),
+    ],
+)
+def test_what_does_not_go_with_scaffold_is_said(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

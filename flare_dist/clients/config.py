@@ -31,7 +31,8 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
-        objective: what is added to the clients' loss: none, fedprox, feddyn or flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or
+            flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
         flare: settings of the flare objective.
@@ -88,6 +89,9 @@ class ClientsConfig:
             raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay and clipping")
         if self.objective == "feddyn" and self.weighting != "uniform":
             raise ValueError("clients.objective: feddyn takes the plain mean of its clients, clients.weighting=uniform")
+        if self.objective == "scaffold" and (self.optimizer != "sgd" or self.momentum):
+            own = self.optimizer if self.optimizer != "sgd" else f"momentum {self.momentum:g}"
+            raise ValueError(f"clients.objective: scaffold's controls are mean gradients of plain sgd, not with {own}")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
 
     def steps_with(self, num_examples: int) -> int:
@@ -103,7 +107,7 @@ class ClientsConfig:
     @property
     def memory_names(self) -> tuple[str, ...]:
         """The vectors that a client remembers for its objective."""
-        return MEMORIES[self.objective].names if self.objective in MEMORIES else ()
+        return MEMORIES.get(self.objective, ())
 
     def local_weight(self, num_steps: int, lr: float) -> float:
         """||a||_1 of FedNova (Wang et al. 2020): how many gradients' worth of steps a client's delta is.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from flare_dist.clients.flare import FlareConfig, flare_penalty
@@ -98,17 +99,34 @@ def feddyn_memory(config: ObjectiveConfig, state: dict[str, Tensor], model_delta
     state["h"].sub_(model_delta, alpha=config.feddyn.alpha)
 
 
+def scaffold(config: ObjectiveConfig, context: LocalContext) -> Penalty:
+    """SCAFFOLD (Karimireddy et al. 2020): y <- y - lr * (g - c_k + c); adds c - c_k."""
+    correction = context.state["server_control"] - context.state["control"]
+
+    def add_gradient(gradient: Tensor, local: Tensor) -> None:
+        gradient.add_(correction)
+
+    return Penalty(add_gradient)
+
+
+def control_change(state: dict[str, Tensor], model_delta: Tensor, steps: int, lr: float) -> Tensor:
+    """SCAFFOLD's c_k+ - c_k = (w_t - y) / (K * lr) - c, and c_k becomes c_k+."""
+    change = torch.add(state["server_control"], model_delta, alpha=1 / (steps * lr)).neg_()
+    state["control"].add_(change)
+    return change
+
+
 def flare(config: ObjectiveConfig, context: LocalContext) -> Penalty | None:
     """FLARE (Greidi & Cohen 2024): pull the local model towards where the residual points."""
     return flare_penalty(config.flare, context)
 
 
-class Memory(NamedTuple):
-    """What a client remembers for its objective: vectors by name, and what they become after a round, in place."""
-
-    names: tuple[str, ...]
-    update: Callable[[ObjectiveConfig, dict[str, Tensor], Tensor], None]  # (config, state, model_delta)
-
-
-OBJECTIVES: dict[str, Objective] = {"none": none, "fedprox": fedprox, "feddyn": feddyn, "flare": flare}
-MEMORIES: dict[str, Memory] = {"feddyn": Memory(("h",), feddyn_memory)}
+OBJECTIVES: dict[str, Objective] = {
+    "none": none,
+    "fedprox": fedprox,
+    "feddyn": feddyn,
+    "scaffold": scaffold,
+    "flare": flare,
+}
+# The vectors that a client remembers for its objective.
+MEMORIES: dict[str, tuple[str, ...]] = {"feddyn": ("h",), "scaffold": ("control",)}

@@ -110,5 +110,11 @@ def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) 
         if flare.steps is not None and flare.steps > most:
             log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
                         "regularised", flare.steps, most)  # fmt: skip
+    compression = config.compression
+    if clients.objective == "scaffold" and not compression.is_dense and compression.rule == "none":
+        log.warning(
+            "clients.objective: without error feedback scaffold's server never hears of what is not sent of a change; "
+            "its control variate drifts from the mean of the clients'"
+        )
     if "velocity" in config.compression.feedback.state_names and clients.momentum:
         log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)

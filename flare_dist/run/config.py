@@ -104,6 +104,7 @@ class Config:
         if self.mode == "federated":
             self._check_residuals()
             self._check_fednova()
+            self._check_scaffold()
             flare = self.clients.objective == "flare" and self.clients.flare
             if flare and flare.conserve and self.engine.mixed_precision == "fp16":
                 raise ValueError("clients.flare.conserve: not with fp16, whose skipped steps it would subtract")
@@ -111,6 +112,15 @@ class Config:
             self._check_masks()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+
+    def _check_scaffold(self) -> None:
+        """Raise ValueError where control variates, a second payload, do not go with the rest."""
+        if self.clients.objective != "scaffold":
+            return
+        if self.compression.rule == "ef21" and not self.compression.is_dense:
+            raise ValueError("clients.objective: scaffold's controls have no estimates for ef21 (use ec, dgc or none)")
+        if self.sparse_training.is_sparse:
+            raise ValueError("clients.objective: scaffold does not go with sparse models")
 
     def _check_fednova(self) -> None:
         """Raise ValueError where there is no telling how many gradients a client's delta is worth."""

@@ -88,10 +88,16 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
 
 
 def federated_report(
-    round_: int, exchanged: Exchanged, downlink_bytes: int, buffers: int, traffic: Traffic, seconds: dict[str, float]
+    round_: int,
+    exchanged: Exchanged,
+    payloads: int,
+    downlink_bytes: int,
+    buffers: int,
+    traffic: Traffic,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The row of one federated round; `buffers` is the number of the model's buffer entries."""
-    total = exchanged.mean_delta.numel() * len(exchanged.accepted)
+    """The row of one federated round, of so many `payloads` a client; `buffers` counts the model's buffer entries."""
+    total = payloads * exchanged.mean_delta.numel() * len(exchanged.accepted)
     clients = len(exchanged.accepted) + len(exchanged.rejected)
     return {
         "round": round_,

@@ -17,7 +17,15 @@ from flare_dist.run.config import Config
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.uplinks import assign_masks, forget_outside, local_work, mean_work, open_uplink, remember
+from flare_dist.run.uplinks import (
+    ControlUplink,
+    assign_masks,
+    forget_outside,
+    local_work,
+    mean_work,
+    open_uplink,
+    remember,
+)
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
@@ -40,6 +48,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     work = local_work(round_, config, drawn, parties)  # of fednova
     assigned = assign_masks(round_, config, drawn, parties)  # nothing where models are dense
     downlink_bytes = masks.downlink_nbytes(assigned) if masks else parties.downlink.nbytes_to(drawn, round_)
+    controls = ControlUplink(round_, config, cohort, parties) if server.control is not None else None
     uplink = open_uplink(round_, config, cohort, assigned, parties, _steps_here(parties))
 
     # Local training and compression, one client after another.
@@ -50,10 +59,14 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
                 learner = masks.learner(round_, client, assigned[client]) if masks else None
                 dropped[client] = forget_outside(learner.mask if learner else None, state)  # what the server has pruned
                 examples = parties.partition[client]
+                if server.control is not None:
+                    state["server_control"] = server.control
                 result = trainer.train(client, round_, examples, view, server.buffers, state, learner)
             with watch.phase("select"):
                 if result.is_finite:
                     remember(config, state, result)
+                    if controls:
+                        controls.add(result, state)
                     if work:
                         result.model_delta.div_(work[client])
                     dropped[client] += forget_outside(result.mask, state)  # and what the client has
@@ -61,10 +74,14 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
                     uplink.add(result, compress(round_, client, result.model_delta, state, form, result.mask))
                 else:
                     uplink.reject(result)
+                    if controls:
+                        controls.reject(result)
 
     # The exchange: afterwards every rank that steps the server holds the same mean delta.
     world.wait_for_all()
     exchanged = uplink.exchange(world)
+    if controls:
+        exchanged = controls.exchange(exchanged)
     if exchanged.rejected:
         names = ", ".join(map(str, exchanged.rejected))
         if not exchanged.accepted:
@@ -85,7 +102,10 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
-    report = federated_report(round_, exchanged, downlink_bytes, server.buffers.numel(), world.traffic, watch.totals())
+    payloads = 2 if controls else 1
+    report = federated_report(
+        round_, exchanged, payloads, payloads * downlink_bytes, server.buffers.numel(), world.traffic, watch.totals()
+    )
     if masks:
         residuals = sum(world.largest([float(count) for count in dropped.values()]))
         report |= masks.report(server.parameters.data, exchanged.gathered) | {"dropped_residuals": int(residuals)}

@@ -39,6 +39,7 @@ from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
+from flare_dist.run.uplinks import CONTROL_PREFIX
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import FedDyn, Server
@@ -164,11 +165,15 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         masks = Masks(config.sparse_training, entries, local.layout.total, config.seed, world.device)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     own = clients.memory_names if federated else ()
+    controlled = federated and clients.objective == "scaffold"
+    if controlled:  # the change of the control variate is a second payload, with a memory of its own
+        own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
     states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
-    feddyn = None
+    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
     if federated and clients.objective == "feddyn":
-        feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated, feddyn)
+        server.feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
+    if controlled:
+        server.control = torch.zeros_like(local.parameters)
     compression = config.compression if federated else replace(config.compression, downlink="dense")
     downlink = Downlink(compression, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"

@@ -54,7 +54,6 @@ class Server:
         config: ServerConfig,
         rounds: int,
         estimated: bool = False,
-        feddyn: FedDyn | None = None,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
@@ -63,7 +62,8 @@ class Server:
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
         self.estimated = estimated
         self.estimates: dict[int, Tensor] = {}  # by client
-        self.feddyn = feddyn
+        self.feddyn: FedDyn | None = None
+        self.control: Tensor | None = None  # SCAFFOLD's c, the same on every rank
         self.aggregate = AGGREGATORS[config.aggregator]
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 
@@ -114,6 +114,7 @@ class Server:
             "optimizer": optimizer,
             "estimates": self.estimates,
             "feddyn": self.feddyn.h if self.feddyn else None,
+            "control": self.control,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,3 +130,5 @@ class Server:
             self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
         if self.feddyn and state.get("feddyn") is not None:
             self.feddyn.h.copy_(state["feddyn"])
+        if self.control is not None and state.get("control") is not None:
+            self.control.copy_(state["control"])
