@@ -17,15 +17,7 @@ from flare_dist.run.config import Config
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.uplinks import (
-    ControlUplink,
-    assign_masks,
-    forget_outside,
-    local_work,
-    mean_work,
-    open_uplink,
-    remember,
-)
+from flare_dist.run.uplinks import RoundUplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
@@ -34,8 +26,7 @@ log = logging.getLogger(__name__)
 
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Train the cohort, exchange its updates and step the server; returns the round's report."""
-    world, trainer, server, masks = parties.world, parties.trainer, parties.server, parties.masks
-    compress = parties.compressor.compress
+    world, server, masks = parties.world, parties.server, parties.masks
     watch, view = Stopwatch(world), parties.downlink.view
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
@@ -45,43 +36,22 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
-    work = local_work(round_, config, drawn, parties)  # of fednova
-    assigned = assign_masks(round_, config, drawn, parties)  # nothing where models are dense
-    downlink_bytes = masks.downlink_nbytes(assigned) if masks else parties.downlink.nbytes_to(drawn, round_)
-    controls = ControlUplink(round_, config, cohort, parties) if server.control is not None else None
-    uplink = open_uplink(round_, config, cohort, assigned, parties, _steps_here(parties))
+    uplink = RoundUplink(round_, config, cohort, parties, _steps_here(parties))
+    downlink_bytes = uplink.downlink_nbytes()
 
     # Local training and compression, one client after another.
-    dropped = dict.fromkeys(drawn, 0)
     for client in cohort.hosted_by(world.rank):
         with parties.states.lend(client) as state:
             with watch.phase("compute"):
-                learner = masks.learner(round_, client, assigned[client]) if masks else None
-                dropped[client] = forget_outside(learner.mask if learner else None, state)  # what the server has pruned
+                learner = uplink.prepare(client, state)
                 examples = parties.partition[client]
-                if server.control is not None:
-                    state["server_control"] = server.control
-                result = trainer.train(client, round_, examples, view, server.buffers, state, learner)
+                result = parties.trainer.train(client, round_, examples, view, server.buffers, state, learner)
             with watch.phase("select"):
-                if result.is_finite:
-                    remember(config, state, result)
-                    if controls:
-                        controls.add(result, state)
-                    if work:
-                        result.model_delta.div_(work[client])
-                    dropped[client] += forget_outside(result.mask, state)  # and what the client has
-                    form = assigned[client].form if masks else None
-                    uplink.add(result, compress(round_, client, result.model_delta, state, form, result.mask))
-                else:
-                    uplink.reject(result)
-                    if controls:
-                        controls.reject(result)
+                uplink.add(result, state)
 
     # The exchange: afterwards every rank that steps the server holds the same mean delta.
     world.wait_for_all()
-    exchanged = uplink.exchange(world)
-    if controls:
-        exchanged = controls.exchange(exchanged)
+    exchanged = uplink.exchange()
     if exchanged.rejected:
         names = ", ".join(map(str, exchanged.rejected))
         if not exchanged.accepted:
@@ -91,8 +61,6 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step, and what clients are to hold of it.
-    if work:
-        exchanged.mean_delta.mul_(mean_work(work, cohort, exchanged.accepted))
     if _steps_here(parties):
         if masks:
             masks.step(round_, server, exchanged.mean_delta, exchanged.gathered, len(exchanged.accepted))
@@ -102,13 +70,13 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
-    payloads = 2 if controls else 1
+    traffic, seconds = world.traffic, watch.totals()
     report = federated_report(
-        round_, exchanged, payloads, payloads * downlink_bytes, server.buffers.numel(), world.traffic, watch.totals()
+        round_, exchanged, uplink.payloads, downlink_bytes, server.buffers.numel(), traffic, seconds
     )
     if masks:
-        residuals = sum(world.largest([float(count) for count in dropped.values()]))
-        report |= masks.report(server.parameters.data, exchanged.gathered) | {"dropped_residuals": int(residuals)}
+        report |= masks.report(server.parameters.data, exchanged.gathered)
+        report["dropped_residuals"] = uplink.dropped_in_all()
     return report
 
 

@@ -1,4 +1,8 @@
-"""How a round's updates travel: the uplink that its cohort shares, and of sparse models which weights there are."""
+"""How a round's updates travel: what each client puts on the uplink, and the mean that comes of it.
+
+Beside the model deltas some methods send or change a little more: sparse models the active weights alone, FedNova
+deltas by the local step, SCAFFOLD the change of its control variates as a second payload.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +20,89 @@ from flare_dist.run.config import Config
 from flare_dist.run.parties import Parties
 from flare_dist.server.aggregation import Receive, mean
 from flare_dist.server.masks import Assignment
+from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import drop_outside
 
 CONTROL_PREFIX = "control_"  # of what a client remembers for error feedback on the change of its control variate
 
 
-def open_uplink(
-    round_: int, config: Config, cohort: Cohort, assigned: dict[int, Assignment], parties: Parties, steps_here: bool
-) -> DenseUplink | SparseUplink:
-    """The uplink of the round's model deltas; only a rank that steps the server, `steps_here`, adds up a gather."""
-    if not parties.masks:
-        return _open(
-            round_, config, cohort, parties, parties.server.receive, steps_here, parties.server.buffers.numel()
-        )
-    server, compressor = parties.server, parties.compressor
-    sizes = server.parameters.numel(), server.buffers.numel()
-    common = next((a.form for a in assigned.values() if a.form.is_common), None)
-    if config.compression.is_dense and common:
-        return DenseUplink(cohort, server.receive, *sizes, parties.world.device, common.active)
-    forms = {client: assignment.form for client, assignment in assigned.items()}
-    most = parties.masks.most_nbytes(round_, assigned, compressor)
-    receive: Receive = server.receive if steps_here else _leave_to_rank_0
-    return SparseUplink(cohort, receive, *sizes, forms, most, masks_differ=not common)
+class RoundUplink:
+    """The uplink of one round: `prepare` each hosted client, `add` what it brings back, `exchange`.
 
+    Only a rank that steps the server, `steps_here`, adds up the payloads that it gathers.
+    """
 
-def _open(
-    round_: int, config: Config, cohort: Cohort, parties: Parties, receive: Receive, adds_here: bool, buffers: int
-) -> DenseUplink | SparseUplink:
-    """Sums of each rank where payloads are dense, otherwise a gather of them all; `buffers` entries go with each."""
-    sizes = parties.server.parameters.numel(), buffers
-    if config.compression.is_dense:
-        return DenseUplink(cohort, receive, *sizes, parties.world.device)
-    packing, most = parties.compressor.plan(round_).packing, parties.compressor.plan(round_).max_kept
-    gathers = receive if adds_here else _leave_to_rank_0
-    return SparseUplink(cohort, gathers, *sizes, dict.fromkeys(cohort.hosts, packing), packing.most_nbytes(most))
+    def __init__(self, round_: int, config: Config, cohort: Cohort, parties: Parties, steps_here: bool) -> None:
+        self.round = round_
+        self.config = config
+        self.cohort = cohort
+        self.parties = parties
+        self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
+        self.assigned = _assign_masks(round_, config, cohort, parties)
+        self._work = _local_work(round_, config, cohort, parties)
+        self._controls = None
+        if parties.server.control is not None:
+            self._controls = ControlUplink(round_, config, cohort, parties)
+        if parties.masks:
+            self._uplink = _open_masked(round_, config, cohort, self.assigned, parties, steps_here)
+        else:
+            server = parties.server
+            self._uplink = _open(round_, config, cohort, parties, server.receive, steps_here, server.buffers.numel())
+
+    @property
+    def payloads(self) -> int:
+        """How many of the model's size each client sends, and is sent."""
+        return 2 if self._controls else 1
+
+    def downlink_nbytes(self) -> int:
+        """What a star sends to the cohort before it trains; call it once."""
+        if self.parties.masks:
+            return self.parties.masks.downlink_nbytes(self.assigned)
+        return self.payloads * self.parties.downlink.nbytes_to(list(self.cohort.hosts), self.round)
+
+    def prepare(self, client: int, state: State) -> SparseLearner | None:
+        """What a client trains with, besides its memory `state`, which is made ready for it."""
+        if self.parties.server.control is not None:
+            state["server_control"] = self.parties.server.control
+        if not self.parties.masks:
+            return None
+        learner = self.parties.masks.learner(self.round, client, self.assigned[client])
+        self.dropped[client] = drop_outside(list(state.values()), learner.mask)  # of what the server has pruned
+        return learner
+
+    def add(self, result: ClientResult, state: State) -> None:
+        """Send what a client brings back, and keep in `state` what it remembers; nothing of what is not finite."""
+        if not result.is_finite:
+            self._uplink.reject(result)
+            if self._controls:
+                self._controls.reject(result)
+            return
+        if self.config.clients.objective == "feddyn":
+            feddyn_memory(self.config.clients, state, result.model_delta)
+        if self._controls:
+            self._controls.add(result, state)
+        if self._work:
+            result.model_delta.div_(self._work[result.client])
+        form = None
+        if result.mask is not None:
+            form = self.assigned[result.client].form
+            self.dropped[result.client] += drop_outside(list(state.values()), result.mask)  # of what it has pruned
+        compress = self.parties.compressor.compress
+        payload = compress(self.round, result.client, result.model_delta, state, form, result.mask)
+        self._uplink.add(result, payload)
+
+    def exchange(self) -> Exchanged:
+        """The mean of what the cohort has sent; all ranks call it together."""
+        exchanged = self._uplink.exchange(self.parties.world)
+        if self._controls:
+            exchanged = self._controls.exchange(exchanged)
+        if self._work and exchanged.accepted:
+            exchanged.mean_delta.mul_(_mean_work(self._work, self.cohort, exchanged.accepted))
+        return exchanged
+
+    def dropped_in_all(self) -> int:
+        """The sum of `dropped` over the ranks, which call it together."""
+        return int(sum(self.parties.world.largest([float(count) for count in self.dropped.values()])))
 
 
 class ControlUplink:
@@ -69,9 +122,9 @@ class ControlUplink:
         """Move a client's control variate, and send by how much."""
         steps = self.config.clients.steps_with(result.num_examples)
         change = control_change(state, result.model_delta, steps, self.parties.trainer.lr(self.round))
-        names = self.parties.compressor.state_names
-        own = {name: state[CONTROL_PREFIX + name] for name in names}
-        payload = self.parties.compressor.compress(self.round, result.client, change, own)
+        compressor = self.parties.compressor
+        own = {name: state[CONTROL_PREFIX + name] for name in compressor.state_names}
+        payload = compressor.compress(self.round, result.client, change, own)
         self.uplink.add(self._envelope(result, change), payload)
 
     def reject(self, result: ClientResult) -> None:
@@ -93,6 +146,34 @@ class ControlUplink:
         )
 
 
+def _open(
+    round_: int, config: Config, cohort: Cohort, parties: Parties, receive: Receive, adds_here: bool, buffers: int
+) -> DenseUplink | SparseUplink:
+    """Sums of each rank where payloads are dense, otherwise a gather of them all; `buffers` entries go with each."""
+    sizes = parties.server.parameters.numel(), buffers
+    if config.compression.is_dense:
+        return DenseUplink(cohort, receive, *sizes, parties.world.device)
+    packing, most = parties.compressor.plan(round_).packing, parties.compressor.plan(round_).max_kept
+    gathers = receive if adds_here else _leave_to_rank_0
+    return SparseUplink(cohort, gathers, *sizes, dict.fromkeys(cohort.hosts, packing), packing.most_nbytes(most))
+
+
+def _open_masked(
+    round_: int, config: Config, cohort: Cohort, assigned: dict[int, Assignment], parties: Parties, adds_here: bool
+) -> DenseUplink | SparseUplink:
+    """The same for the active weights of sparse models, of which sums need one mask for all."""
+    assert parties.masks is not None
+    server, compressor = parties.server, parties.compressor
+    sizes = server.parameters.numel(), server.buffers.numel()
+    common = next((a.form for a in assigned.values() if a.form.is_common), None)
+    if config.compression.is_dense and common:
+        return DenseUplink(cohort, server.receive, *sizes, parties.world.device, common.active)
+    forms = {client: assignment.form for client, assignment in assigned.items()}
+    most = parties.masks.most_nbytes(round_, assigned, compressor)
+    gathers: Receive = server.receive if adds_here else _leave_to_rank_0
+    return SparseUplink(cohort, gathers, *sizes, forms, most, masks_differ=not common)
+
+
 def _add(total: Tensor, client: int, payload: Payload, weight: float) -> None:
     """The weighted sum, whatever the server makes of model deltas."""
     mean(total, payload, weight)
@@ -102,35 +183,24 @@ def _leave_to_rank_0(total: Tensor, client: int, payload: Payload, weight: float
     """A server whose step needs memory has it on rank 0 only, and sends the new parameters back."""
 
 
-def assign_masks(round_: int, config: Config, drawn: list[int], parties: Parties) -> dict[int, Assignment]:
+def _assign_masks(round_: int, config: Config, cohort: Cohort, parties: Parties) -> dict[int, Assignment]:
     """What of a sparse model each client trains; nothing where models are dense."""
     if not parties.masks:
         return {}
-    sizes = {client: len(parties.partition[client]) for client in drawn}
+    sizes = {client: len(parties.partition[client]) for client in cohort.hosts}
     steps = {c: (config.clients.steps_with(size), config.clients.epoch_steps(size)) for c, size in sizes.items()}
     return parties.masks.assign(round_, steps, parties.server.parameters.data, parties.compressor)
 
 
-def local_work(round_: int, config: Config, drawn: list[int], parties: Parties) -> dict[int, float]:
+def _local_work(round_: int, config: Config, cohort: Cohort, parties: Parties) -> dict[int, float]:
     """How many gradients' worth of steps each client takes, for fednova; nothing otherwise."""
     if config.server.aggregator != "fednova":
         return {}
     clients, lr = config.clients, parties.trainer.lr(round_)
-    return {c: clients.local_weight(clients.steps_with(len(parties.partition[c])), lr) for c in drawn}
+    return {c: clients.local_weight(clients.steps_with(len(parties.partition[c])), lr) for c in cohort.hosts}
 
 
-def mean_work(work: dict[int, float], cohort: Cohort, accepted: list[int]) -> float:
+def _mean_work(work: dict[int, float], cohort: Cohort, accepted: list[int]) -> float:
     """tau_eff of FedNova (Wang et al. 2020): sum of p_k * ||a_k||_1 over the clients that were accepted."""
     present = math.fsum(cohort.weights[client] for client in accepted)
     return math.fsum(cohort.weights[client] * work[client] for client in accepted) / present
-
-
-def remember(config: Config, state: State, result: ClientResult) -> None:
-    """What a client keeps of a round for FedDyn."""
-    if config.clients.objective == "feddyn":
-        feddyn_memory(config.clients, state, result.model_delta)
-
-
-def forget_outside(mask: Tensor | None, state: State) -> int:
-    """Drop what a client remembers of weights that are not in its mask; returns how many entries that were."""
-    return 0 if mask is None else drop_outside(list(state.values()), mask)
