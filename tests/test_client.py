@@ -379,7 +379,7 @@ def test_divergence_is_seen() -> None:
         ("momentum", {"momentum": -0.1}),
         ("momentum", {"optimizer": "adam", "momentum": 0.9}),
         ("weight_decay", {"weight_decay": -0.1}),
-        ("objective", {"objective": "scaffold"}),
+        ("objective", {"objective": "moon"}),
         ("lr_schedule", {"lr_schedule": "poly"}),
     ],
 )
