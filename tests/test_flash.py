@@ -126,7 +126,10 @@ def test_shares_of_the_cohort_get_their_budgets_whatever_its_size() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "flash"}, "sparse_training.method: must be one of dense, pdst, nst, spdst, pruned, jmwst, got 'flash'"),
+        (
+            {"method": "flash"},
+            "sparse_training.method: must be one of dense, pdst, nst, spdst, pruned, jmwst, got 'flash'",
+        ),
         ({"density": 0.0}, "sparse_training.density: must be in (0, 1], got 0.0"),
         ({"density": 1.5}, "sparse_training.density: must be in (0, 1], got 1.5"),
         ({"r_int": 0}, "sparse_training.r_int: must be at least 1, got 0"),
