@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.flare import FlareConfig
+from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig
-from flare_dist.run.checks import keys_without_effect
+from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.run.config import Config, load_config
 from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.pruning import PruningConfig
 
+SPARSE = SparseTrainingConfig(method="spdst", density=0.5, hetero=((0.5, 0.5), (0.5, 1.0)))
+SCAFFOLD = ClientsConfig(objective="scaffold")
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -35,3 +45,40 @@ def test_what_has_none_is_named_with_what_it_would_need() -> None:
     assert need == "data.partition=dirichlet|dirichlet_unbalanced|quantity"
     gradient = replace(config, mode="gradient", server=ServerConfig(lr=0.3), data=DataConfig(partition="dirichlet"))
     assert keys_without_effect(gradient) == {"mode=federated": ["data.partition", "server.lr"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sparse_training": SPARSE}, ""),
+        ({"sparse_training": replace(SPARSE, update_mode="mean")}, "weights that clients with a smaller budget lack"),
+        ({"sparse_training": replace(SPARSE, update_mode="masked_mean")}, ""),
+        ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "its control variate drifts"),
+        ({"clients": SCAFFOLD}, ""),
+    ],
+)
+def test_what_is_allowed_and_means_something_is_said(
+    settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))
+    check_run(replace(Config(), **settings), [torch.arange(3)], model)
+    assert said in caplog.text
+    assert said or not caplog.text
+
+
+def test_keys_of_masks_that_change_nothing_are_named_with_the_method_that_they_need() -> None:
+    config = Config(sparse_training=SparseTrainingConfig(density=0.1))
+    assert keys_without_effect(config) == {"a sparse_training.method": ["sparse_training.density"]}
+    pdst = SparseTrainingConfig(method="pdst", density=0.1, prune_rate=0.5, r_int=2, init_epochs=3)
+    assert keys_without_effect(Config(sparse_training=pdst)) == {
+        "sparse_training.method=nst|spdst|jmwst": ["sparse_training.prune_rate"],
+        "sparse_training.method=jmwst": ["sparse_training.r_int"],
+        "sparse_training.method=spdst|jmwst": ["sparse_training.init_epochs"],
+    }
+    assert keys_without_effect(Config(pruning=PruningConfig(steps=3))) == {
+        "sparse_training.method=pruned": ["pruning.steps"]
+    }
+    pruned = Config(sparse_training=SparseTrainingConfig(method="pruned"))
+    synflow = replace(pruned, pruning=PruningConfig(criterion="synflow", steps=100, batches=3))
+    assert keys_without_effect(synflow) == {"a pruning.criterion that looks at data": ["pruning.batches"]}
