@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study of sparse models in docs/results.md: what FLASH and the methods it is compared with reach at equal rounds.
-# Every method's learning rate comes from the same search on a validation split with seed 0, for each density; then
-# three seeds on all training data. On MNIST with alpha 0.1 each method has the rate that its search chose with alpha 1.
+# Every method's learning rate comes from the same search on a validation split with seed 0, for each density and
+# partition; then three seeds on all training data.
 #   bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER [mnist_1|mnist_0.1|cifar10_1 ...] [-- KEYS]
 #   METHODS="spdst jmwst" bash benchmarks/flash_study.sh ...
 #   OUT=runs/flash_long bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 600    # the full length
@@ -23,19 +23,16 @@ declare -A settings=(
   [hetero]="--sparse_training.method jmwst --sparse_training.hetero [[0.3,0.5],[0.3,0.75],[0.4,1]]"
 )
 declare -A roots=([mnist]=$mnist [cifar10]=$cifar10)
-declare -A rates=([mnist]=0.5,1.0 [cifar10]=0.1,0.3,0.6)
+declare -A rates=([mnist_1]=0.5,1.0 [mnist_0.1]=0.1,0.25,0.5,1.0 [cifar10_1]=0.1,0.3,0.6)
 export OMP_NUM_THREADS=1
 for study in "${studies[@]}"; do
   data=${study%_*}
   for method in ${METHODS:-dense pdst nst spdst jmwst hetero}; do
-    search=(--tune "clients.lr=${rates[$data]}")
-    [ "$study" = mnist_0.1 ] && search=(--grid "clients.lr=1.0")
-    [ "$study $method" = "mnist_0.1 dense" ] && search=(--grid "clients.lr=0.5")
     densities=(--grid sparse_training.density=0.05,0.1)
     [ "$method" = dense ] && densities=()
     # shellcheck disable=SC2086 # the settings are several words
     .venv/bin/flare-dist sweep --config "configs/flash_study_$data.yaml" --output_dir "${OUT:-runs/flash}/${study}_$method" \
-      --data.root "${roots[$data]}" --data.alpha "${study#*_}" --seeds 0,1,2 "${search[@]}" \
+      --data.root "${roots[$data]}" --data.alpha "${study#*_}" --seeds 0,1,2 --tune "clients.lr=${rates[$study]}" \
       "${densities[@]}" ${settings[$method]} "$@"
   done
 done
