@@ -49,6 +49,19 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
     return seen
 
 
+def check_that_it_goes_on(used: Config) -> None:
+    """A round from what a checkpoint keeps of server and clients has the bits of one without the break."""
+    straight = set_up(World(), used)
+    federated_round(1, used, straight)
+    again = set_up(World(), used)
+    again.server.load_state_dict(straight.server.state_dict())
+    for client, state in straight.states.clients.items():
+        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
+    for parties in (straight, again):
+        federated_round(2, used, parties)
+    assert torch.equal(straight.server.parameters, again.server.parameters)
+
+
 def test_feddyn_adds_the_gradient_of_its_objective() -> None:
     rng = torch.Generator().manual_seed(0)
     gradient, local, start, h = torch.randn(4, 40, generator=rng, dtype=torch.float64)
@@ -100,16 +113,7 @@ def test_feddyn_and_fednova_work_with_sparse_uplinks_on_any_number_of_ranks() ->
 
 
 def test_feddyn_s_memory_goes_with_a_checkpoint() -> None:
-    used = of_clients(DENSE, **DYN)
-    straight = set_up(World(), used)
-    federated_round(1, used, straight)
-    again = set_up(World(), used)
-    again.server.load_state_dict(straight.server.state_dict())
-    for client, state in straight.states.clients.items():
-        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
-    for parties in (straight, again):
-        federated_round(2, used, parties)
-    assert torch.equal(straight.server.parameters, again.server.parameters)
+    check_that_it_goes_on(of_clients(DENSE, **DYN))
 
 
 def test_a_client_whose_update_is_rejected_remembers_nothing_of_it() -> None:
@@ -231,15 +235,7 @@ def test_scaffold_s_second_payload_is_sparse_and_has_a_residual_of_its_own(rule:
 
 def test_scaffold_s_memory_goes_with_a_checkpoint_and_a_rejected_client_keeps_its_own() -> None:
     used = of_clients(SPARSE, **SCAFFOLD)
-    straight = set_up(World(), used)
-    federated_round(1, used, straight)
-    again = set_up(World(), used)
-    again.server.load_state_dict(straight.server.state_dict())
-    for client, state in straight.states.clients.items():
-        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
-    for parties in (straight, again):
-        federated_round(2, used, parties)
-    assert torch.equal(straight.server.parameters, again.server.parameters)
+    check_that_it_goes_on(used)
     clients, reports = single(play, used, (1,))[2:]
     assert not clients[1]["control"].any()
     assert reports[-1]["rejected_clients"] in (0, 1)

@@ -32,6 +32,11 @@ from flare_dist.sparse_training.masks import (
 Entries = Sequence[Entry]
 
 
+def _exact_counts(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[int]:
+    """The budget, shared among layers in proportion to `shares`; what a full one cannot take the others get."""
+    return none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
+
+
 def drawn_mask(
     config: SparseTrainingConfig,
     entries: Entries,
@@ -44,8 +49,7 @@ def drawn_mask(
     if config.counts == "faithful":
         return bernoulli_mask(entries, densities, total, draws, device)
     shares = [density * entry.numel for density, entry in zip(densities, entries)]
-    counts = none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
-    return random_mask(entries, counts, total, draws, device)
+    return random_mask(entries, _exact_counts(config, entries, shares), total, draws, device)
 
 
 def consensus_densities(
@@ -55,8 +59,7 @@ def consensus_densities(
     means = [math.fsum(layer) / len(layer) for layer in zip(*sensitivities)]
     shares = [mean * entry.numel for mean, entry in zip(means, entries)]
     if config.counts == "exact":
-        counts = none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
-        return [count / entry.numel for count, entry in zip(counts, entries)]
+        return [count / entry.numel for count, entry in zip(_exact_counts(config, entries, shares), entries)]
     scale = config.density * sum(sizes(entries)) / math.fsum(shares)
     return [min(mean * scale, 1.0) for mean in means]
 

@@ -219,14 +219,12 @@ def highest(
     """
     actives = layer_counts(mask, entries)
     if shares is None:
-        allowed = torch.cat([layer[own] for layer, own in zip(layers_of(scores, entries), layers_of(mask, entries))])
-        bound = allowed.topk(keep).values[-1] if keep < allowed.numel() else allowed.amin()
-        counts = [
-            int((layer[own] > bound).sum()) for layer, own in zip(layers_of(scores, entries), layers_of(mask, entries))
-        ]
-        for place, (layer, own) in enumerate(zip(layers_of(scores, entries), layers_of(mask, entries))):
-            tied = int((layer[own] == bound).sum())
-            counts[place] += min(tied, keep - sum(counts))
+        allowed = [layer[own] for layer, own in zip(layers_of(scores, entries), layers_of(mask, entries))]
+        together = torch.cat(allowed)
+        bound = together.topk(keep).values[-1] if keep < together.numel() else together.amin()
+        counts = [int((layer > bound).sum()) for layer in allowed]
+        for place, layer in enumerate(allowed):
+            counts[place] += min(int((layer == bound).sum()), keep - sum(counts))
     else:
         counts = apportion(shares, keep, actives)
     counts = none_empty(counts, actives)
