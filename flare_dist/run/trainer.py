@@ -58,6 +58,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     held = rundir.holds_run(directory)
     config, source = rundir.settle(config, launch.local_size)
     torch.set_num_threads(config.engine.threads or 1)
+    torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
     summary = rundir.read_summary(directory) if source == directory else None
     if summary is None:
