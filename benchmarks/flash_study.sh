@@ -5,7 +5,7 @@
 #   bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER [mnist_1|mnist_0.1|cifar10_1 ...] [-- KEYS]
 #   METHODS="spdst jmwst" bash benchmarks/flash_study.sh ...
 #   OUT=runs/flash_long bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 600    # the full length
-# Resumable: the same command continues. Tables: python benchmarks/flash_table.py runs/flash
+# Resumable: the same command continues. Tables: python benchmarks/study_table.py runs/flash/mnist_1_*
 set -euo pipefail
 mnist=$(realpath "$1") cifar10=$(realpath "$2")
 cd "$(dirname "$0")/.."
