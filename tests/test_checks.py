@@ -72,12 +72,12 @@ def test_keys_of_masks_that_change_nothing_are_named_with_the_method_that_they_n
     assert keys_without_effect(config) == {"a sparse_training.method": ["sparse_training.density"]}
     pdst = SparseTrainingConfig(method="pdst", density=0.1, prune_rate=0.5, r_int=2, init_epochs=3)
     assert keys_without_effect(Config(sparse_training=pdst)) == {
-        "sparse_training.method=nst|spdst|jmwst": ["sparse_training.prune_rate"],
-        "sparse_training.method=jmwst": ["sparse_training.r_int"],
+        "a sparse_training.method that moves masks": ["sparse_training.prune_rate"],
+        "sparse_training.method=jmwst|feddst|prunefl": ["sparse_training.r_int"],
         "sparse_training.method=spdst|jmwst": ["sparse_training.init_epochs"],
     }
     assert keys_without_effect(Config(pruning=PruningConfig(steps=3))) == {
-        "sparse_training.method=pruned": ["pruning.steps"]
+        "sparse_training.method=pruned|prunefl": ["pruning.steps"]
     }
     pruned = Config(sparse_training=SparseTrainingConfig(method="pruned"))
     synflow = replace(pruned, pruning=PruningConfig(criterion="synflow", steps=100, batches=3))

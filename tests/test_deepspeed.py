@@ -28,8 +28,9 @@ from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.config import load_config
 from flare_dist.run.rundir import settle
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner, update_steps
+from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import random_mask
+from flare_dist.sparse_training.schedule import falling_rates
 from tests import test_trainer
 from tests.ranks import run_ranks
 from tests.test_attach import make_accelerator, steps_of
@@ -207,7 +208,7 @@ def _moving(local: Any) -> SparseLearner:
     mask = random_mask(entries, [40, 10], local.layout.total, torch.Generator().manual_seed(1), torch.device("cpu"))
     draws, factor = torch.Generator().manual_seed(2), torch.empty(local.layout.total)
     config = SparseTrainingConfig(method="jmwst", growth="gradient")
-    return SparseLearner(config, entries, mask, 50, 8, update_steps(8, 4), draws, factor)
+    return SparseLearner(config, entries, mask, 50, falling_rates(config.prune_rate, 8, 4), draws, factor)
 
 
 def every_client(world: World) -> dict[Any, list[tuple[float, Tensor, Tensor]]]:

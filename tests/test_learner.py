@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner, update_steps
+from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import layer_counts, random_mask
+from flare_dist.sparse_training.schedule import update_steps
 
 ENTRIES = (Entry("a", (60,), 0), Entry("b", (30, 20), 65), Entry("c", (1000,), 665))
 TOTAL, PRUNABLE = 1665, 1660
@@ -29,9 +30,8 @@ def learner(
     config = SparseTrainingConfig(method="jmwst", **settings)
     mask = random_mask(ENTRIES, actives, TOTAL, draws(), torch.device("cpu"))
     weights = torch.randn(TOTAL, generator=draws(1)) * mask
-    used = SparseLearner(
-        config, ENTRIES, mask, sum(actives), steps, range(steps // 2, steps // 2 + 1), draws(2), torch.empty(TOTAL)
-    )
+    rates = {step: config.prune_rate * (1 - step / steps) for step in range(steps)}
+    used = SparseLearner(config, ENTRIES, mask, sum(actives), rates, draws(2), torch.empty(TOTAL))
     return used, weights
 
 
@@ -99,7 +99,7 @@ def test_growth_by_gradient_takes_the_largest_of_the_free_places() -> None:
     seen = used.watch(5, None)
     assert seen is not None
     seen(gradient.clone(), weights)
-    assert used.watch(4, None) is None  # only where the mask is due to move
+    assert used.watch(10, None) is None  # only where the mask is due to move
     before = used.mask.clone()
     growing = update(used, weights, 5)
     pruned = before.clone()
@@ -125,7 +125,7 @@ def test_a_watched_penalty_still_counts_and_the_gradient_is_that_of_the_loss_alo
     assert gradient.eq(1).all()
     assert used._gradient is not None
     assert not used._gradient.any()
-    assert used.watch(3, penalty) is penalty
+    assert used.watch(10, penalty) is penalty
 
 
 def test_where_the_gradient_overflowed_growth_is_random_and_the_total_is_kept() -> None:
@@ -153,5 +153,5 @@ def test_a_client_that_has_diverged_keeps_its_mask() -> None:
 
 def test_a_frozen_mask_is_not_copied() -> None:
     mask = torch.ones(TOTAL, dtype=torch.bool)
-    used = SparseLearner(SparseTrainingConfig(), ENTRIES, mask, 0, 10, range(0), draws(), torch.empty(TOTAL))
+    used = SparseLearner(SparseTrainingConfig(), ENTRIES, mask, 0, {}, draws(), torch.empty(TOTAL))
     assert used.mask is mask

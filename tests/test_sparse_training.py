@@ -117,6 +117,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, Spa
         config(method="jmwst"),
         config(method="jmwst", r_int=2, hetero=HETERO, growth="gradient"),
         config(method="jmwst", subsample="aggregate", counts="faithful"),
+        config(method="feddst"),
+        config(method="prunefl"),
+        config(dataclasses.replace(BASE, compression=TOPK), method="prunefl"),
         config(dataclasses.replace(BASE, compression=TOPK), method="nst"),
         config(dataclasses.replace(BASE, compression=TOPK, server=ServerConfig(momentum=0.9)), method="jmwst"),
     ],
@@ -142,13 +145,14 @@ def test_masks_and_models_are_the_same_on_one_rank_and_on_two(used: Config) -> N
 
 
 @pytest.mark.parametrize("counts", ["exact", "faithful"])
-@pytest.mark.parametrize("method", ["nst", "jmwst"])
+@pytest.mark.parametrize("method", ["nst", "jmwst", "feddst"])
 def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     parties = begin(World(), config(method=method, counts=counts))
     assert parties.masks is not None
     rounding = 2 if counts == "faithful" else 0  # one entry a layer
-    first = sum(layer_counts(parties.masks.mask, parties.masks.entries))
+    layers = layer_counts(parties.masks.mask, parties.masks.entries)
+    first = sum(layers)
     assert abs(first - BUDGET) <= (0 if counts == "exact" else 4 * (BUDGET * 0.8) ** 0.5)
     for round_ in range(1, 4):
         federated_round(round_, config(method=method, counts=counts), parties)
@@ -156,13 +160,16 @@ def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypa
             assert result.mask is not None
             assert result.mask is learner.mask
             active = sum(layer_counts(result.mask, parties.masks.entries))
-            assert BUDGET <= active <= BUDGET + rounding
+            if method == "feddst":  # layers keep what they had
+                assert layer_counts(result.mask, parties.masks.entries) == layers
+            else:
+                assert BUDGET <= active <= BUDGET + rounding
         active = sum(layer_counts(parties.masks.mask, parties.masks.entries))
         assert abs(active - BUDGET) <= (rounding if method == "jmwst" else abs(first - BUDGET))
         seen.clear()
 
 
-@pytest.mark.parametrize("method", ["pdst", "nst", "spdst", "jmwst"])
+@pytest.mark.parametrize("method", ["pdst", "nst", "spdst", "jmwst", "feddst", "prunefl"])
 def test_pruned_weights_are_zero_after_every_local_step_and_on_the_server(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +196,7 @@ def test_pruned_weights_are_zero_after_every_local_step_and_on_the_server(
             assert not outside.any()
             assert not any(v[~parties.masks.mask].any() for v in moments.values() if v.shape == outside.shape)
             assert report["active_weights"] == BUDGET
-            assert (report["dropped_moments"] > 0) == (method == "jmwst")
+            assert (report["dropped_moments"] > 0) == METHODS[method].server_moves
     assert max(after for after, _ in steps) == 0
     assert max(before for _, before in steps) > 0  # the optimizer had moved them
 
@@ -410,9 +417,9 @@ def of_rank_0(directory: Path, round_: int) -> dict[str, Any]:
     return dict(torch.load(path, weights_only=True))
 
 
-@pytest.mark.parametrize("method", ["nst", "jmwst"])
+@pytest.mark.parametrize("method", ["nst", "jmwst", "feddst", "prunefl"])
 def test_a_resumed_run_has_the_bits_of_a_straight_one(method: str, tmp_path: Path) -> None:
-    used = config(dataclasses.replace(BASE, compression=TOPK), method=method)
+    used = config(dataclasses.replace(BASE, compression=TOPK), method=method, r_end=4)
     straight = checkpointed(tmp_path / "straight", used)
     checkpointed(tmp_path / "first", dataclasses.replace(used, rounds=2))
     resumed = checkpointed(tmp_path / "rest", used, resume=str(tmp_path / "first"))

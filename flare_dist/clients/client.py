@@ -66,6 +66,7 @@ class ClientResult:
     model_delta: Tensor  # float32 [total]: local - global
     buffer_delta: Tensor  # float32 [b]: change of the model's floating-point buffers; of a constant exactly zero
     mask: Tensor | None = None  # bool [total]: of a sparse model, the mask that the client ended with
+    squares: Tensor | None = None  # float32 [total]: sums of squared gradients, where the server asks for them
 
     @property
     def is_finite(self) -> bool:
@@ -128,8 +129,8 @@ class LocalTrainer:
         if penalty is not None and penalty.moved is not None:
             self.model_delta.sub_(penalty.moved)
         buffer_delta = self.model.buffers - global_buffers
-        mask = learner.mask if learner else None
-        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta, mask)
+        mask, squares = (learner.mask, learner.squares) if learner else (None, None)
+        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta, mask, squares)
 
     def run_steps(
         self,
@@ -163,7 +164,7 @@ class LocalTrainer:
     def _mask(self, learner: SparseLearner, step: int) -> None:
         """Zero what is not active; where the mask is due to move, what has left it as well, and what is new is zero."""
         self.model.mask_(learner.factor)
-        if step in learner.steps:
+        if step in learner.rates:
             self.model.collect()
             growing = learner.prune(self.model.parameters, step)
             self.model.mask_(learner.factor)

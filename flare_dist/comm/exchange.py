@@ -48,6 +48,7 @@ class Exchanged:
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
     gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
+    squares: Tensor | None = None  # float32 [total]: mean of the squared gradients, where clients measured them
 
 
 def _exchanged(
@@ -62,6 +63,24 @@ def _exchanged(
         buffer_sum.div_(present)
     train_loss = math.fsum(cohort.weights[client] * loss for client, loss in losses.items()) / (present or 1.0)
     return Exchanged(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)
+
+
+def mean_in_order(
+    world: World, cohort: Cohort, own: Mapping[int, Tensor], total: int
+) -> tuple[Tensor | None, list[int]]:
+    """The weighted mean of the clients' dense vectors, float32 [total], and whose it is: those that are finite.
+
+    `own` are those of the clients on this rank. One all-reduce for each client, in order, so that the bits do not
+    depend on who hosted whom; None where no vector is finite.
+    """
+    mean, present, finite = torch.zeros(total, device=world.device), 0.0, []
+    for client, weight in cohort.weights.items():
+        vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(mean))
+        if bool(vector.isfinite().all()):
+            mean.add_(vector, alpha=weight)
+            present += weight
+            finite.append(client)
+    return (mean.div_(present), finite) if finite else (None, [])
 
 
 class SparseUplink:

@@ -31,6 +31,10 @@ def _moves(config: Config) -> bool:
     return _scouts(config) or METHODS[config.sparse_training.method].clients_move
 
 
+def _fades(config: Config) -> bool:
+    return METHODS[config.sparse_training.method].fades
+
+
 def _scored(config: Config) -> bool:
     return METHODS[config.sparse_training.method].is_scored
 
@@ -53,15 +57,16 @@ RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
     ("sparse_training.[!m]*", lambda config: config.sparse_training.is_sparse, "a sparse_training.method"),
     ("sparse_training.init_*", _scouts, "sparse_training.method=spdst|jmwst"),
-    ("sparse_training.prune_rate", _moves, "sparse_training.method=nst|spdst|jmwst"),
-    ("sparse_training.growth", _moves, "sparse_training.method=nst|spdst|jmwst"),
-    ("pruning.[!fbtd]*", _scored, "sparse_training.method=pruned"),
+    ("sparse_training.prune_rate", lambda c: _moves(c) or _fades(c), "a sparse_training.method that moves masks"),
+    ("sparse_training.growth", _moves, "sparse_training.method=nst|spdst|jmwst|feddst"),
+    ("pruning.[!fbtd]*", _scored, "sparse_training.method=pruned|prunefl"),
     ("pruning.data", _asks_clients, "a pruning.criterion that looks at data"),
     ("pruning.frac", _asks_clients, "a pruning.criterion that looks at data"),
     ("pruning.batches", _asks_clients, "a pruning.criterion that looks at data"),
     ("pruning.threshold", lambda c: _scored(c) and c.pruning.criterion == "threshold", "pruning.criterion=threshold"),
-    ("sparse_training.r_int", _consents, "sparse_training.method=jmwst"),
-    ("sparse_training.subsample", _consents, "sparse_training.method=jmwst"),
+    ("sparse_training.r_int", _consents, "sparse_training.method=jmwst|feddst|prunefl"),
+    ("sparse_training.r_end", _fades, "sparse_training.method=feddst|prunefl"),
+    ("sparse_training.subsample", lambda c: _consents(c) and _scouts(c), "sparse_training.method=jmwst"),
     ("server.*", _of_clients, "mode=federated"),
     ("clients.num", _of_clients, "mode=federated"),
     ("clients.per_round", _of_clients, "mode=federated"),

@@ -23,6 +23,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.pruning import CRITERIA, PruningConfig
 
 MODES = ("federated", "gradient", "centralised")
@@ -138,7 +139,7 @@ class Config:
         if self.mode != "federated":
             raise ValueError(f"sparse_training.method: masks are those of federated clients, not of mode={self.mode}")
         looks = CRITERIA[self.pruning.criterion].needs_data and self.pruning.data == "server"
-        if self.sparse_training.method == "pruned" and looks and not self.data.validation:
+        if METHODS[self.sparse_training.method].is_scored and looks and not self.data.validation:
             raise ValueError("pruning.data: the server has examples only where data.validation holds some out")
         if compression.rule == "ef21" and not compression.is_dense:
             raise ValueError(f"compression.error_feedback: ef21's estimates do not follow masks ({method})")

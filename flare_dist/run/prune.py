@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.state import hosting_ranks
+from flare_dist.comm.exchange import Cohort, mean_in_order
 from flare_dist.compression.payload import WORD
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch
@@ -83,28 +84,21 @@ def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int]) -
     named = dict(module.named_parameters())
     weights = [named[entry.name] for entry in masks.entries]
     if not criterion.needs_data:
-        inputs = parties.trainer.source.inputs[:1]
-        batch = inputs.long() if parties.trainer.source.is_text else inputs.float()
-        return _flat(masks, criterion.measure(module, weights, [(batch, parties.trainer.source.labels[:1])])), 0
+        batch = parties.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
+        return _flat(masks, criterion.measure(module, weights, batch)), 0
     hosts = hosting_ranks(drawn, world.size, stateful=False)
     own: dict[int, Tensor] = {}
     for client in drawn:
         if hosts[client] == world.rank:
             own[client] = _flat(masks, criterion.measure(module, weights, _batches(config, parties, client)))
     world.wait_for_all()
-    # Client by client, in order, so that the bits do not depend on who hosted whom.
     shares = {SERVER: 1.0}
     if drawn != [SERVER]:
         shares = cohort_weights(drawn, [len(part) for part in parties.partition], config.clients.weighting)
-    total, present, sent = torch.zeros(masks.total, device=world.device), 0.0, 0
-    for client in drawn:
-        vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(total))
-        if bool(vector.isfinite().all()):
-            total.add_(vector, alpha=shares[client])
-            present, sent = present + shares[client], sent + 1
-    if not sent:
+    measured, sent = mean_in_order(world, Cohort(hosts, shares), own, masks.total)
+    if measured is None:
         raise DivergedError(f"pruning: what {config.pruning.criterion} measures is not finite on any client")
-    return total.div_(present), sent
+    return measured, len(sent)
 
 
 def _batches(config: Config, parties: Parties, client: int) -> list[tuple[Tensor, Tensor]]:

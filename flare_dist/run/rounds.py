@@ -63,7 +63,8 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     # The server's step, and what clients are to hold of it.
     if _steps_here(parties):
         if masks:
-            masks.step(round_, server, exchanged.mean_delta, exchanged.gathered, len(exchanged.accepted))
+            clients, gathered, squares = len(exchanged.accepted), exchanged.gathered, exchanged.squares
+            masks.step(round_, server, exchanged.mean_delta, clients, gathered, squares)
         else:
             server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
     if masks:
@@ -75,7 +76,8 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         round_, exchanged, uplink.payloads, downlink_bytes, server.buffers.numel(), traffic, seconds
     )
     if masks:
-        report |= masks.report(server.parameters.data, exchanged.gathered)
+        measured = 0 if exchanged.squares is None else len(exchanged.accepted)
+        report |= masks.report(server.parameters.data, exchanged.gathered, measured)
         report["dropped_residuals"] = uplink.dropped_in_all()
     return report
 
@@ -91,7 +93,7 @@ def _publish(round_: int, parties: Parties) -> None:
     if downlink.is_lossless:
         if not parties.server.is_stateless:
             world.broadcast_(downlink.parameters)
-            if masks and masks.server_moves_in(round_):
+            if masks and masks.schedule.server_moves_in(round_):
                 masks.adopt(world.broadcast_(masks.published()))
     else:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)

@@ -44,6 +44,7 @@ from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import FedDyn, Server
 from flare_dist.sparse_training.masks import prunable_entries
+from flare_dist.sparse_training.readjust import uses_of
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     masks = None
     if config.sparse_training.is_sparse:
         entries = prunable_entries(model, local.layout, config.sparse_training)
-        masks = Masks(config.sparse_training, entries, local.layout.total, config.seed, world.device)
+        example = torch.zeros(1, *data.input_shape, dtype=torch.int64 if data.train.is_text else torch.float32)
+        uses = uses_of(model, entries, example.to(world.device))
+        sparse, total = config.sparse_training, local.layout.total
+        masks = Masks(sparse, entries, total, config.seed, config.rounds, world.device, uses)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     own = clients.memory_names if federated else ()
     controlled = federated and clients.objective == "scaffold"

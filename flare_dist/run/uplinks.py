@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.clients.objectives import control_change, feddyn_memory
-from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink
+from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink, mean_in_order
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import WORD, Payload
 from flare_dist.run.config import Config
 from flare_dist.run.parties import Parties
 from flare_dist.server.aggregation import Receive, mean
-from flare_dist.server.masks import Assignment
+from flare_dist.server.masks import Assignment, Masks
 from flare_dist.sparse_training.learner import SparseLearner
-from flare_dist.sparse_training.masks import drop_outside
+from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
 
 CONTROL_PREFIX = "control_"  # of what a client remembers for error feedback on the change of its control variate
 
@@ -39,6 +40,7 @@ class RoundUplink:
         self.parties = parties
         self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
         self.assigned = _assign_masks(round_, config, cohort, parties)
+        self._squares: dict[int, Tensor] = {}  # of the clients on this rank, where the server asks for them
         self._work = _local_work(round_, config, cohort, parties)
         self._controls = None
         if parties.server.control is not None:
@@ -83,6 +85,8 @@ class RoundUplink:
             self._controls.add(result, state)
         if self._work:
             result.model_delta.div_(self._work[result.client])
+        if result.squares is not None:
+            self._squares[result.client] = result.squares
         form = None
         if result.mask is not None:
             form = self.assigned[result.client].form
@@ -96,9 +100,25 @@ class RoundUplink:
         exchanged = self._uplink.exchange(self.parties.world)
         if self._controls:
             exchanged = self._controls.exchange(exchanged)
+        if self.parties.masks and self.parties.masks.schedule.measures_in(self.round):
+            exchanged = self._exchange_squares(self.parties.masks, exchanged)
         if self._work and exchanged.accepted:
             exchanged.mean_delta.mul_(_mean_work(self._work, self.cohort, exchanged.accepted))
         return exchanged
+
+    def _exchange_squares(self, masks: Masks, exchanged: Exchanged) -> Exchanged:
+        """The mean of the squared gradients of the prunable weights, which clients send in float32."""
+        cohort = Cohort(self.cohort.hosts, {client: self.cohort.weights[client] for client in exchanged.accepted})
+        entries = masks.entries
+        own = {client: torch.cat(list(layers_of(squares, entries))) for client, squares in self._squares.items()}
+        mean, _ = mean_in_order(self.parties.world, cohort, own, sum(sizes(entries)))
+        if mean is None:
+            return exchanged
+        squares = mean.new_zeros(masks.total)
+        for layer, part in zip(layers_of(squares, entries), mean.split(sizes(entries))):
+            layer.copy_(part)
+        sent = WORD * mean.numel() * len(exchanged.accepted)
+        return replace(exchanged, squares=squares, uplink_bytes=exchanged.uplink_bytes + sent)
 
     def dropped_in_all(self) -> int:
         """The sum of `dropped` over the ranks, which call it together."""

@@ -25,37 +25,48 @@ from flare_dist.server.aggregation import UPDATE_MODES, GatheredMasks
 from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner, most_moved, update_steps
-from flare_dist.sparse_training.masks import budget, everything_but, layer_counts, mask_mismatch
+from flare_dist.sparse_training.learner import SparseLearner, most_moved
+from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch, sizes
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.pruning import layer_shares
+from flare_dist.sparse_training.readjust import readjusted_mask
+from flare_dist.sparse_training.schedule import MaskSchedule, falling_rates
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a client trains in a round: under which mask, for `steps` local steps with `epoch_steps` in an epoch."""
+    """What a client trains in a round."""
 
     form: MaskedForm  # of its payload, with the mask to start with
     budget: int  # prunable weights that are to be active after a mask update
-    steps: int
-    epoch_steps: int
-    moves: bool  # the mask is updated
+    rates: dict[int, float]  # the local steps after which the mask is updated, and how much of it goes
 
 
 class Masks:
     """The masks of a run on this rank; `mask`, bool [total], is the consensus, or where masks are personal the first.
 
     Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for each client, `step`, `remember`.
+    `uses`, of methods that measure, says how often an example uses a weight of each entry.
     """
 
     def __init__(
-        self, config: SparseTrainingConfig, entries: Sequence[Entry], total: int, seed: int, device: torch.device
+        self,
+        config: SparseTrainingConfig,
+        entries: Sequence[Entry],
+        total: int,
+        seed: int,
+        rounds: int,
+        device: torch.device,
+        uses: Sequence[float] = (),
     ) -> None:
         self.config = config
         self.method = METHODS[config.method]
+        self.schedule = MaskSchedule(config, rounds)
         self.entries = entries
         self.total = total
         self.seed = seed
         self.device = device
+        self.uses = uses
         self.mask = everything_but(entries, total, device)  # none yet
         self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
         self._personal: dict[int, Tensor] = {}  # client -> the bits of its own mask, where masks are personal
@@ -68,6 +79,8 @@ class Masks:
         """Draw the consensus of these densities, or the random mask of methods that have no stage 1."""
         draws = generator(self.seed, "consensus mask")
         drawn = densities or [self.config.density] * len(self.entries)
+        if self.method.keeps_layers:
+            drawn = flash.budget_densities(self.config, self.entries, layer_shares("erk", self.entries) or [])
         self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
         self._changes = [WORD * len(drawn) if densities else 0]
 
@@ -85,17 +98,6 @@ class Masks:
         prunable = {entry.name for entry in self.entries}
         return {f"{name}_mask": view.float() for name, view in layout.views(self.mask) if name in prunable}
 
-    def moves_in(self, round_: int) -> bool:
-        """True where clients move their masks in this round, the first of which is 1."""
-        if round_ < 1:
-            return False
-        every = self.config.r_int if self.method.server_moves else 1
-        return self.method.clients_move and (round_ - 1) % every == 0
-
-    def server_moves_in(self, round_: int) -> bool:
-        """True where the server makes a new consensus of the clients' masks."""
-        return self.method.server_moves and self.moves_in(round_)
-
     def assign(
         self, round_: int, steps: Mapping[int, tuple[int, int]], parameters: Tensor, compressor: Compressor
     ) -> dict[int, Assignment]:
@@ -106,35 +108,32 @@ class Masks:
 
         factors = flash.budgets_of(self.config, list(steps), round_, self.seed)
         budgets = flash.nested_masks(self.config, self.entries, parameters, self.mask)
-        moves = self.moves_in(round_)
         forms: dict[tuple[float, int, int], MaskedForm] = {}
         assigned = {}
         for client, (count, epoch) in steps.items():
             factor = factors[client]
             keep = budget(self.config, self.entries, factor)
-            kind = (factor, count if moves else 0, client if self.method.is_personal else -1)
+            rates = self.schedule.rates(round_, count, epoch)
+            kind = (factor, count if rates else 0, client if self.method.is_personal else -1)
             if kind not in forms:
                 mask = self._own_mask(client) if self.method.is_personal else budgets[factor]
-                removed, grown = self._most_moved(mask, keep, count, epoch) if moves else (0, 0)
-                is_common = not moves and set(factors.values()) == {1.0}
+                removed, grown = self._most_moved(mask, keep, rates) if rates else (0, 0)
+                is_common = not self.schedule.clients_move_in(round_) and set(factors.values()) == {1.0}
                 forms[kind] = MaskedForm(mask, packing_of, removed, grown, is_common)
-            assigned[client] = Assignment(forms[kind], keep, count, epoch, moves)
+            assigned[client] = Assignment(forms[kind], keep, rates)
         return assigned
 
-    def _most_moved(self, mask: Tensor, keep: int, steps: int, epoch_steps: int) -> tuple[int, int]:
+    def _most_moved(self, mask: Tensor, keep: int, rates: Mapping[int, float]) -> tuple[int, int]:
         """The most weights that leave and that enter what is known while a client trains."""
         active, rounding = sum(layer_counts(mask, self.entries)), len(self.entries)
-        removed = most_moved(self.config.prune_rate, steps, update_steps(steps, epoch_steps), active, keep)
+        removed = most_moved(rates, active, keep)
         return removed, removed + max(0, keep - active) + rounding
 
     def learner(self, round_: int, client: int, assignment: Assignment) -> SparseLearner:
         """How a client trains."""
-        mask = assignment.form.mask
-        when = update_steps(assignment.steps, assignment.epoch_steps) if assignment.moves else range(0)
-        draws = generator(self.seed, "growth", round_, client)
-        return SparseLearner(
-            self.config, self.entries, mask, assignment.budget, assignment.steps, when, draws, self._factor
-        )
+        draws, mask, keep = generator(self.seed, "growth", round_, client), assignment.form.mask, assignment.budget
+        measures = self.schedule.measures_in(round_)
+        return SparseLearner(self.config, self.entries, mask, keep, assignment.rates, draws, self._factor, measures)
 
     def most_nbytes(self, round_: int, assigned: Mapping[int, Assignment], compressor: Compressor) -> int:
         """No payload of the round is longer."""
@@ -152,8 +151,8 @@ class Masks:
         draws = generator(self.seed, "scout mask", client=client)
         even = [self.config.density] * len(self.entries)
         mask = flash.drawn_mask(self.config, self.entries, even, self.total, draws, self.device)
-        keep, when = budget(self.config, self.entries), update_steps(steps, epoch_steps)
-        return SparseLearner(self.config, self.entries, mask, keep, steps, when, draws, self._factor)
+        keep, rates = budget(self.config, self.entries), falling_rates(self.config.prune_rate, steps, epoch_steps)
+        return SparseLearner(self.config, self.entries, mask, keep, rates, draws, self._factor)
 
     def downlink_nbytes(self, assigned: Mapping[int, Assignment]) -> int:
         """What a star sends to a round's cohort: active weights in float32 and masks; call it once a round.
@@ -173,18 +172,27 @@ class Masks:
         return nbytes
 
     def step(
-        self, round_: int, server: Server, mean_delta: Tensor, gathered: GatheredMasks | None, clients: int
+        self,
+        round_: int,
+        server: Server,
+        mean_delta: Tensor,
+        clients: int,
+        gathered: GatheredMasks | None = None,
+        squares: Tensor | None = None,
     ) -> None:
         """The server's step on the mean of the clients' models, which is then masked.
 
-        `mean_delta`, of what they sent, is used up; `gathered` tells of their masks where these may differ.
+        `mean_delta`, of what they sent, is used up; `gathered` tells of their masks where these may differ, and
+        `squares` is the mean of their squared gradients where they measure any.
         """
         if gathered:
             UPDATE_MODES[self.config.resolved_update_mode](mean_delta, server.parameters.data, gathered)
         server.step(round_, mean_delta, clients)
-        self.settle(round_, server, gathered)
+        self.settle(round_, server, gathered, squares)
 
-    def settle(self, round_: int, server: Server, gathered: GatheredMasks | None = None) -> None:
+    def settle(
+        self, round_: int, server: Server, gathered: GatheredMasks | None = None, squares: Tensor | None = None
+    ) -> None:
         """Make the next consensus where it is time to, and mask the model and the server optimizer's state by it.
 
         The union of personal masks is left as it is.
@@ -193,9 +201,8 @@ class Masks:
         if self.method.is_personal and round_:
             return
         parameters = server.parameters.data
-        if self.server_moves_in(round_):
-            assert gathered is not None
-            mask = self._next_mask(parameters, gathered)
+        if self.schedule.server_moves_in(round_):
+            mask = self._next_mask(round_, parameters, gathered, squares)
             before = int(self.mask.count_nonzero())
             removed, grown = (int(change.count_nonzero()) for change in (self.mask & ~mask, mask & ~self.mask))
             self._changes.append(change_nbytes(before, self.total - before, removed, grown))
@@ -203,9 +210,19 @@ class Masks:
         parameters.mul_(self.mask)
         self.dropped_moments = server.forget_outside(self.mask)
 
-    def _next_mask(self, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
-        """The largest weights of the aggregate, among those that any client has."""
+    def _next_mask(
+        self, round_: int, parameters: Tensor, gathered: GatheredMasks | None, squares: Tensor | None
+    ) -> Tensor:
+        """The largest weights of the aggregate, among those that any client has; or by what the clients measured."""
+        if self.method.is_measured:
+            if squares is None:  # nobody's were finite
+                return self.mask
+            rate, active = self.schedule.rate(round_), sum(layer_counts(self.mask, self.entries))
+            return readjusted_mask(self.entries, parameters, self.mask, squares, self.uses, rate, active)
+        assert gathered is not None
         union = gathered.union()
+        if self.method.keeps_layers:
+            return largest_mask(parameters, self.entries, layer_counts(self.mask, self.entries), union)
         if self.config.subsample == "avg":
             counts = [layer_counts(mask, self.entries) for mask in gathered.masks]
             shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
@@ -227,13 +244,13 @@ class Masks:
             return self.mask
         return unpack_bits(self._personal[client])[: self.total]
 
-    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None) -> dict[str, Any]:
-        """What a round's row says of masks."""
+    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None, measured: int = 0) -> dict[str, Any]:
+        """What a round's row says of masks; `measured` clients have sent squared gradients."""
         active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
         return {
             "active_weights": sum(active),
             "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
-            "mask_bytes": gathered.mask_nbytes if gathered else 0,
+            "mask_bytes": gathered.mask_nbytes if gathered else measured * WORD * sum(sizes(self.entries)),
             "dropped_moments": self.dropped_moments,
             "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},
         }

@@ -9,7 +9,7 @@ from flare_dist.sparse_training.methods import METHODS
 
 UPDATE_MODES = ("auto", "mean", "masked_mean")
 SUBSAMPLES = ("avg", "aggregate")
-GROWTHS = ("random", "gradient")
+GROWTHS = ("auto", "random", "gradient")
 COUNTS = ("exact", "faithful")
 LAYERS = ("conv", "all")
 
@@ -21,7 +21,9 @@ class SparseTrainingConfig:
     Args:
         method: dense (no mask), pdst (one random mask), pruned (one mask of the highest scores, see pruning), nst (each
             client moves a mask of its own), spdst (one mask with the layer densities to which a few clients' masks
-            moved in stage 1) or jmwst (as spdst, and the mask goes on moving, in clients and on the server).
+            moved in stage 1), jmwst (as spdst, and the mask goes on moving, in clients and on the server), feddst
+            (clients move a mask whose layers keep their Erdos-Renyi-Kernel densities, and the server keeps the largest
+            of what comes) or prunefl (as pruned, and the server moves the mask by gradients that clients measure).
         density: fraction of the prunable weights that is KEPT, in (0, 1]; smaller = sparser.
         layers: which weights are prunable: conv (of convolutions) or all (of linear layers as well). Norms and biases
             stay dense.
@@ -29,14 +31,16 @@ class SparseTrainingConfig:
         exclude_ends: the first and the last of all convolutions and linear layers stay dense.
         init_frac: share of all clients that take part in stage 1, in (0, 1].
         init_epochs: local epochs of stage 1.
-        prune_rate: share of a layer's weights that a client's mask update removes, at the beginning of a round; it
-            falls linearly to 0 at its end. In [0, 1).
-        growth: where removed weights grow again: at random places, or at those with the largest gradient (RigL).
-        r_int: jmwst moves masks in every r_int-th round, beginning with the first.
+        prune_rate: share of a layer's weights that a mask update removes, in [0, 1): at the beginning of a round,
+            falling linearly to 0 at its end; of feddst and prunefl in the first round, falling as a cosine to 0.
+        growth: where removed weights grow again: at random places, at those with the largest gradient (RigL), or auto,
+            which is gradient for feddst and otherwise random.
+        r_int: jmwst, feddst and prunefl move masks in every r_int-th round, beginning with the first.
+        r_end: the round in which feddst and prunefl move masks no longer; if not given, that after the last.
         subsample: what jmwst's server divides the weights among layers by: avg (the clients' mean densities) or
             aggregate (how many weights the clients have together).
         update_mode: how clients' models become one: mean (a weight outside a client's mask counts as 0), masked_mean
-            (the mean over the clients that have it) or auto, which is masked_mean where budgets differ.
+            (the mean over the clients that have it) or auto, which is masked_mean for feddst and where budgets differ.
         hetero: budgets, pairs of (share of the cohort, factor on density), e.g. [[0.3, 0.5], [0.3, 0.75], [0.4, 1]];
             a client with a smaller budget trains the largest weights only. Empty = all alike; needs spdst or jmwst.
         counts: exact (masks have density times prunable weights, and what a layer cannot take the others get) or
@@ -51,8 +55,9 @@ class SparseTrainingConfig:
     init_frac: float = 0.05
     init_epochs: int = 10
     prune_rate: float = 0.25
-    growth: str = "random"
+    growth: str = "auto"
     r_int: int = 1
+    r_end: int | None = None
     subsample: str = "avg"
     update_mode: str = "auto"
     hetero: tuple[tuple[float, float], ...] = ()
@@ -74,6 +79,8 @@ class SparseTrainingConfig:
         for name in ("init_epochs", "r_int"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sparse_training.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.r_end is not None and self.r_end < 1:
+            raise ValueError(f"sparse_training.r_end: must be at least 1, got {self.r_end}")
         if not 0 <= self.prune_rate < 1:
             raise ValueError(f"sparse_training.prune_rate: must be in [0, 1), got {self.prune_rate}")
         self._check_hetero()
@@ -92,6 +99,13 @@ class SparseTrainingConfig:
             raise ValueError(f"sparse_training.hetero: needs spdst or jmwst, not {self.method}")
 
     @property
+    def resolved_growth(self) -> str:
+        """random or gradient."""
+        if self.growth != "auto":
+            return self.growth
+        return "gradient" if METHODS[self.method].keeps_layers else "random"
+
+    @property
     def is_sparse(self) -> bool:
         return self.method != "dense"
 
@@ -100,4 +114,4 @@ class SparseTrainingConfig:
         """mean or masked_mean."""
         if self.update_mode != "auto":
             return self.update_mode
-        return "masked_mean" if self.hetero else "mean"
+        return "masked_mean" if self.hetero or METHODS[self.method].keeps_layers else "mean"

@@ -37,6 +37,11 @@ def _exact_counts(config: SparseTrainingConfig, entries: Entries, shares: Sequen
     return none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
 
 
+def budget_densities(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[float]:
+    """The density of each layer where the budget is shared in proportion to `shares`."""
+    return [count / entry.numel for count, entry in zip(_exact_counts(config, entries, shares), entries)]
+
+
 def drawn_mask(
     config: SparseTrainingConfig,
     entries: Entries,
@@ -59,7 +64,7 @@ def consensus_densities(
     means = [math.fsum(layer) / len(layer) for layer in zip(*sensitivities)]
     shares = [mean * entry.numel for mean, entry in zip(means, entries)]
     if config.counts == "exact":
-        return [count / entry.numel for count, entry in zip(_exact_counts(config, entries, shares), entries)]
+        return budget_densities(config, entries, shares)
     scale = config.density * sum(sizes(entries)) / math.fsum(shares)
     return [min(mean * scale, 1.0) for mean in means]
 

@@ -7,7 +7,7 @@ weights are large (FLASH's code, after Dettmers & Zettlemoyer 2019; growth by gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,33 +16,25 @@ from flare_dist.compression.sparsifiers import topk
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places, sizes
+from flare_dist.sparse_training.methods import METHODS
 
 GROWTH_LIMIT = 0.99  # of the free places of a layer
 Penalise = Callable[[Tensor, Tensor], None]
 
 
-def update_steps(num_steps: int, steps_per_epoch: int) -> range:
-    """After which local steps the mask moves: at the end of every epoch but the last, or in the middle of a single one.
-
-    >>> list(update_steps(12, 4)), list(update_steps(7, 7)), list(update_steps(1, 1))
-    ([4, 8], [3], [])
-    """
-    if num_steps <= steps_per_epoch:
-        return range(num_steps // 2, num_steps // 2 + 1) if num_steps > 1 else range(0)
-    return range(steps_per_epoch, num_steps, steps_per_epoch)
-
-
-def most_moved(rate: float, num_steps: int, steps: Sequence[int], active: int, budget: int) -> int:
-    """The most weights that the mask updates after these local steps can remove from a mask with `active`."""
+def most_moved(rates: Mapping[int, float], active: int, budget: int) -> int:
+    """The most weights that mask updates at these rates can remove from a mask with `active`."""
     most = max(active, budget)
-    return min(active, sum(int(rate * (1 - step / num_steps) * most) + 1 for step in steps))
+    return min(active, sum(int(rate * most) + 1 for rate in rates.values()))
 
 
 class SparseLearner:
-    """The mask of one client while it trains, and its updates after the local steps in `steps`.
+    """The mask of one client while it trains, and its updates after the local steps in `rates`, which says how much of
+    each layer they remove.
 
     `budget` is the number of prunable weights that are to be active after an update. `factor`, float32 [total], is 1
-    where a weight is active and 0 elsewhere; it belongs to the learner until the client has trained.
+    where a weight is active and 0 elsewhere; it belongs to the learner until the client has trained. Where it
+    `measures`, `squares`, float32 [total], adds up the squares of the loss's gradients, of all weights.
     """
 
     def __init__(
@@ -51,31 +43,35 @@ class SparseLearner:
         entries: Sequence[Entry],
         mask: Tensor,
         budget: int,
-        num_steps: int,
-        steps: Sequence[int],
+        rates: Mapping[int, float],
         draws: torch.Generator,
         factor: Tensor,
+        measures: bool = False,
     ) -> None:
         self.config = config
         self.entries = entries
-        self.mask = mask.clone() if steps else mask
+        self.mask = mask.clone() if rates else mask
         self.budget = budget
-        self.num_steps = num_steps
-        self.steps = steps
+        self.rates = rates
         self.draws = draws
         self.factor = factor.copy_(mask)
+        self.squares = torch.zeros_like(factor) if measures else None
         self._gradient: Tensor | None = None
 
     def watch(self, step: int, penalty: Penalise | None) -> Penalise | None:
         """What the step that ends as `step` is to be given as its penalty, so that its gradient is seen where it is
         needed: that of the loss alone.
         """
-        if step not in self.steps or self.config.growth != "gradient":
+        grows = step in self.rates and self.config.resolved_growth == "gradient"
+        if not grows and self.squares is None:
             return penalty
 
         def keep_gradient(gradient: Tensor, parameters: Tensor) -> None:
             if gradient.isfinite().all():  # with fp16 a step may overflow: what grows then grows at random
-                self._gradient = gradient.clone()
+                if grows:
+                    self._gradient = gradient.clone()
+                if self.squares is not None:
+                    self.squares.addcmul_(gradient, gradient)
             if penalty is not None:
                 penalty(gradient, parameters)
 
@@ -83,7 +79,7 @@ class SparseLearner:
 
     def prune(self, parameters: Tensor, step: int) -> list[int]:
         """Take the smallest weights out of the mask; returns how many are to grow in each layer instead."""
-        rate = self.config.prune_rate * (1 - step / self.num_steps)
+        rate, keeps_layers = self.rates[step], METHODS[self.config.method].keeps_layers
         actives = layer_counts(self.mask, self.entries)
         layers = list(layers_of(self.mask, self.entries))
         sums = [float(values.abs().sum()) for values in layers_of(parameters, self.entries)]
@@ -91,18 +87,21 @@ class SparseLearner:
             return [0] * len(layers)  # the client has diverged, and will be left out of the round
         means = [total / max(active, 1) for total, active in zip(sums, actives)]
         importance = [mean / (math.fsum(means) or 1.0) for mean in means]
-        rooms = []
+        removals, rooms = [], []
         for layer, values, active, share in zip(layers, layers_of(parameters, self.entries), actives, importance):
             free = layer.numel() - active
-            nearly_dense = free < 0.2 * layer.numel() and share > 1 / len(layers)
+            nearly_dense = free < 0.2 * layer.numel() and share > 1 / len(layers) and not keeps_layers
             removed = int((min(free / layer.numel(), rate) if nearly_dense else rate) * active)
             if removed:
                 places = layer.nonzero().squeeze(1)
                 kept = topk(values[places], active - removed, torch.Generator())
                 layer.zero_()
                 layer[places[kept]] = True
+            removals.append(removed)
             rooms.append(int(GROWTH_LIMIT * (free + removed)))
         self.factor.copy_(self.mask)
+        if keeps_layers:
+            return removals
         missing = max(0, self.budget - sum(layer_counts(self.mask, self.entries)))
         if self.config.counts == "exact" and sum(rooms) < missing:  # at densities near 1
             rooms = [n - count for n, count in zip(sizes(self.entries), layer_counts(self.mask, self.entries))]
