@@ -25,8 +25,8 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config, load_config
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.rounds import Parties, federated_round
-from flare_dist.run.trainer import divide, gather_parties
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

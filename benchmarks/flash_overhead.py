@@ -23,9 +23,9 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config, load_config
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.parties import Parties
 from flare_dist.run.rounds import federated_round
-from flare_dist.run.trainer import divide, gather_parties
 from flare_dist.server.masks import Masks
 from flare_dist.sparse_training.learner import SparseLearner
 

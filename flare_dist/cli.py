@@ -31,10 +31,11 @@ from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
 from flare_dist.run.config import build_config, config_parser, to_yaml
 from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.gather import divide
 from flare_dist.run.rounds import DivergedError
 from flare_dist.run.sweep import PLOT, RESULTS, Grid, parse_values, sweep
 from flare_dist.run.sweep_results import by_point, results_table
-from flare_dist.run.trainer import divide, train
+from flare_dist.run.trainer import train
 
 log = logging.getLogger("flare_dist")
 

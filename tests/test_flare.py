@@ -24,8 +24,8 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import ParameterLayout
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.rounds import Parties, federated_round
-from flare_dist.run.trainer import divide, gather_parties
 
 LAYOUT = ParameterLayout.of([("a.weight", torch.empty(30, 9)), ("a.bias", torch.empty(9)), ("b", torch.empty(1))])
 CONFIG = Config(

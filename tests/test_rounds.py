@@ -21,8 +21,8 @@ from flare_dist.data.datasets import load
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
 from flare_dist.run.config import Config
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.rounds import DivergedError, Parties, centralised_round, federated_round
-from flare_dist.run.trainer import divide, gather_parties
 from flare_dist.server.config import ServerConfig
 from tests.oracle import train_in_one_process
 from tests.ranks import run_ranks, single

@@ -20,8 +20,8 @@ from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.run.config import load_config
 from flare_dist.run.evaluation import evaluate
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.rounds import federated_round
-from flare_dist.run.trainer import divide, gather_parties
 
 ROOT = Path(__file__).parent
 SAMPLE = ROOT / "shakespeare"

@@ -8,43 +8,28 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.optimizers import OPTIMIZERS
-from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import Launch, World, open_world
-from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.data.partition import partition
-from flare_dist.engines.build import build_model
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir
 from flare_dist.run.checks import check_run
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
 from flare_dist.run.files import save_model, write_text
+from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.gradient import export_memory, import_memory
-from flare_dist.run.ledger import report_break_even
-from flare_dist.run.parties import DataParallel, Parties
+from flare_dist.run.parties import Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.tracking import Tracker, read_rows
-from flare_dist.run.uplinks import CONTROL_PREFIX
-from flare_dist.server.downlink import Downlink
-from flare_dist.server.masks import Masks
-from flare_dist.server.server import FedDyn, Server
-from flare_dist.sparse_training.masks import prunable_entries
-from flare_dist.sparse_training.readjust import uses_of
 
 log = logging.getLogger(__name__)
 
@@ -140,59 +125,6 @@ def save_global(path: Path, parties: Parties) -> None:
     save_model(path, {name: floats.get(names.get(value, name), value.detach()) for name, value in state.items()})
     if parties.masks and not parties.masks.method.is_personal:
         save_model(path.with_suffix(rundir.MASKS_SUFFIX), parties.masks.by_name(model.layout))
-
-
-def divide(config: Config, data: DataSplits) -> list[Tensor]:
-    """The indices of each client's examples; where the data are pooled, one client holds them all."""
-    if config.mode != "federated":
-        return [torch.arange(len(data.train.labels))]
-    return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
-
-
-def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
-    """The parties of a run on this rank, at its beginning."""
-    clients = config.clients
-
-    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-        return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
-
-    alone = config.mode != "gradient"
-    local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
-    source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
-    trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
-    compressor = Compressor(config.compression, local.layout, config.seed, world.device)
-    masks = None
-    if config.sparse_training.is_sparse:
-        entries = prunable_entries(model, local.layout, config.sparse_training)
-        example = torch.zeros(1, *data.input_shape, dtype=torch.int64 if data.train.is_text else torch.float32)
-        uses = uses_of(model, entries, example.to(world.device))
-        sparse, total = config.sparse_training, local.layout.total
-        masks = Masks(sparse, entries, total, config.seed, config.rounds, world.device, uses)
-    federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
-    own = clients.memory_names if federated else ()
-    controlled = federated and clients.objective == "scaffold"
-    if controlled:  # the change of the control variate is a second payload, with a memory of its own
-        own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
-    states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
-    if federated and clients.objective == "feddyn":
-        server.feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
-    if controlled:
-        server.control = torch.zeros_like(local.parameters)
-    compression = config.compression if federated else replace(config.compression, downlink="dense")
-    downlink = Downlink(compression, local.layout, server.parameters.data)
-    machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
-    log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
-    report_break_even(config, compressor, world.size)
-    if states.names and federated:
-        homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
-        log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
-    parallel = None
-    if config.mode == "gradient":
-        hook = local.distribute(seed=config.seed, **vars(config.compression))
-        parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
-    held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
-    return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)
 
 
 def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
