@@ -16,9 +16,7 @@ Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,22 +25,10 @@ from torch import Tensor, nn
 from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_async, all_reduce_async, rank_and_size
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.comm.hook_memory import BucketMemory
+from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import WORD, Payload
 from flare_dist.layout import ParameterLayout
-
-
-@dataclass(frozen=True)
-class HookTraffic:
-    """What a hook has sent."""
-
-    wire_bytes: int = 0  # of the collectives over all ranks, padding included
-    uplink_bytes: int = 0  # what this rank had to say, before padding
-    kept: int = 0  # entries of the gradients in it
-    collectives: int = 0
-
-    def since(self, earlier: "HookTraffic") -> "HookTraffic":
-        return HookTraffic(*(now - before for now, before in zip(astuple(self), astuple(earlier))))
 
 
 class LossScaler(Protocol):
@@ -91,7 +77,7 @@ class SparseHookState:
         self.seed = seed
         self.step = 0  # backward passes that were synchronised
         self.traffic = HookTraffic()
-        self.sent: list[tuple[float, int]] = []  # of this step's buckets (clock, bytes on the wire), where a CPU trains
+        self.clock = StepClock()  # of this step
         self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -110,17 +96,10 @@ class SparseHookState:
         """What the collectives moved over all ranks, padding included."""
         return self.traffic.wire_bytes
 
-    def count(self, wire_bytes: int, uplink_bytes: int, kept: int, on_cpu: bool) -> None:
+    def count(self, wire_bytes: int, uplink_bytes: int, kept: int) -> None:
         """Note one bucket that is about to be sent."""
-        before = self.traffic
-        self.traffic = HookTraffic(
-            before.wire_bytes + wire_bytes,
-            before.uplink_bytes + uplink_bytes,
-            before.kept + kept,
-            before.collectives + 1,
-        )
-        if on_cpu:  # a GPU is behind this clock
-            self.sent.append((time.perf_counter(), wire_bytes))
+        self.traffic += HookTraffic(wire_bytes, uplink_bytes, kept, collectives=1)
+        self.clock.send(wire_bytes)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
@@ -151,7 +130,7 @@ class SparseHookState:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         self._commit()
         self.held.clear()
-        self.sent.clear()
+        self.clock.begin_step()
         self.step += 1
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
@@ -216,11 +195,17 @@ def exchange_gradients(
     The ranks call it with the same parameters in the same order; a step begins with `state.begin_step()`.
     """
     rank, world_size = rank_and_size(state.process_group)
+    state.clock.hand_over()
     bucket = state.bucket_of(parameters)
     if state.config.is_dense:
-        state.count(2 * (world_size - 1) * buffer.nbytes, buffer.nbytes, buffer.numel(), not buffer.is_cuda)
+        state.count(2 * (world_size - 1) * buffer.nbytes, buffer.nbytes, buffer.numel())
         reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
-        return reduced.then(lambda future: future.value()[0])
+
+        def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+            state.clock.come_back()
+            return future.value()[0]
+
+        return reduced.then(take)
 
     failed = ~_is_finite(buffer)
     scale = _scale(state, buffer.device)
@@ -244,7 +229,7 @@ def exchange_gradients(
     kept, size = payload.kept, WORD + payload.nbytes
     padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
     packed = torch.cat([failed.int().view(1).view(torch.uint8), payload.data, padding])
-    state.count(world_size * (world_size - 1) * packed.nbytes, size, kept, not buffer.is_cuda)
+    state.count(world_size * (world_size - 1) * packed.nbytes, size, kept)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 
@@ -262,7 +247,9 @@ def exchange_gradients(
         # Scaled up again, a residual may be too large for float16.
         anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded)
         state.note_failure(anywhere)
-        return buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
+        buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
+        state.clock.come_back()
+        return buffer
 
     return arrived.then(decode)
 

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
 
 from flare_dist.comm.heartbeat import heartbeat
 

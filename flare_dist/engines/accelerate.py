@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_state
+from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
@@ -76,18 +78,26 @@ class AccelerateModel:
         scaler = self._accelerator.scaler
         self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
 
-    def distribute(self, **settings: Any) -> SparseHookState:
-        """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings.
+    def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState | LibraryHookState:
+        """From now on each `step` takes the mean gradient of all ranks, exchanged by the hook that is asked for.
 
-        All ranks call it, and `step`, together. Buffers stay each rank's own.
+        `settings` are those of the sparse one. All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
         device = self.parameters.device
+        one_bucket = ONE_BUCKET_MB if gradients.hook == "powersgd" else None
         with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones only this
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self._parallel = DistributedDataParallel(
-                self.module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+                self.module,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                bucket_cap_mb=one_bucket,
             )
-        return attach_ddp(self._parallel, scaler=self._accelerator.scaler, **settings)
+        if gradients.hook == "sparse":
+            return attach_ddp(self._parallel, scaler=self._accelerator.scaler, seed=seed, **settings)
+        state = LibraryHookState(gradients, self._parallel.process_group, seed)
+        self._parallel.register_comm_hook(state, library_hook)
+        return state
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and its integer buffers their initial ones."""

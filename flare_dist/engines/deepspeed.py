@@ -20,6 +20,7 @@ from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
 from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
 from flare_dist.layout import buffer_layout, parameter_layout
@@ -146,9 +147,10 @@ class DeepSpeedModel:
         """Floating-point inputs in the model's precision."""
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def distribute(self, **settings: Any) -> SparseHookState:
+    def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState:
         """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings."""
-        return attach_engine(self._engine, **settings)
+        assert gradients.hook == "sparse", "the others are hooks of DistributedDataParallel"
+        return attach_engine(self._engine, seed=seed, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and its integer buffers their initial ones."""

@@ -23,6 +23,10 @@ def _of_clients(config: Config) -> bool:
     return config.mode != "gradient"
 
 
+def _is_sparse_exchange(config: Config) -> bool:
+    return config.mode != "gradient" or config.gradients.hook == "sparse"
+
+
 def _scouts(config: Config) -> bool:
     return METHODS[config.sparse_training.method].has_stage_one
 
@@ -67,6 +71,9 @@ RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("sparse_training.r_int", _consents, "sparse_training.method=jmwst|feddst|prunefl"),
     ("sparse_training.r_end", _fades, "sparse_training.method=feddst|prunefl"),
     ("sparse_training.subsample", lambda c: _consents(c) and _scouts(c), "sparse_training.method=jmwst"),
+    ("compression.*", _is_sparse_exchange, "gradients.hook=sparse"),
+    ("gradients.*", lambda config: config.mode == "gradient", "mode=gradient"),
+    ("gradients.powersgd_*", lambda config: config.gradients.hook == "powersgd", "gradients.hook=powersgd"),
     ("server.*", _of_clients, "mode=federated"),
     ("clients.num", _of_clients, "mode=federated"),
     ("clients.per_round", _of_clients, "mode=federated"),

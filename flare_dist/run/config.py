@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import check_compression
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig
@@ -68,7 +69,8 @@ class Config:
         data: what is learnt, and how it is divided among the clients.
         model: which model is trained.
         clients: who takes part and how clients train.
-        compression: what of a client's model delta travels to the server.
+        compression: what of a client's model delta travels to the server, or of a rank's gradients to the others.
+        gradients: by which hook mode gradient exchanges its gradients.
         server: how the server turns the clients' mean model delta into new global parameters.
         sparse_training: which weights the model has at all, and who decides it.
         pruning: by which score the weights of sparse_training.method=pruned are chosen.
@@ -85,6 +87,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     sparse_training: SparseTrainingConfig = field(default_factory=SparseTrainingConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -102,6 +105,10 @@ class Config:
             raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
         if self.mode == "gradient":
             check_compression(self.compression)
+            if self.gradients.hook != "sparse" and self.engine.name != "accelerate":
+                raise ValueError(
+                    f"gradients.hook: {self.gradients.hook} needs engine.name=accelerate, whose DDP has it"
+                )
         if self.mode == "federated":
             self._check_residuals()
             self._check_fednova()

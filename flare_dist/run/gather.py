@@ -14,6 +14,7 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import partition
@@ -51,6 +52,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
+    if config.mode == "gradient" and config.gradients.hook != "sparse":
+        config = replace(
+            config, compression=CompressionConfig(sparsifier="dense")
+        )  # what there is to remember: nothing
     compressor = Compressor(config.compression, local.layout, config.seed, world.device)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     own = clients.memory_names if federated else ()
@@ -73,7 +78,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     parallel = None
     if config.mode == "gradient":
-        hook = local.distribute(seed=config.seed, **vars(config.compression))
+        hook = local.distribute(config.gradients, config.seed, **vars(config.compression))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
     return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)

@@ -34,6 +34,7 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     model.module.train()
     loss_sum = torch.zeros(1, device=world.device)
     buckets: list[list[tuple[float, int]]] = []
+    selecting, late = 0.0, 0.0
     with watch.phase("compute"):
         for _ in range(config.eval_every):
             start = time.perf_counter()
@@ -42,8 +43,13 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
                 loss_sum.add_(model.step(inputs, labels))
-            buckets.append([(clock - start, wire_bytes) for clock, wire_bytes in hook.sent])
+            if world.device.type == "cpu":  # a GPU is behind this clock
+                buckets.append([(clock - start, wire_bytes) for clock, wire_bytes in hook.clock.sent])
+                selecting += hook.clock.select_seconds
+                late += hook.clock.late_seconds
         model.collect()
+    watch.rebook("select", selecting)
+    watch.rebook("communicate", late)
     server.parameters.data.copy_(model.parameters)
     server.buffers.copy_(world.all_reduce_(model.buffers.clone()).div_(world.size))
     train_loss = (world.all_reduce_(loss_sum) / (world.size * config.eval_every)).item()
@@ -57,6 +63,8 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
 
 def _mean_step(steps: list[list[tuple[float, int]]]) -> list[tuple[float, int]]:
     """The mean time after which each bucket was sent, and its bytes; DDP has other buckets in its first step."""
+    if not steps:
+        return []
     alike = [step for step in steps if len(step) == len(steps[-1])]
     return [(fmean(clock for clock, _ in bucket), bucket[-1][1]) for bucket in zip(*alike)]
 

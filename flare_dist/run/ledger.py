@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.ddp_hook import HookTraffic
 from flare_dist.comm.distributed import Traffic, World
 from flare_dist.comm.exchange import Exchanged
+from flare_dist.comm.hook_meter import HookTraffic
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.payload import WORD, Packing
 from flare_dist.run.config import Config
@@ -43,6 +43,14 @@ class Stopwatch:
         start = self.world.now()
         yield
         self.seconds[name] += self.world.now() - start
+
+    def rebook(self, name: str, seconds: float) -> None:
+        """So much of what was booked as computing was something else, `name` or communicating."""
+        self.seconds["compute"] -= seconds
+        if name == "communicate":
+            self.world.traffic.communication_seconds += seconds
+        else:
+            self.seconds[name] += seconds
 
     def totals(self) -> dict[str, float]:
         """`ranks`, and all `*_seconds` of the round, each the largest over them."""
@@ -129,8 +137,8 @@ def gradient_report(
     """The row of one round of mode: gradient, in which a rank is a client.
 
     `steps` are (ranks, steps of the round, parameters), `moved` what the hook moved, `traffic` what moved beside it.
-    Selection and exchange happen inside backward and are timed with it; `buckets` has for each bucket of a step when
-    it was sent, in seconds after the step's beginning, and its bytes on the wire.
+    `buckets` has for each bucket of a step when it was sent, in seconds after the step's beginning, and its bytes on
+    the wire; empty where a GPU trains.
     """
     ranks, count, total = steps
     return {

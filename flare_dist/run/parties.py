@@ -10,6 +10,7 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import World
+from flare_dist.comm.library_hooks import LibraryHookState
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.server.downlink import Downlink
@@ -25,7 +26,7 @@ class DivergedError(RuntimeError):
 class DataParallel:
     """What mode: gradient trains with."""
 
-    hook: SparseHookState
+    hook: SparseHookState | LibraryHookState
     epochs: SharedEpochs
 
 

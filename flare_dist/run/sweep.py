@@ -41,7 +41,7 @@ TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuratio
 MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "seconds")
 
 Values = dict[str, str]  # dotted key -> value as on the command line
-Check = Callable[[Sequence[str]], None]  # raises ValueError where a command line is no valid configuration
+Check = Callable[[Sequence[str]], object]  # raises ValueError where a command line is no valid configuration
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.logging import RichHandler
+
+from flare_dist.cli import reports, sweeps, training
+from flare_dist.comm.distributed import Launch
+from flare_dist.run.rounds import DivergedError
+
+log = logging.getLogger("flare_dist")
+
+Run = Callable[[ArgumentParser, Any, Launch, Console], None]
+COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Run]] = {
+    "train": (training.train_parser, training.run_train),
+    "evaluate": (training.evaluate_parser, training.run_evaluate),
+    "partition": (training.partition_parser, training.run_partition),
+    "sweep": (sweeps.sweep_parser, sweeps.run_sweep),
+    "compare": (sweeps.compare_parser, sweeps.run_compare),
+    "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
+    "densities": (reports.densities_parser, reports.run_densities),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 where training diverged, 2 for wrong input, 130 for Ctrl-C."""
+    launch = Launch.from_environment()
+    console = Console(stderr=True, quiet=launch.rank != 0)
+    _start_logging(launch, console)
+    if launch.size > 1:
+        # A rank that waits in a collective never returns to Python to see an interrupt: let the signal end it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        parsers = {name: make() for name, (make, _) in COMMANDS.items()}
+        command, options = _parse(parsers, arguments)
+        COMMANDS[command][1](parsers[command], options, launch, console)
+    except (ArgumentError, ValueError) as error:
+        return _fail(" ".join(str(error).split()), 2)
+    except DivergedError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues from the last checkpoint, if there is one", 130)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    """Say what went wrong in one line and hand the exit status on."""
+    log.error("error: %s", message)
+    return status
+
+
+def _start_logging(launch: Launch, console: Console) -> None:
+    """Rank 0 speaks, above the progress bar; the first rank of every other node reports errors; the rest are silent."""
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
+    if launch.rank != 0:
+        handler = logging.StreamHandler() if launch.local_rank == 0 else logging.NullHandler()
+    handler.addFilter(_mark_warning)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO if launch.rank == 0 else logging.ERROR)
+    log.propagate = False
+
+
+def _mark_warning(record: logging.LogRecord) -> bool:
+    """Begin warnings with the word, as errors do."""
+    if record.levelno == logging.WARNING and not str(record.msg).startswith("warning: "):
+        record.msg = f"warning: {record.msg}"
+    return True
+
+
+def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:
+    parser = ArgumentParser(
+        prog="flare-dist",
+        description="Federated training with sparse updates.",
+        version=version("flare_dist"),
+        exit_on_error=False,
+    )
+    parser.add_argument("--local_rank", type=int | None, default=None, help="Given by some launchers; not used.")
+    commands = parser.add_subcommands()
+    for name, subparser in parsers.items():
+        commands.add_subcommand(name, subparser, help=subparser.description)
+    chosen = parser.parse_args(arguments)
+    return chosen.subcommand, chosen[chosen.subcommand]

@@ -1,0 +1,112 @@
+"""The commands that read what runs have logged: bandwidth, densities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals
+from flare_dist.analysis.densities import densities_table, read_densities
+from flare_dist.analysis.links import TOPOLOGIES, Link
+from flare_dist.analysis.plots import plot_densities
+from flare_dist.analysis.report import lines, terminal_table, write_report
+from flare_dist.cli.console import wide_console
+from flare_dist.comm.distributed import Launch
+
+log = logging.getLogger(__name__)
+
+DENSITIES = "densities.png"
+
+
+def bandwidth_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Compare what runs sent and took, and project it on other links, from their logs.",
+        exit_on_error=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="Directories with metrics.jsonl or TensorBoard event files.")
+    add_projections(parser)
+    parser.add_argument("--ranks", type=int | None, default=None, help="How many ranks ran, where logs do not say.")
+    parser.add_argument(
+        "--tag",
+        action="append",
+        type=str,
+        default=[],
+        help="KEY=TAG: the TensorBoard tag under which another trainer logs a key of metrics.jsonl, e.g. "
+        "uplink_bytes=comm/sent or test_accuracy=eval/acc; may be repeated.",
+    )
+    parser.add_argument(
+        "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/bandwidth"), help="For CSV, HTML and plots.")
+    return parser
+
+
+def add_projections(parser: Any) -> None:
+    """What is asked of logs: other links, and an accuracy to be reached."""
+    parser.add_argument(
+        "--link",
+        action="append",
+        type=str,
+        default=[],
+        help="RATE[/LATENCY][/full|half|shared], e.g. 100Mbps or 1Gbps/20ms; may be repeated. shared: all ranks take "
+        "turns on one medium.",
+    )
+    parser.add_argument(
+        "--topology",
+        choices=TOPOLOGIES,
+        default="ranks",
+        help="Who has such a link: every rank, or, in a star around the server, every client.",
+    )
+    parser.add_argument("--target", type=float | None, default=None, help="Test accuracy to be reached, in [0, 1].")
+
+
+def run_bandwidth(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    if options.ranks is not None and options.ranks < 1:
+        raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
+    links = parse_projections(options)
+    tags = parse_tags(options.tag)
+    logs = [read_run(directory, tags, options.ranks) for directory in options.runs]
+    different = check_same_work(logs)
+    if different and not options.allow_different:
+        raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
+    notes = [f"Beware: {different}."] if different else []
+    report(logs, links, options, options.output_dir, notes)
+
+
+def parse_projections(options: Any) -> list[Link]:
+    """The links asked for; ValueError where one, or the target, makes no sense."""
+    if options.target is not None and not 0 < options.target <= 1:
+        raise ValueError(f"--target: an accuracy in (0, 1], got {options.target}")
+    return [Link.parse(text) for text in options.link]
+
+
+def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]) -> None:
+    """Print the comparison of runs with the first of them, and write it to `directory`."""
+    runs = [totals(run, links, options.topology, options.target) for run in logs]
+    rows = lines(runs, options.target)
+    wide_console().print(terminal_table(runs, rows))
+    for note in notes:
+        log.warning(note)
+    for path in write_report(directory, logs, runs, rows, notes):
+        print(path)
+
+
+def densities_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
+        exit_on_error=False,
+    )
+    parser.add_argument("run", type=Path, help="Run directory.")
+    return parser
+
+
+def run_densities(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    densities = read_densities(options.run)
+    wide_console().print(densities_table(densities))
+    plot_densities(densities, options.run / DENSITIES)
+    print(f"plot: {options.run / DENSITIES}")

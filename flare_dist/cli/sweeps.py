@@ -1,0 +1,135 @@
+"""The commands that start many runs: sweep, compare."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from flare_dist.analysis.bandwidth import read_run
+from flare_dist.analysis.plots import plot_accuracy_against_bytes
+from flare_dist.cli.console import wide_console
+from flare_dist.cli.reports import add_projections, parse_projections, report
+from flare_dist.cli.training import train_parser
+from flare_dist.comm.distributed import Launch
+from flare_dist.run.config import Config, build_config, config_parser, to_yaml
+from flare_dist.run.rounds import DivergedError
+from flare_dist.run.sweep import PLOT, RESULTS, Grid, parse_values, sweep
+from flare_dist.run.sweep_results import by_point, results_table, write_csv
+from flare_dist.run.techniques import TECHNIQUES, USUAL, find_techniques
+
+log = logging.getLogger(__name__)
+
+
+def sweep_parser() -> ArgumentParser:
+    parser = config_parser(
+        description="Train every combination of some settings, one after another; the same command continues."
+    )
+    group = parser.add_argument_group("What is tried")
+    group.add_argument(
+        "--grid", action="append", type=str, default=[], help="KEY=VALUE,VALUE,...: every combination is trained."
+    )
+    _add_repetitions(group, "combination of the grid", ranks=1)
+    return parser
+
+
+def _add_repetitions(group: Any, each: str, ranks: int) -> None:
+    group.add_argument(
+        "--tune",
+        action="append",
+        type=str,
+        default=[],
+        help=f"KEY=VALUE,VALUE,...: for each {each} the best value by validation accuracy is chosen with the first "
+        "seed (a tenth is held out unless data.validation says otherwise), then all seeds are trained.",
+    )
+    group.add_argument("--seeds", type=str, default="0", help="Seeds, separated by commas.")
+    group.add_argument("--ranks", type=int, default=ranks, help="Ranks of each run, on this node.")
+
+
+def _parse_grid(command: str, options: Any, launch: Launch, grid: dict[str, list[str]]) -> Grid:
+    if launch.size > 1:
+        raise ValueError(f"{command}: start it once, without a launcher; --ranks gives each run its ranks")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: needs whole numbers separated by commas, got {options.seeds!r}") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the run in progress ends as well
+    return Grid(grid, parse_values("--tune", options.tune), seeds)
+
+
+def _variants(config: Config) -> Callable[[Sequence[str]], Config]:
+    """A function from command-line arguments to `config` with these; it raises ValueError where they are not valid."""
+    parser = train_parser()
+    base = parser.parse_string(to_yaml(config))
+
+    def variant(arguments: Sequence[str]) -> Config:
+        return build_config(parser, parser.parse_args(list(arguments), namespace=base.clone()))
+
+    return variant
+
+
+def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    grid = _parse_grid("sweep", options, launch, parse_values("--grid", options.grid))
+    config = build_config(parser, options)
+    rows = sweep(config, grid, options.ranks, _variants(config))
+    keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
+    wide_console().print(results_table(rows, keys))
+    print(f"results: {directory / RESULTS}")
+    finished = {
+        name: [read_run(Path(row["directory"]), {}) for row in runs if row["status"] == "finished"]
+        for name, runs in by_point(rows, keys).items()
+    }
+    plot_accuracy_against_bytes(finished, directory / PLOT)
+    print(f"plot: {directory / PLOT}")
+
+
+def compare_parser() -> ArgumentParser:
+    parser = config_parser(
+        description="Train the same model with several ways of exchanging gradients, and set them side by side."
+    )
+    group = parser.add_argument_group("What is compared")
+    group.add_argument(
+        "--techniques",
+        type=str,
+        default=",".join(USUAL),
+        help=f"Separated by commas, the first being what the others are compared with: {', '.join(TECHNIQUES)}. They "
+        "differ in the exchange alone; the density of topk is compression.density.",
+    )
+    _add_repetitions(group, "technique", ranks=2)
+    add_projections(group)
+    return parser
+
+
+def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    grid, links = _parse_grid("compare", options, launch, {}), parse_projections(options)
+    config = build_config(parser, options)
+    if config.mode != "gradient":
+        raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")
+    variant, directory, rows = _variants(config), Path(config.output_dir), []
+    techniques = {
+        name: variant([f"--{key}={value}" for key, value in keys.items()] + [f"--output_dir={directory / name}"])
+        for name, keys in find_techniques(options.techniques).items()
+    }
+    for name, own in techniques.items():
+        log.info("%s", name)
+        rows += [{"technique": name} | row for row in sweep(own, grid, options.ranks, _variants(own))]
+        write_csv(directory / RESULTS, rows)
+    wide_console().print(results_table(rows, ["technique", *grid.tune]))
+    print(f"results: {directory / RESULTS}")
+    firsts = [row for row in rows if row["purpose"] == "result" and row["seed"] == grid.seeds[0]]
+    logs = [
+        replace(read_run(Path(row["directory"]), {}), name=row["technique"])
+        for row in firsts
+        if row["status"] == "finished"
+    ]
+    if not logs:
+        raise DivergedError("compare: every technique diverged; try a lower clients.lr")
+    notes = [f"Bytes, seconds and curves are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
+    notes += [f"{row['technique']} diverged." for row in firsts if row["status"] != "finished"]
+    report(logs, links, options, directory, notes)

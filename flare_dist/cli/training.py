@@ -1,0 +1,66 @@
+"""The commands of one run: train, evaluate, partition."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from flare_dist.analysis.densities import read_densities
+from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_label_table
+from flare_dist.cli.console import wide_console
+from flare_dist.cli.reports import DENSITIES
+from flare_dist.comm.distributed import Launch
+from flare_dist.data.datasets import load
+from flare_dist.data.partition import label_table
+from flare_dist.run.config import build_config, config_parser
+from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.gather import divide
+from flare_dist.run.trainer import train
+
+
+def train_parser() -> ArgumentParser:
+    return config_parser(description="Train a model as configured; the same command continues an interrupted run.")
+
+
+def run_train(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    config = build_config(parser, options)
+    train(config, launch, console)
+    if launch.rank == 0 and config.sparse_training.is_sparse:
+        directory = Path(config.output_dir)
+        with contextlib.suppress(MissingMatplotlibError):
+            plot_densities(read_densities(directory), directory / DENSITIES)
+
+
+def evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Report the test accuracy of the model that a run saved.", exit_on_error=False)
+    parser.add_argument("run", type=Path, help="Run directory.")
+    parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
+    parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
+    return parser
+
+
+def run_evaluate(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    loss, accuracy = evaluate_run(options.run, options.which, options.root)
+    print(f"test accuracy {accuracy:.4f}  test loss {loss:.4f}")
+
+
+def partition_parser() -> ArgumentParser:
+    return config_parser(description="Show how the examples are divided among the clients, without training.")
+
+
+def run_partition(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+    config = build_config(parser, options)
+    data = load(config.data, config.seed)
+    counts = label_table(divide(config, data), data.train.labels, data.num_classes)
+    table = Table("client", *map(str, range(data.num_classes)), "examples")
+    for client, row in enumerate(counts.tolist()):
+        table.add_row(str(client), *map(str, row), str(sum(row)))
+    wide_console().print(table)
+    path = Path(config.output_dir) / "partition.png"
+    plot_label_table(counts, path)
+    print(f"plot: {path}")

@@ -1,0 +1,31 @@
+"""How data-parallel training exchanges its gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOOKS = ("sparse", "fp16", "bf16", "powersgd")
+
+
+@dataclass(frozen=True)
+class GradientsConfig:
+    """How mode gradient exchanges gradients.
+
+    Args:
+        hook: sparse (as the keys under compression say) or, to compare with, a hook that comes with PyTorch: fp16 or
+            bf16 (all gradients, rounded) or powersgd (matrices of low rank with error feedback, Vogels et al. 2019).
+        powersgd_rank: rank of powersgd's matrices.
+        powersgd_start: steps that powersgd leaves dense.
+    """
+
+    hook: str = "sparse"
+    powersgd_rank: int = 1
+    powersgd_start: int = 10
+
+    def __post_init__(self) -> None:
+        if self.hook not in HOOKS:
+            raise ValueError(f"gradients.hook: must be one of {', '.join(HOOKS)}, got {self.hook!r}")
+        if self.powersgd_rank < 1:
+            raise ValueError(f"gradients.powersgd_rank: must be at least 1, got {self.powersgd_rank}")
+        if self.powersgd_start < 2:
+            raise ValueError(f"gradients.powersgd_start: must be at least 2 (PyTorch's), got {self.powersgd_start}")
