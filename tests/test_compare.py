@@ -1,0 +1,199 @@
+"""PyTorch's own hooks, counted and timed as ours is, and `flare-dist compare`, which sets them side by side."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.cli import main
+from flare_dist.comm.config import GradientsConfig
+from flare_dist.comm.distributed import World
+from flare_dist.comm.hook_meter import HookTraffic, StepClock
+from flare_dist.comm.library_hooks import LibraryHookState, library_hook
+from flare_dist.engines.config import EngineConfig
+from flare_dist.run.checks import keys_without_effect
+from flare_dist.run.config import Config, load_config
+from flare_dist.run.gradient import gradient_round
+from flare_dist.run.techniques import TECHNIQUES, USUAL, find_techniques
+from tests.ranks import run_ranks
+from tests.test_gradient import config
+from tests.test_rounds import set_up
+from tests.test_trainer import start
+
+ROOT = Path(__file__).parent.parent
+STEPS = 5
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4))
+
+
+def train(world: World, hook: str, counted: bool) -> tuple[Tensor, HookTraffic]:
+    """Five steps of SGD with a hook of PyTorch's, by itself or as we count it."""
+    settings = GradientsConfig(hook=hook, powersgd_start=2)
+    ddp = DistributedDataParallel(net(), bucket_cap_mb=1000)
+    state = LibraryHookState(settings, None, seed=3)
+    if counted:
+        ddp.register_comm_hook(state, library_hook)
+    elif hook == "powersgd":
+        plain = powerSGD_hook.PowerSGDState(None, 1, 2, random_seed=3)
+        ddp.register_comm_hook(plain, powerSGD_hook.powerSGD_hook)
+    else:
+        ddp.register_comm_hook(None, getattr(default_hooks, f"{hook}_compress_hook"))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    draws = torch.Generator().manual_seed(world.rank)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        ddp(torch.randn(8, 12, generator=draws)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in ddp.parameters()]), state.traffic
+
+
+@pytest.mark.parametrize("hook", ["fp16", "bf16", "powersgd"])
+def test_a_counted_hook_does_what_it_does_by_itself(hook: str) -> None:
+    for (own, traffic), (plain, _) in zip(run_ranks(train, 2, hook, True), run_ranks(train, 2, hook, False)):
+        assert torch.equal(own, plain)
+        total = len(own)
+        if hook == "powersgd":
+            # Two dense steps; then the factors of rank 1 of each matrix, and the biases whole.
+            whole = 40 + 30 + 4
+            factors = (12 + 40) + (40 + 30) + (30 + 4)
+            expected = 2 * total + 3 * (whole + factors)
+            assert traffic.uplink_bytes == 4 * expected
+        else:
+            assert traffic.uplink_bytes == 2 * total * STEPS
+        assert traffic.wire_bytes == 2 * traffic.uplink_bytes  # a ring of two ranks
+
+
+def test_a_clock_tells_making_payloads_from_waiting_for_them() -> None:
+    clock = StepClock()
+    for wire_bytes in (10, 20):
+        clock.hand_over()
+        time.sleep(0.02)
+        clock.send(wire_bytes)
+    time.sleep(0.03)
+    clock.come_back()
+    assert 0.04 <= clock.select_seconds < 0.07
+    assert 0.03 <= clock.late_seconds < 0.06
+    assert [wire for _, wire in clock.sent] == [10, 20]
+    clock.begin_step()
+    assert (clock.select_seconds, clock.late_seconds, clock.sent) == (0.0, 0.0, [])
+
+
+def test_traffic_adds_up() -> None:
+    assert HookTraffic(1, 2, 3, 4) + HookTraffic(10, 20, 30, 40) == HookTraffic(11, 22, 33, 44)
+
+
+def play(world: World, settings: Config) -> list[dict[str, Any]]:
+    parties = set_up(world, settings)
+    return [gradient_round(round_, settings, parties) for round_ in (1, 2)]
+
+
+@pytest.mark.parametrize("hook", ["sparse", "fp16", "powersgd"])
+def test_seconds_are_of_computing_selecting_or_communicating(hook: str) -> None:
+    settings = config("x", gradients=GradientsConfig(hook=hook))
+    for reports in run_ranks(play, 2, settings):
+        for row in reports:
+            assert row["select_seconds"] > 0
+            assert row["communication_seconds"] > 0
+            assert row["compute_seconds"] > 0
+            together = row["compute_seconds"] + row["select_seconds"] + row["communication_seconds"]
+            assert together < 2 * row["round_seconds"]  # each the largest over the ranks
+
+
+@pytest.mark.parametrize("hook", ["fp16", "powersgd"])
+def test_a_run_with_another_hook_remembers_nothing(hook: str, tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", gradients=GradientsConfig(hook=hook))
+    start(settings, 2)
+    longer = dataclasses.replace(
+        settings,
+        rounds=8,
+        output_dir=str(tmp_path / "longer"),
+        checkpoint=dataclasses.replace(settings.checkpoint, resume=str(tmp_path / "run")),
+    )
+    if hook == "fp16":
+        start(longer, 2)
+        assert json.loads((tmp_path / "longer" / "metrics.jsonl").read_text().splitlines()[-1])["round"] == 8
+    else:
+        with pytest.raises(Exception, match=r"gradients.hook: powersgd's memory is not in checkpoints"):
+            start(longer, 2)
+
+
+def test_compare_trains_each_technique_with_the_same_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
+    command += ["--compression.error_feedback", "ec", "--output_dir", str(tmp_path / "out"), "--ranks", "2"]
+    command += ["--techniques", "full_precision,fp16,topk", "--link", "100Mbps/shared", "--target", "0.2"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for word in ("full_precision", "fp16", "topk", "bytes up", "seconds computing", "100Mbps/shared"):
+        assert word in shown
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = {row["technique"]: row for row in csv.DictReader(file)}
+    sent = {name: float(row["uplink_bytes"]) for name, row in rows.items()}
+    assert sent["full_precision"] == 2 * sent["fp16"]
+    assert sent["topk"] < sent["fp16"] / 20
+    runs = {name: load_config(Path(row["directory"]) / "config.yaml") for name, row in rows.items()}
+    same = {(r.clients, r.data, r.model, r.engine, r.eval_every, r.rounds, r.seed) for r in runs.values()}
+    assert len(same) == 1
+    assert (tmp_path / "out" / "bandwidth.html").exists()
+    assert main(command) == 0  # finished runs are not repeated
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--techniques", "topk,zip"], "--techniques: unknown technique 'zip' (choose from full_precision, fp16,"),
+        (["--techniques", "topk,topk"], "--techniques: the same technique twice"),
+        (["--mode", "federated"], "mode: compare is about gradients; it needs mode=gradient, not federated"),
+        (["--target", "2"], "--target: an accuracy in (0, 1], got 2.0"),
+        (["--gradients.hook", "fp32"], "gradients.hook: must be one of sparse, fp16, bf16, powersgd, got 'fp32'"),
+        (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: must be at least 1, got 0"),
+        (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: must be at least 2 (PyTorch's), got 1"),
+        (
+            ["--engine.name", "deepspeed", "--techniques", "fp16"],
+            "gradients.hook: fp16 needs engine.name=accelerate, whose DDP has it",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml")]
+    assert main([*command, "--output_dir", str(tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_technique_is_a_valid_change_and_has_an_effect() -> None:
+    assert list(find_techniques(",".join(USUAL))) == list(USUAL)
+    hooks = {keys.get("gradients.hook", "sparse") for keys in TECHNIQUES.values()}
+    assert hooks == {"sparse", "fp16", "bf16", "powersgd"}
+    base = Config(mode="gradient", gradients=GradientsConfig(hook="fp16"))
+    found = keys_without_effect(dataclasses.replace(base, gradients=GradientsConfig("fp16", powersgd_rank=2)))
+    assert found == {"gradients.hook=powersgd": ["gradients.powersgd_rank"]}
+    federated = dataclasses.replace(base, mode="federated")
+    assert keys_without_effect(federated) == {"mode=gradient": ["gradients.hook"]}
+
+
+@pytest.mark.parametrize("name", ["baseline", "compression", "fp16_compression"])
+def test_the_published_experiments_differ_in_precision_and_exchange_alone(name: str) -> None:
+    own = load_config(ROOT / "configs" / f"published_{name}.yaml")
+    base = load_config(ROOT / "configs" / "published_baseline.yaml")
+    alike = dataclasses.replace(own, compression=base.compression, engine=base.engine, output_dir=base.output_dir)
+    assert alike == base
+    assert own.engine == EngineConfig(name="deepspeed", mixed_precision="fp16" if "fp16" in name else "no")
+    assert own.compression.is_dense == (name == "baseline")
