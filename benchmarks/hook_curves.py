@@ -4,10 +4,9 @@
 
 Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum
 as the others have it, and dgc, which has the momentum in the hook and wants none in SGD, with values of 32 and of 2
-bits. Each takes the learning rate
-that reaches the best accuracy on 2000 images held out of the training set after the first third of the steps, from the
-same list; then the full number of steps. Finished runs are kept in --out: the same command continues. Bytes are what
-the collectives move over all ranks; those of the other hooks follow from the sizes of their buffers.
+bits. Each takes the learning rate that reaches the best accuracy on 2000 images held out of the training set after the
+first third of the steps, from the same list; then the full number of steps. Finished runs are kept in --out: the same
+command continues. Bytes are what the collectives move over all ranks.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
+from flare_dist.comm.config import GradientsConfig
+from flare_dist.comm.ddp_hook import SparseHookState
+from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
@@ -35,39 +36,18 @@ from flare_dist.seeding import generator
 METHODS = ("dense", "fp16", "powersgd", "sparse", "sparse_dgc", "sparse_dgc_2bit")
 MOMENTUM = 0.9
 EVERY = 10  # steps between the losses that are kept
-POWERSGD_START = 10  # steps that PowerSGD leaves dense, which it needs for its buckets to settle
 
 
-class Exchange:
-    """One way of exchanging gradients, registered on a DDP model, and the bytes that it moves over all ranks."""
-
-    def __init__(self, method: str, model: DistributedDataParallel, density: float) -> None:
-        self.method = method
-        self.entries = sum(p.numel() for p in model.parameters())
-        if method == "sparse":
-            self.sparse = flare_dist.attach(model, density=density)
-        elif method.startswith("sparse_dgc"):
-            codec = "2bit" if method.endswith("2bit") else "fp32"
-            self.sparse = flare_dist.attach(
-                model, density=density, error_feedback="dgc", momentum=MOMENTUM, value_codec=codec
-            )
-        elif method == "fp16":
-            model.register_comm_hook(None, default_hooks.fp16_compress_hook)
-        elif method == "powersgd":
-            self.powersgd = powerSGD_hook.PowerSGDState(
-                None, matrix_approximation_rank=1, start_powerSGD_iter=POWERSGD_START
-            )
-            model.register_comm_hook(self.powersgd, powerSGD_hook.powerSGD_hook)
-
-    def wire_bytes(self, steps: int) -> int:
-        """So far, after so many steps; a ring all-reduce of B bytes moves 2 (W - 1) B."""
-        ring = 2 * (dist.get_world_size() - 1)
-        if self.method.startswith("sparse"):
-            return self.sparse.wire_bytes
-        if self.method == "powersgd":
-            compressed = self.powersgd.compression_stats()[2]  # entries of P, Q and what stays whole, all steps
-            return ring * 4 * (compressed + min(steps, POWERSGD_START) * self.entries)
-        return ring * steps * self.entries * (2 if self.method == "fp16" else 4)
+def exchange_by(method: str, model: DistributedDataParallel, density: float) -> SparseHookState | LibraryHookState:
+    """Register one way of exchanging gradients on a DDP model; the state counts the bytes that it moves."""
+    if method in ("fp16", "powersgd"):
+        state = LibraryHookState(GradientsConfig(hook=method), None, seed=0)
+        model.register_comm_hook(state, library_hook)
+        return state
+    if method.startswith("sparse_dgc"):
+        codec = "2bit" if method.endswith("2bit") else "fp32"
+        return flare_dist.attach(model, density=density, error_feedback="dgc", momentum=MOMENTUM, value_codec=codec)
+    return flare_dist.attach(model, density=density if method == "sparse" else 1.0)
 
 
 def train(data: DataSplits, method: str, lr: float, steps: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -76,10 +56,8 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
     epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
     model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed)
-    # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo
-    # ranks and ends the run; with one bucket there is one order.
-    ddp = DistributedDataParallel(model, bucket_cap_mb=1000 if method == "powersgd" else None)
-    exchange = Exchange(method, ddp, options.density)
+    ddp = DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET_MB if method == "powersgd" else None)
+    exchange = exchange_by(method, ddp, options.density)
     momentum = 0.0 if method.startswith("sparse_dgc") else MOMENTUM
     optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=momentum, weight_decay=5e-4)
     curve, losses, start = [], torch.zeros(1), time.perf_counter()
@@ -96,7 +74,7 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
             dist.all_reduce(losses)
             loss_mean = losses.item() / (EVERY * size)
             seconds = time.perf_counter() - start
-            curve.append({"step": step, "train_loss": loss_mean, "wire_bytes": exchange.wire_bytes(step)})
+            curve.append({"step": step, "train_loss": loss_mean, "wire_bytes": exchange.traffic.wire_bytes})
             losses.zero_()
             if rank == 0:
                 pace = f"{seconds / step:.2f} s a step"

@@ -12,6 +12,8 @@ TECHNIQUES: dict[str, dict[str, str]] = {
     "bf16": {"gradients.hook": "bf16"},
     "powersgd": {"gradients.hook": "powersgd"},
     "topk": {},
+    # Momentum in the hook, which corrects it for what was not sent, instead of in the optimizer.
+    "topk_dgc": {"compression.error_feedback": "dgc", "clients.momentum": "0"},
     "topk_fp16": {"compression.value_codec": "fp16"},
     "topk_int8": {"compression.value_codec": "int8"},
     "topk_2bit": {"compression.value_codec": "2bit"},
