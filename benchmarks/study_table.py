@@ -37,7 +37,8 @@ def main() -> None:
     points = [(sweep.name, *point) for sweep in options.sweeps for point in finished(sweep / "results.csv")]
     lines = [{"sweep": name, **settings, **measured(rows, options.target)} for name, settings, rows in points]
     columns = list(dict.fromkeys(column for line in lines for column in line))
-    columns.sort(key=lambda column: "." not in column and column != "sweep")  # the settings come first
+    settings = {"sweep"}.union(*(point[1] for point in points))
+    columns.sort(key=lambda column: column not in settings)  # these come first
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for line in lines:
         print(f"| {' | '.join(str(line.get(column, '-')) for column in columns)} |")
