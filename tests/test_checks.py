@@ -76,8 +76,8 @@ def test_keys_of_masks_that_change_nothing_are_named_with_the_method_that_they_n
         "sparse_training.method=jmwst|feddst|prunefl": ["sparse_training.r_int"],
         "sparse_training.method=spdst|jmwst": ["sparse_training.init_epochs"],
     }
-    assert keys_without_effect(Config(pruning=PruningConfig(steps=3))) == {
-        "sparse_training.method=pruned|prunefl": ["pruning.steps"]
+    assert keys_without_effect(Config(pruning=PruningConfig(steps=3, frac=0.2))) == {
+        "sparse_training.method=pruned|prunefl": ["pruning.steps", "pruning.frac"]
     }
     pruned = Config(sparse_training=SparseTrainingConfig(method="pruned"))
     synflow = replace(pruned, pruning=PruningConfig(criterion="synflow", steps=100, batches=3))

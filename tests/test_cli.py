@@ -100,7 +100,7 @@ def test_diverged_training_ends_with_the_round_and_the_clients(
         capsys, *SMOKE, "--output_dir", str(tmp_path), "--clients.lr", "1e37", "--engine.threads", "1"
     )
     assert status == 1
-    assert "error: round 1: the losses or deltas of all clients (" in error
+    assert "error: diverged: round 1: the losses or deltas of all clients (" in error
 
 
 def test_train_evaluate_and_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,9 @@ from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.library_hooks import LibraryHookState, library_hook
 from flare_dist.engines.config import EngineConfig
 from flare_dist.run.checks import keys_without_effect
-from flare_dist.run.config import Config, load_config
+from flare_dist.run.config import Config, load_config, with_arguments
 from flare_dist.run.gradient import gradient_round
-from flare_dist.run.techniques import TECHNIQUES, USUAL, find_techniques
+from flare_dist.run.techniques import DIFFERENCES, USUAL, find_techniques
 from tests.ranks import run_ranks
 from tests.test_gradient import config
 from tests.test_rounds import set_up
@@ -134,7 +134,7 @@ def test_compare_trains_each_technique_with_the_same_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
-    command += ["--compression.error_feedback", "ec", "--output_dir", str(tmp_path / "out"), "--ranks", "2"]
+    command += ["--output_dir", str(tmp_path / "out"), "--ranks", "2"]
     command += ["--techniques", "full_precision,fp16,topk", "--link", "100Mbps/shared", "--target", "0.2"]
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -178,15 +178,39 @@ def test_what_cannot_be_compared_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_technique_is_a_valid_change_and_has_an_effect() -> None:
-    assert list(find_techniques(",".join(USUAL))) == list(USUAL)
-    hooks = {keys.get("gradients.hook", "sparse") for keys in TECHNIQUES.values()}
-    assert hooks == {"sparse", "fp16", "bf16", "powersgd"}
-    base = Config(mode="gradient", gradients=GradientsConfig(hook="fp16"))
-    found = keys_without_effect(dataclasses.replace(base, gradients=GradientsConfig("fp16", powersgd_rank=2)))
-    assert found == {"gradients.hook=powersgd": ["gradients.powersgd_rank"]}
-    federated = dataclasses.replace(base, mode="federated")
+def test_every_technique_is_what_its_name_says_whatever_the_configuration() -> None:
+    found: dict[str, Any] = {}
+    for name in ("compare_cnn", "published_baseline", "published_compression", "published_fp16_compression"):
+        config = load_config(ROOT / "configs" / f"{name}.yaml")
+        config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, name="accelerate"))
+        variants = {t: with_arguments(config, own) for t, own in find_techniques(",".join(DIFFERENCES), config).items()}
+        exchanges = {t: (v.exchanged, v.gradients, v.engine.mixed_precision) for t, v in variants.items()}
+        assert len(set(map(str, exchanges.values()))) == len(DIFFERENCES)
+        assert found.setdefault("first", exchanges) == exchanges
+        for technique, variant in variants.items():
+            assert not keys_without_effect(variant)
+            assert variant.exchanged.is_dense == ("topk" not in technique)
+            momentum = 0.0 if technique == "topk_dgc" else config.clients.momentum
+            assert variant.clients == dataclasses.replace(config.clients, momentum=momentum)
+        assert variants["topk_dgc"].compression.dgc_momentum == config.clients.momentum
+    assert set(USUAL) <= set(DIFFERENCES)
+
+
+def test_keys_of_hooks_that_change_nothing_are_named() -> None:
+    base = Config(mode="gradient", gradients=GradientsConfig("fp16", powersgd_rank=2))
+    assert keys_without_effect(base) == {"gradients.hook=powersgd": ["gradients.powersgd_rank"]}
+    federated = dataclasses.replace(base, mode="federated", gradients=GradientsConfig("fp16"))
     assert keys_without_effect(federated) == {"mode=gradient": ["gradients.hook"]}
+
+
+def test_a_technique_that_diverges_is_named_and_so_is_what_percentages_refer_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
+    command += ["--output_dir", str(tmp_path / "out"), "--ranks", "1", "--techniques", "full_precision,topk"]
+    command += ["--clients.momentum", "0", "--tune", "clients.lr=1e30"]
+    assert main(command) == 1
+    assert "compare: every technique diverged" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", ["baseline", "compression", "fp16_compression"])

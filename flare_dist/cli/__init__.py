@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 
 from flare_dist.cli import reports, sweeps, training
 from flare_dist.comm.distributed import Launch
-from flare_dist.run.rounds import DivergedError
+from flare_dist.run.parties import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError) as error:
         return _fail(" ".join(str(error).split()), 2)
     except DivergedError as error:
-        return _fail(str(error), 1)
+        return _fail(f"{DIVERGED}{error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues from the last checkpoint, if there is one", 130)
     return 0

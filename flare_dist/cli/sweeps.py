@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.plots import plot_accuracy_against_bytes
 from flare_dist.cli.console import wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
-from flare_dist.cli.training import train_parser
 from flare_dist.comm.distributed import Launch
-from flare_dist.run.config import Config, build_config, config_parser, to_yaml
-from flare_dist.run.rounds import DivergedError
+from flare_dist.run.config import build_config, config_parser, with_arguments
+from flare_dist.run.parties import DivergedError
 from flare_dist.run.sweep import PLOT, RESULTS, Grid, parse_values, sweep
 from flare_dist.run.sweep_results import by_point, results_table, write_csv
-from flare_dist.run.techniques import TECHNIQUES, USUAL, find_techniques
+from flare_dist.run.techniques import DIFFERENCES, USUAL, find_techniques
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +61,10 @@ def _parse_grid(command: str, options: Any, launch: Launch, grid: dict[str, list
     return Grid(grid, parse_values("--tune", options.tune), seeds)
 
 
-def _variants(config: Config) -> Callable[[Sequence[str]], Config]:
-    """A function from command-line arguments to `config` with these; it raises ValueError where they are not valid."""
-    parser = train_parser()
-    base = parser.parse_string(to_yaml(config))
-
-    def variant(arguments: Sequence[str]) -> Config:
-        return build_config(parser, parser.parse_args(list(arguments), namespace=base.clone()))
-
-    return variant
-
-
 def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
     grid = _parse_grid("sweep", options, launch, parse_values("--grid", options.grid))
     config = build_config(parser, options)
-    rows = sweep(config, grid, options.ranks, _variants(config))
+    rows = sweep(config, grid, options.ranks)
     keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
     wide_console().print(results_table(rows, keys))
     print(f"results: {directory / RESULTS}")
@@ -98,7 +85,7 @@ def compare_parser() -> ArgumentParser:
         "--techniques",
         type=str,
         default=",".join(USUAL),
-        help=f"Separated by commas, the first being what the others are compared with: {', '.join(TECHNIQUES)}. They "
+        help=f"Separated by commas, the first being what the others are compared with: {', '.join(DIFFERENCES)}. They "
         "differ in the exchange alone; the density of topk is compression.density.",
     )
     _add_repetitions(group, "technique", ranks=2)
@@ -111,14 +98,14 @@ def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: C
     config = build_config(parser, options)
     if config.mode != "gradient":
         raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")
-    variant, directory, rows = _variants(config), Path(config.output_dir), []
+    directory, rows = Path(config.output_dir), []
     techniques = {
-        name: variant([f"--{key}={value}" for key, value in keys.items()] + [f"--output_dir={directory / name}"])
-        for name, keys in find_techniques(options.techniques).items()
+        name: with_arguments(config, [*arguments, f"--output_dir={directory / name}"])
+        for name, arguments in find_techniques(options.techniques, config).items()
     }
     for name, own in techniques.items():
         log.info("%s", name)
-        rows += [{"technique": name} | row for row in sweep(own, grid, options.ranks, _variants(own))]
+        rows += [{"technique": name} | row for row in sweep(own, grid, options.ranks)]
         write_csv(directory / RESULTS, rows)
     wide_console().print(results_table(rows, ["technique", *grid.tune]))
     print(f"results: {directory / RESULTS}")
@@ -131,5 +118,8 @@ def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: C
     if not logs:
         raise DivergedError("compare: every technique diverged; try a lower clients.lr")
     notes = [f"Bytes, seconds and curves are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
-    notes += [f"{row['technique']} diverged." for row in firsts if row["status"] != "finished"]
+    there, baseline = [run.name for run in logs], next(iter(techniques))
+    notes += [f"{name} diverged." for name in techniques if name not in there]
+    if there[0] != baseline:
+        notes.append(f"Percentages are against {there[0]}, not {baseline}.")
     report(logs, links, options, directory, notes)

@@ -1,9 +1,9 @@
 """The exchange: every rank's client updates in, the cohort's weighted mean out, in one collective.
 
 Sparse: updates are packed into one padded buffer a rank and travel in one all-gather (several for a large cohort);
-every rank adds them up in client order, so the bits do not depend on who hosted whom. Dense: a rank adds up its own
-clients first, and one all-reduce sums the ranks; no copies of the model are gathered. Weights are those of the whole
-cohort; where clients were rejected, the sum is divided by the weight that is present.
+every rank that steps the server adds them up in client order, so the bits do not depend on who hosted whom. Dense: a
+rank adds up its own clients first, and one all-reduce sums the ranks; no copies of the model are gathered. Weights are
+those of the whole cohort; where clients were rejected, the sum is divided by the weight that is present.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What every rank knows after an exchange: the means over the accepted clients, and what was sent for them."""
+    """What comes of an exchange: the means over the accepted clients, and what was sent for them."""
 
-    mean_delta: Tensor  # float32 [total]; zeros where nobody was accepted
+    mean_delta: Tensor  # float32 [total]; zeros where nobody was accepted, and on ranks that do not step the server
     mean_buffer_delta: Tensor  # float32 [b]
     accepted: list[int]  # clients, ascending
     rejected: list[int]
@@ -48,7 +48,7 @@ class Exchanged:
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
     gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
-    squares: Tensor | None = None  # float32 [total]: mean of the squared gradients, where clients measured them
+    squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, where they measured
 
 
 def _exchanged(

@@ -46,7 +46,7 @@ def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
 class MaskedForm:
     """The form of a client's payloads in a round.
 
-    `mask`, bool [total], is what both sides hold before; `most_moved` entries at most leave it and `most_grown` enter
+    `mask`, bool [total], is what both sides hold before; `most_removed` entries at most leave it and `most_grown` enter
     it while the client trains (both 0: it stays). Where `is_common` the whole cohort has it and keeps it, so that dense
     payloads can be summed before the wire. `packing_of` gives the packing of what is active in a mask.
     """

@@ -62,7 +62,12 @@ def block_segments(layout: ParameterLayout, density: float, count: Count, block:
 
 
 def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """The k largest magnitudes; ties go to the lowest index, so that every device and thread count agrees.
+    """The k largest magnitudes."""
+    return largest(vector, k)
+
+
+def largest(vector: Tensor, k: int) -> Tensor:
+    """Ascending int64 positions of the k largest magnitudes; ties go to the lowest index, for every device to agree.
 
     Exact, but most of a long vector is read only once: blocks whose largest magnitude is below a lower bound on the
     k-th largest are never looked into. On a GPU nothing waits for the device, so that a hook can select in backward.
@@ -124,7 +129,7 @@ def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: f
     chosen = (vector.abs() >= threshold).nonzero().squeeze(1)
     if chosen.numel() <= k:
         return chosen
-    return chosen[topk(vector[chosen], k, generator)]
+    return chosen[largest(vector[chosen], k)]
 
 
 def select(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flare_dist.layout import parameter_layout
 from flare_dist.run.config import Config, as_dict, differing_keys
 from flare_dist.sparse_training.masks import prunable_entries
-from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.methods import METHODS, Method
 from flare_dist.sparse_training.pruning import CRITERIA
 
 log = logging.getLogger(__name__)
@@ -27,31 +27,28 @@ def _is_sparse_exchange(config: Config) -> bool:
     return config.mode != "gradient" or config.gradients.hook == "sparse"
 
 
-def _scouts(config: Config) -> bool:
-    return METHODS[config.sparse_training.method].has_stage_one
+def _method(config: Config) -> Method:
+    return METHODS[config.sparse_training.method]
 
 
-def _moves(config: Config) -> bool:
-    return _scouts(config) or METHODS[config.sparse_training.method].clients_move
+def _moves_masks(config: Config) -> bool:
+    method = _method(config)
+    return method.has_stage_one or method.clients_move or method.server_moves
 
 
-def _fades(config: Config) -> bool:
-    return METHODS[config.sparse_training.method].fades
-
-
-def _scored(config: Config) -> bool:
-    return METHODS[config.sparse_training.method].is_scored
+def _grows(config: Config) -> bool:
+    return _method(config).has_stage_one or _method(config).clients_move
 
 
 def _asks_clients(config: Config) -> bool:
-    return _scored(config) and CRITERIA[config.pruning.criterion].needs_data
+    return _method(config).is_scored and CRITERIA[config.pruning.criterion].needs_data
 
 
-def _consents(config: Config) -> bool:
-    return METHODS[config.sparse_training.method].server_moves
+def _masks_differ(config: Config) -> bool:
+    return _method(config).clients_move or bool(config.sparse_training.hetero)
 
 
-# (pattern of dotted keys, whether they count, when they would)
+# (pattern of dotted keys, whether they count, when they would); the first that a key does not meet is named
 RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
     ("clients.feddyn.*", lambda config: config.clients.objective == "feddyn", "clients.objective=feddyn"),
@@ -59,18 +56,20 @@ RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
-    ("sparse_training.[!m]*", lambda config: config.sparse_training.is_sparse, "a sparse_training.method"),
-    ("sparse_training.init_*", _scouts, "sparse_training.method=spdst|jmwst"),
-    ("sparse_training.prune_rate", lambda c: _moves(c) or _fades(c), "a sparse_training.method that moves masks"),
-    ("sparse_training.growth", _moves, "sparse_training.method=nst|spdst|jmwst|feddst"),
-    ("pruning.[!fbtd]*", _scored, "sparse_training.method=pruned|prunefl"),
+    ("sparse_training.*", lambda config: config.sparse_training.is_sparse, "a sparse_training.method"),
+    ("sparse_training.init_*", lambda config: _method(config).has_stage_one, "sparse_training.method=spdst|jmwst"),
+    ("sparse_training.prune_rate", _moves_masks, "a sparse_training.method that moves masks"),
+    ("sparse_training.growth", _grows, "sparse_training.method=nst|spdst|jmwst|feddst"),
+    ("sparse_training.r_int", lambda c: _method(c).server_moves, "sparse_training.method=jmwst|feddst|prunefl"),
+    ("sparse_training.r_end", lambda config: _method(config).fades, "sparse_training.method=feddst|prunefl"),
+    ("sparse_training.subsample", lambda c: c.sparse_training.method == "jmwst", "sparse_training.method=jmwst"),
+    ("sparse_training.update_mode", _masks_differ, "masks that differ between clients"),
+    ("sparse_training.counts", lambda config: not _method(config).is_scored, "masks that are drawn"),
+    ("pruning.*", lambda config: _method(config).is_scored, "sparse_training.method=pruned|prunefl"),
     ("pruning.data", _asks_clients, "a pruning.criterion that looks at data"),
     ("pruning.frac", _asks_clients, "a pruning.criterion that looks at data"),
     ("pruning.batches", _asks_clients, "a pruning.criterion that looks at data"),
-    ("pruning.threshold", lambda c: _scored(c) and c.pruning.criterion == "threshold", "pruning.criterion=threshold"),
-    ("sparse_training.r_int", _consents, "sparse_training.method=jmwst|feddst|prunefl"),
-    ("sparse_training.r_end", _fades, "sparse_training.method=feddst|prunefl"),
-    ("sparse_training.subsample", lambda c: _consents(c) and _scouts(c), "sparse_training.method=jmwst"),
+    ("pruning.threshold", lambda config: config.pruning.criterion == "threshold", "pruning.criterion=threshold"),
     ("compression.*", _is_sparse_exchange, "gradients.hook=sparse"),
     ("gradients.*", lambda config: config.mode == "gradient", "mode=gradient"),
     ("gradients.powersgd_*", lambda config: config.gradients.hook == "powersgd", "gradients.hook=powersgd"),

@@ -6,7 +6,7 @@ The command line, `--help`, `--print_config` and the reading of YAML are made fr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,13 @@ class Config:
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
 
+    @property
+    def exchanged(self) -> CompressionConfig:
+        """`compression` as far as it counts: not where PyTorch's hooks exchange, its downlink for federated clients."""
+        if self.mode == "gradient" and self.gradients.hook != "sparse":
+            return CompressionConfig(sparsifier="dense")
+        return self.compression if self.mode == "federated" else dataclasses.replace(self.compression, downlink="dense")
+
     def _check_scaffold(self) -> None:
         """Raise ValueError where control variates, a second payload, do not go with the rest."""
         if self.clients.objective != "scaffold":
@@ -188,6 +195,12 @@ def load_config(path: Path) -> Config:
     """The configuration in a YAML file."""
     parser = config_parser()
     return build_config(parser, parser.parse_path(path))
+
+
+def with_arguments(config: Config, arguments: Sequence[str]) -> Config:
+    """`config` with what a command line says; ValueError or ArgumentError where that is no valid configuration."""
+    parser = config_parser()
+    return build_config(parser, parser.parse_args(list(arguments), namespace=parser.parse_string(to_yaml(config))))
 
 
 def to_yaml(config: Config) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
-from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import partition
@@ -28,6 +26,7 @@ from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import FedDyn, Server
 from flare_dist.sparse_training.masks import prunable_entries
+from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.readjust import uses_of
 
 log = logging.getLogger(__name__)
@@ -52,24 +51,19 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
-    if config.mode == "gradient" and config.gradients.hook != "sparse":
-        config = replace(
-            config, compression=CompressionConfig(sparsifier="dense")
-        )  # what there is to remember: nothing
-    compressor = Compressor(config.compression, local.layout, config.seed, world.device)
+    compressor = Compressor(config.exchanged, local.layout, config.seed, world.device)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     own = clients.memory_names if federated else ()
     controlled = federated and clients.objective == "scaffold"
     if controlled:  # the change of the control variate is a second payload, with a memory of its own
         own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
     states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
-    server = Server(local.parameters, local.buffers, config.server, config.rounds, compressor.estimated)
+    start = (local.parameters, local.buffers)
+    feddyn = None
     if federated and clients.objective == "feddyn":
-        server.feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
-    if controlled:
-        server.control = torch.zeros_like(local.parameters)
-    compression = config.compression if federated else replace(config.compression, downlink="dense")
-    downlink = Downlink(compression, local.layout, server.parameters.data)
+        feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
+    server = Server(*start, config.server, config.rounds, compressor.estimated, feddyn, controlled)
+    downlink = Downlink(config.exchanged, local.layout, server.parameters.data)
     machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     report_break_even(config, compressor, world.size)
@@ -78,7 +72,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     parallel = None
     if config.mode == "gradient":
-        hook = local.distribute(config.gradients, config.seed, **vars(config.compression))
+        hook = local.distribute(config.gradients, config.seed, **vars(config.exchanged))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
     return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)
@@ -89,5 +83,5 @@ def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> 
     layout = parameter_layout(model)
     entries = prunable_entries(model, layout, config.sparse_training)
     example = torch.zeros(1, *data.input_shape, dtype=torch.int64 if data.train.is_text else torch.float32)
-    uses = uses_of(model, entries, example)
+    uses = uses_of(model, entries, example) if METHODS[config.sparse_training.method].is_measured else ()
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)

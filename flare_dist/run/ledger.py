@@ -82,7 +82,7 @@ def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
 
 def report_break_even(config: Config, compressor: Compressor, ranks: int) -> None:
     """Say at start where sparse payloads stop paying on the wire, and warn where the density lies beyond."""
-    if config.mode == "centralised" or config.compression.is_dense or ranks == 1:
+    if config.mode == "centralised" or config.exchanged.is_dense or ranks == 1:
         return
     payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
     packing, most = compressor.final_plan.packing, compressor.final_plan.max_kept

@@ -17,9 +17,11 @@ from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
 
+DIVERGED = "diverged: "  # how the command line begins to say so; a sweep looks for it in a run's output
+
 
 class DivergedError(RuntimeError):
-    """No usable update in a round; raised on every rank alike."""
+    """Nothing usable from any client, in a round or before; raised on every rank alike."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,8 @@ class Parties:
     masks: Masks | None = None  # of sparse models
     held_out: BatchSource | None = None  # the server's own examples, for pruning
     data_parallel: DataParallel | None = None  # of mode: gradient
+
+    @property
+    def steps_here(self) -> bool:
+        """Rank 0 is the server; where its step is stateless and not compressed again, all ranks take it themselves."""
+        return self.world.rank == 0 or (self.server.is_stateless and self.downlink.is_lossless)

@@ -36,7 +36,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
         cohort_weights(drawn, num_examples, config.clients.weighting),
     )
-    uplink = RoundUplink(round_, config, cohort, parties, _steps_here(parties))
+    uplink = RoundUplink(round_, config, cohort, parties)
     downlink_bytes = uplink.downlink_nbytes()
 
     # Local training and compression, one client after another.
@@ -61,12 +61,12 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step, and what clients are to hold of it.
-    if _steps_here(parties):
+    if parties.steps_here:
         if masks:
-            clients, gathered, squares = len(exchanged.accepted), exchanged.gathered, exchanged.squares
-            masks.step(round_, server, exchanged.mean_delta, clients, gathered, squares)
-        else:
-            server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
+            masks.to_mean_of_models(exchanged.mean_delta, server.parameters.data, exchanged.gathered)
+        server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
+        if masks:
+            masks.settle(round_, server, exchanged.gathered, exchanged.squares)
     if masks:
         masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)
@@ -80,11 +80,6 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         report |= masks.report(server.parameters.data, exchanged.gathered, measured)
         report["dropped_residuals"] = uplink.dropped_in_all()
     return report
-
-
-def _steps_here(parties: Parties) -> bool:
-    """Rank 0 is the server; where its step is stateless and not compressed again, all ranks take it themselves."""
-    return parties.world.rank == 0 or (parties.server.is_stateless and parties.downlink.is_lossless)
 
 
 def _publish(round_: int, parties: Parties) -> None:

@@ -17,7 +17,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from urllib.parse import quote
 import yaml
 
 from flare_dist.run import rundir
-from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml
+from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_arguments
 from flare_dist.run.files import write_text
+from flare_dist.run.parties import DIVERGED
 from flare_dist.run.sweep_results import describe, write_csv
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuratio
 MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "seconds")
 
 Values = dict[str, str]  # dotted key -> value as on the command line
-Check = Callable[[Sequence[str]], object]  # raises ValueError where a command line is no valid configuration
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Grid:
         reserved |= {"data.validation": "--data.validation"}  # tuning and results would differ in it
         for key in [*self.grid, *self.tune]:
             if key in reserved:
-                raise ValueError(f"--grid: use {reserved[key]} for {key}")
+                option = "--grid" if key in self.grid else "--tune"
+                raise ValueError(f"{option}: use {reserved[key]} for {key}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds: needs different whole numbers, got {self.seeds}")
 
@@ -106,18 +107,18 @@ def parse_values(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
     return parsed
 
 
-def sweep(config: Config, grid: Grid, ranks: int, check: Check) -> list[dict[str, Any]]:
+def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
     """Play all runs that are not finished yet; returns the rows of results.csv, in order.
 
-    `check` tells whether a run's command line is valid, and is asked for all of them before the first one starts.
-    Raises ValueError where it is not, where the directory holds another sweep, or where a run cannot be started.
+    Raises ValueError where a run's configuration is not valid, before the first one starts, where the directory holds
+    another sweep, or where a run cannot be started.
     """
     if ranks < 1:
         raise ValueError(f"--ranks: must be at least 1, got {ranks}")
     directory = Path(config.output_dir)
     everything = [{**point, **choice} for point in grid.points() for choice in combinations(grid.tune)]
     for values in everything:
-        check(_arguments(values))
+        with_arguments(config, _arguments(values))
     base = directory / BASE
     if base.exists() and base.read_text() != to_yaml(config):
         changed = differing_keys(yaml.safe_load(base.read_text()), as_dict(config))
@@ -233,6 +234,6 @@ def _run(command: list[str], output: Path) -> int:
 
 
 def _diverged(output: Path) -> bool:
-    """Whether a run's output ends in the error of one that no client's update could save."""
+    """Whether a run's output has the error of one that no client's update could save."""
     lines = output.read_text().splitlines() if output.exists() else []
-    return any(line.startswith("error: round ") and "not finite" in line for line in lines)
+    return any(line.startswith(f"error: {DIVERGED}") for line in lines)

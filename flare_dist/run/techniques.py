@@ -1,36 +1,57 @@
-"""Ways of exchanging gradients that `flare-dist compare` sets side by side, as the keys in which they differ.
+"""Ways of exchanging gradients that `flare-dist compare` sets side by side, as the keys that make them.
 
-Everything else is what the configuration says for all of them: model, data, batch, accumulation, learning rate and
-density.
+Everything else is what the configuration says for all of them: model, data, batch, accumulation, learning rate, density
+and how entries are counted and indexed.
 """
 
 from __future__ import annotations
 
-TECHNIQUES: dict[str, dict[str, str]] = {
-    "full_precision": {"compression.sparsifier": "dense"},
+from flare_dist.run.config import Config
+
+# What each begins with, whatever the configuration says: top-k of float32 with error feedback.
+PLAIN = {
+    "engine.mixed_precision": "no",
+    "gradients.hook": "sparse",
+    "compression.sparsifier": "topk",
+    "compression.error_feedback": "ec",
+    "compression.momentum": "null",
+    "compression.value_codec": "fp32",
+}
+DENSE = {"compression.sparsifier": "dense"}
+MOMENTUM = "the momentum that clients.momentum says"
+
+DIFFERENCES: dict[str, dict[str, str]] = {
+    "full_precision": DENSE,
     "fp16": {"gradients.hook": "fp16"},
     "bf16": {"gradients.hook": "bf16"},
     "powersgd": {"gradients.hook": "powersgd"},
     "topk": {},
-    # Momentum in the hook, which corrects it for what was not sent, instead of in the optimizer.
-    "topk_dgc": {"compression.error_feedback": "dgc", "clients.momentum": "0"},
     "topk_fp16": {"compression.value_codec": "fp16"},
     "topk_int8": {"compression.value_codec": "int8"},
     "topk_2bit": {"compression.value_codec": "2bit"},
+    # Momentum in the hook, which corrects it for what was not sent, instead of in the optimizer.
+    "topk_dgc": {"compression.error_feedback": "dgc", "compression.momentum": MOMENTUM, "clients.momentum": "0"},
     # Training in half precision, without and with compression of the gradients; fp16 needs a GPU, bf16 does not.
-    "fp16_training": {"engine.mixed_precision": "fp16", "compression.sparsifier": "dense"},
+    "fp16_training": DENSE | {"engine.mixed_precision": "fp16"},
     "fp16_training_topk_int8": {"engine.mixed_precision": "fp16", "compression.value_codec": "int8"},
-    "bf16_training": {"engine.mixed_precision": "bf16", "compression.sparsifier": "dense"},
+    "bf16_training": DENSE | {"engine.mixed_precision": "bf16"},
     "bf16_training_topk_int8": {"engine.mixed_precision": "bf16", "compression.value_codec": "int8"},
 }
 USUAL = ("full_precision", "fp16", "powersgd", "topk", "topk_fp16", "topk_int8", "topk_2bit")
 
 
-def find_techniques(names: str) -> dict[str, dict[str, str]]:
-    """The techniques of these names, separated by commas; ValueError that lists them where there is none."""
+def find_techniques(names: str, config: Config) -> dict[str, list[str]]:
+    """The techniques of these names, separated by commas, each as a command line that changes `config` to it.
+
+    Raises ValueError that lists them where there is none of a name.
+    """
     chosen = [name.strip() for name in names.split(",")]
-    unknown = [name for name in chosen if name not in TECHNIQUES]
+    unknown = [name for name in chosen if name not in DIFFERENCES]
     if unknown or len(set(chosen)) < len(chosen):
         wrong = f"unknown technique {unknown[0]!r}" if unknown else "the same technique twice"
-        raise ValueError(f"--techniques: {wrong} (choose from {', '.join(TECHNIQUES)})")
-    return {name: TECHNIQUES[name] for name in chosen}
+        raise ValueError(f"--techniques: {wrong} (choose from {', '.join(DIFFERENCES)})")
+    found = {}
+    for name in chosen:
+        keys = PLAIN | DIFFERENCES[name]
+        found[name] = [f"--{key}={config.clients.momentum if v is MOMENTUM else v}" for key, v in keys.items()]
+    return found

@@ -30,10 +30,10 @@ CONTROL_PREFIX = "control_"  # of what a client remembers for error feedback on 
 class RoundUplink:
     """The uplink of one round: `prepare` each hosted client, `add` what it brings back, `exchange`.
 
-    Only a rank that steps the server, `steps_here`, adds up the payloads that it gathers.
+    Only a rank that steps the server adds up the payloads that it gathers.
     """
 
-    def __init__(self, round_: int, config: Config, cohort: Cohort, parties: Parties, steps_here: bool) -> None:
+    def __init__(self, round_: int, config: Config, cohort: Cohort, parties: Parties) -> None:
         self.round = round_
         self.config = config
         self.cohort = cohort
@@ -46,10 +46,10 @@ class RoundUplink:
         if parties.server.control is not None:
             self._controls = ControlUplink(round_, config, cohort, parties)
         if parties.masks:
-            self._uplink = _open_masked(round_, config, cohort, self.assigned, parties, steps_here)
+            self._uplink = _open_masked(round_, config, cohort, self.assigned, parties)
         else:
             server = parties.server
-            self._uplink = _open(round_, config, cohort, parties, server.receive, steps_here, server.buffers.numel())
+            self._uplink = _open(round_, config, cohort, parties, server.receive, server.buffers.numel())
 
     @property
     def payloads(self) -> int:
@@ -121,7 +121,7 @@ class RoundUplink:
         return replace(exchanged, squares=squares, uplink_bytes=exchanged.uplink_bytes + sent)
 
     def dropped_in_all(self) -> int:
-        """The sum of `dropped` over the ranks, which call it together."""
+        """The sum of `dropped` over the ranks, which call it together: a client's count is 0 but on its host."""
         return int(sum(self.parties.world.largest([float(count) for count in self.dropped.values()])))
 
 
@@ -136,7 +136,7 @@ class ControlUplink:
         self.config = config
         self.parties = parties
         even = Cohort(cohort.hosts, dict.fromkeys(cohort.hosts, 1 / len(cohort.hosts)))
-        self.uplink = _open(round_, config, even, parties, _add, True, 0)
+        self.uplink = _open(round_, config, even, parties, _add, 0, everywhere=True)
 
     def add(self, result: ClientResult, state: State) -> None:
         """Move a client's control variate, and send by how much."""
@@ -167,19 +167,28 @@ class ControlUplink:
 
 
 def _open(
-    round_: int, config: Config, cohort: Cohort, parties: Parties, receive: Receive, adds_here: bool, buffers: int
+    round_: int,
+    config: Config,
+    cohort: Cohort,
+    parties: Parties,
+    receive: Receive,
+    buffers: int,
+    everywhere: bool = False,
 ) -> DenseUplink | SparseUplink:
-    """Sums of each rank where payloads are dense, otherwise a gather of them all; `buffers` entries go with each."""
+    """Sums of each rank where payloads are dense, otherwise a gather of them all; `buffers` entries go with each.
+
+    What is gathered is added up where the server steps, or `everywhere`.
+    """
     sizes = parties.server.parameters.numel(), buffers
     if config.compression.is_dense:
         return DenseUplink(cohort, receive, *sizes, parties.world.device)
     packing, most = parties.compressor.plan(round_).packing, parties.compressor.plan(round_).max_kept
-    gathers = receive if adds_here else _leave_to_rank_0
+    gathers = receive if everywhere or parties.steps_here else _leave_to_rank_0
     return SparseUplink(cohort, gathers, *sizes, dict.fromkeys(cohort.hosts, packing), packing.most_nbytes(most))
 
 
 def _open_masked(
-    round_: int, config: Config, cohort: Cohort, assigned: dict[int, Assignment], parties: Parties, adds_here: bool
+    round_: int, config: Config, cohort: Cohort, assigned: dict[int, Assignment], parties: Parties
 ) -> DenseUplink | SparseUplink:
     """The same for the active weights of sparse models, of which sums need one mask for all."""
     assert parties.masks is not None
@@ -190,7 +199,7 @@ def _open_masked(
         return DenseUplink(cohort, server.receive, *sizes, parties.world.device, common.active)
     forms = {client: assignment.form for client, assignment in assigned.items()}
     most = parties.masks.most_nbytes(round_, assigned, compressor)
-    gathers: Receive = server.receive if adds_here else _leave_to_rank_0
+    gathers: Receive = server.receive if parties.steps_here else _leave_to_rank_0
     return SparseUplink(cohort, gathers, *sizes, forms, most, masks_differ=not common)
 
 

@@ -45,7 +45,8 @@ class Assignment:
 class Masks:
     """The masks of a run on this rank; `mask`, bool [total], is the consensus, or where masks are personal the first.
 
-    Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for each client, `step`, `remember`.
+    Call `begin` once, or `load_state_dict`, and in each round `assign`, `learner` for
+    each client, `to_mean_of_models`, `settle`, `remember`.
     `uses`, of methods that measure, says how often an example uses a weight of each entry.
     """
 
@@ -171,24 +172,13 @@ class Masks:
             self._seen[client] = len(self._changes)
         return nbytes
 
-    def step(
-        self,
-        round_: int,
-        server: Server,
-        mean_delta: Tensor,
-        clients: int,
-        gathered: GatheredMasks | None = None,
-        squares: Tensor | None = None,
-    ) -> None:
-        """The server's step on the mean of the clients' models, which is then masked.
+    def to_mean_of_models(self, mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks | None) -> None:
+        """From the mean of what clients sent to that of their models, less the global `parameters`; in place.
 
-        `mean_delta`, of what they sent, is used up; `gathered` tells of their masks where these may differ, and
-        `squares` is the mean of their squared gradients where they measure any.
+        The two differ where the clients' masks do, of which `gathered` tells.
         """
         if gathered:
-            UPDATE_MODES[self.config.resolved_update_mode](mean_delta, server.parameters.data, gathered)
-        server.step(round_, mean_delta, clients)
-        self.settle(round_, server, gathered, squares)
+            UPDATE_MODES[self.config.resolved_update_mode](mean_delta, parameters, gathered)
 
     def settle(
         self, round_: int, server: Server, gathered: GatheredMasks | None = None, squares: Tensor | None = None

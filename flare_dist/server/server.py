@@ -44,7 +44,8 @@ class FedDyn:
 class Server:
     """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
-    Where payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate.
+    Where payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate; where
+    gradients are `controlled` (SCAFFOLD), a control variate.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Server:
         config: ServerConfig,
         rounds: int,
         estimated: bool = False,
+        feddyn: FedDyn | None = None,
+        controlled: bool = False,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
@@ -62,8 +65,8 @@ class Server:
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
         self.estimated = estimated
         self.estimates: dict[int, Tensor] = {}  # by client
-        self.feddyn: FedDyn | None = None
-        self.control: Tensor | None = None  # SCAFFOLD's c, the same on every rank
+        self.feddyn = feddyn
+        self.control = torch.zeros_like(parameters) if controlled else None  # SCAFFOLD's c, the same on every rank
         self.aggregate = AGGREGATORS[config.aggregator]
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 

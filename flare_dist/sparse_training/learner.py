@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.compression.sparsifiers import topk
+from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places, sizes
@@ -94,7 +94,7 @@ class SparseLearner:
             removed = int((min(free / layer.numel(), rate) if nearly_dense else rate) * active)
             if removed:
                 places = layer.nonzero().squeeze(1)
-                kept = topk(values[places], active - removed, torch.Generator())
+                kept = largest(values[places], active - removed)
                 layer.zero_()
                 layer[places[kept]] = True
             removals.append(removed)
@@ -120,7 +120,7 @@ class SparseLearner:
                 continue
             free = layer.logical_not().nonzero().squeeze(1)
             if gradient is not None:
-                places = topk(gradient[free], count, self.draws)
+                places = largest(gradient[free], count)
             else:
                 places = random_places(len(free), count, self.draws).to(free.device)
             layer[free[places]] = True

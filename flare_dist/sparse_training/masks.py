@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from flare_dist.compression.sparsifiers import topk
+from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.sparse_training.config import SparseTrainingConfig
 
@@ -176,7 +176,7 @@ def largest_mask(weights: Tensor, entries: Sequence[Entry], counts: Sequence[int
         assert count <= len(candidates), "more weights are to be kept than there are"
         layer.zero_()
         if count:
-            layer[candidates[topk(values[candidates], count, torch.Generator())]] = True
+            layer[candidates[largest(values[candidates], count)]] = True
     return mask
 
 
