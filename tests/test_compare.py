@@ -20,8 +20,9 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.library_hooks import LibraryHookState, library_hook
+from flare_dist.compression.config import CompressionConfig
 from flare_dist.engines.config import EngineConfig
-from flare_dist.run.checks import keys_without_effect
+from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.run.config import Config, load_config, with_arguments
 from flare_dist.run.gradient import gradient_round
 from flare_dist.run.techniques import DIFFERENCES, USUAL, find_techniques
@@ -126,8 +127,19 @@ def test_a_run_with_another_hook_remembers_nothing(hook: str, tmp_path: Path) ->
         start(longer, 2)
         assert json.loads((tmp_path / "longer" / "metrics.jsonl").read_text().splitlines()[-1])["round"] == 8
     else:
-        with pytest.raises(Exception, match=r"gradients.hook: powersgd's memory is not in checkpoints"):
+        with pytest.raises(Exception, match=r"gradients.hook: powersgd cannot go on from another run"):
             start(longer, 2)
+
+
+def test_an_interrupted_run_of_powersgd_starts_over(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", gradients=GradientsConfig(hook="powersgd"))
+    start(settings, 2)
+    straight = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "summary.json").unlink()
+    start(settings, 2)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == straight
+    rows = [json.loads(line)["round"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(7))
 
 
 def test_compare_trains_each_technique_with_the_same_settings(
@@ -158,6 +170,12 @@ def test_compare_trains_each_technique_with_the_same_settings(
         (["--techniques", "topk,zip"], "--techniques: unknown technique 'zip' (choose from full_precision, fp16,"),
         (["--techniques", "topk,topk"], "--techniques: the same technique twice"),
         (["--mode", "federated"], "mode: compare is about gradients; it needs mode=gradient, not federated"),
+        (["--techniques", "topk,fp16_training"], "engine.mixed_precision: fp16 needs a GPU"),
+        (
+            ["--tune", "compression.value_codec=fp16,int8"],
+            "--tune: compression.value_codec is what tells techniques apart",
+        ),
+        (["--techniques", "fp16,topk", "--tune", "clients.lr=0.1,-1"], "clients.lr: must be positive"),
         (["--target", "2"], "--target: an accuracy in (0, 1], got 2.0"),
         (["--gradients.hook", "fp32"], "gradients.hook: must be one of sparse, fp16, bf16, powersgd, got 'fp32'"),
         (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: must be at least 1, got 0"),
@@ -211,6 +229,15 @@ def test_a_technique_that_diverges_is_named_and_so_is_what_percentages_refer_to(
     command += ["--clients.momentum", "0", "--tune", "clients.lr=1e30"]
     assert main(command) == 1
     assert "compare: every technique diverged" in " ".join(capsys.readouterr().err.split())
+
+
+def test_dgc_s_momentum_is_not_to_be_had_twice(caplog: pytest.LogCaptureFixture) -> None:
+    used = config("x", compression=CompressionConfig(density=0.1, error_feedback="dgc"))
+    check_run(used, [torch.arange(4)], net())
+    assert "clients.momentum: dgc has its own momentum" in caplog.text
+    caplog.clear()
+    check_run(dataclasses.replace(used, gradients=GradientsConfig(hook="fp16")), [torch.arange(4)], net())
+    assert "its own momentum" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["baseline", "compression", "fp16_compression"])

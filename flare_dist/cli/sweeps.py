@@ -16,11 +16,12 @@ from flare_dist.analysis.plots import plot_accuracy_against_bytes
 from flare_dist.cli.console import wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
+from flare_dist.engines.config import settle_device
 from flare_dist.run.config import build_config, config_parser, with_arguments
 from flare_dist.run.parties import DivergedError
-from flare_dist.run.sweep import PLOT, RESULTS, Grid, parse_values, sweep
+from flare_dist.run.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
 from flare_dist.run.sweep_results import by_point, results_table, write_csv
-from flare_dist.run.techniques import DIFFERENCES, USUAL, find_techniques
+from flare_dist.run.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,16 @@ def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: C
     if config.mode != "gradient":
         raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")
     directory, rows = Path(config.output_dir), []
+    fixed = [key for key in grid.tune if key in PLAIN]
+    if fixed:
+        raise ValueError(f"--tune: {fixed[0]} is what tells techniques apart")
     techniques = {
         name: with_arguments(config, [*arguments, f"--output_dir={directory / name}"])
         for name, arguments in find_techniques(options.techniques, config).items()
     }
+    for own in techniques.values():  # before the first one starts
+        settle_device(own.engine)
+        check_settings(own, grid)
     for name, own in techniques.items():
         log.info("%s", name)
         rows += [{"technique": name} | row for row in sweep(own, grid, options.ranks)]

@@ -39,7 +39,7 @@ class LibraryHookState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after so many steps; ValueError for PowerSGD, which cannot without its memory."""
         if self.powersgd and state["step"]:
-            raise ValueError("gradients.hook: powersgd's memory is not in checkpoints; --checkpoint.resume never")
+            raise ValueError("gradients.hook: powersgd cannot go on from another run: its memory is not in checkpoints")
         self.step = state["step"]
 
     def begin_step(self) -> None:

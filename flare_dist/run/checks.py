@@ -95,6 +95,7 @@ def keys_without_effect(config: Config) -> dict[str, list[str]]:
 def check_run(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
     """Warn of settings that change nothing here; ValueError where a pattern matches no parameter or nothing is left."""
     _check_objective(config, parts, model)
+    _check_momentum(config)
     if config.sparse_training.is_sparse:
         prunable_entries(model, parameter_layout(model), config.sparse_training)
         if config.sparse_training.hetero and config.sparse_training.update_mode == "mean":
@@ -102,6 +103,12 @@ def check_run(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None
                         "count as zeros; masked_mean leaves them out", )  # fmt: skip
     for need, keys in keys_without_effect(config).items():
         log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
+
+
+def _check_momentum(config: Config) -> None:
+    momentum = config.clients.momentum
+    if "velocity" in config.exchanged.feedback.state_names and momentum and config.mode != "centralised":
+        log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", momentum)
 
 
 def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
@@ -127,5 +134,3 @@ def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) 
             "clients.objective: without error feedback scaffold's server never hears of what is not sent of a change; "
             "its control variate drifts from the mean of the clients'"
         )
-    if "velocity" in config.compression.feedback.state_names and clients.momentum:
-        log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", clients.momentum)

@@ -115,6 +115,15 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
     """
     if ranks < 1:
         raise ValueError(f"--ranks: must be at least 1, got {ranks}")
+    settings = check_settings(config, grid)
+    directory = Path(config.output_dir)
+    with rundir.claim(directory):
+        write_text(directory / BASE, to_yaml(config))
+        return _play_all(config, grid, ranks, settings)
+
+
+def check_settings(config: Config, grid: Grid) -> int:
+    """How many settings may be tried; ValueError where one is not valid or the directory holds another sweep."""
     directory = Path(config.output_dir)
     everything = [{**point, **choice} for point in grid.points() for choice in combinations(grid.tune)]
     for values in everything:
@@ -126,9 +135,7 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
             f"output_dir: {directory} holds a sweep of another configuration (different: {', '.join(changed)}); choose "
             "another output_dir"
         )
-    with rundir.claim(directory):
-        write_text(base, to_yaml(config))
-        return _play_all(config, grid, ranks, len(everything))
+    return len(everything)
 
 
 def _play_all(config: Config, grid: Grid, ranks: int, settings: int) -> list[dict[str, Any]]:

@@ -47,6 +47,9 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
     summary = rundir.read_summary(directory) if source == directory else None
+    if summary is None and source == directory and config.mode == "gradient" and config.gradients.hook == "powersgd":
+        log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
+        source = None
     if summary is None:
         data = load(config.data, config.seed)
         parts = divide(config, data)
