@@ -22,7 +22,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flare_dist.comm.distributed import GradBucket, ProcessGroup, all_gather_async, all_reduce_async, rank_and_size
+from flare_dist.comm.distributed import (
+    GradBucket,
+    ProcessGroup,
+    all_gather_async,
+    all_gather_wire,
+    all_reduce_async,
+    all_reduce_wire,
+    rank_and_size,
+)
 from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
@@ -198,7 +206,7 @@ def exchange_gradients(
     state.clock.hand_over()
     bucket = state.bucket_of(parameters)
     if state.config.is_dense:
-        state.count(2 * (world_size - 1) * buffer.nbytes, buffer.nbytes, buffer.numel())
+        state.count(all_reduce_wire(world_size, buffer.nbytes), buffer.nbytes, buffer.numel())
         reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
 
         def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
@@ -229,7 +237,7 @@ def exchange_gradients(
     kept, size = payload.kept, WORD + payload.nbytes
     padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
     packed = torch.cat([failed.int().view(1).view(torch.uint8), payload.data, padding])
-    state.count(world_size * (world_size - 1) * packed.nbytes, size, kept)
+    state.count(all_gather_wire(world_size, packed.nbytes), size, kept)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 

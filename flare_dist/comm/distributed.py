@@ -59,6 +59,16 @@ class Launch:
         return "nccl" if own_gpu else "gloo"
 
 
+def all_gather_wire(size: int, nbytes: int) -> int:
+    """What moves over all ranks when each of `size` sends its `nbytes` to all others."""
+    return size * (size - 1) * nbytes
+
+
+def all_reduce_wire(size: int, nbytes: int) -> int:
+    """What moves over all ranks when a ring of `size` sums up `nbytes`."""
+    return 2 * (size - 1) * nbytes
+
+
 @dataclass
 class Traffic:
     """What the collectives of this rank moved and took."""
@@ -103,7 +113,7 @@ class World:
         """[W, n] from every rank's one-dimensional tensor of n entries, on the device of `local`."""
         if self.size == 1:
             return local.unsqueeze(0)
-        with self._collective(self.size * (self.size - 1) * local.nbytes):
+        with self._collective(all_gather_wire(self.size, local.nbytes)):
             sent = local.to(self._wire_device).contiguous()
             gathered = torch.empty(self.size * sent.numel(), dtype=sent.dtype, device=sent.device)
             dist.all_gather_into_tensor(gathered, sent)
@@ -113,7 +123,7 @@ class World:
         """Sum `tensor` over the ranks in place, with the same bits on each of them."""
         if self.size == 1:
             return tensor
-        with self._collective(2 * (self.size - 1) * tensor.nbytes):
+        with self._collective(all_reduce_wire(self.size, tensor.nbytes)):
             moved = tensor.to(self._wire_device)
             dist.all_reduce(moved)
             return tensor if moved is tensor else tensor.copy_(moved)

@@ -48,6 +48,7 @@ class Exchanged:
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
     gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
+    mask_bytes: int = 0  # the part of uplink_bytes that is there for the masks' sake
     squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, where they measured
 
 
@@ -134,7 +135,7 @@ class SparseUplink:
                 losses[update.client] = update.train_loss
                 kept += update.payload.kept
         exchanged = _exchanged(self.cohort, losses, delta_sum, buffer_sum, kept, uplink_bytes)
-        return replace(exchanged, gathered=gathered)
+        return replace(exchanged, gathered=gathered, mask_bytes=gathered.mask_nbytes if gathered else 0)
 
     def _gather(self, world: World) -> Iterator[Update]:
         """All updates of the cohort in its order, gathered in runs of consecutive clients."""

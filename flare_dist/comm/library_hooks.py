@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import GradBucket, ProcessGroup, default_hooks, powerSGD_hook, rank_and_size
+from flare_dist.comm.distributed import (
+    GradBucket,
+    ProcessGroup,
+    all_reduce_wire,
+    default_hooks,
+    powerSGD_hook,
+    rank_and_size,
+)
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 
 # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo ranks
@@ -66,7 +73,7 @@ def library_hook(state: LibraryHookState, bucket: GradBucket) -> torch.futures.F
         future = halve[state.config.hook](state.process_group, bucket)  # type: ignore[arg-type]  # None is all ranks
         entries, sent, collectives = buffer.numel(), 2 * buffer.numel(), 1
     _, size = rank_and_size(state.process_group)
-    wire = 2 * (size - 1) * sent
+    wire = all_reduce_wire(size, sent)
     state.traffic += HookTraffic(wire, sent, entries, collectives)
     state.clock.send(wire)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.distributed import Traffic, World
+from flare_dist.comm.distributed import Traffic, World, all_gather_wire, all_reduce_wire
 from flare_dist.comm.exchange import Exchanged
 from flare_dist.comm.hook_meter import HookTraffic
 from flare_dist.compression.compressor import Compressor
@@ -66,17 +66,15 @@ class Stopwatch:
 
 
 def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
-    """The density below which an all-gather of `payloads` payloads a rank moves less than a dense all-reduce.
-
-    Over W ranks the all-gather of B bytes a rank moves W (W - 1) B, the ring all-reduce of n float32 2 (W - 1) 4 n.
-    """
-    dense = 2 * WORD * packing.total
+    """The density below which an all-gather of `payloads` payloads a rank moves less than a dense all-reduce."""
+    dense = all_reduce_wire(ranks, WORD * packing.total)
     least, most = packing.whole.numel(), packing.total
-    if ranks * payloads * packing.nbytes(least) >= dense:
+    if all_gather_wire(ranks, payloads * packing.nbytes(least)) >= dense:
         return 0.0
     while least < most:
         kept = (least + most + 1) // 2
-        least, most = (kept, most) if ranks * payloads * packing.nbytes(kept) < dense else (least, kept - 1)
+        pays = all_gather_wire(ranks, payloads * packing.nbytes(kept)) < dense
+        least, most = (kept, most) if pays else (least, kept - 1)
     return least / packing.total
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flare_dist.clients.state import hosting_ranks
 from flare_dist.comm.exchange import Cohort, mean_in_order
+from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch
@@ -42,7 +43,8 @@ def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
     watch = Stopwatch(world)
     parameters = parties.downlink.view
     mask = torch.ones(masks.total, dtype=torch.bool, device=world.device)
-    prunable, keep, uplink_nbytes = sum(sizes(entries)), budget(masks.config, entries), 0
+    prunable, keep = sum(sizes(entries)), budget(masks.config, entries)
+    uplink_nbytes, downlink_nbytes = 0, WORD * masks.total * len(drawn)  # the model once, then the masks alone
     for step in range(1, settings.steps + 1):
         density = (keep / prunable) ** (step / settings.steps)
         parties.trainer.model.load(parameters * mask, parties.server.buffers)
@@ -54,6 +56,7 @@ def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
             passing = sum(int((layer >= settings.threshold).sum()) for layer in layers_of(scores * mask, entries))
             left = max(len(entries), min(left, passing))
         active = int(mask.count_nonzero()) - masks.total + prunable
+        downlink_nbytes += len(drawn) * positions_nbytes(prunable, active) if step > 1 else 0
         uplink_nbytes += WORD * active * asked
         mask = highest(scores, entries, left, mask, layer_shares(settings.scope, entries))
     masks.begin_with(mask)
@@ -62,7 +65,7 @@ def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
     return {
         "clients": len(drawn) if federated else 0,
         "uplink_bytes": uplink_nbytes if federated else 0,
-        "downlink_bytes": WORD * masks.total * len(drawn) * settings.steps if federated else 0,
+        "downlink_bytes": downlink_nbytes if federated else 0,
         "wire_bytes": world.traffic.wire_bytes,
         "collectives": world.traffic.collectives,
         **watch.totals(),

@@ -76,8 +76,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         round_, exchanged, uplink.payloads, downlink_bytes, server.buffers.numel(), traffic, seconds
     )
     if masks:
-        measured = 0 if exchanged.squares is None else len(exchanged.accepted)
-        report |= masks.report(server.parameters.data, exchanged.gathered, measured)
+        report |= masks.report(server.parameters.data, exchanged.gathered, exchanged.mask_bytes)
         report["dropped_residuals"] = uplink.dropped_in_all()
     return report
 

@@ -118,7 +118,7 @@ class RoundUplink:
         for layer, part in zip(layers_of(squares, entries), mean.split(sizes(entries))):
             layer.copy_(part)
         sent = WORD * mean.numel() * len(exchanged.accepted)
-        return replace(exchanged, squares=squares, uplink_bytes=exchanged.uplink_bytes + sent)
+        return replace(exchanged, squares=squares, uplink_bytes=exchanged.uplink_bytes + sent, mask_bytes=sent)
 
     def dropped_in_all(self) -> int:
         """The sum of `dropped` over the ranks, which call it together: a client's count is 0 but on its host."""

@@ -26,7 +26,7 @@ from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.learner import SparseLearner, most_moved
-from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch, sizes
+from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.pruning import layer_shares
 from flare_dist.sparse_training.readjust import readjusted_mask
@@ -80,7 +80,7 @@ class Masks:
         """Draw the consensus of these densities, or the random mask of methods that have no stage 1."""
         draws = generator(self.seed, "consensus mask")
         drawn = densities or [self.config.density] * len(self.entries)
-        if self.method.keeps_layers:
+        if self.method.densities == "erk":
             drawn = flash.budget_densities(self.config, self.entries, layer_shares("erk", self.entries) or [])
         self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
         self._changes = [WORD * len(drawn) if densities else 0]
@@ -234,13 +234,13 @@ class Masks:
             return self.mask
         return unpack_bits(self._personal[client])[: self.total]
 
-    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None, measured: int = 0) -> dict[str, Any]:
-        """What a round's row says of masks; `measured` clients have sent squared gradients."""
+    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None, mask_bytes: int = 0) -> dict[str, Any]:
+        """What a round's row says of masks, `mask_bytes` having been sent for their sake."""
         active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
         return {
             "active_weights": sum(active),
             "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
-            "mask_bytes": gathered.mask_nbytes if gathered else measured * WORD * sum(sizes(self.entries)),
+            "mask_bytes": mask_bytes,
             "dropped_moments": self.dropped_moments,
             "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},
         }

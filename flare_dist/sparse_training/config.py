@@ -103,7 +103,7 @@ class SparseTrainingConfig:
         """random or gradient."""
         if self.growth != "auto":
             return self.growth
-        return "gradient" if METHODS[self.method].keeps_layers else "random"
+        return METHODS[self.method].growth
 
     @property
     def is_sparse(self) -> bool:
@@ -114,4 +114,4 @@ class SparseTrainingConfig:
         """mean or masked_mean."""
         if self.update_mode != "auto":
             return self.update_mode
-        return "masked_mean" if self.hetero or METHODS[self.method].keeps_layers else "mean"
+        return "masked_mean" if self.hetero else METHODS[self.method].update_mode

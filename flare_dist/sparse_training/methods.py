@@ -11,27 +11,34 @@ from typing import NamedTuple
 class Method(NamedTuple):
     """What becomes of masks."""
 
-    has_stage_one: bool = False  # a few clients find the layer densities first
+    densities: str = (
+        "even"  # of the first mask's layers: even, erk (Erdos-Renyi-Kernel) or stage_one (clients find them)
+    )
+    is_scored: bool = False  # the first mask is of the highest pruning scores instead
     clients_move: bool = False  # clients prune and regrow while they train
     is_personal: bool = False  # each client keeps a mask of its own, and the server none
     server_moves: bool = False  # the server makes a new mask of what clients bring
-    is_scored: bool = False  # the first mask is of the highest pruning scores
-    keeps_layers: bool = False  # layers have their Erdos-Renyi-Kernel densities, and keep them
-    is_measured: bool = False  # the server's new mask follows from gradients that clients measure
+    is_measured: bool = False  # and it follows from gradients that clients measure
+    keeps_layers: bool = False  # no layer becomes denser or sparser
+    fades: bool = False  # the prune rate falls over the rounds, and not within each
+    growth: str = "random"  # unless the configuration says otherwise
+    update_mode: str = "mean"  # the same
 
     @property
-    def fades(self) -> bool:
-        """True where the prune rate falls over the rounds, and not within each."""
-        return self.keeps_layers or self.is_measured
+    def has_stage_one(self) -> bool:
+        return self.densities == "stage_one"
 
 
 METHODS: dict[str, Method] = {
     "dense": Method(),
     "pdst": Method(),
     "nst": Method(clients_move=True, is_personal=True),
-    "spdst": Method(has_stage_one=True),
+    "spdst": Method(densities="stage_one"),
     "pruned": Method(is_scored=True),
-    "jmwst": Method(has_stage_one=True, clients_move=True, server_moves=True),
-    "feddst": Method(clients_move=True, server_moves=True, keeps_layers=True),
-    "prunefl": Method(is_scored=True, server_moves=True, is_measured=True),
-}
+    "jmwst": Method(densities="stage_one", clients_move=True, server_moves=True),
+    "feddst": Method(
+        densities="erk", clients_move=True, server_moves=True, keeps_layers=True, fades=True,
+        growth="gradient", update_mode="masked_mean",
+    ),
+    "prunefl": Method(is_scored=True, server_moves=True, is_measured=True, fades=True),
+}  # fmt: skip
