@@ -19,14 +19,11 @@ from statistics import median
 
 import torch
 
-from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.data.datasets import load
-from flare_dist.models.registry import build
 from flare_dist.run.config import Config, load_config
-from flare_dist.run.gather import divide, gather_parties
-from flare_dist.run.rounds import Parties, federated_round
+from flare_dist.run.gather import set_up
+from flare_dist.run.rounds import federated_round
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -43,7 +40,7 @@ def main() -> None:
     if options.method in ("ef21", "dgc"):
         changed = dataclasses.replace(config.compression, error_feedback=options.method)
         config = dataclasses.replace(config, compression=changed)
-    parties = _set_up(config)
+    parties = set_up(config)
     total = parties.trainer.model.layout.total
     gc.collect()
     before = _memory("VmRSS")
@@ -60,7 +57,7 @@ def main() -> None:
         clients=dataclasses.replace(config.clients, objective="none"),
         compression=CompressionConfig(sparsifier="dense"),
     )
-    reference = _set_up(plain)
+    reference = set_up(plain)
     federated_round(1, plain, reference)
     shares = []
     for round_ in range(3, 3 + options.rounds):
@@ -81,13 +78,6 @@ def _made_up(config: Config, threads: int) -> Config:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     engine = dataclasses.replace(config.engine, threads=threads, device=device)
     return dataclasses.replace(config, data=data, engine=engine)
-
-
-def _set_up(config: Config) -> Parties:
-    data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    world = World(device=torch.device(config.engine.device))
-    return gather_parties(config, world, data, divide(config, data), model)
 
 
 def _memory(kind: str) -> int:

@@ -18,13 +18,9 @@ from typing import Any
 
 import torch
 
-from flare_dist.comm.distributed import World
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.data.datasets import load
-from flare_dist.models.registry import build
 from flare_dist.run.config import Config, load_config
-from flare_dist.run.gather import divide, gather_parties
-from flare_dist.run.parties import Parties
+from flare_dist.run.gather import set_up
 from flare_dist.run.rounds import federated_round
 from flare_dist.server.masks import Masks
 from flare_dist.sparse_training.learner import SparseLearner
@@ -42,7 +38,7 @@ def main() -> None:
 
     sparse = _made_up(load_config(CONFIGS / "flash_cifar10_jmwst.yaml"), options.threads, options.examples)
     plain = dataclasses.replace(sparse, sparse_training=dataclasses.replace(sparse.sparse_training, method="dense"))
-    parties, reference = _set_up(sparse), _set_up(plain)
+    parties, reference = set_up(sparse), set_up(plain)
     assert parties.masks is not None
     parties.masks.begin([sparse.sparse_training.density] * len(parties.masks.entries))
     parties.masks.settle(0, parties.server)
@@ -51,7 +47,8 @@ def main() -> None:
     _time(type(parties.trainer.model), "mask_", spent, "mask", now)
     _time(SparseLearner, "prune", spent, "client", now)
     _time(SparseLearner, "grow", spent, "client", now)
-    _time(Masks, "step", spent, "server", now)
+    _time(Masks, "to_mean_of_models", spent, "server", now)
+    _time(Masks, "settle", spent, "server", now)
     steps = -(-options.examples // sparse.clients.batch_size)
     shares: dict[str, list[float]] = {name: [] for name in (*spent, "round")}
     for round_ in range(1, 2 + options.rounds):
@@ -102,13 +99,6 @@ def _made_up(config: Config, threads: int, examples: int) -> Config:
         clients=dataclasses.replace(config.clients, num=2, per_round=2),
         engine=dataclasses.replace(config.engine, threads=threads, device=device),
     )
-
-
-def _set_up(config: Config) -> Parties:
-    data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    world = World(device=torch.device(config.engine.device))
-    return gather_parties(config, world, data, divide(config, data), model)
 
 
 if __name__ == "__main__":

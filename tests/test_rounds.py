@@ -17,11 +17,9 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.data.datasets import load
 from flare_dist.models.config import ModelConfig
-from flare_dist.models.registry import build
+from flare_dist.run import gather
 from flare_dist.run.config import Config
-from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.rounds import DivergedError, Parties, centralised_round, federated_round
 from flare_dist.server.config import ServerConfig
 from tests.oracle import train_in_one_process
@@ -44,9 +42,7 @@ DENSE = dataclasses.replace(SPARSE, compression=CompressionConfig(sparsifier="de
 
 
 def set_up(world: World, config: Config) -> Parties:
-    data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    return gather_parties(config, world, data, divide(config, data), model)
+    return gather.set_up(config, world)
 
 
 def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, dict[int, Any], list]:

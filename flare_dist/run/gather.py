@@ -14,10 +14,11 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
-from flare_dist.data.datasets import DataSplits
+from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
 from flare_dist.engines.build import build_model
 from flare_dist.layout import parameter_layout
+from flare_dist.models.registry import build
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
@@ -76,6 +77,17 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
     return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)
+
+
+def set_up(config: Config, world: World | None = None) -> Parties:
+    """The parties of a configuration from its data on, without a run directory: for benchmarks and tests.
+
+    Without a `world` there is this process alone, on the device that the configuration names.
+    """
+    world = world or World(device=torch.device(config.engine.device))
+    data = load(config.data, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    return gather_parties(config, world, data, divide(config, data), model)
 
 
 def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks:
