@@ -17,11 +17,12 @@ from torch import Tensor
 
 from flare_dist.compression.bits import set_bits, unpack_bits
 from flare_dist.compression.compressor import Compressor
-from flare_dist.compression.masked import MaskedForm, change_nbytes, positions_nbytes
+from flare_dist.compression.masked import MaskedForm, positions_nbytes
 from flare_dist.compression.payload import WORD, Packing
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import UPDATE_MODES, GatheredMasks
+from flare_dist.server.mask_downlink import MaskDownlink
 from flare_dist.server.server import Server
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -72,9 +73,7 @@ class Masks:
         self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
         self._personal: dict[int, Tensor] = {}  # client -> the bits of its own mask, where masks are personal
         self._factor = torch.empty(total, device=device)  # of the client that is training
-        # Bytes that tell a client the consensus: the first by its densities, the later ones change by change.
-        self._changes: list[int] = []
-        self._seen: dict[int, int] = {}  # client -> how many of them it knows
+        self._downlink = MaskDownlink()
 
     def begin(self, densities: Sequence[float] | None) -> None:
         """Draw the consensus of these densities, or the random mask of methods that have no stage 1."""
@@ -83,16 +82,16 @@ class Masks:
         if self.method.densities == "erk":
             drawn = flash.budget_densities(self.config, self.entries, layer_shares("erk", self.entries) or [])
         self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
-        self._changes = [WORD * len(drawn) if densities else 0]
+        self._downlink.begin(WORD * len(drawn) if densities else 0)  # the densities, from which it is drawn
 
     def begin_with(self, mask: Tensor) -> None:
         """Take this mask as the consensus; clients are told its positions."""
         self.mask = mask
-        self._changes = [positions_nbytes(self.total, int(mask.count_nonzero()))]
+        self._downlink.begin(positions_nbytes(self.total, int(mask.count_nonzero())))
 
     @property
     def have_begun(self) -> bool:
-        return bool(self._changes)
+        return self._downlink.has_begun
 
     def by_name(self, layout: ParameterLayout) -> dict[str, Tensor]:
         """The consensus of each prunable weight, float32 in its shape, by the name of its buffer in nn.utils.prune."""
@@ -158,18 +157,16 @@ class Masks:
     def downlink_nbytes(self, assigned: Mapping[int, Assignment]) -> int:
         """What a star sends to a round's cohort: active weights in float32 and masks; call it once a round.
 
-        A mask is told by the changes that the client has missed, or whole where that is less; a smaller budget's by
-        its positions in the consensus. A personal mask both sides hold.
+        A smaller budget's mask is told by its positions in the consensus; a personal one both sides hold.
         """
         if self.method.is_personal:
             return sum(WORD * assignment.form.active.numel() for assignment in assigned.values())
         consensus = int(self.mask.count_nonzero())
-        whole, nbytes = positions_nbytes(self.total, consensus), 0
+        nbytes = 0
         for client, assignment in assigned.items():
             active = assignment.form.active.numel()
             nbytes += WORD * active + (positions_nbytes(consensus, active) if active < consensus else 0)
-            nbytes += min(whole, sum(self._changes[self._seen.get(client, 0) :]))
-            self._seen[client] = len(self._changes)
+            nbytes += self._downlink.nbytes_to(client, self.mask)
         return nbytes
 
     def to_mean_of_models(self, mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks | None) -> None:
@@ -193,9 +190,7 @@ class Masks:
         parameters = server.parameters.data
         if self.schedule.server_moves_in(round_):
             mask = self._next_mask(round_, parameters, gathered, squares)
-            before = int(self.mask.count_nonzero())
-            removed, grown = (int(change.count_nonzero()) for change in (self.mask & ~mask, mask & ~self.mask))
-            self._changes.append(change_nbytes(before, self.total - before, removed, grown))
+            self._downlink.change(self.mask, mask)
             self.mask = mask
         parameters.mul_(self.mask)
         self.dropped_moments = server.forget_outside(self.mask)
@@ -256,11 +251,9 @@ class Masks:
         """What a checkpoint saves; references, not copies."""
         return {
             "mask": self.mask,
-            "changes": self._changes,
-            "seen": self._seen,
             "personal": self._personal,
             "of": self._origin(),
-        }
+        } | self._downlink.state_dict()
 
     def _origin(self) -> dict[str, Any]:
         """The settings without which the masks mean something else."""
@@ -278,5 +271,5 @@ class Masks:
                     "keep its settings, or go on from a dense run"
                 )
         self.mask = state["mask"].to(self.device, copy=True)
-        self._changes, self._seen = list(state["changes"]), dict(state["seen"])
+        self._downlink.load_state_dict(state)
         self._personal = {client: bits.to(self.device, copy=True) for client, bits in state["personal"].items()}

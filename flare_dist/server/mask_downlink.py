@@ -1,0 +1,48 @@
+"""What it costs to tell clients the consensus mask, counted only: the mask itself every rank holds.
+
+A client is told the changes that it has missed, or the whole mask where that is less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from flare_dist.compression.masked import change_nbytes, positions_nbytes
+
+
+class MaskDownlink:
+    """The bytes of each change of the consensus, and which of them each client knows."""
+
+    def __init__(self) -> None:
+        self._changes: list[int] = []  # the first is the first mask
+        self._seen: dict[int, int] = {}  # client -> how many it knows
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._changes)
+
+    def begin(self, nbytes: int) -> None:
+        """There is a first mask, which so many bytes tell."""
+        self._changes = [nbytes]
+
+    def change(self, before: Tensor, after: Tensor) -> None:
+        """The consensus has become another one, both bool [total]."""
+        removed, grown = (int(moved.count_nonzero()) for moved in (before & ~after, after & ~before))
+        active = int(before.count_nonzero())
+        self._changes.append(change_nbytes(active, len(before) - active, removed, grown))
+
+    def nbytes_to(self, client: int, consensus: Tensor) -> int:
+        """What this client still has to be told; from now on it knows all of it."""
+        missed = sum(self._changes[self._seen.get(client, 0) :])
+        self._seen[client] = len(self._changes)
+        return min(positions_nbytes(len(consensus), int(consensus.count_nonzero())), missed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """References, not copies."""
+        return {"changes": self._changes, "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._changes, self._seen = list(state["changes"]), dict(state["seen"])
