@@ -227,6 +227,13 @@ def test_keys_that_an_older_version_did_not_have_are_no_change(straight: Path, t
         rundir.settle(tiny(copy, compression=dataclasses.replace(tiny(copy).compression, dense_below=5)), 1)
 
 
+def test_a_run_flushes_denormal_floats(tmp_path: Path) -> None:
+    tiny_float = torch.tensor([1e-40])
+    assert float(tiny_float * 1.0) > 0
+    start(tiny(tmp_path / "run", rounds=1))
+    assert float(tiny_float * 1.0) == 0
+
+
 def test_finished_run_says_so_and_changes_nothing(straight: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (straight / "metrics.jsonl").read_text()
     with caplog.at_level("INFO", logger="flare_dist"):
