@@ -9,9 +9,9 @@ cifar10=$(realpath "$1")
 cd "$(dirname "$0")/.."
 shift
 out=${OUT:-runs/compare}
-techniques=full_precision,fp16,powersgd,topk,topk_dgc,topk_fp16,topk_int8,topk_2bit,bf16_training,bf16_training_topk_int8
+techniques=full_precision,fp16,powersgd,topk,topk_dgc,topk_fp16,topk_int8,topk_2bit,bf16_training_topk_int8
 compare() {
-  .venv/bin/flare-dist compare --config configs/compare_cnn.yaml --data.root "$cifar10" --target 0.35 "$@"
+  .venv/bin/flare-dist compare --config configs/compare_cnn.yaml --data.root "$cifar10" --target 0.3 "$@"
 }
 export OMP_NUM_THREADS=1
 compare --output_dir "$out/rate" --techniques full_precision --tune clients.lr=0.01,0.03,0.1 "$@"
