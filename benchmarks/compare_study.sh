@@ -15,6 +15,9 @@ compare() {
 }
 export OMP_NUM_THREADS=1
 compare --output_dir "$out/rate" --techniques full_precision --tune clients.lr=0.01,0.03,0.1 "$@"
+best="import csv, sys; print(next(r['clients.lr'] for r in csv.DictReader(open(sys.argv[1])) if r['purpose'] == 'result'))"
+rate=$(.venv/bin/python -c "$best" "$out/rate/results.csv")
+set -- --clients.lr "$rate" "$@"
 compare --output_dir "$out/unshaped" --techniques $techniques --seeds 0,1,2 --link 100Mbps/shared "$@"
 export -f compare
 export cifar10 out techniques
