@@ -574,7 +574,7 @@ def test_stage_one_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("method", ["nst", "spdst", "jmwst"])
+@pytest.mark.parametrize("method", ["nst", "spdst", "jmwst", "feddst", "prunefl"])
 def test_masks_on_a_gpu(method: str) -> None:
     for compression in (BASE.compression, TOPK):
         used = config(dataclasses.replace(BASE, compression=compression), method=method, growth="gradient")
