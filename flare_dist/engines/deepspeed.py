@@ -9,7 +9,7 @@ the loss scale and its skipped steps stay DeepSpeed's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
@@ -165,11 +165,8 @@ class DeepSpeedModel:
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place: the master weights, and those that the model computes with."""
-        start = 0
-        for part in self._stepped():
-            share = factor[start : start + part.numel()]
-            part.data.view(-1)[: len(share)].mul_(share)
-            start += part.numel()
+        for own, share in self._shares(self._stepped(), factor):
+            own.mul_(share)
         if self._dtype == torch.float32 and not self._engine.zero_optimization_stage():
             return  # they are the same
         for (_, view), parameter in zip(self.layout.views(factor), self._parameters):
@@ -222,11 +219,16 @@ class DeepSpeedModel:
         return own[: self.layout.total].clone()
 
     def _scatter(self, vector: Tensor, parts: list[Tensor]) -> None:
-        """Write this rank's share of a whole vector to `parts`; the padding behind its end is left alone."""
+        """Write this rank's share of a whole vector to `parts`."""
+        for own, share in self._shares(parts, vector):
+            own.copy_(share)
+
+    def _shares(self, parts: list[Tensor], vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What of `parts` and of a whole vector belongs together on this rank, without the padding behind its end."""
         start = rank_and_size(None)[0] * parts[0].numel() if self._shards > 1 else 0
         for part in parts:
             share = vector[start : start + part.numel()]
-            part.data.view(-1)[: len(share)].copy_(share)
+            yield part.data.view(-1)[: len(share)], share
             start += part.numel()
 
     def reset(self) -> None:
