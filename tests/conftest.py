@@ -11,7 +11,8 @@ settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)
-def denormal_floats() -> Iterator[None]:
-    """A run flushes them to zero for its whole process."""
+def as_it_began() -> Iterator[None]:
+    """One thread, as ranks have, for bits depend on it; and denormal floats, which a run flushes for its process."""
+    torch.set_num_threads(1)
     yield
     torch.set_flush_denormal(False)

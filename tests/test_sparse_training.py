@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +61,6 @@ BASE = Config(
 PRUNABLE = 12_800 + 512
 BUDGET = 2662  # round(0.2 * PRUNABLE)
 TOPK = CompressionConfig(density=0.1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As ranks have; bits depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(base: Config = BASE, **settings: Any) -> Config:
