@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from flare_dist.analysis.links import Link, project
 from flare_dist.cli import main
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
@@ -111,6 +112,10 @@ def test_seconds_are_of_computing_selecting_or_communicating(hook: str) -> None:
             assert row["compute_seconds"] > 0
             together = row["compute_seconds"] + row["select_seconds"] + row["communication_seconds"]
             assert together < 2 * row["round_seconds"]  # each the largest over the ranks
+            assert 0 < row["late_seconds"] <= row["communication_seconds"]
+            rest = row["round_seconds"] - (row["communication_seconds"] - row["late_seconds"])
+            # Without end a link takes no time; what was waited for here is mostly unpacking, and stays.
+            assert project(row, Link.parse("1000000Gbps"), "ranks") == pytest.approx(rest, rel=0.01)
 
 
 @pytest.mark.parametrize("hook", ["fp16", "powersgd"])

@@ -8,7 +8,8 @@ steps that each wait for the latency. In a star, clients work in parallel; each 
 then sends its part of the uplink and of the buffers.
 
 What a round took beside communication is taken from the log as it is. Where buckets were sent during backward
-(mode: gradient on a CPU; metrics.jsonl alone says when), each starts when it is ready and the one before has arrived.
+(mode: gradient on a CPU; metrics.jsonl alone says when), each starts when it is ready and the one before has arrived,
+and what was waited for the last one stays in: on a fast link that is unpacking it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _seconds(text: str) -> float | None:
 
 def project(row: dict[str, Any], link: Link, topology: str) -> float:
     """Seconds of a round on a link; ValueError where the log does not say what that needs."""
-    beside = _needed(row, "round_seconds") - row.get("communication_seconds", 0.0)
+    beside = _needed(row, "round_seconds") - row.get("communication_seconds", 0.0) + row.get("late_seconds", 0.0)
     if topology == "star":
         clients = _needed(row, "clients")
         both = _needed(row, "uplink_bytes") + row.get("downlink_bytes", 0) + row.get("buffer_bytes", 0)

@@ -58,7 +58,8 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     buffer_bytes = 4 * server.buffers.numel() * world.size
     steps = (world.size, config.eval_every, server.parameters.numel())
     moved, mean = hook.traffic.since(before), _mean_step(buckets)
-    return gradient_report(round_, train_loss, steps, moved, mean, buffer_bytes, world.traffic, watch.totals())
+    seconds = watch.totals() | {"late_seconds": late}
+    return gradient_report(round_, train_loss, steps, moved, mean, buffer_bytes, world.traffic, seconds)
 
 
 def _mean_step(steps: list[list[tuple[float, int]]]) -> list[tuple[float, int]]:

@@ -135,6 +135,7 @@ def gradient_report(
     """The row of one round of mode: gradient, in which a rank is a client.
 
     `steps` are (ranks, steps of the round, parameters), `moved` what the hook moved, `traffic` what moved beside it.
+    `seconds` has as late_seconds how long the steps waited for their last buckets, a part of communication_seconds;
     `buckets` has for each bucket of a step when it was sent, in seconds after the step's beginning, and its bytes on
     the wire; empty where a GPU trains.
     """
