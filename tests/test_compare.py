@@ -79,15 +79,16 @@ def test_a_counted_hook_does_what_it_does_by_itself(hook: str) -> None:
 
 
 def test_a_clock_tells_making_payloads_from_waiting_for_them() -> None:
-    clock = StepClock()
+    clock, start = StepClock(), time.perf_counter()
     for wire_bytes in (10, 20):
         clock.hand_over()
         time.sleep(0.02)
         clock.send(wire_bytes)
     time.sleep(0.03)
     clock.come_back()
-    assert 0.04 <= clock.select_seconds < 0.07
-    assert 0.03 <= clock.late_seconds < 0.06
+    assert clock.select_seconds >= 0.04
+    assert clock.late_seconds >= 0.03
+    assert clock.select_seconds + clock.late_seconds <= time.perf_counter() - start
     assert [wire for _, wire in clock.sent] == [10, 20]
     clock.begin_step()
     assert (clock.select_seconds, clock.late_seconds, clock.sent) == (0.0, 0.0, [])
@@ -111,7 +112,7 @@ def test_seconds_are_of_computing_selecting_or_communicating(hook: str) -> None:
             assert row["communication_seconds"] > 0
             assert row["compute_seconds"] > 0
             together = row["compute_seconds"] + row["select_seconds"] + row["communication_seconds"]
-            assert together < 2 * row["round_seconds"]  # each the largest over the ranks
+            assert together <= 3 * row["round_seconds"]  # each the largest over the ranks
             assert 0 < row["late_seconds"] <= row["communication_seconds"]
             rest = row["round_seconds"] - (row["communication_seconds"] - row["late_seconds"])
             # Without end a link takes no time; what was waited for here is mostly unpacking, and stays.
