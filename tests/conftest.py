@@ -1,5 +1,6 @@
-"""Property tests draw the same everywhere, a busy machine is no failure, and no test changes how others count."""
+"""Property tests draw the same everywhere, a busy machine is no failure, and every test begins alike."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,13 @@ settings.load_profile("here")
 
 @pytest.fixture(autouse=True)
 def as_it_began() -> Iterator[None]:
-    """One thread, as ranks have, for bits depend on it; and denormal floats, which a run flushes for its process."""
+    """One thread, as ranks have, for bits depend on it; denormal floats, which a run flushes for its process; and a log
+    that the command line has not taken for itself.
+    """
     torch.set_num_threads(1)
+    log = logging.getLogger("flare_dist")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
     yield
     torch.set_flush_denormal(False)
