@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from flare_dist.analysis.bandwidth import read_metrics
 
 NOT_SETTINGS = (
     "purpose",
@@ -56,7 +57,7 @@ def finished(file: Path) -> list[tuple[Row, list[Row]]]:
 
 def measured(rows: list[Row], target: float | None) -> Row:
     """What the seeds of one point came to."""
-    logs = [_rounds(Path(row["directory"])) for row in rows]
+    logs = [read_metrics(Path(row["directory"])) for row in rows]
     accuracies = [float(row["test_accuracy"]) for row in rows]
     spread = f" ± {stdev(accuracies):.3f}" if len(rows) > 1 else f" ({len(rows)} seed)"
     up, down, dense = (
@@ -72,10 +73,6 @@ def measured(rows: list[Row], target: float | None) -> Row:
     if mismatches:
         line |= {"mismatch": f"{mean(mismatches):.3f}", "active at the end": f"{mean(active):,.0f}"}
     return line
-
-
-def _rounds(directory: Path) -> list[Row]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
-        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or
-            flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
         flare: settings of the flare objective.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.compression.masked import change_nbytes, positions_nbytes
+from flare_dist.compression.masked import change_nbytes
 
 
 class MaskDownlink:
@@ -34,11 +34,11 @@ class MaskDownlink:
         active = int(before.count_nonzero())
         self._changes.append(change_nbytes(active, len(before) - active, removed, grown))
 
-    def nbytes_to(self, client: int, consensus: Tensor) -> int:
-        """What this client still has to be told; from now on it knows all of it."""
+    def nbytes_to(self, client: int, whole: int) -> int:
+        """What this client still has to be told, `whole` being the whole mask; from now on it knows all of it."""
         missed = sum(self._changes[self._seen.get(client, 0) :])
         self._seen[client] = len(self._changes)
-        return min(positions_nbytes(len(consensus), int(consensus.count_nonzero())), missed)
+        return min(whole, missed)
 
     def state_dict(self) -> dict[str, Any]:
         """References, not copies."""

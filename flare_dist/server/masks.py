@@ -162,11 +162,11 @@ class Masks:
         if self.method.is_personal:
             return sum(WORD * assignment.form.active.numel() for assignment in assigned.values())
         consensus = int(self.mask.count_nonzero())
-        nbytes = 0
+        whole, nbytes = positions_nbytes(self.total, consensus), 0
         for client, assignment in assigned.items():
             active = assignment.form.active.numel()
             nbytes += WORD * active + (positions_nbytes(consensus, active) if active < consensus else 0)
-            nbytes += self._downlink.nbytes_to(client, self.mask)
+            nbytes += self._downlink.nbytes_to(client, whole)
         return nbytes
 
     def to_mean_of_models(self, mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks | None) -> None:

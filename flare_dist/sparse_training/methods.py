@@ -11,9 +11,7 @@ from typing import NamedTuple
 class Method(NamedTuple):
     """What becomes of masks."""
 
-    densities: str = (
-        "even"  # of the first mask's layers: even, erk (Erdos-Renyi-Kernel) or stage_one (clients find them)
-    )
+    densities: str = "even"  # of the first layers: even, erk (Erdos-Renyi-Kernel) or stage_one (clients find them)
     is_scored: bool = False  # the first mask is of the highest pruning scores instead
     clients_move: bool = False  # clients prune and regrow while they train
     is_personal: bool = False  # each client keeps a mask of its own, and the server none
