@@ -6,6 +6,7 @@ The command line, `--help`, `--print_config` and the reading of YAML are made fr
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,8 +200,14 @@ def load_config(path: Path) -> Config:
 
 def with_arguments(config: Config, arguments: Sequence[str]) -> Config:
     """`config` with what a command line says; ValueError or ArgumentError where that is no valid configuration."""
-    parser = config_parser()
+    parser = _bare_parser()
     return build_config(parser, parser.parse_args(list(arguments), namespace=parser.parse_string(to_yaml(config))))
+
+
+@functools.cache
+def _bare_parser() -> ArgumentParser:
+    """Made once: a sweep reads many command lines before it starts."""
+    return config_parser()
 
 
 def to_yaml(config: Config) -> str:
