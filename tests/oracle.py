@@ -37,12 +37,15 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
         cohort = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
         present = [client for client in cohort if client not in reject]
         examples = math.fsum(len(parts[client]) for client in present)
-        mean = [torch.zeros_like(p) for p in model.parameters()]
+        # A few sparse values are added to the model client by client, anything else is summed up first.
+        few = not config.compression.is_dense and config.compression.rule != "ef21"
+        start = copy.deepcopy(model)
+        mean = [p.detach() if few else torch.zeros_like(p) for p in model.parameters()]
         for client in present:
             zeros = [(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()]
             memory = memories.setdefault(client, zeros)
             residual = [first for first, _ in memory]
-            delta = _local_delta(copy.deepcopy(model), source, parts[client], config, round_, client, residual)
+            delta = _local_delta(copy.deepcopy(start), source, parts[client], config, round_, client, residual)
             for total, update, vectors in zip(mean, delta, memory):
                 weight, received = len(parts[client]) / examples, _fed_back(update, vectors, config)
                 # A dense vector is added in one rounding, sparse values are weighted first.
@@ -50,7 +53,8 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
                 total.add_(received, alpha=weight) if dense else total.add_(received.mul(weight))
         with torch.no_grad():
             for parameter, step in zip(model.parameters(), mean):
-                parameter.add_(step)
+                if not few:
+                    parameter.add_(step)
     return model
 
 

@@ -16,7 +16,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Packing, Payload
 from flare_dist.compression.update import HEADER_NBYTES, slot_nbytes
 from flare_dist.layout import Entry, ParameterLayout
-from flare_dist.server.aggregation import mean
+from flare_dist.server.aggregation import DeltaSum, mean
 from tests.ranks import run_ranks, single
 
 TOTAL, BUFFERS = 40, 3
@@ -37,7 +37,7 @@ def first_entries(client: int) -> Payload:
     return PACKING.pack(indices, update(client)[0][indices])
 
 
-def receive(total: Tensor, client: int, payload: Payload, weight: float) -> None:
+def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
     mean(total, payload, weight)
 
 
@@ -46,7 +46,9 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Ex
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
         forms = dict.fromkeys(cohort.hosts, PACKING)
-        return _exchange(world, SparseUplink(cohort, receive, TOTAL, BUFFERS, forms, PACKING.most_nbytes(4)), rejected)
+        return _exchange(
+            world, SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, forms, PACKING.most_nbytes(4)), rejected
+        )
 
 
 def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
@@ -69,7 +71,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
 
 def assert_equal(one: Exchanged, other: Exchanged, exact: bool = True) -> None:
     rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
-    torch.testing.assert_close(one.mean_delta, other.mean_delta, rtol=rtol, atol=atol)
+    torch.testing.assert_close(one.mean_vector, other.mean_vector, rtol=rtol, atol=atol)
     torch.testing.assert_close(one.mean_buffer_delta, other.mean_buffer_delta, rtol=rtol, atol=atol)
     assert (one.accepted, one.rejected, one.kept) == (other.accepted, other.rejected, other.kept)
     assert one.uplink_bytes == other.uplink_bytes
@@ -96,7 +98,7 @@ def test_sparse_mean_is_the_weighted_mean_of_the_accepted() -> None:
         expected += delta * WEIGHTS[client] / scale
         buffers += own * WEIGHTS[client] / scale
         loss += client * WEIGHTS[client] / scale
-    torch.testing.assert_close(result.mean_delta, expected)
+    torch.testing.assert_close(result.mean_vector, expected)
     torch.testing.assert_close(result.mean_buffer_delta, buffers)
     assert result.train_loss == pytest.approx(loss)
     assert (result.accepted, result.rejected) == (present, [0, 5])
@@ -114,7 +116,7 @@ def test_dense_exchange_agrees_to_rounding_and_is_the_same_on_every_rank(rejecte
     if rejected == (0, 5):
         scale = sum(WEIGHTS[client] for client in alone.accepted)
         expected = sum(update(client)[0] * WEIGHTS[client] / scale for client in alone.accepted)
-        torch.testing.assert_close(alone.mean_delta, expected)
+        torch.testing.assert_close(alone.mean_vector, expected)
         expected = sum(update(client)[1] * WEIGHTS[client] / scale for client in alone.accepted)
         torch.testing.assert_close(alone.mean_buffer_delta, expected)
 

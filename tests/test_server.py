@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from flare_dist.compression.payload import Payload
+from flare_dist.server.aggregation import DeltaSum, SparseSum
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import OPTIMIZERS, find_optimizer, load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server, sample_cohort
@@ -46,6 +47,40 @@ def test_sgd_at_rate_one_is_fedavg_exactly() -> None:
         used.step(round_, delta(round_))
         expected = expected + delta(round_)
         assert torch.equal(used.parameters.data, expected)
+
+
+def payloads(clients: int, kept: int, disjoint: bool) -> list[Payload]:
+    """Of each client `kept` entries, at its own places or anywhere."""
+    draws = torch.Generator().manual_seed(clients)
+    order = torch.randperm(TOTAL, generator=draws)
+    places = [order[c * kept : (c + 1) * kept] if disjoint else order.roll(7 * c)[:kept] for c in range(clients)]
+    return [Payload(at.sort().values.int(), torch.randn(kept, generator=draws)) for at in places]
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_a_step_entry_by_entry_is_the_step_of_the_sum(disjoint: bool) -> None:
+    """Bitwise at rate 1 where clients send different entries, to rounding where they share some; with a rejection."""
+    sums: list[DeltaSum] = [SparseSum(TOTAL), torch.zeros(TOTAL)]
+    servers = [server(lr=1.0 if disjoint else 0.3) for _ in sums]
+    for used, total in zip(servers, sums):
+        for client, payload in enumerate(payloads(5, 10, disjoint)):
+            used.receive(total, client, payload, 0.2)
+        total.div_(0.7)
+        total.mul_(1.5)
+        used.step(1, total)
+    one, other = (used.parameters.data for used in servers)
+    torch.testing.assert_close(one, other, rtol=0.0 if disjoint else 1e-6, atol=0.0 if disjoint else 1e-7)
+    assert not torch.equal(one, start())
+
+
+def test_only_a_plain_step_on_few_entries_is_taken_entry_by_entry() -> None:
+    assert isinstance(server(lr=0.5).new_sum(TOTAL // 3), SparseSum)
+    assert isinstance(server(optimizer="fedavgm", momentum=0.0).new_sum(TOTAL // 3), SparseSum)
+    assert isinstance(server().new_sum(TOTAL // 3 + 1), Tensor)  # its entries would take more memory than a vector
+    assert isinstance(server(momentum=0.9).new_sum(1), Tensor)
+    assert isinstance(server(optimizer="fedyogi").new_sum(1), Tensor)
+    with pytest.raises(AssertionError, match="plain step"):
+        server(momentum=0.9).step(1, SparseSum(TOTAL))
 
 
 def test_momentum_is_fedavgm() -> None:

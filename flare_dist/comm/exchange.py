@@ -19,7 +19,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
 from flare_dist.compression.payload import Form, Payload
 from flare_dist.compression.update import Update, decode, encode, slot_nbytes
-from flare_dist.server.aggregation import GatheredMasks, Receive
+from flare_dist.server.aggregation import DeltaSum, GatheredMasks, Receive
 
 ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -40,7 +40,7 @@ class Cohort:
 class Exchanged:
     """What comes of an exchange: the means over the accepted clients, and what was sent for them."""
 
-    mean_delta: Tensor  # float32 [total]; zeros where nobody was accepted, and on ranks that do not step the server
+    mean_delta: DeltaSum  # float32 [total]; zeros where nobody was accepted, and on ranks that do not step the server
     mean_buffer_delta: Tensor  # float32 [b]
     accepted: list[int]  # clients, ascending
     rejected: list[int]
@@ -51,9 +51,15 @@ class Exchanged:
     mask_bytes: int = 0  # the part of uplink_bytes that is there for the masks' sake
     squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, where they measured
 
+    @property
+    def mean_vector(self) -> Tensor:
+        """The mean delta where it is a vector: everywhere but on the way to a plain step of the server."""
+        assert isinstance(self.mean_delta, Tensor)
+        return self.mean_delta
+
 
 def _exchanged(
-    cohort: Cohort, losses: dict[int, float], delta_sum: Tensor, buffer_sum: Tensor, kept: int, uplink_bytes: int
+    cohort: Cohort, losses: dict[int, float], delta_sum: DeltaSum, buffer_sum: Tensor, kept: int, uplink_bytes: int
 ) -> Exchanged:
     """The means, from weighted sums over the clients in `losses`, which are those accepted."""
     accepted = list(losses)
@@ -87,7 +93,8 @@ def mean_in_order(
 class SparseUplink:
     """Collects the updates of this rank's clients and gathers everybody's.
 
-    `forms` says how each client's payloads are read, none of which is longer than `most_nbytes`. Where the clients'
+    They are added up in `delta_sum`, zero at first. `forms` says how each client's payloads are read, none of which is
+    longer than `most_nbytes`. Where the clients'
     `masks_differ` what is known of them afterwards goes with the means.
     """
 
@@ -95,7 +102,7 @@ class SparseUplink:
         self,
         cohort: Cohort,
         receive: Receive,
-        total: int,
+        delta_sum: DeltaSum,
         buffers: int,
         forms: Mapping[int, Form],
         most_nbytes: int,
@@ -103,8 +110,8 @@ class SparseUplink:
     ) -> None:
         self.cohort = cohort
         self.receive = receive
+        self.delta_sum = delta_sum
         self.buffers = buffers
-        self.total = total
         self.forms = forms
         self.masks_differ = masks_differ
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
@@ -120,21 +127,20 @@ class SparseUplink:
 
     def exchange(self, world: World) -> Exchanged:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
-        delta_sum = torch.zeros(self.total, device=world.device)
         buffer_sum = torch.zeros(self.buffers, device=world.device)
-        gathered = GatheredMasks(self.total, world.device) if self.masks_differ else None
+        gathered = GatheredMasks(self.delta_sum.numel(), world.device) if self.masks_differ else None
         losses, kept, uplink_bytes = {}, 0, 0
         for update in self._gather(world):
             uplink_bytes += update.nbytes
             if update.payload is not None:
                 weight = self.cohort.weights[update.client]
-                self.receive(delta_sum, update.client, update.payload, weight)
+                self.receive(self.delta_sum, update.client, update.payload, weight)
                 if gathered:
                     gathered.add(update.payload, weight)
                 buffer_sum.add_(update.buffers, alpha=weight)
                 losses[update.client] = update.train_loss
                 kept += update.payload.kept
-        exchanged = _exchanged(self.cohort, losses, delta_sum, buffer_sum, kept, uplink_bytes)
+        exchanged = _exchanged(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
         return replace(exchanged, gathered=gathered, mask_bytes=gathered.mask_nbytes if gathered else 0)
 
     def _gather(self, world: World) -> Iterator[Update]:

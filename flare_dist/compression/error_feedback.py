@@ -49,7 +49,7 @@ def ec(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress:
         residual.mul_(config.residual_decay)
     payload = compress(residual.add_(model_delta))
     assert payload.indices is not None
-    residual.index_add_(0, payload.indices, payload.values, alpha=-1)
+    residual.index_add_(0, payload.indices.long(), payload.values, alpha=-1)  # slower by int32
     return payload
 
 

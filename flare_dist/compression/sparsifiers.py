@@ -19,7 +19,7 @@ from flare_dist.compression.bits import positions_unwaited
 from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**20  # entries in which ties are looked for at once
-_ROWS = 32  # entries of a column of which only the largest is looked at first
+_ROWS = (32, 16, 8)  # fewer the more is kept: three quarters of the columns, at least, are never looked into
 
 
 class Segment(NamedTuple):
@@ -73,37 +73,42 @@ def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 
 def largest(vector: Tensor, k: int) -> Tensor:
     """Ascending int64 positions of the k largest magnitudes; ties go to the lowest index, for every device to agree.
 
-    Exact, but most of a long vector is read only once: columns of `_ROWS` entries, a long way apart so that the maxima
-    are taken at the speed of memory, are looked into only where the largest reaches a bound that a sample suggests.
-    On a GPU nothing waits for the device, so that a hook can select in backward.
+    Exact, but of a long vector little is looked at twice (`_largest_of_matrix`). On a GPU nothing waits for the device,
+    so that a hook can select in backward.
     """
     if vector.is_cuda:
         return largest_unwaited(vector.abs(), k)
-    if vector.numel() < 2**16 or k * 16 > vector.numel():
+    rows = next((rows for rows in _ROWS if 0 < 4 * k * rows <= vector.numel()), 0)
+    if vector.numel() < 2**16 or not rows:
         return _largest(vector.abs(), k)
-    width = vector.numel() // _ROWS
-    rows, rest = vector[: _ROWS * width].view(_ROWS, width), vector[_ROWS * width :]
-    peaks = torch.maximum(rows.amax(0), rows.amin(0).neg_())
-    bound = _sampled_bound(vector, k)
+    matrix, rest = vector.split([vector.numel() // rows * rows, vector.numel() % rows])
+    chosen = _largest_of_matrix(matrix.view(rows, -1), k)
+    if rest.numel() and rest.abs().amax() > vector[chosen].abs().amin():
+        chosen = torch.cat([chosen, torch.arange(matrix.numel(), vector.numel())])
+        chosen = chosen[_largest(vector[chosen].abs(), k)]
+    return chosen
+
+
+def _largest_of_matrix(matrix: Tensor, k: int) -> Tensor:
+    """The same of a matrix of a few long rows, as positions in all of it.
+
+    A column's peak is its largest magnitude. The k-th largest peak is a lower bound on the k-th largest magnitude,
+    since k columns reach it, and what reaches it lies in those columns. Rows are long so that peaks are taken at the
+    speed of memory.
+    """
+    width = matrix.shape[1]
+    peaks = torch.maximum(matrix.amax(0), matrix.amin(0).neg_())
+    bound = _kth_largest(peaks, k)
     columns = _places(peaks >= bound)
-    if columns.numel() * _ROWS * 2 > vector.numel():  # ties everywhere: looking into columns would save nothing
-        return _largest(vector.abs(), k)
-    candidates = rows.index_select(1, columns).abs_().flatten()
-    kept = _places(candidates >= bound)
-    row = kept.div(columns.numel(), rounding_mode="floor")
-    positions = torch.cat(
-        [row * width + columns[kept - row * columns.numel()], torch.arange(len(rest)) + _ROWS * width]
-    )
-    if positions.numel() < k:  # the sample misled
-        return _largest(vector.abs(), k)
-    return positions[_largest(torch.cat([candidates[kept], rest.abs()]), k)]
-
-
-def _sampled_bound(vector: Tensor, k: int, size: int = 2**17) -> float:
-    """Most likely a lower bound on the k-th largest magnitude: four standard deviations below a sample's estimate."""
-    sample = vector[:: max(1, vector.numel() // size)].abs()
-    expected = sample.numel() * k / vector.numel()
-    return _kth_largest(sample, min(sample.numel(), math.ceil(expected + 4 * math.sqrt(expected))))
+    many_ties = columns.numel() > 2 * k
+    if many_ties:
+        columns = _places(peaks > bound)  # fewer than k
+    magnitudes = matrix.index_select(1, columns).abs_().flatten()
+    above = _places(magnitudes > bound) if many_ties else None
+    kept = _largest(magnitudes, k) if above is None or above.numel() >= k else above
+    row = kept.div(max(1, columns.numel()), rounding_mode="floor")
+    positions = row * width + columns[kept - row * columns.numel()]
+    return positions if kept.numel() == k else _with_first_ties(matrix.view(-1), positions, bound, k)
 
 
 def _kth_largest(magnitudes: Tensor, k: int) -> float:
@@ -124,11 +129,18 @@ def _largest(magnitudes: Tensor, k: int) -> Tensor:
     if k in (0, magnitudes.numel()):
         return torch.arange(k)
     smallest_kept = _kth_largest(magnitudes, k)
-    above = _places(magnitudes > smallest_kept)
+    kept = _places(magnitudes >= smallest_kept)
+    if kept.numel() == k:
+        return kept
+    return _with_first_ties(magnitudes, _places(magnitudes > smallest_kept), smallest_kept, k)
+
+
+def _with_first_ties(vector: Tensor, above: Tensor, tie: float, k: int) -> Tensor:
+    """The positions `above` and the first ones of magnitude `tie` that make them k, ascending."""
     tied, left = [], k - above.numel()
-    for start in range(0, magnitudes.numel(), _CHUNK):  # of a vector of ties only the beginning is looked at
+    for start in range(0, vector.numel(), _CHUNK):  # where there are many only the beginning is looked at
         if left:
-            found = _places(magnitudes[start : start + _CHUNK] == smallest_kept)[:left]
+            found = _places(vector[start : start + _CHUNK].abs() == tie)[:left]
             tied.append(found + start)
             left -= found.numel()
     return torch.cat([above, *tied]).sort().values

@@ -63,7 +63,7 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     # The server's step, and what clients are to hold of it.
     if parties.steps_here:
         if masks:
-            masks.to_mean_of_models(exchanged.mean_delta, server.parameters.data, exchanged.gathered)
+            masks.to_mean_of_models(exchanged.mean_vector, server.parameters.data, exchanged.gathered)
         server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
         if masks:
             masks.settle(round_, server, exchanged.gathered, exchanged.squares)

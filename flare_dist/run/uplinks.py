@@ -19,7 +19,7 @@ from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import WORD, Payload
 from flare_dist.run.config import Config
 from flare_dist.run.parties import Parties
-from flare_dist.server.aggregation import Receive, mean
+from flare_dist.server.aggregation import DeltaSum, Receive, mean
 from flare_dist.server.masks import Assignment, Masks
 from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
@@ -158,7 +158,7 @@ class ControlUplink:
         control = self.parties.server.control
         assert control is not None
         controls = self.uplink.exchange(self.parties.world)
-        control.add_(controls.mean_delta, alpha=len(controls.accepted) / self.config.clients.num)
+        control.add_(controls.mean_vector, alpha=len(controls.accepted) / self.config.clients.num)
         return replace(
             exchanged,
             kept=exchanged.kept + controls.kept,
@@ -179,12 +179,14 @@ def _open(
 
     What is gathered is added up where the server steps, or `everywhere`.
     """
-    sizes = parties.server.parameters.numel(), buffers
+    server = parties.server
     if config.compression.is_dense:
-        return DenseUplink(cohort, receive, *sizes, parties.world.device)
+        return DenseUplink(cohort, receive, server.parameters.numel(), buffers, parties.world.device)
     packing, most = parties.compressor.plan(round_).packing, parties.compressor.plan(round_).max_kept
     gathers = receive if everywhere or parties.steps_here else _leave_to_rank_0
-    return SparseUplink(cohort, gathers, *sizes, dict.fromkeys(cohort.hosts, packing), packing.most_nbytes(most))
+    delta_sum = torch.zeros_like(server.parameters.data) if everywhere else server.new_sum(most * len(cohort.hosts))
+    forms = dict.fromkeys(cohort.hosts, packing)
+    return SparseUplink(cohort, gathers, delta_sum, buffers, forms, packing.most_nbytes(most))
 
 
 def _open_masked(
@@ -193,22 +195,23 @@ def _open_masked(
     """The same for the active weights of sparse models, of which sums need one mask for all."""
     assert parties.masks is not None
     server, compressor = parties.server, parties.compressor
-    sizes = server.parameters.numel(), server.buffers.numel()
+    total, buffers = server.parameters.numel(), server.buffers.numel()
     common = next((a.form for a in assigned.values() if a.form.is_common), None)
     if config.compression.is_dense and common:
-        return DenseUplink(cohort, server.receive, *sizes, parties.world.device, common.active)
+        return DenseUplink(cohort, server.receive, total, buffers, parties.world.device, common.active)
     forms = {client: assignment.form for client, assignment in assigned.items()}
     most = parties.masks.most_nbytes(round_, assigned, compressor)
     gathers: Receive = server.receive if parties.steps_here else _leave_to_rank_0
-    return SparseUplink(cohort, gathers, *sizes, forms, most, masks_differ=not common)
+    delta_sum = torch.zeros_like(server.parameters.data)
+    return SparseUplink(cohort, gathers, delta_sum, buffers, forms, most, masks_differ=not common)
 
 
-def _add(total: Tensor, client: int, payload: Payload, weight: float) -> None:
+def _add(total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
     """The weighted sum, whatever the server makes of model deltas."""
     mean(total, payload, weight)
 
 
-def _leave_to_rank_0(total: Tensor, client: int, payload: Payload, weight: float) -> None:
+def _leave_to_rank_0(total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
     """A server whose step needs memory has it on rank 0 only, and sends the new parameters back."""
 
 

@@ -13,8 +13,45 @@ from torch import Tensor
 
 from flare_dist.compression.payload import Payload
 
-Aggregator = Callable[[Tensor, Payload, float], None]
-Receive = Callable[[Tensor, int, Payload, float], None]  # what is made of (total, client, payload, weight)
+
+class SparseSum:
+    """A weighted sum of sparse payloads that is never written out as a vector: their entries, as they came.
+
+    It has those operations of a vector that a mean delta meets on its way to a plain step of the server, `add_to_`,
+    which touches nothing but those entries. Where clients send the same entry each is added by itself, so that the sum
+    is rounded in another order than a dense one.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._indices: list[Tensor] = []  # int64, each without repetition
+        self._values: list[Tensor] = []
+
+    def numel(self) -> int:
+        return self._total
+
+    def index_add_(self, dim: int, indices: Tensor, values: Tensor) -> None:
+        """Remember `values` at `indices`; both are kept."""
+        self._indices.append(indices.long())  # by which additions are faster than by int32
+        self._values.append(values)
+
+    def mul_(self, factor: float) -> None:
+        for values in self._values:
+            values.mul_(factor)
+
+    def div_(self, divisor: float) -> None:
+        for values in self._values:
+            values.div_(divisor)
+
+    def add_to_(self, vector: Tensor, factor: float) -> None:
+        """vector += factor * sum, float32 [total], in the order in which the payloads came."""
+        for indices, values in zip(self._indices, self._values):
+            vector.scatter_add_(0, indices, values if factor == 1 else values * factor)
+
+
+DeltaSum = Tensor | SparseSum
+Aggregator = Callable[[DeltaSum, Payload, float], None]
+Receive = Callable[[DeltaSum, int, Payload, float], None]  # what is made of (total, client, payload, weight)
 
 
 def by_num_examples(num_examples: Sequence[int]) -> list[float]:
@@ -31,9 +68,10 @@ def cohort_weights(cohort: Sequence[int], num_examples: Sequence[int], weighting
     return {client: weight / math.fsum(raw) for client, weight in zip(cohort, raw)}
 
 
-def mean(total: Tensor, payload: Payload, weight: float) -> None:
+def mean(total: DeltaSum, payload: Payload, weight: float) -> None:
     """Add one client's payload, times its weight, to `total` in place; call in client order, for the bits' sake."""
     if payload.indices is None:
+        assert isinstance(total, Tensor), "a dense payload has no place in a sparse sum"
         total.add_(payload.values, alpha=weight)
     else:
         total.index_add_(0, payload.indices, payload.values * weight)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flare_dist.compression.payload import Payload
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
-from flare_dist.server.aggregation import AGGREGATORS
+from flare_dist.server.aggregation import AGGREGATORS, DeltaSum, SparseSum
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import find_optimizer, load_optimizer_state, optimizer_state
 
@@ -72,24 +72,42 @@ class Server:
 
     @property
     def is_stateless(self) -> bool:
-        """True where the step depends on this round's payloads alone, so that every rank may take it by itself."""
+        """True where all that the step does is to add the mean delta, times the learning rate.
+
+        It depends on this round's payloads alone then, and every rank may take it by itself.
+        """
         return not self.config.has_memory and not self.estimated and not self.feddyn
 
-    def receive(self, total: Tensor, client: int, payload: Payload, weight: float) -> None:
+    def new_sum(self, most_kept: int) -> DeltaSum:
+        """Where a round's payloads of at most `most_kept` entries in all are added up.
+
+        As a vector, unless the entries take less memory and all that the step does is to add their sum.
+        """
+        if self.is_stateless and 3 * most_kept <= self.parameters.numel():  # an entry is an int64 and a float32
+            return SparseSum(self.parameters.numel())
+        return torch.zeros_like(self.parameters.data)
+
+    def receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
         if self.estimated:
             assert payload.indices is not None
+            assert isinstance(total, Tensor)
             if client not in self.estimates:
                 self.estimates[client] = torch.zeros_like(total)
             payload = Payload(None, self.estimates[client].index_add_(0, payload.indices, payload.values))
         self.aggregate(total, payload, weight)
 
-    def step(self, round_: int, mean_delta: Tensor, clients: int = 1) -> None:
+    def step(self, round_: int, mean_delta: DeltaSum, clients: int = 1) -> None:
         """One optimizer step on the pseudo-gradient, minus the mean delta of so many clients (changed in place)."""
+        lr = self.config.lr * self.schedule(round_, self.rounds)
+        if isinstance(mean_delta, SparseSum):
+            assert self.is_stateless, "only a plain step can be taken entry by entry"
+            mean_delta.add_to_(self.parameters.data, lr)
+            return
         if self.feddyn:
             self.feddyn.correct(mean_delta, clients)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * self.schedule(round_, self.rounds)
+            group["lr"] = lr
         self.parameters.grad = mean_delta.neg_()
         self.optimizer.step()
         self.parameters.grad = None
