@@ -3,8 +3,8 @@
     python benchmarks/server_step.py [--numel 11181642] [--clients 64] [--density 0.001] [--turns 15] [--threads 1]
 
 Times what rank 0 does with decoded payloads, `Server.receive` for each and `Server.step`, against one sorted
-`index_add_` of the union's entries; beside it the same with the sum as a vector, as a server optimizer with memory needs
-it, and what decoding and checking the payloads takes. On a GPU if there is one.
+`index_add_` of the union's entries; beside it the same with the sum as a vector, as a server optimizer with memory
+needs it, and what decoding and checking the payloads takes. On a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main() -> None:
     }
     seconds = alternate(ways, options.turns)
     print(
-        f"{options.clients} clients send {options.density:.2g} of {total:,} entries each, {len(union):,} in their union; "
-        f"{machine()}; medians over {options.turns} turns.\n"
+        f"{options.clients} clients send {options.density:.2g} of {total:,} entries each, "
+        f"{len(union):,} in their union; {machine()}; medians over {options.turns} turns.\n"
     )
     names = {
         "union": "touching the union once",

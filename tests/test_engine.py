@@ -123,6 +123,34 @@ def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
     assert used.parameters.item() == pytest.approx(after_one - 0.5 * (slope(after_one) + after_one))
 
 
+class Branches(nn.Module):
+    """One layer that is used and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = model(), nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scores: Tensor = self.used(inputs)
+        return scores
+
+
+def test_plain_steps_on_the_tensors_have_the_bits_of_steps_on_the_flat_vector() -> None:
+    """A penalty that adds nothing asks for the flat gradient; of a layer that is not used that is zero."""
+    ends, gradients = [], []
+    for penalty in (None, lambda gradient, parameters: gradients.append(gradient.clone())):
+        torch.manual_seed(0)
+        used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd)
+        for step in range(5):
+            inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+            used.step(inputs, torch.arange(10) % 3, penalty)
+        ends.append(used.parameters.clone())
+        AcceleratorState._reset_state(True)
+    assert torch.equal(*ends)
+    assert all(gradient.count_nonzero() for gradient in gradients)
+    assert not any(gradient[-12:].any() for gradient in gradients)
+
+
 def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_gets() -> None:
     inputs, labels = torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0]), torch.tensor([1, 0, 1, 1, 0])
     ends, penalties = {}, []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState
@@ -67,6 +67,9 @@ class AccelerateModel:
         self.layout = parameter_layout(model)
         self.buffer_layout = buffer_layout(model)
         self.parameters, self._gradient = bind_parameters(model, self.layout)
+        named = dict(model.named_parameters())
+        self._tensors = [named[entry.name] for entry in self.layout.entries]
+        self._slots = [slot for _, slot in self.layout.views(self._gradient)]
         self.buffers = bind_buffers(model, self.buffer_layout)
         # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
         self._counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
@@ -74,6 +77,10 @@ class AccelerateModel:
         flat.grad = self._gradient
         self._flat = flat
         self.optimizer = make_optimizer([flat])
+        settings = self.optimizer.param_groups[0]
+        self._is_plain_sgd = (
+            type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
+        ) and gradient_clipping is None
         self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         scaler = self._accelerator.scaler
         self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
@@ -83,6 +90,8 @@ class AccelerateModel:
 
         `settings` are those of the sparse one. All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
+        for parameter, slot in zip(self._tensors, self._slots):  # DDP adds to the gradient that is there
+            parameter.grad = slot
         device = self.parameters.device
         one_bucket = ONE_BUCKET_MB if gradients.hook == "powersgd" else None
         with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones only this
@@ -142,17 +151,11 @@ class AccelerateModel:
         gradients overflowed is skipped and the loss scale halved.
         """
         scaler = self._accelerator.scaler
-        self._gradient.zero_()
-        loss_sum = torch.zeros((), device=labels.device)
-        pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
-        for number, (some_inputs, some_labels) in enumerate(pieces, 1):
-            waits = number < len(pieces)  # gradients are exchanged with the last piece only
-            with self._parallel.no_sync() if waits and self._parallel else nullcontext():
-                loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
-                if len(pieces) > 1:
-                    loss = loss * (len(some_labels) / len(labels))
-                (loss if scaler is None else scaler.scale(loss)).backward()
-            loss_sum += loss.detach()
+        loss = self._backward(inputs, labels)
+        if self._is_plain_sgd and penalty is None and scaler is None and self._parallel is None:
+            descend(self._tensors, self.optimizer.param_groups[0]["lr"])
+            return loss
+        self._gather_gradient()
         if penalty is not None or self._gradient_clipping is not None:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
         if penalty is not None:
@@ -161,7 +164,48 @@ class AccelerateModel:
             nn.utils.clip_grad_norm_([self._flat], self._gradient_clipping)
         # Without a loss scale Accelerate's step only looks for optional packages, which costs a small model time.
         (self.optimizer if scaler is None else self._scaled_optimizer).step()
-        return loss_sum
+        return loss
+
+    def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Gradients of a batch, in pieces; returns its mean loss.
+
+        They are the parameters' own until `_gather_gradient`: adding to a vector of zeros would read and write it once
+        more. Under DDP they are in the vector already.
+        """
+        scaler = self._accelerator.scaler
+        if self._parallel:
+            self._gradient.zero_()
+        else:
+            for parameter in self._tensors:
+                parameter.grad = None
+        pieces, losses = [(inputs, labels)], []
+        if self._micro_batches > 1:
+            pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
+        for number, (some_inputs, some_labels) in enumerate(pieces, 1):
+            waits = number < len(pieces)  # gradients are exchanged with the last piece only
+            with self._parallel.no_sync() if waits and self._parallel else nullcontext():
+                loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
+                if len(pieces) > 1:
+                    loss = loss * (len(some_labels) / len(labels))
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _gather_gradient(self) -> None:
+        """Bring the parameters' gradients into the flat vector, zero where a parameter was not used."""
+        if self._parallel is None:
+            for parameter, slot in zip(self._tensors, self._slots):
+                slot.zero_() if parameter.grad is None else slot.copy_(parameter.grad)
+
+
+def descend(parameters: list[nn.Parameter], lr: float) -> None:
+    """A step of plain SGD, with the same bits as torch.optim's on the flat vector.
+
+    On the parameters one by one, since gathering their gradients first takes a small model a tenth of its step.
+    """
+    used: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        torch._foreach_add_(used, [parameter.grad for parameter in used if parameter.grad is not None], alpha=-lr)
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
