@@ -94,6 +94,5 @@ def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> 
     """The masks of a sparse model, before an engine has taken it to another device or precision."""
     layout = parameter_layout(model)
     entries = prunable_entries(model, layout, config.sparse_training)
-    example = torch.zeros(1, *data.input_shape, dtype=torch.int64 if data.train.is_text else torch.float32)
-    uses = uses_of(model, entries, example) if METHODS[config.sparse_training.method].is_measured else ()
+    uses = uses_of(model, entries, data.blank) if METHODS[config.sparse_training.method].is_measured else ()
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)
