@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from flare_dist.clients.client import ClientResult, LocalTrainer
@@ -29,7 +30,7 @@ class Step:
 
     inputs: Tensor  # [n, b, *input_shape]
     labels: Tensor  # int64 [n, b], of text [n, b, T]
-    counts: Tensor  # bool [n, b]: false of what fills up
+    sizes: Tensor  # int64 [n]: how many of the b examples count, the first ones
 
 
 def stack(start: Mapping[str, Tensor], clients: int) -> list[nn.Parameter]:
@@ -67,22 +68,24 @@ def train_stacked(
     optimizer = make_optimizer(rows)
     loss_sums = torch.zeros(clients, dtype=rows[0].dtype, device=rows[0].device)
     for step in steps:
-        training = len(step.labels)
+        training, length = step.labels.shape[:2]
         if training < len(rows[0]):
             _leave(optimizer, rows, training)
         leaves = [row.detach().requires_grad_() for row in rows]
         scores = forward(module, dict(zip(start, leaves)), step.inputs)
         losses = F.cross_entropy(scores.flatten(0, 1), step.labels.flatten(0, 1), reduction="none")
-        losses = losses.view(*step.counts.shape, -1).mean(2)  # of a text over its places
-        sums = torch.where(step.counts, losses, 0).sum(1)
-        # What a client does not use has the gradient 0, not none: weight decay counts there, too.
-        gradients = torch.autograd.grad((sums / step.counts.sum(1)).sum(), leaves, materialize_grads=True)
+        if losses.dim() > 1:
+            losses = losses.mean(1)  # of a text over its places
+        fills_up = torch.arange(length, device=losses.device) >= step.sizes[:, None]
+        sums = losses.view(training, length).masked_fill(fills_up, 0).sum(1)
+        # Of each client's mean loss. What it does not use has the gradient 0, not none: weight decay counts there, too.
+        gradients = torch.autograd.grad(sums, leaves, 1 / step.sizes.to(sums.dtype), materialize_grads=True)
         if gradient_clipping is not None:
             gradients = _clip(gradients, gradient_clipping)
         for row, gradient in zip(rows, gradients):
             row.grad = gradient
         optimizer.step()
-        loss_sums[:training] += sums.detach()
+        loss_sums[:training].add_(sums.detach())
     return ends, loss_sums
 
 
@@ -113,15 +116,15 @@ class Batches:
     source: BatchSource
     chosen: Tensor  # int64 [steps, C, b]: the examples
     moves: Tensor | None  # int64 [steps, C, b, 3]: how each is moved
-    counts: Tensor  # bool [steps, C, b]
+    sizes: Tensor  # int64 [steps, C]: the examples that count
     training: list[int]  # of each step: how many clients take it
 
     def __iter__(self) -> Iterator[Step]:
         for step, n in enumerate(self.training):
-            chosen, counts = self.chosen[step, :n], self.counts[step, :n]
+            chosen = self.chosen[step, :n]
             moves = None if self.moves is None else self.moves[step, :n].flatten(0, 1)
             inputs = self.source.prepare(chosen.flatten(), moves)
-            yield Step(inputs.unflatten(0, chosen.shape), self.source.labels[chosen], counts)
+            yield Step(inputs.unflatten(0, chosen.shape), self.source.labels[chosen], self.sizes[step, :n])
 
 
 class BatchedTrainer:
@@ -164,7 +167,7 @@ class BatchedTrainer:
             model.module, start, len(group), batches, make_optimizer, config.gradient_clipping
         )
         deltas = torch.cat([end.flatten(1) for end in ends], dim=1).sub_(global_parameters)
-        losses = (loss_sums / batches.counts.sum((0, 2))).tolist()
+        losses = (loss_sums / batches.sizes.sum(0)).tolist()
         unmoved = torch.zeros_like(global_buffers)
         results = [
             ClientResult(client, len(partition[client]), loss, delta, unmoved)
@@ -174,29 +177,27 @@ class BatchedTrainer:
 
     def _draw(self, group: Sequence[int], round_: int, parts: list[Tensor]) -> Batches:
         """The batches that `LocalTrainer` draws for each client of `group`, whose examples are `parts`."""
-        config, source = self.trainer.config, self.trainer.source
-        width = min(config.batch_size, max(map(len, parts)))
-        taken = [config.steps_with(len(examples)) for examples in parts]
-        chosen = torch.zeros(taken[0], len(group), width, dtype=torch.int64)
-        counts = torch.zeros_like(chosen, dtype=torch.bool)
-        moved = torch.zeros(*chosen.shape, 3, dtype=torch.int64)
-        moves: Tensor | None = None
-        for row, (client, examples, steps) in enumerate(zip(group, parts, taken)):
-            assert len(examples), f"client {client} has no examples"
-            shuffle = generator(self.trainer.seed, "shuffle", round_, client)
-            places = torch.arange(config.epoch_steps(len(examples)) * width)
-            present = places < len(examples)
-            # Filled up with the first example of the same batch: what is not finite there does no further harm.
-            places = places.where(present, (len(examples) - 1) // width * width).view(-1, width)
-            for first in range(0, steps, len(places)):
-                order, moves = source.draw(examples, shuffle)
-                fitting = slice(first, min(first + len(places), steps))
-                part = places[: steps - first]
-                chosen[fitting, row] = order[part]
-                counts[fitting, row] = present.view(-1, width)[: steps - first]
-                if moves is not None:
-                    moved[fitting, row] = moves[part]
-        device = source.labels.device
-        training = [sum(step < steps for steps in taken) for step in range(taken[0])]
-        on_device = None if moves is None else moved.to(device)
-        return Batches(source, chosen.to(device), on_device, counts.to(device), training)
+        source, device = self.trainer.source, self.trainer.source.labels.device
+        width = min(self.trainer.config.batch_size, max(map(len, parts)))
+        drawn = [self._draw_one(client, round_, examples, width) for client, examples in zip(group, parts)]
+        chosen, moves, sizes = zip(*drawn)
+        moved = None if moves[0] is None else pad_sequence(list(moves)).to(device)
+        training = [sum(step < len(own) for own in sizes) for step in range(len(sizes[0]))]
+        return Batches(
+            source, pad_sequence(list(chosen)).to(device), moved, pad_sequence(list(sizes)).to(device), training
+        )
+
+    def _draw_one(self, client: int, round_: int, examples: Tensor, width: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One client's (examples [steps, width], their moves [steps, width, 3], how many count [steps]), on the CPU."""
+        assert len(examples), f"client {client} has no examples"
+        steps = self.trainer.config.steps_with(len(examples))
+        shuffle = generator(self.trainer.seed, "shuffle", round_, client)
+        last = (len(examples) - 1) // width * width  # where the last batch of an epoch begins
+        places = torch.arange(last + width).view(-1, width)
+        places[-1, len(examples) - last :] = last  # an example of the same batch: if it is not finite, nothing was
+        sizes = torch.full((len(places),), width)
+        sizes[-1] = len(examples) - last
+        epochs = [self.trainer.source.draw(examples, shuffle) for _ in range(-(-steps // len(places)))]
+        chosen = torch.cat([order[places] for order, _ in epochs])[:steps]
+        moves = [moved[places] for _, moved in epochs if moved is not None]
+        return chosen, torch.cat(moves)[:steps] if moves else None, sizes.repeat(len(epochs))[:steps]
