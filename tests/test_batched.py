@@ -22,7 +22,6 @@ from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
-from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
@@ -30,7 +29,10 @@ from flare_dist.run import gather
 from flare_dist.run.config import Config
 from flare_dist.run.rounds import federated_round
 from flare_dist.run.together import settle_together, why_not
+from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from tests import test_rounds
+from tests.ranks import run_ranks, single
 from tests.test_trainer import results, start, tiny
 
 SIZES = [1, 9, 8, 30, 17, 30]  # of the clients; batches of 8: one example, batch_size + 1, just a batch, ...
@@ -404,6 +406,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
     start(together(config, "auto"))
 
 
+@pytest.mark.parametrize("aggregator", ["mean", "fednova"])
+def test_ranks_that_train_their_clients_as_one_batch_agree(aggregator: str) -> None:
+    config = replace(test_rounds.DENSE, server=ServerConfig(aggregator=aggregator))
+    batched = replace(config, clients=replace(config.clients, together="always"))
+    expected, _, _, rows = single(test_rounds.play, config)
+    ends = [single(test_rounds.play, batched), *run_ranks(test_rounds.play, 2, batched)]
+    for parameters, _, _, reports in ends:
+        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-6)
+        for row, report in zip(rows, reports):
+            assert report["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
+            assert report["uplink_bytes"] == row["uplink_bytes"]
+    assert torch.equal(ends[1][0], ends[2][0])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("model", ["2nn", "cnn"])
@@ -415,5 +431,13 @@ def test_on_a_gpu_a_step_agrees(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert parties.batched is not None
     parts = list(torch.arange(sum(SIZES)).split(SIZES))
     assert_alike(one_after_another(parties.trainer, parts), as_one_batch(parties.batched, parts), 1e-5)
-    assert isinstance(parties.trainer.source, BatchSource)
+    names = dict(parties.trainer.model.layout.views(parties.trainer.model.parameters))
+    steps = parties.batched.draw(sorted(range(len(parts)), key=lambda client: -SIZES[client]), 1, parts)
+    torch.cuda.set_sync_debug_mode("error")  # where the host would wait for the device
+    try:
+        train_stacked(
+            parties.trainer.model.module, names, len(parts), steps, lambda rows: torch.optim.SGD(rows, lr=0.1)
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert federated_round(1, config, parties)["clients"] == len(SIZES)

@@ -158,7 +158,7 @@ class BatchedTrainer:
         model.load(global_parameters, global_buffers)
         model.module.train()
         start = dict(model.layout.views(global_parameters))
-        batches = self._draw(group, round_, [partition[client] for client in group])
+        batches = self.draw(group, round_, partition)
 
         def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
             return OPTIMIZERS[config.optimizer](parameters, lr, config.momentum, config.weight_decay)
@@ -175,11 +175,11 @@ class BatchedTrainer:
         ]
         return sorted(results, key=lambda result: result.client)
 
-    def _draw(self, group: Sequence[int], round_: int, parts: list[Tensor]) -> Batches:
-        """The batches that `LocalTrainer` draws for each client of `group`, whose examples are `parts`."""
+    def draw(self, group: Sequence[int], round_: int, partition: Sequence[Tensor]) -> Batches:
+        """The batches that `LocalTrainer` draws for each client of `group`, which stand in the order of their steps."""
         source, device = self.trainer.source, self.trainer.source.labels.device
-        width = min(self.trainer.config.batch_size, max(map(len, parts)))
-        drawn = [self._draw_one(client, round_, examples, width) for client, examples in zip(group, parts)]
+        width = min(self.trainer.config.batch_size, max(len(partition[client]) for client in group))
+        drawn = [self._draw_one(client, round_, partition[client], width) for client in group]
         chosen, moves, sizes = zip(*drawn)
         moved = None if moves[0] is None else pad_sequence(list(moves)).to(device)
         training = [sum(step < len(own) for own in sizes) for step in range(len(sizes[0]))]

@@ -31,7 +31,7 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
-        together: whether the clients of a rank are trained as one batch: auto (small models on a GPU, where it and the
+        together: whether the clients of a rank are trained as one batch: auto (a small model on a GPU, where it and the
             other settings allow it), always (an error where they do not) or never (one after another). The result is
             the same to rounding; the run's configuration has what auto came to.
         objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
