@@ -31,6 +31,9 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
+        together: whether the clients of a rank are trained as one batch: auto (a small model on a GPU, where it and the
+            other settings allow it), always (an error where they do not) or never (one after another). The result is
+            the same to rounding; the run's configuration has what auto came to.
         objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
@@ -50,6 +53,7 @@ class ClientsConfig:
     gradient_clipping: float | None = None
     weighting: str = "num_examples"
     step_ahead: float = 0.0
+    together: str = "auto"
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
@@ -81,6 +85,8 @@ class ClientsConfig:
             raise ValueError(
                 f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
             )
+        if self.together not in ("auto", "always", "never"):
+            raise ValueError(f"clients.together: must be auto, always or never, got {self.together!r}")
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
         plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None

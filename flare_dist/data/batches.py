@@ -46,21 +46,28 @@ class BatchSource:
         With a CPU `generator`: shuffled and augmented, all draws made on it at the start of the epoch. Without: in
         order, as they are. The last batch may be smaller. Batches are views of one chunk: use them, do not keep many.
         """
-        order = torch.arange(len(self)) if indices is None else indices
-        moves = None
+        order, moves = torch.arange(len(self)) if indices is None else indices, None
         if generator is not None:
-            order = order[torch.randperm(len(order), generator=generator)]
-            moves = self.moves(len(order), generator)
+            order, moves = self.draw(order, generator)
         order = order.to(self.labels.device)
         moves = None if moves is None else moves.to(order.device)
         size = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size)) * batch_size
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
-            inputs = self.inputs[chunk]
-            inputs = inputs.long() if self.is_text else torch.sub(inputs, self.mean).div_(self.std)
-            if moves is not None:
-                inputs = move(inputs, moves[start : start + size])
+            inputs = self.prepare(chunk, None if moves is None else moves[start : start + size])
             yield from zip(inputs.split(batch_size), self.labels[chunk].split(batch_size))
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """What an epoch draws: `indices` shuffled, and how the input of each is moved (int64 [n, 3]; None = not)."""
+        return indices[torch.randperm(len(indices), generator=generator)], self.moves(len(indices), generator)
+
+    def prepare(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
+        """The inputs at `chosen` (int64 [b] on the device), normalised and moved: float32 [b, C, H, W]."""
+        inputs = self.inputs[chosen]
+        if self.is_text:
+            return inputs.long()
+        inputs = torch.sub(inputs, self.mean).div_(self.std)
+        return inputs if moves is None else move(inputs, moves)
 
 
 class SharedEpochs:

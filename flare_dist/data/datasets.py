@@ -33,6 +33,11 @@ class DataSplits:
         """(channels, height, width) of one image, or (length,) of one text."""
         return tuple(self.train.inputs.shape[1:])
 
+    @property
+    def blank(self) -> Tensor:
+        """An input of zeros as a model takes it, to try one on: float32 [1, C, H, W], of text int64 [1, T]."""
+        return torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.train.is_text else torch.float32)
+
 
 def load(config: DataConfig, seed: int) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.

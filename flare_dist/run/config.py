@@ -219,6 +219,11 @@ def with_machine(config: Config, threads: int, device: str) -> Config:
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, threads=threads, device=device))
 
 
+def with_together(config: Config, together: str) -> Config:
+    """The configuration with clients.together settled, on which the bits of a run depend as well."""
+    return dataclasses.replace(config, clients=dataclasses.replace(config.clients, together=together))
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Nested plain values, as in the YAML file."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.clients.batchable import most_clients
+from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.state import ClientStates
@@ -22,6 +24,7 @@ from flare_dist.models.registry import build
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
+from flare_dist.run.together import settle_together
 from flare_dist.run.uplinks import CONTROL_PREFIX
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
@@ -49,9 +52,14 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
 
     masks = _masks(config, world, data, model) if config.sparse_training.is_sparse else None
     alone = config.mode != "gradient"
+    room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
+    if clients.together == "always":
+        batch_size = min(clients.batch_size, max(map(len, parts)))
+        room = most_clients(model, data.blank, batch_size, world.device)
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
+    batched = BatchedTrainer(trainer, room) if room else None
     compressor = Compressor(config.exchanged, local.layout, config.seed, world.device)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     own = clients.memory_names if federated else ()
@@ -76,7 +84,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
         hook = local.distribute(config.gradients, config.seed, **vars(config.exchanged))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
-    return Parties(world, trainer, compressor, states, server, downlink, parts, masks, held_out, parallel)
+    return Parties(world, trainer, compressor, states, server, downlink, parts, batched, masks, held_out, parallel)
 
 
 def set_up(config: Config, world: World | None = None) -> Parties:
@@ -87,6 +95,7 @@ def set_up(config: Config, world: World | None = None) -> Parties:
     world = world or World(device=torch.device(config.engine.device))
     data = load(config.data, config.seed)
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    config = settle_together(config, model, data.blank, world.device.type)
     return gather_parties(config, world, data, divide(config, data), model)
 
 
@@ -94,6 +103,5 @@ def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> 
     """The masks of a sparse model, before an engine has taken it to another device or precision."""
     layout = parameter_layout(model)
     entries = prunable_entries(model, layout, config.sparse_training)
-    example = torch.zeros(1, *data.input_shape, dtype=torch.int64 if data.train.is_text else torch.float32)
-    uses = uses_of(model, entries, example) if METHODS[config.sparse_training.method].is_measured else ()
+    uses = uses_of(model, entries, data.blank) if METHODS[config.sparse_training.method].is_measured else ()
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)

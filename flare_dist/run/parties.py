@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.ddp_hook import SparseHookState
@@ -43,6 +44,7 @@ class Parties:
     server: Server
     downlink: Downlink
     partition: list[Tensor]  # the indices of each client's examples
+    batched: BatchedTrainer | None = None  # where clients are trained as one batch
     masks: Masks | None = None  # of sparse models
     held_out: BatchSource | None = None  # the server's own examples, for pruning
     data_parallel: DataParallel | None = None  # of mode: gradient

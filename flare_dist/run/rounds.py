@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
     """Train the cohort, exchange its updates and step the server; returns the round's report."""
     world, server, masks = parties.world, parties.server, parties.masks
-    watch, view = Stopwatch(world), parties.downlink.view
+    watch = Stopwatch(world)
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
     drawn = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
@@ -39,15 +39,9 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
     uplink = RoundUplink(round_, config, cohort, parties)
     downlink_bytes = uplink.downlink_nbytes()
 
-    # Local training and compression, one client after another.
-    for client in cohort.hosted_by(world.rank):
-        with parties.states.lend(client) as state:
-            with watch.phase("compute"):
-                learner = uplink.prepare(client, state)
-                examples = parties.partition[client]
-                result = parties.trainer.train(client, round_, examples, view, server.buffers, state, learner)
-            with watch.phase("select"):
-                uplink.add(result, state)
+    # Local training and compression of the clients on this rank.
+    train_hosted = _train_as_one_batch if parties.batched else _train_one_after_another
+    train_hosted(round_, cohort.hosted_by(world.rank), uplink, parties, watch)
 
     # The exchange: afterwards every rank that steps the server holds the same mean delta.
     world.wait_for_all()
@@ -79,6 +73,36 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         report |= masks.report(server.parameters.data, exchanged.gathered, exchanged.mask_bytes)
         report["dropped_residuals"] = uplink.dropped_in_all()
     return report
+
+
+def _train_one_after_another(
+    round_: int, hosted: list[int], uplink: RoundUplink, parties: Parties, watch: Stopwatch
+) -> None:
+    """Train each client and put what it brings back on the uplink."""
+    view, buffers = parties.downlink.view, parties.server.buffers
+    for client in hosted:
+        with parties.states.lend(client) as state:
+            with watch.phase("compute"):
+                learner = uplink.prepare(client, state)
+                examples = parties.partition[client]
+                result = parties.trainer.train(client, round_, examples, view, buffers, state, learner)
+            with watch.phase("select"):
+                uplink.add(result, state)
+
+
+def _train_as_one_batch(
+    round_: int, hosted: list[int], uplink: RoundUplink, parties: Parties, watch: Stopwatch
+) -> None:
+    """The same for clients whose training needs nothing of what they remember, many at a time."""
+    assert parties.batched is not None
+    view, buffers = parties.downlink.view, parties.server.buffers
+    for group in parties.batched.groups(hosted, parties.partition):
+        with watch.phase("compute"):
+            results = parties.batched.train(group, round_, parties.partition, view, buffers)
+        with watch.phase("select"):
+            for result in results:
+                with parties.states.lend(result.client) as state:
+                    uplink.add(result, state)
 
 
 def _publish(round_: int, parties: Parties) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.checkpoint import complete_rounds
-from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_defaults, with_machine
+from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_defaults, with_machine, with_together
 from flare_dist.run.files import write_text
 
 CONFIG = "config.yaml"
@@ -64,6 +64,8 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     device = config.engine.device if config.engine.device != "auto" else saved["engine"]["device"]
     config = with_machine(config, threads, device)
     settle_device(config.engine)
+    if source == directory and config.clients.together == "auto":
+        config = with_together(config, saved["clients"]["together"])
     changed = [key for key in differing_keys(saved, as_dict(config)) if key not in FREE_KEYS]
     if source == directory and changed:
         raise ValueError(
@@ -87,7 +89,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         saved["engine"]["threads"], saved["engine"]["device"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        saved["clients"].setdefault("together", "never")  # versions that did not know it
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint.resume: {path} is not the configuration of a run: {error!r}") from error
     return with_defaults(saved)
 

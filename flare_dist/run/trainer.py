@@ -29,6 +29,7 @@ from flare_dist.run.parties import Parties
 from flare_dist.run.rounds import ROUNDS
 from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
+from flare_dist.run.together import settle_together
 from flare_dist.run.tracking import Tracker, read_rows
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
         check_run(config, parts, model)
+        config = settle_together(config, model, data.blank, config.engine.device)
         if config.mode == "gradient":
             SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
 

@@ -1,0 +1,81 @@
+"""Which models can be trained for many clients as one batch, and for how many clients there is room."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from flare_dist.clients.batched import forward, stack
+
+REFUSED: list[tuple[type[nn.Module], str]] = [
+    (_BatchNorm, "BatchNorm, whose statistics would count what fills unequal batches up"),
+    (_DropoutNd, "dropout, which would not draw as for one client after another"),
+    (nn.RNNBase, "recurrent layers, whose kernels know one set of weights"),
+]
+REFUSALS = (RuntimeError, TypeError, ValueError, UserWarning)  # the last is a loop over the clients in disguise
+
+MOST_ON_CPU = 16  # a CPU is busy with one client, and memory there is not ours alone
+MOST_ON_GPU = 256  # beyond it kernels are long and launches cost nothing any more
+
+
+def why_not(model: nn.Module, blank: Tensor) -> str | None:
+    """Why clients of `model`, which is on the CPU, cannot be trained as one batch; None where they can.
+
+    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients on a copy.
+    """
+    for kind, reason in REFUSED:
+        if any(isinstance(part, kind) for part in model.modules()):
+            return f"the model has {reason}"
+    tried = copy.deepcopy(model).train()
+    start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
+    buffers = [buffer.clone() for buffer in tried.buffers()]
+    inputs = blank.expand(2, 3, *blank.shape[1:]).clone()
+    if inputs.is_floating_point():
+        inputs.normal_(generator=torch.Generator().manual_seed(0))
+    stacked = dict(zip(start, stack(start, 2)))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "There is a performance drop")
+            scores = forward(tried, stacked, inputs)
+            torch.autograd.grad(scores.sum(), list(stacked.values()), allow_unused=True)
+            alone = forward(tried, stacked, inputs[:, :1])
+    except REFUSALS as error:
+        return f"torch.func.vmap does not take the model ({str(error).strip().splitlines()[0]})"
+    if not torch.allclose(scores[:, :1], alone, rtol=1e-3, atol=1e-4):
+        return "the model's examples are not independent of the others in their batch"
+    if not all(torch.equal(one, other) for one, other in zip(buffers, tried.buffers())):
+        return "the model changes its buffers"
+    return None
+
+
+def most_clients(model: nn.Module, blank: Tensor, batch_size: int, device: torch.device) -> int:
+    """How many clients to train as one batch on `device`; `model` is on the CPU, `blank` one input, [1, ...].
+
+    On a GPU they may take a quarter of its free memory (`ClientStates` leaves as much): six vectors of the model's size
+    (values, gradients, two of Adam's, a temporary, deltas), and what an example keeps for its backward pass four times
+    over (gradients and workspaces; a rule of thumb).
+    """
+    if device.type != "cuda":
+        return MOST_ON_CPU
+    total = sum(parameter.numel() for parameter in model.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(MOST_ON_GPU, free // 4 // (4 * (6 * total + 4 * batch_size * kept_for_backward(model, blank)))))
+
+
+def kept_for_backward(model: nn.Module, blank: Tensor) -> int:
+    """Entries of all tensors that a forward pass of one example keeps, the weights among them."""
+    kept: list[int] = []
+
+    def count(saved: Tensor) -> Tensor:
+        kept.append(saved.numel())
+        return saved
+
+    with saved_tensors_hooks(count, lambda saved: saved):
+        model(blank)
+    return sum(kept)
