@@ -35,7 +35,7 @@ def _share(length):
     """Where this program begins and stops. Programs follow each other in the vector, which keeps positions sorted."""
     units = tl.cdiv(length.to(tl.int64), _UNIT)
     each = tl.cdiv(units, tl.num_programs(0)) * _UNIT
-    start = tl.minimum(tl.program_id(0) * each, length)
+    start = tl.program_id(0) * each  # behind the end where there are more programs than units
     return start, tl.minimum(start + each, length)
 
 
@@ -189,10 +189,7 @@ def write_positions(vector, scratch, totals, found, places, positions, n, k, cap
             seen = tl.cumsum(both, 0)
             room = tl.maximum(tl.minimum(ties - tied, tile), 0).to(tl.int32)  # for ties from here on
             kept = higher | (equal & ((seen >> 16) <= room))
-            if suffice:
-                place = tl.load(places + start + lanes, mask=kept, other=0)
-            else:
-                place = start + lanes
+            place = tl.load(places + start + lanes, mask=kept, other=0) if suffice else start + lanes
             rank = (seen & 0xFFFF) + tl.minimum(seen >> 16, room) - 1
             tl.store(positions + above + tl.minimum(tied, ties) + rank, place, mask=kept)
         above += count & 0xFFFF

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -23,16 +22,14 @@ log = logging.getLogger(__name__)
 
 _SMALLEST = 2**16  # entries; shorter vectors take a few launches whatever is done
 _SAMPLE = 2**14  # entries that one program holds at once
-_PROGRAMS_PER_PROCESSOR = 5  # as many as the kernels' registers leave room for at the same time
+_PROGRAMS_PER_PROCESSOR = 7  # as many as the registers of the kernels that read everything leave room for
 _TILE = 1024  # entries that a program scans at once, eight a thread
-_READ = 4096  # the same of kernels that only count
+_READ = 2048  # the same of kernels that only count
 
 
 def pays(vector: Tensor) -> bool:
     """Whether `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
-    return (
-        vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= _SMALLEST and _compiles(vector.device)
-    )
+    return vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= _SMALLEST and _compiles(vector.device)
 
 
 @functools.cache
@@ -52,7 +49,7 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
     `sample`, a power of two, is how many entries suggest the bound; `programs` at most 1024 run at once. Works on the
     current stream of the vector's GPU; on a CPU vector only under Triton's interpreter.
     """
-    from flare_dist.compression import gpu_kernels as kernels  # noqa: PLC0415
+    from flare_dist.compression import gpu_kernels as kernels
 
     n, device = vector.numel(), vector.device
     if k in (0, n):
