@@ -104,7 +104,7 @@ def main() -> None:
         return
     print(machine() + "\n")
     for n in options.numel:
-        needed = 48 * n  # bytes, with torch.topk's own and those of sorting where k = n
+        needed = 80 * n  # bytes: mostly what torch.topk and the check need where k = n
         if needed > torch.cuda.mem_get_info()[0]:
             print(f"n = {n:,} needs about {needed / 1e9:.0f} GB on the GPU: left out.\n")
             continue

@@ -20,8 +20,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_SMALLEST = 2**16  # entries; shorter vectors take a few launches whatever is done
 _SAMPLE = 2**14  # entries that one program holds at once
+_SMALLEST = 4 * _SAMPLE  # entries; for shorter vectors launching is what takes time, whatever is launched
 _PROGRAMS_PER_PROCESSOR = 7  # as many as the registers of the kernels that read everything leave room for
 _TILE = 1024  # entries that a program scans at once, eight a thread
 _READ = 2048  # the same of kernels that only count
@@ -36,7 +36,7 @@ def pays(vector: Tensor) -> bool:
 def _compiles(device: torch.device) -> bool:
     """Whether Triton is there and runs on this GPU: it needs a C compiler and Python's headers besides."""
     try:
-        largest_on_gpu(torch.zeros(2, device=device), 1)
+        largest_on_gpu(torch.zeros(_SMALLEST, device=device), 1)  # long enough for a sample, so for every kernel
     except Exception as error:  # whatever it is, there is another way
         log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
         return False
@@ -52,12 +52,13 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
     from flare_dist.compression import gpu_kernels as kernels
 
     n, device = vector.numel(), vector.device
+    assert 0 <= k <= n
     if k in (0, n):
         return torch.arange(k, device=device)
     if programs is None:
         programs = _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
     grid = (min(programs, kernels.MOST_PROGRAMS.value),)
-    bits = vector.contiguous().view(torch.int32)
+    bits = vector.detach().contiguous().view(torch.int32)
     scratch = torch.zeros(kernels.SCRATCH, dtype=torch.int64, device=device)
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=device)
     positions = torch.empty(k, dtype=torch.int64, device=device)
