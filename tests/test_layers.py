@@ -38,6 +38,7 @@ ONLY_IN = {
     "torch.utils.tensorboard": {"run/tracking.py"},
     "tensorboard": {"analysis/bandwidth.py"},
     "matplotlib": {"analysis/plots.py"},
+    "triton": {"compression/gpu_kernels.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -30,14 +30,14 @@ def test_environment_lists_the_dependencies_of_setup() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {re.split(r"[\[>=<]", requirement)[0].lower().replace("_", "-") for requirement in requirements()}
-    optional = {"matplotlib"}
+    optional = {"matplotlib", "triton"}  # Triton comes with the builds of torch that can use it
     distributions = packages_distributions()
     for path in (ROOT / "flare_dist").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             for name in {str(name).split(".")[0] for name in names} - sys.stdlib_module_names - {"flare_dist"}:
-                provided = {distribution.lower().replace("_", "-") for distribution in distributions[name]}
+                provided = {distribution.lower().replace("_", "-") for distribution in distributions.get(name, [name])}
                 assert provided & (declared | optional), f"{path} imports {name}"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.bits import positions_unwaited
+from flare_dist.compression.gpu_selection import largest_on_gpu, pays
 from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**20  # entries in which ties are looked for at once
@@ -77,7 +78,7 @@ def largest(vector: Tensor, k: int) -> Tensor:
     so that a hook can select in backward.
     """
     if vector.is_cuda:
-        return largest_unwaited(vector.abs(), k)
+        return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)
     rows = next((rows for rows in _ROWS if 0 < 4 * k * rows <= vector.numel()), 0)
     if vector.numel() < 2**16 or not rows:
         return _largest(vector.abs(), k)

@@ -1,0 +1,184 @@
+"""The selection on a GPU is the one on a CPU: under Triton's interpreter here, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_dist.compression import gpu_selection
+from flare_dist.compression.gpu_selection import largest_on_gpu, pays
+from flare_dist.compression.sparsifiers import _largest
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+SAMPLE = 256
+KERNELS: list[tuple[str, dict[str, int]]] = [
+    ("find_bound", {"sample": 2**14}),
+    ("count_candidates", {"tile": 2048}),
+    ("gather_candidates", {"tile": 1024}),
+    *(("count_digits", {"place": place, "tile": 2048}) for place in range(4)),
+    ("count_kept", {"tile": 2048}),
+    ("write_positions", {"tile": 1024}),
+]
+
+
+def vector(kind: str, n: int) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    normal = torch.randn(n, generator=rng)
+    if kind == "one huge":
+        return normal.index_fill(0, torch.tensor([n - 2]), -1e30)
+    if kind == "sampled ones are large":  # then fewer than k entries are candidates
+        return normal.index_add(0, torch.arange(SAMPLE) * (n // SAMPLE), torch.full((SAMPLE,), 100.0))
+    if kind == "sampled ones are small":  # then there is no room for the candidates
+        return normal.index_copy(0, torch.arange(SAMPLE) * (n // SAMPLE), torch.rand(SAMPLE, generator=rng) * 1e-3)
+    return {
+        "normal": normal,
+        "ties": torch.randint(-2, 3, (n,), generator=rng).float(),
+        "nearly all zero": normal.where(normal.abs() > 2.5, torch.tensor(-0.0)),
+        "all zero": torch.zeros(n),
+        "signed zeros": torch.zeros(n).copysign(normal),
+        "all equal": torch.full((n,), -0.3).copysign(normal),
+        "heavy tail": torch.empty(n).cauchy_(generator=rng) ** 3,
+        "ascending": torch.arange(n).float(),
+        "descending": -torch.arange(n).flip(0).float(),
+        "subnormal": normal * 1e-42,
+        "huge": normal.clamp(-3, 3) * 1e38,
+    }[kind]
+
+
+KINDS = ["normal", "ties", "nearly all zero", "all zero", "signed zeros", "all equal", "heavy tail", "ascending"]
+KINDS += ["descending", "subnormal", "huge", "one huge", "sampled ones are large", "sampled ones are small"]
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own in which Triton interprets: it decides that for good when it is imported."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TRITON_INTERPRET", "1")
+            pool.submit(torch.set_num_threads, 1).result()  # the process starts here
+        yield pool
+
+
+def _select(x: Tensor, k: int) -> tuple[Tensor, int]:
+    """What is selected, and the number of candidates, which lies in the only zeros that are made."""
+    zeros, made = torch.zeros, []
+
+    def kept_zeros(*arguments: Any, **options: Any) -> Tensor:
+        made.append(zeros(*arguments, **options))
+        return made[-1]
+
+    with patch("torch.zeros", kept_zeros):
+        found = largest_on_gpu(x, k, SAMPLE, programs=4)
+    return found, int(made[0][1]) if made else 0
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_selects_what_a_cpu_selects(interpreter: ProcessPoolExecutor, kind: str) -> None:
+    n = 10_007
+    x = vector(kind, n)
+    for k in (0, 1, n // 1000, n // 100, n // 2, n):
+        found, _ = interpreter.submit(_select, x, k).result()
+        assert found.dtype == torch.int64
+        assert torch.equal(found, _largest(x.abs(), k)), k
+
+
+@needs_triton
+@pytest.mark.parametrize("n", [2, 3, 1023, 1024, 1025, 2048, 4095, 4097, 8193])
+def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
+    """A tile has 1024 or 2048 entries; ties lie on both sides of every border."""
+    x = vector("ties", n)
+    for k in {1, n // 20, n // 3, n - 1} - {0}:
+        assert torch.equal(interpreter.submit(_select, x, k).result()[0], _largest(x.abs(), k)), k
+
+
+@needs_triton
+def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecutor) -> None:
+    n, k = 20_000, 100
+
+    def candidates(kind: str) -> int:
+        return interpreter.submit(_select, vector(kind, n), k).result()[1]
+
+    for kind in ("normal", "heavy tail", "descending", "one huge"):
+        assert k <= candidates(kind) < 8 * k
+    for kind in ("all equal", "signed zeros", "subnormal"):  # of subnormal numbers two digits are zero
+        assert candidates(kind) == 0
+    assert 0 < candidates("sampled ones are large") < k
+    assert candidates("sampled ones are small") > 19_000
+
+
+@needs_triton
+@pytest.mark.parametrize("integers", ["i32", "i64"])
+@pytest.mark.parametrize(("name", "constants"), KERNELS)
+def test_the_compiler_takes_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, constants: dict[str, int], integers: str
+) -> None:
+    """For an H100, without one; lengths of 64 bits are those of vectors of 2^31 entries and more."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from flare_dist.compression import gpu_kernels
+
+    kernel = getattr(gpu_kernels, name)
+    types = dict.fromkeys(kernel.arg_names, integers) | dict.fromkeys(constants, "constexpr")
+    pointers = {"vector": "*i32", "found": "*i32", "scratch": "*i64", "totals": "*i64", "places": "*i64"}
+    pointers["positions"] = "*i64"
+    types |= {argument: pointers[argument] for argument in kernel.arg_names if argument in pointers}
+    values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, argument in enumerate(kernel.arg_names) if argument in pointers}
+    compiled = triton.compile(
+        ASTSource(kernel, types, values, aligned),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": 32 if name == "find_bound" else 4},
+    )
+    if name != "find_bound":  # which reads a sample
+        assert re.search(r"ld\.global(\.\w+)*\.v4", compiled.asm["ptx"])
+
+
+def test_a_cpu_needs_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(gpu_selection, "_works", refuse)
+    assert not pays(torch.zeros(2**20))
+
+
+def unusable(vector: Tensor, k: int) -> Tensor:
+    raise RuntimeError("Failed to find C compiler")
+
+
+def wrong(vector: Tensor, k: int) -> Tensor:
+    return torch.arange(k)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [(unusable, "Failed to find C compiler"), (wrong, "its selection is not the one of a sort")],
+)
+def test_where_triton_does_not_work_that_is_said_once(
+    kernels: Callable[[Tensor, int], Tensor],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(gpu_selection, "largest_on_gpu", kernels)
+    gpu_selection._works.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [gpu_selection._works(torch.device("cpu")) for _ in range(2)] == [False, False]
+    gpu_selection._works.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"top-k on cpu by torch.topk, as Triton cannot be used: {reason}"
+    ]
