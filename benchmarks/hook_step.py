@@ -1,0 +1,122 @@
+"""A data-parallel step of ResNet-18 with each way of exchanging gradients, side by side, on the link that there is.
+
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_step.py                          # unshaped loopback
+    OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py
+    OMP_NUM_THREADS=1 bash benchmarks/veth.sh 100mbit benchmarks/hook_step.py         # one rank at each end of a cable
+
+torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP, PyTorch's
+fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001. Each turn takes --steps steps
+of every way, one way after another; a step is as long as on the slowest rank. Ratios are medians over turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timing import machine, milliseconds, print_table, ratio
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+import flare_dist
+from flare_dist.comm.config import GradientsConfig
+from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.models.registry import build
+
+NAMES = {
+    "compute": "compute alone",
+    "dense": "plain DDP",
+    "fp16": "fp16 hook",
+    "powersgd": "PowerSGD hook, rank 1",
+    "sparse": "sparse hook",
+}
+
+
+class Way:
+    """One model with its exchange and its optimizer."""
+
+    def __init__(self, name: str, density: float, device: torch.device) -> None:
+        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0).to(device)
+        self.model: nn.Module = model
+        self.state: LibraryHookState | None = None
+        if name != "compute":
+            one_bucket = ONE_BUCKET_MB if name == "powersgd" else None
+            ddp = DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, bucket_cap_mb=one_bucket
+            )
+            if name in ("fp16", "powersgd"):
+                self.state = LibraryHookState(GradientsConfig(hook=name, powersgd_start=2), None, seed=0)
+                ddp.register_comm_hook(self.state, library_hook)
+            if name == "sparse":
+                flare_dist.attach(ddp, density=density)
+            self.model = ddp
+        self.optimizer = SGD(self.model.parameters(), lr=0.01)
+
+    def step(self, inputs: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(inputs), labels).backward()
+        self.optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--density", type=float, default=0.001)
+    parser.add_argument("--batch_size", type=int, default=8, help="of a rank")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=3, help="of each way in a turn")
+    parser.add_argument("--link", default="unshaped loopback", help="what to call the link in the table")
+    parser.add_argument("--target", type=float, default=1.0, help="how many times as fast as plain DDP ours must be")
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo" if not cuda or torch.cuda.device_count() < dist_size() else "nccl")
+    rank = dist.get_rank()
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    draws = torch.Generator().manual_seed(rank)
+    inputs = torch.randn(options.batch_size, 3, 32, 32, generator=draws).to(device)
+    labels = torch.randint(10, (options.batch_size,), generator=draws).to(device)
+    ways = {name: Way(name, options.density, device) for name in NAMES}
+    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    for turn in range(-1, options.turns):  # the first one warms up: buckets are formed anew after a step
+        for name, way in ways.items():
+            dist.barrier()
+            start = time.perf_counter()
+            for _ in range(options.steps):
+                way.step(inputs, labels)
+            if cuda:
+                torch.cuda.synchronize()
+            taken = torch.tensor([(time.perf_counter() - start) / options.steps])
+            dist.all_reduce(taken if not cuda else taken.to(device), dist.ReduceOp.MAX)
+            if turn >= 0:
+                seconds[name].append(float(taken))
+        if rank == 0:
+            print(f"{options.link}: turn {turn + 1} of {options.turns}", file=sys.stderr)
+    if rank == 0:
+        size = f"{dist.get_world_size()} ranks, batch {options.batch_size} a rank, density {options.density:g}"
+        print(f"{options.link}; {size}; {machine()}; medians over {options.turns} turns of {options.steps} steps.\n")
+        rows = []
+        for name, words in NAMES.items():
+            faster = f"{ratio(seconds, 'dense', name):.2f} x"
+            target = f"≥ {options.target:g} x" if name == "sparse" else ""
+            rows.append([words, f"{milliseconds(seconds, name):.0f}", faster, target])
+        print_table(["", "ms a step", "as fast as plain DDP", "target"], rows)
+    del ways
+    gc.collect()  # hooks hold collectives; a process group that goes before them aborts the process at times
+    dist.destroy_process_group()
+
+
+def dist_size() -> int:
+    """How many ranks torchrun has started."""
+    import os
+
+    return int(os.environ["WORLD_SIZE"])
+
+
+if __name__ == "__main__":
+    main()
