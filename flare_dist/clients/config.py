@@ -31,6 +31,8 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
+        state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
+            of in memory, for more than fits into it (null = in memory).
         objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
@@ -50,6 +52,7 @@ class ClientsConfig:
     gradient_clipping: float | None = None
     weighting: str = "num_examples"
     step_ahead: float = 0.0
+    state_dir: str | None = None
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
@@ -81,6 +84,8 @@ class ClientsConfig:
             raise ValueError(
                 f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
             )
+        if self.state_dir == "":
+            raise ValueError("clients.state_dir: must name a directory (null = in memory)")
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
         plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None

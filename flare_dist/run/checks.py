@@ -48,11 +48,17 @@ def _masks_differ(config: Config) -> bool:
     return _method(config).clients_move or bool(config.sparse_training.hetero)
 
 
+def _remembers(config: Config) -> bool:
+    of_clients = config.exchanged.feedback.state_names or config.clients.memory_names
+    return config.mode == "federated" and bool(of_clients)
+
+
 # (pattern of dotted keys, whether they count, when they would); the first that a key does not meet is named
 RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
     ("clients.feddyn.*", lambda config: config.clients.objective == "feddyn", "clients.objective=feddyn"),
     ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
+    ("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn or scaffold"),
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),

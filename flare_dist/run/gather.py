@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
@@ -58,7 +60,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     controlled = federated and clients.objective == "scaffold"
     if controlled:  # the change of the control variate is a second payload, with a memory of its own
         own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
-    states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
+    remembered = ((*compressor.state_names, *own), local.layout.total, world.device)
+    states: ClientStates | SpilledStates = ClientStates(*remembered)
+    if clients.state_dir is not None and federated and states.names:
+        states = SpilledStates(*remembered, Path(clients.state_dir), (world.rank, world.size))
     start = (local.parameters, local.buffers)
     feddyn = None
     if federated and clients.objective == "feddyn":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import World
@@ -39,7 +40,7 @@ class Parties:
     world: World
     trainer: LocalTrainer
     compressor: Compressor
-    states: ClientStates  # in mode: gradient those of the ranks, filled for a checkpoint
+    states: ClientStates | SpilledStates  # in mode: gradient the names alone; what a hook remembers is the hook's
     server: Server
     downlink: Downlink
     partition: list[Tensor]  # the indices of each client's examples
