@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ def keys_without_effect(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def check_run(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None:
     """Warn of settings that change nothing here; ValueError where a pattern matches no parameter or nothing is left."""
     _check_objective(config, parts, model)
     _check_momentum(config)
@@ -117,7 +117,7 @@ def _check_momentum(config: Config) -> None:
         log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", momentum)
 
 
-def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+def _check_objective(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None:
     clients, flare, names = config.clients, config.clients.flare, [e.name for e in parameter_layout(model).entries]
     if config.mode != "federated":
         if clients.objective != "none" or clients.step_ahead:

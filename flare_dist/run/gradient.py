@@ -19,7 +19,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch, gradient_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.seeding import derive_seed, generator
+from flare_dist.seeding import derive_seed, generator, seed_dropout
 
 
 def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     with watch.phase("compute"):
         for _ in range(config.eval_every):
             start = time.perf_counter()
-            torch.manual_seed(derive_seed(config.seed, "dropout", hook.step, world.rank))
+            seed_dropout(derive_seed(config.seed, "dropout", hook.step, world.rank), world.device)
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):

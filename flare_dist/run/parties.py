@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
@@ -14,6 +12,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.comm.library_hooks import LibraryHookState
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
+from flare_dist.data.partition import Partition
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
@@ -43,7 +42,7 @@ class Parties:
     states: ClientStates | SpilledStates  # in mode: gradient the names alone; what a hook remembers is the hook's
     server: Server
     downlink: Downlink
-    partition: list[Tensor]  # the indices of each client's examples
+    partition: Partition  # the indices of each client's examples
     masks: Masks | None = None  # of sparse models
     held_out: BatchSource | None = None  # the server's own examples, for pruning
     data_parallel: DataParallel | None = None  # of mode: gradient
