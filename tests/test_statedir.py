@@ -80,8 +80,7 @@ def start_and_die(world: World, config: Config, lends: int) -> None:
     _start(world, config, None)
 
 
-@pytest.mark.parametrize("lends", [1, 6])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize(("lends", "ranks"), [(1, 2), (6, 2), (6, 3)])
 def test_killed_amid_a_client_and_continued_equals_straight(
     straight: tuple[Path, str], tmp_path: Path, lends: int, ranks: int
 ) -> None:
@@ -96,8 +95,7 @@ def test_killed_amid_a_client_and_continued_equals_straight(
     assert len(named) <= 2 * 5  # of each client those of the two checkpoints that are kept
 
 
-@pytest.mark.parametrize("how", ["missing", "cut"])
-@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize(("how", "parity"), [("missing", 0), ("cut", 1)])
 def test_a_file_that_is_not_whole_makes_all_ranks_fall_back(
     straight: tuple[Path, str], tmp_path: Path, how: str, parity: int
 ) -> None:

@@ -5,6 +5,7 @@ Every partitioner returns one owner for each example, so no example can belong t
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -182,13 +183,17 @@ def _deal(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _none_empty(owner: np.ndarray, num_clients: int) -> np.ndarray:
-    """Each client that has nothing gets one example of the client that has most."""
+    """Each client that has nothing gets one example, the first, of the client that has most (of several the first)."""
     sizes = np.bincount(owner, minlength=num_clients)
+    order = np.argsort(owner, kind="stable")
+    first = np.cumsum(sizes) - sizes  # where the examples that a client still has begin in `order`
+    richest = [(-int(size), client) for client, size in enumerate(sizes) if size > 1]
+    heapq.heapify(richest)
     for client in np.flatnonzero(sizes == 0):
-        richest = sizes.argmax()
-        owner[np.argmax(owner == richest)] = client
-        sizes[richest] -= 1
-        sizes[client] = 1
+        size, giver = richest[0]
+        owner[order[first[giver]]] = client
+        first[giver] += 1
+        heapq.heapreplace(richest, (size + 1, giver))
     return owner
 
 
