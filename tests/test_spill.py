@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flare_dist.clients.slots import SlotFormat, Slots, slot_path, sweep
+from flare_dist.clients.slots import SlotFormat, Slots, remove_versions, slot_path
 from flare_dist.clients.spill import SpilledStates
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def checkpoint(states: SpilledStates, round_: int) -> Slots:
     """What one that resumes reads of the checkpoint of a round."""
     saved = states.for_checkpoint(round_)
     assert saved["clients"] == {}
-    return Slots.of(states.clients.directory, 5, [saved["slots"]], lambda client: True)
+    return Slots.of(states.clients.directory, [saved["slots"]], lambda client: True)
 
 
 def change(states: SpilledStates, client: int, amount: float = 1.0) -> None:
@@ -107,7 +107,7 @@ def test_each_rank_looks_after_its_own_clients(tmp_path: Path) -> None:
     states = spilled(tmp_path)
     for client in range(4):
         change(states, client)
-    sweep(tmp_path, lambda client: client % 2 == 1)
+    remove_versions(tmp_path, lambda client: client % 2 == 1)
     assert files(tmp_path) == ["0-1.bin", "2-1.bin"]
 
 
@@ -176,6 +176,41 @@ def test_a_flipped_bit_is_found_when_its_client_takes_part(tmp_path: Path) -> No
     change(again, 4)
     with pytest.raises(RuntimeError, match=rf"clients\.state_dir: {path} is damaged"):
         change(again, 3)
+
+
+def test_files_and_their_names_are_on_the_disk_before_a_checkpoint_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    states = spilled(tmp_path)
+    for client in (3, 1003):
+        change(states, client)
+    states.for_checkpoint(1)
+    paths = [slot_path(tmp_path, client, 1) for client in (3, 1003)]
+    assert sorted(synced[:2]) == [str(path) for path in paths]
+    assert sorted(synced[2:4]) == [str(path.parent) for path in paths]
+    assert synced[4:] == [str(tmp_path)]
+    states.for_checkpoint(2)
+    assert len(synced) == 5  # what has not changed is there already
+
+
+def resident() -> int:
+    """Bytes of this process in memory, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow_with_clients(tmp_path: Path) -> None:
+    """Forty megabytes are lent and given back; two of them at a time are mapped."""
+    states = SpilledStates(("residual",), 500_000, CPU, tmp_path)
+    change(states, 0)
+    before = resident()
+    for client in range(20):
+        change(states, client)
+    checkpoint(states, 1)
+    for client in range(20):
+        change(states, client)
+    assert resident() - before < 10 * 2**20
 
 
 def test_a_full_disk_is_an_error_before_a_client_trains(tmp_path: Path) -> None:

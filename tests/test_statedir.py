@@ -17,6 +17,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.run import statedir
 from flare_dist.run.config import CheckpointConfig, Config
+from flare_dist.run.sweep import Grid, check_settings
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, results, start, tiny
 
@@ -156,6 +157,11 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one)
     shutil.move(tmp_path / "one", tmp_path / "moved")
     statedir.check(two)  # nobody's any more
+
+
+def test_a_sweep_is_several_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: belongs to one run"):
+        check_settings(spilling(tmp_path), Grid({"clients.lr": ["0.1"]}, {}, [0]))
 
 
 def test_starting_over_removes_what_was_remembered(tmp_path: Path) -> None:

@@ -71,22 +71,23 @@ class Slots(Mapping[int, dict[str, Tensor]]):
     superseded: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, directory: Path, total: int, saved: Iterable[dict[str, Any]], is_ours: Callable[[int], bool]) -> Slots:
-        """What several ranks have `saved` of vectors [total], as far as the clients are ours."""
-        names: tuple[str, ...] = ()
+    def of(cls, directory: Path, saved: Iterable[dict[str, Any]], is_ours: Callable[[int], bool]) -> Slots:
+        """What one rank or several have `saved`, as far as the clients are ours."""
+        layout = SlotFormat((), 0)
         versions: dict[int, Version] = {}
         superseded: dict[int, list[tuple[int, int]]] = {}
         for part in saved:
-            names = tuple(part["names"])
+            layout = SlotFormat(tuple(part["names"]), part["total"])
             versions |= {client: Version(*own) for client, own in part["versions"].items() if is_ours(client)}
             for round_, old in part["superseded"].items():
                 superseded.setdefault(round_, []).extend(tuple(own) for own in old if is_ours(own[0]))
-        return cls(directory, SlotFormat(names, total), versions, superseded)
+        return cls(directory, layout, versions, superseded)
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds of them, in plain containers."""
         versions = {client: tuple(version) for client, version in self.versions.items()}
-        return {"names": list(self.format.names), "versions": versions, "superseded": self.superseded}
+        layout = {"names": list(self.format.names), "total": self.format.total}
+        return layout | {"versions": versions, "superseded": self.superseded}
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:
         path = self.path(client, self.versions[client].number)
@@ -148,7 +149,7 @@ def slot_path(directory: Path, client: int, number: int) -> Path:
     return directory / f"{client // FOLDER_CLIENTS:05d}" / f"{client}-{number}.bin"
 
 
-def sweep(directory: Path, is_ours: Callable[[int], bool], kept: Container[tuple[int, int]] = ()) -> None:
+def remove_versions(directory: Path, is_ours: Callable[[int], bool], kept: Container[tuple[int, int]] = ()) -> None:
     """Remove all versions of our clients but those `kept`, (client, number); other files stay."""
     for path in directory.glob("[0-9]*/*-*.bin"):
         client, number = path.stem.split("-", maxsplit=1)

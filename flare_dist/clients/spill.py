@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.slots import SlotFormat, Slots, Version, checksum, create, sweep, sync
+from flare_dist.clients.slots import SlotFormat, Slots, Version, checksum, create, remove_versions, sync
 
 
 class SpilledStates:
@@ -60,7 +60,7 @@ class SpilledStates:
         slots = saved if isinstance(saved, Slots) and saved.format == own.format else None
         is_here = slots is not None and slots.directory.resolve() == own.directory.resolve()
         kept = _named_by(slots) if slots and is_here else set()
-        sweep(own.directory, lambda client: client % self.share[1] == self.share[0], kept)
+        remove_versions(own.directory, lambda client: client % self.share[1] == self.share[0], kept)
         if slots is None:
             for client, vectors in saved.items():
                 self.load(client, vectors)

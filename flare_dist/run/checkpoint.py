@@ -99,12 +99,10 @@ def _compact(value: Any) -> Any:
     return value
 
 
-def restore(
-    directory: Path, world: World, layout: list[list[object]], total: int = 0, state_dir: Path | None = None
-) -> Restored:
+def restore(directory: Path, world: World, layout: list[list[object]], state_dir: Path | None = None) -> Restored:
     """The newest checkpoint that every rank finds whole; all ranks call it together, and nothing is changed.
 
-    `state_dir` is where the run has its clients' memory, vectors of `total` entries, if it is not in the checkpoint.
+    `state_dir` is where the run has its clients' memory, if it is not in the checkpoint.
     Damaged sets are passed over with a warning. Raises ValueError on all ranks where no set is whole, or where the
     checkpoint holds another model.
     """
@@ -119,12 +117,12 @@ def restore(
         share = sorted(digests)[world.rank :: world.size]  # the shares of all ranks are the set
         restored = None
         if world.all_true(bool(digests) and not _damaged(folder, digests, share)):
-            restored = _load(folder, layout, total, state_dir, world.rank, world.size)
+            restored = _load(folder, layout, state_dir, world.rank, world.size)
             if world.all_true(not restored.problems):
                 return restored
         if world.rank == 0:
             if restored:
-                problems = _load(folder, layout, total, state_dir, 0, 1).problems  # those of all ranks
+                problems = _load(folder, layout, state_dir, 0, 1).problems  # those of all ranks
                 problems[3:] = [f"{len(problems) - 3} more"] if len(problems) > 3 else []
             else:
                 problems = _damaged(folder, digests, sorted(digests)) or [f"{folder / MANIFEST} cannot be read"]
@@ -161,9 +159,7 @@ def _damaged(folder: Path, digests: dict[str, str], names: list[str]) -> list[st
     return problems
 
 
-def _load(
-    folder: Path, layout: list[list[object]], total: int, state_dir: Path | None, rank: int, size: int
-) -> Restored:
+def _load(folder: Path, layout: list[list[object]], state_dir: Path | None, rank: int, size: int) -> Restored:
     """What a set has for one of `size` ranks. Files are mapped, so that only what is taken from them is read."""
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
@@ -181,5 +177,5 @@ def _load(
         return Restored(round_, server, clients, [])
     if state_dir is None:
         raise ValueError(f"checkpoint.resume: {folder} needs the clients.state_dir of its run, whose config has none")
-    slots = Slots.of(state_dir, total, spilled, lambda client: client % size == rank)
+    slots = Slots.of(state_dir, spilled, lambda client: client % size == rank)
     return Restored(round_, server, slots, slots.problems())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flare_dist.clients.slots import sweep
+from flare_dist.clients.slots import remove_versions
 from flare_dist.run import rundir
 from flare_dist.run.config import Config
 from flare_dist.run.files import write_text
@@ -62,7 +62,7 @@ def clear(directory: Path) -> None:
     """Remove what the clients of the run in `directory` remember; for one rank, before the run itself is removed."""
     state_dir = rundir.state_dir_of(directory) if (directory / rundir.CONFIG).exists() else None
     if state_dir and _owner(state_dir) == directory.resolve():
-        sweep(state_dir, lambda client: True)
+        remove_versions(state_dir, lambda client: True)
         (state_dir / OWNER).unlink()
 
 

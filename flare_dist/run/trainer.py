@@ -180,8 +180,8 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
     first_round, rows = 1, []
     clients: Mapping[int, dict[str, Tensor]] = {}
     if source:
-        layout, state_dir = parties.trainer.model.layout, rundir.state_dir_of(source)
-        restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, layout.describe(), layout.total, state_dir)
+        layout, state_dir = parties.trainer.model.layout.describe(), rundir.state_dir_of(source)
+        restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, layout, state_dir)
         parties.server.load_state_dict(restored.server)
         parties.downlink.load_state_dict(restored.server.get("downlink"))
         of_gradients = "step" in restored.server  # what a hook remembers is of gradients, a client's residual of deltas
