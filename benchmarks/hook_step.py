@@ -4,15 +4,17 @@
     OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py
     OMP_NUM_THREADS=1 bash benchmarks/veth.sh 100mbit benchmarks/hook_step.py         # one rank at each end of a cable
 
-torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP, PyTorch's
-fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001. Each turn takes --steps steps
-of every way, one way after another; a step is as long as on the slowest rank. Ratios are medians over turns.
+torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP,
+PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001. Each turn takes
+--steps steps of every way, one way after another; a step is as long as on the slowest rank. Ratios are medians over
+turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 
@@ -75,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo" if not cuda or torch.cuda.device_count() < dist_size() else "nccl")
+    dist.init_process_group("gloo" if not cuda or torch.cuda.device_count() < int(os.environ["WORLD_SIZE"]) else "nccl")
     rank = dist.get_rank()
     device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     draws = torch.Generator().manual_seed(rank)
@@ -109,13 +111,6 @@ def main() -> None:
     del ways
     gc.collect()  # hooks hold collectives; a process group that goes before them aborts the process at times
     dist.destroy_process_group()
-
-
-def dist_size() -> int:
-    """How many ranks torchrun has started."""
-    import os
-
-    return int(os.environ["WORLD_SIZE"])
 
 
 if __name__ == "__main__":

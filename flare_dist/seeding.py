@@ -17,6 +17,17 @@ def derive_seed(seed: int, purpose: str, round_: int = 0, client: int = 0) -> in
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what a model draws on `device`, as torch.manual_seed does on all devices.
+
+    For each kind of device that was never used torch writes its caller's stack down, a fifth of the time that a local
+    step of a small model takes.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def generator(seed: int, purpose: str, round_: int = 0, client: int = 0) -> torch.Generator:
     """A CPU generator seeded by `derive_seed`; CPU on purpose, so that draws do not depend on the device."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, round_, client))

@@ -43,6 +43,11 @@ def test_what_has_none_is_named_with_what_it_would_need() -> None:
     assert not keys_without_effect(replace(flare, clients=replace(flare.clients, objective="flare")))
     (need,) = keys_without_effect(replace(config, data=DataConfig(alpha=0.1)))
     assert need == "data.partition=dirichlet|dirichlet_unbalanced|quantity"
+    remembering = replace(config, clients=replace(config.clients, state_dir="states"))
+    assert not keys_without_effect(remembering)
+    forgetful = replace(remembering, compression=CompressionConfig(error_feedback="none"))
+    assert list(keys_without_effect(forgetful).values()) == [["clients.state_dir"]]
+    assert list(keys_without_effect(replace(remembering, mode="gradient")).values()) == [["clients.state_dir"]]
     gradient = replace(config, mode="gradient", server=ServerConfig(lr=0.3), data=DataConfig(partition="dirichlet"))
     assert keys_without_effect(gradient) == {"mode=federated": ["data.partition", "server.lr"]}
 

@@ -108,10 +108,8 @@ def resumed(world: World, settings: Config) -> tuple[Tensor, Tensor]:
     parties = set_up(world, settings)
     layout = parties.trainer.model.layout
     restored = restore(Path(settings.output_dir) / rundir.CHECKPOINTS, world, layout.describe())
-    for client, state in restored.clients.items():
-        parties.states.load(client, state)
-    saved = parties.states.clients.get(world.rank, {}).get("residual", torch.zeros(layout.total)).clone()
-    import_memory(parties, 12)
+    saved = restored.clients.get(world.rank, {}).get("residual", torch.zeros(layout.total)).clone()
+    import_memory(parties, restored.clients, 12)
     assert parties.data_parallel is not None
     memory = parties.data_parallel.hook.state_dict()["memory"]
     return saved, torch.cat([memory[entry.name]["residual"].flatten() for entry in layout.entries])

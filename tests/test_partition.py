@@ -25,7 +25,7 @@ def examples(n: int = 1003, groups: int | None = 40) -> Examples:
 
 
 def split(name: str, clients: int = 13, n: int = 1003, seed: int = 0, **values: Any) -> list[Tensor]:
-    return partition(DataConfig(partition=name, **values), examples(n), CLASSES, clients, seed)
+    return list(partition(DataConfig(partition=name, **values), examples(n), CLASSES, clients, seed))
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -143,3 +143,10 @@ def test_label_table_counts() -> None:
     table = label_table([torch.tensor([0, 1]), torch.tensor([2])], torch.tensor([1, 1, 0]), 3)
     assert table.dtype == torch.int64
     assert table.tolist() == [[0, 2, 0], [1, 0, 0]]
+
+
+def test_a_client_is_looked_up_as_it_is_listed() -> None:
+    parts = partition(DataConfig(partition="quantity", alpha=0.5), examples(), CLASSES, 13, 0)
+    assert list(parts.sizes) == [len(part) for part in parts]
+    assert all(torch.equal(parts[client], part) for client, part in enumerate(parts))
+    assert parts[0].untyped_storage().data_ptr() == parts[12].untyped_storage().data_ptr()

@@ -54,7 +54,7 @@ def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[
         inputs[examples] = float("nan")
         parties.trainer.source.inputs = inputs
     reports = [federated_round(round_, config, parties) for round_ in range(1, config.rounds + 1)]
-    return parties.server.parameters.detach(), parties.server.buffers, parties.states.clients, reports
+    return parties.server.parameters.detach(), parties.server.buffers, dict(parties.states.clients), reports
 
 
 def flat(model: torch.nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from flare_dist.seeding import derive_seed, generator
+from flare_dist.seeding import derive_seed, generator, seed_dropout
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,13 @@ def test_bits_are_even() -> None:
     seeds = [derive_seed(0, "bits", round_) for round_ in range(2000)]
     for bit in range(63):
         assert 0.45 < sum(seed >> bit & 1 for seed in seeds) / 2000 < 0.55
+
+
+def test_what_a_model_draws_is_seeded_as_by_torch() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(8)
+    seed_dropout(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(8), expected)
 
 
 def test_generators_repeat_and_leave_the_global_one_alone() -> None:

@@ -79,7 +79,7 @@ def play(world: World, used: Config) -> tuple[Tensor, Tensor, dict[int, dict[str
     reports = [begin_masks(used, parties, QUIET)]
     reports += [federated_round(round_, used, parties) for round_ in range(1, used.rounds + 1)]
     assert parties.masks is not None
-    return parties.server.parameters.detach(), parties.masks.mask, parties.states.clients, reports
+    return parties.server.parameters.detach(), parties.masks.mask, dict(parties.states.clients), reports
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, SparseLearner]]:

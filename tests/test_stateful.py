@@ -95,9 +95,9 @@ def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.M
         expected = before + torch.stack(list(deltas.values())).mean(0) - h / ALPHA
         torch.testing.assert_close(parties.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
         for client, dual in duals.items():
-            torch.testing.assert_close(parties.states[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(parties.states.clients[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
     # the server's h is the mean of all clients', of those that never took part as well
-    everybody = torch.stack([parties.states[client]["h"] for client in range(used.clients.num)]).mean(0)
+    everybody = torch.stack([parties.states.clients[client]["h"] for client in range(used.clients.num)]).mean(0)
     torch.testing.assert_close(parties.server.feddyn.h, everybody, rtol=1e-4, atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None
             controls[client] = own - c - delta.double() / (steps * lr)
             change += controls[client] - own
             torch.testing.assert_close(
-                parties.states[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
+                parties.states.clients[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
             )
         c += change / num
         assert parties.server.control is not None
@@ -201,7 +201,7 @@ def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None
         assert report["uplink_bytes"] == report["dense_bytes"] == 2 * 4 * len(c) * len(seen)
         assert report["downlink_bytes"] == 2 * 4 * len(c) * len(seen)
     # with everything sent the server's control variate is the mean of all clients'
-    everybody = torch.stack([parties.states[client]["control"] for client in range(num)]).mean(0)
+    everybody = torch.stack([parties.states.clients[client]["control"] for client in range(num)]).mean(0)
     torch.testing.assert_close(parties.server.control, everybody, rtol=1e-4, atol=1e-5)
 
 

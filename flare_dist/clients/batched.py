@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import BatchSource
+from flare_dist.data.partition import Partition
 from flare_dist.seeding import generator
 
 
@@ -137,7 +138,7 @@ class BatchedTrainer:
         self.trainer = trainer
         self.most = most
 
-    def groups(self, clients: Sequence[int], partition: Sequence[Tensor]) -> list[list[int]]:
+    def groups(self, clients: Sequence[int], partition: Partition | Sequence[Tensor]) -> list[list[int]]:
         """What to train as one batch each: clients with about as many steps, most first."""
         by_steps = sorted(clients, key=lambda c: self.trainer.config.steps_with(len(partition[c])), reverse=True)
         return [by_steps[first : first + self.most] for first in range(0, len(by_steps), self.most)]
@@ -146,7 +147,7 @@ class BatchedTrainer:
         self,
         group: Sequence[int],
         round_: int,
-        partition: Sequence[Tensor],
+        partition: Partition | Sequence[Tensor],
         global_parameters: Tensor,
         global_buffers: Tensor,
     ) -> list[ClientResult]:
@@ -175,7 +176,7 @@ class BatchedTrainer:
         ]
         return sorted(results, key=lambda result: result.client)
 
-    def draw(self, group: Sequence[int], round_: int, partition: Sequence[Tensor]) -> Batches:
+    def draw(self, group: Sequence[int], round_: int, partition: Partition | Sequence[Tensor]) -> Batches:
         """The batches that `LocalTrainer` draws for each client of `group`, which stand in the order of their steps."""
         source, device = self.trainer.source, self.trainer.source.labels.device
         width = min(self.trainer.config.batch_size, max(len(partition[client]) for client in group))

@@ -20,7 +20,7 @@ from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
-from flare_dist.seeding import derive_seed, generator
+from flare_dist.seeding import derive_seed, generator, seed_dropout
 from flare_dist.sparse_training.learner import SparseLearner
 
 
@@ -141,7 +141,7 @@ class LocalTrainer:
         learner: SparseLearner | None = None,
     ) -> float:
         """The local steps of one round from wherever the model stands; returns the mean training loss."""
-        torch.manual_seed(derive_seed(self.seed, "dropout", round_, client))
+        seed_dropout(derive_seed(self.seed, "dropout", round_, client), self.model.parameters.device)
         for group in self.model.optimizer.param_groups:
             group["lr"] = self.lr(round_)
         self.model.module.train()

@@ -34,6 +34,8 @@ class ClientsConfig:
         together: whether the clients of a rank are trained as one batch: auto (a small model on a GPU, where it and the
             other settings allow it), always (an error where they do not) or never (one after another). The result is
             the same to rounding; the run's configuration has what auto came to.
+        state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
+            of in memory, for more than fits into it (null = in memory).
         objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
@@ -54,6 +56,7 @@ class ClientsConfig:
     weighting: str = "num_examples"
     step_ahead: float = 0.0
     together: str = "auto"
+    state_dir: str | None = None
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
@@ -87,6 +90,8 @@ class ClientsConfig:
             )
         if self.together not in ("auto", "always", "never"):
             raise ValueError(f"clients.together: must be auto, always or never, got {self.together!r}")
+        if self.state_dir == "":
+            raise ValueError("clients.state_dir: must name a directory (null = in memory)")
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
         plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None

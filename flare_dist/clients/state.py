@@ -5,8 +5,9 @@ Client i's memory is homed on rank i mod world_size and never moves; it is alloc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,18 @@ class ClientStates:
         """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
         for name, vector in self[client].items():
             vector.copy_(vectors[name]) if name in vectors else vector.zero_()
+
+    def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
+        """Begin with the memory that a checkpoint holds, by client."""
+        for client, vectors in saved.items():
+            self.load(client, vectors)
+
+    def for_checkpoint(self, round_: int) -> dict[str, Any]:
+        """What this rank's file of the checkpoint of `round_` holds."""
+        return {"clients": self.clients}
+
+    def release(self, oldest: int) -> None:
+        """Forget what only checkpoints before that of round `oldest` need: nothing, for each holds its own."""
 
     def _roomy_device(self) -> torch.device:
         """The training device while a quarter of its memory stays free for activations, otherwise the CPU."""

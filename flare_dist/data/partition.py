@@ -5,7 +5,10 @@ Every partitioner returns one owner for each example, so no example can belong t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +24,30 @@ if TYPE_CHECKING:
 UNUSED = -1  # owner of an example that no client gets
 
 
-def partition(config: DataConfig, train: Examples, num_classes: int, num_clients: int, seed: int) -> list[Tensor]:
+class Partition:
+    """The indices of each client's examples, int64, by client: views of one tensor.
+
+    A hundred thousand tensors would take as long to make and as much memory as a small run.
+    """
+
+    def __init__(self, order: Tensor, sizes: Iterable[int]) -> None:
+        """`order` has the examples of client 0, then those of client 1 and so on; `sizes` says how many."""
+        self.order = order
+        self.sizes = array("q", sizes)
+        self._ends = array("q", itertools.accumulate(self.sizes))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, client: int) -> Tensor:
+        end = self._ends[client]
+        return self.order[end - self.sizes[client] : end]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.order.split(self.sizes.tolist()))
+
+
+def partition(config: DataConfig, train: Examples, num_classes: int, num_clients: int, seed: int) -> Partition:
     """One int64 index tensor for each client: disjoint, none empty, each in data order.
 
     Raises ValueError that names `clients.num` where there are not enough examples or groups.
@@ -35,10 +61,10 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]
-    return list(torch.from_numpy(order).split(sizes.tolist()))
+    return Partition(torch.from_numpy(order), sizes.tolist())
 
 
-def label_table(parts: Sequence[Tensor], labels: Tensor, num_classes: int) -> Tensor:
+def label_table(parts: Iterable[Tensor], labels: Tensor, num_classes: int) -> Tensor:
     """How many examples of each class each client has: int64 [clients, classes]."""
     return torch.stack([torch.bincount(labels[part].flatten(), minlength=num_classes) for part in parts])
 
@@ -157,13 +183,17 @@ def _deal(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _none_empty(owner: np.ndarray, num_clients: int) -> np.ndarray:
-    """Each client that has nothing gets one example of the client that has most."""
+    """Each client that has nothing gets one example, the first, of the client that has most (of several the first)."""
     sizes = np.bincount(owner, minlength=num_clients)
+    order = np.argsort(owner, kind="stable")
+    first = np.cumsum(sizes) - sizes  # where the examples that a client still has begin in `order`
+    richest = [(-int(size), client) for client, size in enumerate(sizes) if size > 1]
+    heapq.heapify(richest)
     for client in np.flatnonzero(sizes == 0):
-        richest = sizes.argmax()
-        owner[np.argmax(owner == richest)] = client
-        sizes[richest] -= 1
-        sizes[client] = 1
+        size, giver = richest[0]
+        owner[order[first[giver]]] = client
+        first[giver] += 1
+        heapq.heapreplace(richest, (size + 1, giver))
     return owner
 
 

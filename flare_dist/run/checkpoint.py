@@ -4,6 +4,9 @@
                                rank-00001.pt   the state of the clients homed on rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
+Where clients' memory is spilled to files (clients/slots.py), a rank's file names versions and checksums instead, which
+are on the disk before the manifest is.
+
 After a kill, or where a file is damaged, the ranks agree on the newest set that is whole for all of them. Randomness is
 derived from the seed, so none is saved.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.clients.slots import Slots
 from flare_dist.comm.distributed import World
 from flare_dist.run.files import save_state, sha256, write_text
 
@@ -34,7 +39,8 @@ class Restored:
 
     round: int
     server: dict[str, Any]
-    clients: dict[int, dict[str, Tensor]]  # the state of the clients homed on this rank now
+    clients: Mapping[int, dict[str, Tensor]]  # the state of the clients homed on this rank now
+    problems: list[str]  # files of theirs that are missing or cut off
 
 
 def complete_rounds(directory: Path) -> list[int]:
@@ -53,20 +59,21 @@ def save(
     world: World,
     layout: list[list[object]],
     server: dict[str, Any],
-    clients: dict[int, dict[str, Tensor]],
+    memory: dict[str, Any],
     keep: int,
-) -> None:
+) -> int:
     """Write this rank's part of the checkpoint of `round_`; all ranks call it together.
 
-    `layout` names the tensors in the flat vectors, `server` counts on rank 0 only. Older sets than the last `keep`
-    are removed once the new one is complete.
+    `layout` names the tensors in the flat vectors, `server` counts on rank 0 only, `memory` is what the states of this
+    rank's clients give for it. Older sets than the last `keep` are removed once the new one is complete; returns the
+    round of the oldest that is left.
     """
     folder = _folder(directory, round_)
     if world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there is not to be mixed with this set
         folder.mkdir(parents=True)
     world.wait_for_all()
-    state = {"round": round_, "layout": layout, "clients": clients, "server": server if world.rank == 0 else {}}
+    state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
     path = folder / f"rank-{world.rank:05d}.pt"
     save_state(path, _compact(state))
     digests = world.all_gather(torch.tensor(list(sha256(path)), dtype=torch.uint8))
@@ -76,6 +83,8 @@ def save(
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
         for old in complete_rounds(directory)[:-keep]:
             shutil.rmtree(_folder(directory, old))
+    world.wait_for_all()  # no rank removes what an older set names before the new one is complete
+    return min(complete_rounds(directory))
 
 
 def _compact(value: Any) -> Any:
@@ -90,9 +99,10 @@ def _compact(value: Any) -> Any:
     return value
 
 
-def restore(directory: Path, world: World, layout: list[list[object]]) -> Restored:
+def restore(directory: Path, world: World, layout: list[list[object]], state_dir: Path | None = None) -> Restored:
     """The newest checkpoint that every rank finds whole; all ranks call it together, and nothing is changed.
 
+    `state_dir` is where the run has its clients' memory, if it is not in the checkpoint.
     Damaged sets are passed over with a warning. Raises ValueError on all ranks where no set is whole, or where the
     checkpoint holds another model.
     """
@@ -105,10 +115,17 @@ def restore(directory: Path, world: World, layout: list[list[object]]) -> Restor
         folder = _folder(directory, newest)
         digests = _digests(folder)
         share = sorted(digests)[world.rank :: world.size]  # the shares of all ranks are the set
+        restored = None
         if world.all_true(bool(digests) and not _damaged(folder, digests, share)):
-            return _load(folder, world, layout)
+            restored = _load(folder, layout, state_dir, world.rank, world.size)
+            if world.all_true(not restored.problems):
+                return restored
         if world.rank == 0:
-            problems = _damaged(folder, digests, sorted(digests)) or [f"{folder / MANIFEST} cannot be read"]
+            if restored:
+                problems = _load(folder, layout, state_dir, 0, 1).problems  # those of all ranks
+                problems[3:] = [f"{len(problems) - 3} more"] if len(problems) > 3 else []
+            else:
+                problems = _damaged(folder, digests, sorted(digests)) or [f"{folder / MANIFEST} cannot be read"]
             log.warning("%s; all ranks fall back to the checkpoint before round %d", "; ".join(problems), newest)
         newest -= 1
 
@@ -142,14 +159,23 @@ def _damaged(folder: Path, digests: dict[str, str], names: list[str]) -> list[st
     return problems
 
 
-def _load(folder: Path, world: World, layout: list[list[object]]) -> Restored:
-    """Files are mapped, so that only what is taken from them is read."""
+def _load(folder: Path, layout: list[list[object]], state_dir: Path | None, rank: int, size: int) -> Restored:
+    """What a set has for one of `size` ranks. Files are mapped, so that only what is taken from them is read."""
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
+    spilled = []
     for name in sorted(_digests(folder)):
         state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
         if state["layout"] != layout:
             raise ValueError(f"checkpoint.resume: {folder} holds another model than the one that model.name gives")
         server = state["server"] or server
-        clients.update({c: own for c, own in state["clients"].items() if c % world.size == world.rank})
-    return Restored(int(folder.name.removeprefix("round-")), server, clients)
+        clients.update({c: own for c, own in state["clients"].items() if c % size == rank})
+        if "slots" in state:
+            spilled.append(state["slots"])
+    round_ = int(folder.name.removeprefix("round-"))
+    if not spilled:
+        return Restored(round_, server, clients, [])
+    if state_dir is None:
+        raise ValueError(f"checkpoint.resume: {folder} needs the clients.state_dir of its run, whose config has none")
+    slots = Slots.of(state_dir, spilled, lambda client: client % size == rank)
+    return Restored(round_, server, slots, slots.problems())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 
 from torch import Tensor, nn
@@ -48,11 +48,17 @@ def _masks_differ(config: Config) -> bool:
     return _method(config).clients_move or bool(config.sparse_training.hetero)
 
 
+def _remembers(config: Config) -> bool:
+    of_clients = config.exchanged.feedback.state_names or config.clients.memory_names
+    return config.mode == "federated" and bool(of_clients)
+
+
 # (pattern of dotted keys, whether they count, when they would); the first that a key does not meet is named
 RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
     ("clients.feddyn.*", lambda config: config.clients.objective == "feddyn", "clients.objective=feddyn"),
     ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
+    ("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn or scaffold"),
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
@@ -92,7 +98,7 @@ def keys_without_effect(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def check_run(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None:
     """Warn of settings that change nothing here; ValueError where a pattern matches no parameter or nothing is left."""
     _check_objective(config, parts, model)
     _check_momentum(config)
@@ -111,7 +117,7 @@ def _check_momentum(config: Config) -> None:
         log.warning("clients.momentum: dgc has its own momentum and wants local momentum 0, not %g", momentum)
 
 
-def _check_objective(config: Config, parts: Sequence[Tensor], model: nn.Module) -> None:
+def _check_objective(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None:
     clients, flare, names = config.clients, config.clients.flare, [e.name for e in parameter_layout(model).entries]
     if config.mode != "federated":
         if clients.objective != "none" or clients.step_ahead:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.data.partition import partition
+from flare_dist.data.partition import Partition, partition
 from flare_dist.engines.build import build_model
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
@@ -36,14 +38,14 @@ from flare_dist.sparse_training.readjust import uses_of
 log = logging.getLogger(__name__)
 
 
-def divide(config: Config, data: DataSplits) -> list[Tensor]:
+def divide(config: Config, data: DataSplits) -> Partition:
     """The indices of each client's examples; where the data are pooled, one client holds them all."""
     if config.mode != "federated":
-        return [torch.arange(len(data.train.labels))]
+        return Partition(torch.arange(len(data.train.labels)), [len(data.train.labels)])
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
 
 
-def gather_parties(config: Config, world: World, data: DataSplits, parts: list[Tensor], model: nn.Module) -> Parties:
+def gather_parties(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Parties:
     """The parties of a run on this rank, at its beginning."""
     clients = config.clients
 
@@ -66,7 +68,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: list[T
     controlled = federated and clients.objective == "scaffold"
     if controlled:  # the change of the control variate is a second payload, with a memory of its own
         own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
-    states = ClientStates((*compressor.state_names, *own), local.layout.total, world.device)
+    remembered = ((*compressor.state_names, *own), local.layout.total, world.device)
+    states: ClientStates | SpilledStates = ClientStates(*remembered)
+    if clients.state_dir is not None and federated and states.names:
+        states = SpilledStates(*remembered, Path(clients.state_dir), (world.rank, world.size))
     start = (local.parameters, local.buffers)
     feddyn = None
     if federated and clients.objective == "feddyn":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch, gradient_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.seeding import derive_seed, generator
+from flare_dist.seeding import derive_seed, generator, seed_dropout
 
 
 def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     with watch.phase("compute"):
         for _ in range(config.eval_every):
             start = time.perf_counter()
-            torch.manual_seed(derive_seed(config.seed, "dropout", hook.step, world.rank))
+            seed_dropout(derive_seed(config.seed, "dropout", hook.step, world.rank), world.device)
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
@@ -70,8 +71,8 @@ def _mean_step(steps: list[list[tuple[float, int]]]) -> list[tuple[float, int]]:
     return [(fmean(clock for clock, _ in bucket), bucket[-1][1]) for bucket in zip(*alike)]
 
 
-def export_memory(parties: Parties) -> None:
-    """Put this rank's error-feedback memory where checkpoints look for it: a client of the rank's number."""
+def export_memory(parties: Parties) -> dict[str, Any]:
+    """What this rank's file of a checkpoint holds: its error-feedback memory, as that of a client of its number."""
     assert parties.data_parallel is not None
     memory, layout = parties.data_parallel.hook.state_dict()["memory"], parties.trainer.model.layout
     flat = {kind: torch.zeros(layout.total, device=parties.world.device) for kind in parties.states.names}
@@ -79,31 +80,32 @@ def export_memory(parties: Parties) -> None:
         for name, view in layout.views(vector):
             if name in memory:
                 view.copy_(memory[name][kind].view_as(view))
-    parties.states.load(parties.world.rank, flat)
+    return {"clients": {parties.world.rank: flat}}
 
 
-def import_memory(parties: Parties, step: int) -> None:
+def import_memory(parties: Parties, saved: Mapping[int, dict[str, Tensor]], step: int) -> None:
     """Take over the memory that a checkpoint held, and the number of steps; all ranks call it together.
 
-    On another number of ranks than saved it, each takes the mean, which is the update that is still to come.
+    `saved` holds, by rank, what of it is homed here. On another number of ranks than saved it, each takes the mean,
+    which is the update that is still to come.
     """
     assert parties.data_parallel is not None
-    layout, world, states = parties.trainer.model.layout, parties.world, parties.states
-    flat = {kind: _own_or_mean(kind, parties, world) for kind in states.names}
+    layout, world = parties.trainer.model.layout, parties.world
+    flat = {kind: _own_or_mean(kind, saved, layout.total, world) for kind in parties.states.names}
     memory: dict[str, dict[str, Tensor]] = {}
     for kind, vector in flat.items():
         for name, view in layout.views(vector):
             memory.setdefault(name, {})[kind] = view
-    states.clients.clear()  # on fewer ranks than before, some are nobody's now
     parties.data_parallel.hook.load_state_dict({"step": step, "memory": memory})
 
 
-def _own_or_mean(kind: str, parties: Parties, world: World) -> Tensor:
-    saved = parties.states.clients
+def _own_or_mean(kind: str, saved: Mapping[int, dict[str, Tensor]], total: int, world: World) -> Tensor:
+    """Zero where the checkpoint holds nothing of that kind: another rule may remember more."""
     count = int(world.all_reduce_(torch.tensor([len(saved)])).item())
     if world.all_true(count == world.size and list(saved) == [world.rank]):
-        return saved[world.rank][kind]
-    total = torch.zeros(parties.trainer.model.layout.total, device=world.device)
-    for own in saved.values():
-        total.add_(own[kind].to(world.device))
-    return world.all_reduce_(total).div_(max(1, count))
+        return saved[world.rank].get(kind, torch.zeros(total)).to(world.device)
+    mean = torch.zeros(total, device=world.device)
+    for of_rank in saved.values():
+        if kind in of_rank:
+            mean.add_(of_rank[kind].to(world.device))
+    return world.all_reduce_(mean).div_(max(1, count))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import World
 from flare_dist.comm.library_hooks import LibraryHookState
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
+from flare_dist.data.partition import Partition
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
@@ -40,10 +40,10 @@ class Parties:
     world: World
     trainer: LocalTrainer
     compressor: Compressor
-    states: ClientStates  # in mode: gradient those of the ranks, filled for a checkpoint
+    states: ClientStates | SpilledStates  # in mode: gradient the names alone; what a hook remembers is the hook's
     server: Server
     downlink: Downlink
-    partition: list[Tensor]  # the indices of each client's examples
+    partition: Partition  # the indices of each client's examples
     batched: BatchedTrainer | None = None  # where clients are trained as one batch
     masks: Masks | None = None  # of sparse models
     held_out: BatchSource | None = None  # the server's own examples, for pruning

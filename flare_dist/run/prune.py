@@ -97,7 +97,7 @@ def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int]) -
     world.wait_for_all()
     shares = {SERVER: 1.0}
     if drawn != [SERVER]:
-        shares = cohort_weights(drawn, [len(part) for part in parties.partition], config.clients.weighting)
+        shares = cohort_weights(drawn, parties.partition.sizes, config.clients.weighting)
     measured, sent = mean_in_order(world, Cohort(hosts, shares), own, masks.total)
     if measured is None:
         raise DivergedError(f"pruning: what {config.pruning.criterion} measures is not finite on any client")

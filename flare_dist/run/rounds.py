@@ -31,10 +31,9 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
 
     # The cohort and its hosts follow from the seed, so every rank knows them.
     drawn = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
-    num_examples = [len(examples) for examples in parties.partition]
     cohort = Cohort(
         hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
-        cohort_weights(drawn, num_examples, config.clients.weighting),
+        cohort_weights(drawn, parties.partition.sizes, config.clients.weighting),
     )
     uplink = RoundUplink(round_, config, cohort, parties)
     downlink_bytes = uplink.downlink_nbytes()

@@ -47,12 +47,7 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     or where the configuration has changed.
     """
     directory = Path(config.output_dir)
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".writable-", dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(f"output_dir: cannot write to {directory}: {error.strerror}") from error
+    check_writable("output_dir", directory)
     config = _with_deepspeed(config)
     source = _resume_from(config, directory)
     if source is None:
@@ -74,6 +69,22 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
             "start over with --checkpoint.resume never"
         )
     return config, source
+
+
+def check_writable(key: str, directory: Path) -> None:
+    """Raise ValueError that names `key` where nothing can be written to a directory, or where it is to be."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}: cannot write to {directory}: {error.strerror}") from error
+
+
+def state_dir_of(directory: Path) -> Path | None:
+    """Where the clients of the run in `directory` have their memory, if not in its checkpoints."""
+    state_dir = _read_config(directory / CONFIG)["clients"]["state_dir"]
+    return None if state_dir is None else Path(state_dir)
 
 
 def _with_deepspeed(config: Config) -> Config:

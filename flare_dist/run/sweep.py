@@ -124,6 +124,8 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
 
 def check_settings(config: Config, grid: Grid) -> int:
     """How many settings may be tried; ValueError where one is not valid or the directory holds another sweep."""
+    if config.clients.state_dir is not None:
+        raise ValueError("clients.state_dir: belongs to one run, and these are several")
     directory = Path(config.output_dir)
     everything = [{**point, **choice} for point in grid.points() for choice in combinations(grid.tune)]
     for values in everything:

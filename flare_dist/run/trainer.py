@@ -6,19 +6,20 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.models.registry import build
-from flare_dist.run import checkpoint, rundir
+from flare_dist.run import checkpoint, rundir, statedir
 from flare_dist.run.checks import check_run
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate
@@ -44,6 +45,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
     config, source = rundir.settle(config, launch.local_size)
+    statedir.check(config)
     torch.set_num_threads(config.engine.threads or 1)
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
@@ -63,6 +65,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
+        statedir.claim(config) if launch.rank == 0 else nullcontext(),
         open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
     ):
         _check_shared(directory, world, [source is None, summary is None])
@@ -177,20 +180,21 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
     """Put the state of the run being continued in place; returns the first round to play and the rows before it."""
     directory, world = Path(config.output_dir), parties.world
     first_round, rows = 1, []
+    clients: Mapping[int, dict[str, Tensor]] = {}
     if source:
-        restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, parties.trainer.model.layout.describe())
+        layout, state_dir = parties.trainer.model.layout.describe(), rundir.state_dir_of(source)
+        restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, layout, state_dir)
         parties.server.load_state_dict(restored.server)
         parties.downlink.load_state_dict(restored.server.get("downlink"))
         of_gradients = "step" in restored.server  # what a hook remembers is of gradients, a client's residual of deltas
-        if restored.clients and of_gradients != (config.mode == "gradient"):
+        clients = restored.clients
+        if clients and of_gradients != (config.mode == "gradient"):
             log.warning("mode: %s cannot use what the other run has not sent yet; it starts without", config.mode)
-            restored.clients.clear()
-        for client, state in restored.clients.items():
-            parties.states.load(client, state)
+            clients = {}
         if parties.masks and "masks" in restored.server:
             parties.masks.load_state_dict(restored.server["masks"])
         if config.mode == "gradient":
-            import_memory(parties, int(restored.server.get("step", 0)))
+            import_memory(parties, clients, int(restored.server.get("step", 0)))
         if config.mode != "federated" and "local_optimizer" in restored.server:
             parties.trainer.model.load_optimizer_state(config.clients.optimizer, restored.server["local_optimizer"])
         if source != directory and restored.round >= config.rounds:
@@ -201,11 +205,15 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
         if source == directory:
             checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
         else:
+            statedir.clear(directory)
             rundir.clear(directory)
             for kept in source.glob(f"{Path(rundir.BEST).stem}.*") if source else ():
                 shutil.copy(kept, directory / kept.name)
         rundir.write_config(directory, config)
+        statedir.mark(config)
     world.wait_for_all()
+    if config.mode != "gradient":
+        parties.states.take_over(clients)
     return first_round, rows
 
 
@@ -214,10 +222,13 @@ def _save(config: Config, round_: int, parties: Parties) -> None:
     if parties.masks:
         server["masks"] = parties.masks.state_dict()
     if parties.data_parallel:
-        export_memory(parties)
+        memory = export_memory(parties)
         server["step"] = parties.data_parallel.hook.step
+    else:
+        memory = parties.states.for_checkpoint(round_)
     if config.mode != "federated":
         server["local_optimizer"] = parties.trainer.model.optimizer_state(config.clients.optimizer)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
     layout = parties.trainer.model.layout.describe()
-    checkpoint.save(directory, round_, parties.world, layout, server, parties.states.clients, config.checkpoint.keep)
+    oldest = checkpoint.save(directory, round_, parties.world, layout, server, memory, config.checkpoint.keep)
+    parties.states.release(oldest)

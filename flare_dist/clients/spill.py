@@ -1,0 +1,119 @@
+"""What clients remember between rounds, in files that are mapped while a client trains: more than fits into memory.
+
+The same as `ClientStates` to whoever uses it, with the same bits. Files and versions are described in slots.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.clients.slots import SlotFormat, Slots, Version, checksum, create, remove_versions, sync
+
+
+class SpilledStates:
+    """The state of the clients homed on this rank (`share`: rank, number of ranks), in files below `directory`.
+
+    Not one vector stays in memory: what grows with the clients that took part is a version and a checksum of each.
+    """
+
+    def __init__(
+        self, names: Sequence[str], total: int, device: torch.device, directory: Path, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.names = names
+        self.total = total
+        self.device = device
+        self.share = share
+        self.clients = Slots(directory, SlotFormat(tuple(names), total), {})  # reading one checks it
+        self._changing: set[int] = set()  # clients whose version no checkpoint names yet
+        self._unchecked: set[int] = set()  # clients whose version an earlier process wrote
+        self._replaced: list[tuple[int, int]] = []  # versions that the last checkpoint names and the next one will not
+
+    @contextmanager
+    def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
+        """A client's state on the training device; what is changed in it is kept where the state lives."""
+        with self._changed(client) as home:
+            lent = {name: vector.to(self.device) for name, vector in home.items()}
+            yield lent
+            for name, vector in home.items():
+                if vector is not lent[name]:
+                    vector.copy_(lent[name])
+
+    def load(self, client: int, vectors: dict[str, Tensor]) -> None:
+        """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
+        with self._changed(client) as home:
+            for name, vector in home.items():
+                vector.copy_(vectors[name]) if name in vectors else vector.zero_()
+
+    def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
+        """Begin with the memory that a checkpoint holds; nothing else stays in the directory.
+
+        What a killed process left there is removed. Another run's files stay as they are, whatever becomes of them
+        here.
+        """
+        own = self.clients
+        slots = saved if isinstance(saved, Slots) and saved.format == own.format else None
+        is_here = slots is not None and slots.directory.resolve() == own.directory.resolve()
+        kept = _named_by(slots) if slots and is_here else set()
+        remove_versions(own.directory, lambda client: client % self.share[1] == self.share[0], kept)
+        if slots is None:
+            for client, vectors in saved.items():
+                self.load(client, vectors)
+            return
+        own.versions.update(slots.versions)
+        self._unchecked.update(slots.versions)
+        if is_here:
+            own.superseded.update(slots.superseded)
+        else:
+            slots.bring_to(own)
+
+    def for_checkpoint(self, round_: int) -> dict[str, Any]:
+        """What this rank's file of the checkpoint of `round_` holds; the files that it names are on the disk."""
+        sync([self.clients.path(client, self.clients.versions[client].number) for client in sorted(self._changing)])
+        self._changing.clear()
+        if self._replaced:
+            self.clients.superseded[round_] = self._replaced
+            self._replaced = []
+        return {"clients": {}, "slots": self.clients.saved()}
+
+    def release(self, oldest: int) -> None:
+        """Remove the versions that no checkpoint names any more, of which that of round `oldest` is the oldest."""
+        superseded = self.clients.superseded
+        for round_ in [round_ for round_ in superseded if round_ <= oldest]:
+            for client, number in superseded.pop(round_):
+                self.clients.path(client, number).unlink(missing_ok=True)
+
+    @contextmanager
+    def _changed(self, client: int) -> Iterator[dict[str, Tensor]]:
+        """A client's vectors, mapped from the version that is to be written."""
+        number = self._writable(client)
+        mapped = self.clients.format.map(self.clients.path(client, number), writable=True)
+        yield self.clients.format.vectors(mapped)
+        self.clients.versions[client] = Version(number, checksum(mapped))
+
+    def _writable(self, client: int) -> int:
+        """The number of a version that no checkpoint names, made where there is none yet."""
+        before = self.clients.versions.get(client)
+        if before and client in self._changing:
+            return before.number
+        number, content = 1, None
+        if before:
+            number, content = before.number + 1, self.clients.path(client, before.number)
+            if client in self._unchecked:
+                self.clients[client]
+                self._unchecked.remove(client)
+            self._replaced.append((client, before.number))
+        create(self.clients.path(client, number), self.clients.format.nbytes, content)
+        self._changing.add(client)
+        return number
+
+
+def _named_by(slots: Slots) -> set[tuple[int, int]]:
+    """(client, number) of what the checkpoint of these slots names, and the kept ones before it."""
+    older = {own for old in slots.superseded.values() for own in old}
+    return older | {(client, version.number) for client, version in slots.versions.items()}

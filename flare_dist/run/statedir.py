@@ -1,0 +1,74 @@
+"""The directory in which a run keeps what its clients remember (`clients.state_dir`), and whose it is.
+
+STATE_DIR/run.txt      the run directory that it belongs to, as long as there is a run
+          00012/...    the clients' memory, see clients/slots.py
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flare_dist.clients.slots import remove_versions
+from flare_dist.run import rundir
+from flare_dist.run.config import Config
+from flare_dist.run.files import write_text
+
+OWNER = "run.txt"
+LOCK = ".states.lock"  # not the name of the run directory's own, which may be the same directory
+
+
+def check(config: Config) -> None:
+    """Raise ValueError where the directory cannot be written to, or holds what another run's clients remember."""
+    if config.clients.state_dir is None:
+        return
+    state_dir = Path(config.clients.state_dir)
+    rundir.check_writable("clients.state_dir", state_dir)
+    owner = _owner(state_dir)
+    if owner and owner != Path(config.output_dir).resolve() and (owner / rundir.CONFIG).exists():
+        raise ValueError(
+            f"clients.state_dir: {state_dir} holds what the clients of {owner} remember; choose another directory"
+        )
+
+
+def claim(config: Config) -> AbstractContextManager[object]:
+    """Take the directory for this process until it ends; raises ValueError where another run has it."""
+    if config.clients.state_dir is None:
+        return nullcontext()
+    state_dir = Path(config.clients.state_dir)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(state_dir / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"clients.state_dir: another run is writing to {state_dir}") from error
+    try:
+        check(config)  # once more: a run may have come and gone
+    except ValueError:
+        lock.release()
+        raise
+    return lock
+
+
+def mark(config: Config) -> None:
+    """Write down whose the directory is; for one rank, once the run directory has its configuration."""
+    if config.clients.state_dir is not None:
+        write_text(Path(config.clients.state_dir) / OWNER, f"{Path(config.output_dir).resolve()}\n")
+
+
+def clear(directory: Path) -> None:
+    """Remove what the clients of the run in `directory` remember; for one rank, before the run itself is removed."""
+    state_dir = rundir.state_dir_of(directory) if (directory / rundir.CONFIG).exists() else None
+    if state_dir and _owner(state_dir) == directory.resolve():
+        remove_versions(state_dir, lambda client: True)
+        (state_dir / OWNER).unlink()
+
+
+def _owner(state_dir: Path) -> Path | None:
+    """The run directory to which it belongs, if it is anybody's."""
+    try:
+        return Path((state_dir / OWNER).read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
