@@ -93,7 +93,7 @@ class SparseHookState:
             if not parameter.is_floating_point():
                 raise ValueError(f"the sparse hook cannot exchange {name}, which is {parameter.dtype}")
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
-        self._memory: dict[str, dict[str, Tensor]] = {}  # of each parameter by name: views into its bucket's vectors
+        self._memory: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
@@ -112,8 +112,11 @@ class SparseHookState:
     def state_dict(self) -> dict[str, Any]:
         """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
         self._commit()
-        memory = {name: {kind: v.clone() for kind, v in own.items()} for name, own in self._memory.items()}
-        return {"step": self.step, "memory": memory}
+        memory = dict(self._memory)
+        for bucket in self._buckets.values():
+            memory |= bucket.by_name()
+        copies = {name: {kind: vector.clone() for kind, vector in own.items()} for name, own in memory.items()}
+        return {"step": self.step, "memory": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a memory that `state_dict` gave; raises ValueError where it is another model's."""
@@ -146,7 +149,8 @@ class SparseHookState:
         layout = ParameterLayout.of((self._names[p], p) for p in parameters)
         names = tuple(entry.name for entry in layout.entries)
         if names not in self._buckets:
-            self._buckets = {key: kept for key, kept in self._buckets.items() if not set(key) & set(names)}
+            for key in [key for key in self._buckets if set(key) & set(names)]:  # DDP has formed new ones
+                self._memory |= self._buckets.pop(key).by_name()
             self._buckets[names] = BucketMemory(
                 layout, parameters, self.state_names, self._memory, self.config, parameters[0].device
             )
@@ -218,7 +222,8 @@ def exchange_gradients(
     failed = ~_is_finite(buffer)
     scale = _scale(state, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
-    gradient.nan_to_num_(0, 0, 0)
+    if failed.is_cuda or failed:  # on a CPU the answer is there at once
+        gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
     packing = bucket.plan(state.step).packing
 
@@ -230,7 +235,7 @@ def exchange_gradients(
         draws = None if state.state_names else bucket.draws((state.seed, state.step, rank))
         return packing.pack(indices, values, draws)
 
-    payload = state.rule(state.config, gradient, bucket.draft(), compress)
+    payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
     assert payload.data is not None
     if state.config.residual_decay != 1 or "velocity" in state.state_names:
         bucket.keep_unused(used)
@@ -244,18 +249,22 @@ def exchange_gradients(
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
         ranks = gathered.to(buffer.device).view(world_size, -1)
-        mean = torch.zeros(bucket.layout.total, device=buffer.device)
+        mean = buffer.zero_() if buffer.dtype == torch.float32 else torch.zeros_like(buffer, dtype=torch.float32)
+        touched = []
         for own in ranks:
             sent = packing.unpack(own[WORD:size], kept)
             assert sent.indices is not None
-            mean.index_add_(0, sent.indices, sent.values / world_size)
+            touched.append(sent.indices.long())
+            mean.index_add_(0, touched[-1], sent.values / world_size)
         if scale is not None:
             mean.mul_(scale)
-        rounded = mean.to(buffer.dtype)
+        if mean is not buffer:
+            buffer.copy_(mean)
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded)
+        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(buffer[torch.cat(touched)])
         state.note_failure(anywhere)
-        buffer.copy_(rounded.masked_fill_(anywhere, math.inf))
+        if anywhere.is_cuda or anywhere:
+            buffer.masked_fill_(anywhere, math.inf)
         state.clock.come_back()
         return buffer
 
@@ -263,7 +272,9 @@ def exchange_gradients(
 
 
 def _is_finite(vector: Tensor) -> Tensor:
-    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
+    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite(), or on a CPU mostly one."""
+    if not vector.is_cuda and vector.sum().isfinite():  # or else the sum is too large, or an entry is not finite
+        return torch.ones((), dtype=torch.bool)
     return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
 
 

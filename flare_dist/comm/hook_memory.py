@@ -13,6 +13,8 @@ from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
+_FEW = 1024  # entries of a gradient that are looked at first
+
 
 class BucketMemory:
     """What does not change from step to step of one bucket's parameters, and what error feedback remembers of them.
@@ -29,7 +31,7 @@ class BucketMemory:
         config: CompressionConfig,
         device: torch.device,
     ) -> None:
-        """Moves what `memory` holds of these parameters here, and points it to the new place."""
+        """Begins with what `memory` holds of these parameters, and with zeros where it holds nothing."""
         self.layout = layout
         self.config = config
         self.device = device
@@ -37,13 +39,19 @@ class BucketMemory:
         self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.is_pending = False
+        self._parameters = parameters
+        for name, own in self.by_name().items():
+            for kind, vector in own.items():
+                if kind in memory.get(name, {}):
+                    vector.copy_(memory[name][kind])
+
+    def by_name(self) -> dict[str, dict[str, Tensor]]:
+        """What counts of the memory, by parameter name and kind: views, until the next step."""
+        own: dict[str, dict[str, Tensor]] = {entry.name: {} for entry in self.layout.entries}
         for kind, vector in self.kept.items():
-            for (name, flat), parameter in zip(layout.views(vector), parameters):
-                view = _in_memory_order(flat, parameter)
-                own = memory.setdefault(name, {})
-                if kind in own:
-                    view.copy_(own[kind])
-                own[kind] = view
+            for (name, flat), parameter in zip(self.layout.views(vector), self._parameters):
+                own[name][kind] = _in_memory_order(flat, parameter)
+        return own
 
     def plan(self, step: int) -> Plan:
         """What is selected from in a step, and how what is sent is written."""
@@ -82,12 +90,14 @@ class BucketMemory:
 
     def is_used(self, gradient: Tensor) -> Tensor:
         """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
-        return torch.stack([view.count_nonzero() > 0 for _, view in self.layout.views(gradient)]).float()
+        flat = [gradient[entry.offset : entry.end] for entry in self.layout.entries]
+        if gradient.is_cuda:
+            return torch.stack([own.count_nonzero() > 0 for own in flat]).float()
+        # On a CPU the answer is there at once, and nearly always after a few entries.
+        return torch.tensor([float(own[:_FEW].count_nonzero() > 0 or own.count_nonzero() > 0) for own in flat])
 
     def draft(self) -> dict[str, Tensor]:
-        """Copies of the vectors, for a step that may yet be taken back."""
-        for kind, vector in self.kept.items():
-            self.pending[kind].copy_(vector)
+        """Where to write what the vectors become in a step that may yet be taken back."""
         self.is_pending = True
         return self.pending
 
@@ -98,11 +108,13 @@ class BucketMemory:
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
 
     def commit(self, failed: Tensor) -> None:
-        """Take the draft over, unless `failed`; without asking the device, which would have to be waited for."""
-        if self.is_pending:
+        """Take the draft over, unless `failed`; without asking a GPU, which would have to be waited for."""
+        if self.is_pending and self.device.type == "cuda":
             for kind, vector in self.kept.items():
                 torch.where(failed, vector, self.pending[kind], out=vector)
-            self.is_pending = False
+        elif self.is_pending and not failed:
+            self.kept, self.pending = self.pending, self.kept
+        self.is_pending = False
 
 
 def _in_memory_order(flat: Tensor, parameter: Tensor) -> Tensor:

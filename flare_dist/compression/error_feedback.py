@@ -1,7 +1,8 @@
 """Error feedback: what a client does with the part of its model delta that was not sent.
 
-A rule is a function (config, model_delta, state, compress) -> payload. `compress` turns a vector into the payload that
-the server will decode; `state` holds the client's memory by name, flat vectors of the delta's length, updated in place.
+A rule is a function (config, model_delta, state, compress, into) -> payload. `compress` turns a vector into the payload
+that the server will decode; `state` holds the client's memory by name, flat vectors of the delta's length. What becomes
+of them is written to `into`, other vectors or by default themselves.
 Law of ec and dgc: sent + new residual = what was brought + old residual. Law of ef21: new estimate = old + sent.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from flare_dist.compression.payload import Payload
@@ -27,7 +29,20 @@ class ErrorFeedbackConfig(Protocol):
 
 State = dict[str, Tensor]
 Compress = Callable[[Tensor], Payload]
-Rule = Callable[[ErrorFeedbackConfig, Tensor, State, Compress], Payload]
+
+
+class Rule(Protocol):
+    """See above."""
+
+    def __call__(
+        self,
+        config: ErrorFeedbackConfig,
+        model_delta: Tensor,
+        state: State,
+        compress: Compress,
+        into: State | None = None,
+        /,
+    ) -> Payload: ...
 
 
 class ErrorFeedback(NamedTuple):
@@ -38,48 +53,58 @@ class ErrorFeedback(NamedTuple):
     estimated: bool = False  # payloads are changes of an estimate that the server keeps as well
 
 
-def ec(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress) -> Payload:
+def ec(
+    config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
+) -> Payload:
     """EF14 (Seide et al. 2014; Stich et al. 2018): U = b * A + Delta, send S = C(U), A <- U - S.
 
     b is `residual_decay`, 1 but in SparseLoCo (2025). The residual `state["residual"]` itself becomes U and then loses
     what was sent: no second vector is needed.
     """
-    residual = state["residual"]
+    old, residual = state["residual"], (into or state)["residual"]
     if config.residual_decay != 1:
-        residual.mul_(config.residual_decay)
-    payload = compress(residual.add_(model_delta))
+        old = torch.mul(old, config.residual_decay, out=residual)
+    payload = compress(torch.add(old, model_delta, out=residual))
     assert payload.indices is not None
     residual.index_add_(0, payload.indices.long(), payload.values, alpha=-1)  # slower by int32
     return payload
 
 
-def dgc(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress) -> Payload:
+def dgc(
+    config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
+) -> Payload:
     """Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
 
     Both the velocity u and the residual V are zeroed where something was sent (momentum factor masking). Local momentum
     should be zero; with m = `dgc_momentum` = 0 this is ec.
     """
-    velocity = state["velocity"].mul_(config.dgc_momentum).add_(model_delta)
-    residual = state["residual"].add_(velocity)
+    into = into or state
+    velocity = torch.mul(state["velocity"], config.dgc_momentum, out=into["velocity"]).add_(model_delta)
+    residual = torch.add(state["residual"], velocity, out=into["residual"])
     payload = compress(residual)
     assert payload.indices is not None
-    residual.index_add_(0, payload.indices, payload.values, alpha=-1)
+    residual.index_add_(0, payload.indices.long(), payload.values, alpha=-1)
     velocity.index_fill_(0, payload.indices.long(), 0)
     return payload
 
 
-def ef21(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress) -> Payload:
+def ef21(
+    config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
+) -> Payload:
     """EF21 (Richtarik et al. 2021): send S = C(Delta - g), g <- g + S, from g = 0.
 
     The server keeps the same g for every client and averages those of the clients present, as in FLARE's comparison.
     """
-    payload = compress(model_delta - state["estimate"])
+    estimate = state["estimate"]
+    payload = compress(model_delta - estimate)
     assert payload.indices is not None
-    state["estimate"].index_add_(0, payload.indices, payload.values)
+    torch.index_add(estimate, 0, payload.indices, payload.values, out=(into or state)["estimate"])
     return payload
 
 
-def none(config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress) -> Payload:
+def none(
+    config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
+) -> Payload:
     """No memory: what is not sent is lost."""
     return compress(model_delta)
 
