@@ -36,6 +36,7 @@ from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import WORD, Payload
+from flare_dist.compression.sparsifiers import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
 
 
@@ -202,9 +203,10 @@ def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Fut
 def exchange_gradients(
     state: SparseHookState, parameters: Sequence[Tensor], buffer: Tensor
 ) -> torch.futures.Future[torch.Tensor]:
-    """Replace `buffer`, the flat gradients of `parameters` on this rank, by their mean over the ranks, in place.
+    """The mean over the ranks of `buffer`, the flat gradients of `parameters` on this rank, in its precision.
 
-    The ranks call it with the same parameters in the same order; a step begins with `state.begin_step()`.
+    It may be in `buffer`, which changes, or in a vector of the hook's own that is good until the next step. The ranks
+    call it with the same parameters in the same order; a step begins with `state.begin_step()`.
     """
     rank, world_size = rank_and_size(state.process_group)
     state.clock.hand_over()
@@ -219,10 +221,11 @@ def exchange_gradients(
 
         return reduced.then(take)
 
-    failed = ~_is_finite(buffer)
     scale = _scale(state, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
-    if failed.is_cuda or failed:  # on a CPU the answer is there at once
+    failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
+    if buffer.is_cuda:  # where nothing may wait for the answer
+        failed = ~_is_finite(buffer)
         gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
     packing = bucket.plan(state.step).packing
@@ -231,11 +234,17 @@ def exchange_gradients(
         chosen = bucket.select(update, (state.seed, state.step, rank))
         indices = packing.indices(chosen)
         values = update[indices] * used[packing.tensors_of(indices)]
+        if not buffer.is_cuda:
+            check_finite(values if bucket.looks_at_all else update)
         # Values are rounded at random where no error feedback makes up for what rounding loses.
         draws = None if state.state_names else bucket.draws((state.seed, state.step, rank))
         return packing.pack(indices, values, draws)
 
-    payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
+    try:
+        payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
+    except NotFiniteError:  # on a CPU, where selecting notices it; what is sent instead will not count
+        failed.fill_(True)
+        payload = state.rule(state.config, gradient.zero_(), bucket.kept, compress, bucket.draft())
     assert payload.data is not None
     if state.config.residual_decay != 1 or "velocity" in state.state_names:
         bucket.keep_unused(used)
@@ -249,32 +258,29 @@ def exchange_gradients(
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
         ranks = gathered.to(buffer.device).view(world_size, -1)
-        mean = buffer.zero_() if buffer.dtype == torch.float32 else torch.zeros_like(buffer, dtype=torch.float32)
-        touched = []
-        for own in ranks:
-            sent = packing.unpack(own[WORD:size], kept)
+        mean, touched = bucket.blank_mean(), []
+        for number, packed_by in enumerate(ranks):
+            sent = payload if number == rank else packing.unpack(packed_by[WORD:size], kept)
             assert sent.indices is not None
             touched.append(sent.indices.long())
             mean.index_add_(0, touched[-1], sent.values / world_size)
         if scale is not None:
             mean.mul_(scale)
-        if mean is not buffer:
-            buffer.copy_(mean)
+        bucket.touched = torch.cat(touched)
+        rounded = mean if buffer.dtype == torch.float32 else buffer.copy_(mean)
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(buffer[torch.cat(touched)])
+        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded[bucket.touched])
         state.note_failure(anywhere)
         if anywhere.is_cuda or anywhere:
-            buffer.masked_fill_(anywhere, math.inf)
+            rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
         state.clock.come_back()
-        return buffer
+        return rounded
 
     return arrived.then(decode)
 
 
 def _is_finite(vector: Tensor) -> Tensor:
-    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite(), or on a CPU mostly one."""
-    if not vector.is_cuda and vector.sum().isfinite():  # or else the sum is too large, or an entry is not finite
-        return torch.ones((), dtype=torch.bool)
+    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
     return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
 
 

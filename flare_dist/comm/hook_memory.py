@@ -39,6 +39,8 @@ class BucketMemory:
         self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
         self.is_pending = False
+        self._mean = torch.zeros(layout.total, device=device)
+        self.touched = torch.empty(0, dtype=torch.int64, device=device)  # where it may be other than zero
         self._parameters = parameters
         for name, own in self.by_name().items():
             for kind, vector in own.items():
@@ -53,6 +55,10 @@ class BucketMemory:
                 own[name][kind] = _in_memory_order(flat, parameter)
         return own
 
+    def blank_mean(self) -> Tensor:
+        """A vector of zeros for the mean gradient: that of the last step, cleared where it was `touched`."""
+        return self._mean.index_fill_(0, self.touched, 0)
+
     def plan(self, step: int) -> Plan:
         """What is selected from in a step, and how what is sent is written."""
         density = self.config.density_in(step)
@@ -63,13 +69,21 @@ class BucketMemory:
     def select(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
         """The indices to send beside the whole tensors; random ones follow from `draw`: seed, step and rank."""
         seed, step, rank = draw
+        segments, sparsifier = self.plan(step).segments, SPARSIFIERS[self.config.sparsifier]
+        if self.config.sparsifier != "randk":
+            return select(update, segments, sparsifier, generator(seed, "unused"))
 
-        def select_from(segment: Segment) -> Tensor:
+        def select_from(segment: Segment) -> Tensor:  # each tensor draws for itself, so that buckets do not matter
             draws = generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
-            return select(update, [segment], SPARSIFIERS[self.config.sparsifier], draws)
+            return select(update, [segment], sparsifier, draws)
 
-        chosen = [select_from(segment) for segment in self.plan(step).segments]
-        return torch.cat([torch.empty(0, dtype=torch.int64, device=self.device), *chosen])
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        return torch.cat([none, *map(select_from, segments)])
+
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether `select` raises NotFiniteError wherever that is so, on a CPU."""
+        return self.config.sparsifier != "randk"
 
     def draws(self, draw: tuple[int, int, int]) -> Tensor:
         """Uniform numbers for what is sent in a step, as `select` orders it; buckets of other sizes draw the same."""
@@ -90,11 +104,11 @@ class BucketMemory:
 
     def is_used(self, gradient: Tensor) -> Tensor:
         """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
-        flat = [gradient[entry.offset : entry.end] for entry in self.layout.entries]
         if gradient.is_cuda:
-            return torch.stack([own.count_nonzero() > 0 for own in flat]).float()
-        # On a CPU the answer is there at once, and nearly always after a few entries.
-        return torch.tensor([float(own[:_FEW].count_nonzero() > 0 or own.count_nonzero() > 0) for own in flat])
+            return torch.stack([own.count_nonzero() > 0 for _, own in self.layout.views(gradient)]).float()
+        values = gradient.numpy()
+        flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
+        return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few tell already
 
     def draft(self) -> dict[str, Tensor]:
         """Where to write what the vectors become in a step that may yet be taken back."""

@@ -79,8 +79,8 @@ def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
     parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
     gradients, _ = engine._get_gradients_for_reduction()
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    exchange_gradients(state, parameters, flat).wait()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+    exchanged = exchange_gradients(state, parameters, flat).wait()
+    for gradient, mean in zip(gradients, exchanged.split([gradient.numel() for gradient in gradients])):
         gradient.copy_(mean.view_as(gradient))
 
 
@@ -95,7 +95,9 @@ def _replace_average(optimizer: Any, state: SparseHookState) -> None:
     def average_tensor(tensor: Tensor, communication_data_type: torch.dtype) -> None:
         bucket = optimizer.ipg_buckets[communication_data_type]
         parameters = [optimizer.bit16_groups[group][index] for group, index, _ in bucket.params]
-        exchange_gradients(state, parameters, tensor).wait()
+        mean = exchange_gradients(state, parameters, tensor).wait()
+        if mean is not tensor:
+            tensor.copy_(mean)
 
     optimizer.reduce_gradients = begin_and_reduce
     optimizer.average_tensor = average_tensor
