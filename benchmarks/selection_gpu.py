@@ -5,7 +5,7 @@ Three moves are `a.add_(b)`: two readings and one writing. `select` is our selec
 feedback before anything is written: the residual plus the delta, and the selection from it. torch.topk is given the
 magnitudes, unsorted. The second table has vectors that selections find hard, at one density.
 
-    python benchmarks/select_gpu.py [--turns 20] [--numel 11173962 1000000000]
+    python benchmarks/selection_gpu.py [--turns 20] [--numel 11173962 1000000000]
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--numel", type=int, nargs="+", default=[11_173_962, 10**9], help="lengths of the vectors")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("select_gpu.py needs a GPU, and there is none.")
+        print("selection_gpu.py needs a GPU, and there is none.")
         return
     print(machine() + "\n")
     for n in options.numel:
