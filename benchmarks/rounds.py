@@ -108,7 +108,7 @@ def write_task(root: Path, directory: Path) -> None:
         "labels": data.train.labels,
         "test_inputs": prepared(data.test.inputs),
         "test_labels": data.test.labels,
-        "parts": torch.stack(divide(config, data)),
+        "parts": torch.stack(list(divide(config, data))),
         "start": nn.utils.parameters_to_vector(model.parameters()).detach(),
     }
     for name, vector in vectors.items():

@@ -25,7 +25,7 @@ for number in 0 1; do
   ip netns exec "$space" tc qdisc add dev "veth$number" root tbf rate "$rate" burst 256kb latency 500ms
 done
 start() {
-  GLOO_SOCKET_IFNAME=veth$1 NCCL_SOCKET_IFNAME=veth$1 ip netns exec "end$1-$$" .venv/bin/python -m torch.distributed.run \
+  GLOO_SOCKET_IFNAME=veth$1 NCCL_SOCKET_IFNAME=veth$1 ip netns exec "end$1-$$" "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
     --nnodes 2 --nproc_per_node 1 --node_rank "$1" --master_addr 10.77.0.1 --master_port 29577 "${@:2}"
 }
 start 1 "$@" > /dev/null &

@@ -220,11 +220,21 @@ def test_the_memory_is_kept_unscaled_while_the_loss_scale_grows() -> None:
         assert_same_memory(state, expected)
 
 
-def overflowing(world: World, poisoned_step: int | None, poisoned_rank: int) -> tuple[Tensor, dict[str, Any], float]:
+OVERFLOWS: dict[str, dict[str, Any]] = {
+    "topk": {"density": 0.05},
+    "whole tensors": {"density": 0.05, "dense_below": 200},
+    "blocks": {"density": 0.1, "scope": "block", "block": 16},
+    "dgc": {"density": 0.05, "error_feedback": "dgc", "momentum": 0.5},
+}
+
+
+def overflowing(
+    world: World, poisoned_step: int | None, poisoned_rank: int, settings: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any], float]:
     """Ten steps under a GradScaler of which one overflows on one rank, or is left out."""
     model = net()
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    wrapped, state = with_hook(model, {"bucket_cap_mb": 0.001}, density=0.05, scaler=scaler)
+    wrapped, state = with_hook(model, {"bucket_cap_mb": 0.001}, scaler=scaler, **settings)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     for step in range(10):
         if step == 5 and poisoned_step is None:
@@ -240,13 +250,55 @@ def overflowing(world: World, poisoned_step: int | None, poisoned_rank: int) -> 
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_overflow_on_any_rank_leaves_everything_as_it_was(rank: int) -> None:
+@pytest.mark.parametrize("kind", OVERFLOWS)
+def test_an_overflow_on_any_rank_leaves_everything_as_it_was(kind: str, rank: int) -> None:
     """Several buckets: those that were exchanged before the overflow are taken back as well."""
-    poisoned, skipped = run_ranks(overflowing, 2, 5, rank), run_ranks(overflowing, 2, None, 0)
+    settings = OVERFLOWS[kind]
+    poisoned, skipped = run_ranks(overflowing, 2, 5, rank, settings), run_ranks(overflowing, 2, None, 0, settings)
     for (parameters, state, scale), (expected, memory, full_scale) in zip(poisoned, skipped):
         assert torch.equal(parameters, expected)
         assert (scale, full_scale) == (32.0, 64.0)
         assert_same_memory(state | {"step": memory["step"]}, memory)  # the step that failed was one all the same
+
+
+def poisoned_once(world: World, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Tensor]]:
+    """The memory before and after a step without a GradScaler that is not finite on rank 1, and its gradients."""
+    wrapped, state = with_hook(net(), **settings)
+    for step in range(3):
+        before = state.state_dict()
+        inputs, labels = batch(world.rank, step)
+        if step == 2 and world.rank == 1:
+            inputs[0, 0] = torch.nan
+        wrapped.zero_grad()
+        F.cross_entropy(wrapped(inputs), labels).backward()
+    return before, state.state_dict(), [p.grad for p in wrapped.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"density": 0.05, "sparsifier": "randk"}, {"density": 0.05}], ids=["randk", "topk"]
+)
+def test_without_a_scaler_what_is_not_finite_is_seen_everywhere_and_not_remembered(settings: dict[str, Any]) -> None:
+    for before, after, gradients in run_ranks(poisoned_once, 2, settings):
+        assert any(own["residual"].any() for own in before["memory"].values())
+        assert_same_memory(before | {"step": after["step"]}, after)
+        assert all(gradient.isinf().all() for gradient in gradients)
+
+
+def buckets_formed_anew(world: World) -> list[set[str]]:
+    """The names whose memory is in no bucket, after each of three steps with small buckets."""
+    wrapped, state = with_hook(net(), {"bucket_cap_mb": 0.001}, density=0.05)
+    left = []
+    for step in range(3):
+        inputs, labels = batch(world.rank, step)
+        F.cross_entropy(wrapped(inputs), labels).backward()
+        left.append(set(state._memory))
+    assert len(state.state_dict()["memory"]) == len(list(wrapped.parameters()))
+    return left
+
+
+def test_memory_is_held_once_when_buckets_are_formed_anew() -> None:
+    for left in run_ranks(buckets_formed_anew, 2):
+        assert left == [set(), set(), set()]
 
 
 def too_large_once_scaled(world: World) -> tuple[bool, dict[str, Any], float]:

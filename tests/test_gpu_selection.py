@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_dist.compression import gpu_selection
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
-from flare_dist.compression.sparsifiers import _largest
+from flare_dist.compression.sparsifiers import _largest, largest
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 SAMPLE = 256
@@ -182,3 +182,23 @@ def test_where_triton_does_not_work_that_is_said_once(
     assert [record.getMessage() for record in caplog.records] == [
         f"top-k on cpu by torch.topk, as Triton cannot be used: {reason}"
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("n", [2**16, 2**20 + 13, 11_173_962])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_selects_the_same_and_is_not_waited_for(kind: str, n: int) -> None:
+    x = vector(kind, n)
+    there = x.cuda()
+    assert pays(there)
+    shifted = torch.cat([there.new_zeros(1), there])[1:]  # not at a multiple of 16 bytes
+    for k in (1, n // 10_000, n // 1000, n // 100, n // 2, n):
+        expected = _largest(x.abs(), k)
+        for own in (there, shifted):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                found = largest(own, k)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert torch.equal(found.cpu(), expected), k

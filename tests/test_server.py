@@ -253,7 +253,7 @@ def test_payloads_are_added_up_as_they_come_unless_they_are_changes_of_estimates
     means = {}
     for estimated in (False, True):
         used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated)
-        assert used.is_stateless is not estimated
+        assert used.is_plain is not estimated
         for round_, heard in enumerate([[(2, 0, 8.0), (4, 1, 4.0)], [(4, 2, 2.0)]]):
             means[estimated, round_] = torch.zeros(3)
             for client, index, value in heard:
@@ -390,7 +390,7 @@ def test_stateless_means_that_the_last_delta_alone_decides(settings: dict[str, A
     travelled.parameters.data.copy_(start())
     for each in (travelled, new):
         each.step(2, delta(2))
-    assert torch.equal(travelled.parameters.data, new.parameters.data) == new.is_stateless
+    assert torch.equal(travelled.parameters.data, new.parameters.data) == new.is_plain
 
 
 @pytest.mark.parametrize(("num", "per_round"), [(1, 1), (10, 3), (10, 10), (1000, 100)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from flare_dist.compression.sparsifiers import (
     COUNTS,
     SCOPES,
     SPARSIFIERS,
+    NotFiniteError,
     Segment,
     count_kept,
     largest_unwaited,
@@ -116,10 +119,10 @@ def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
         assert largest_unwaited(x.abs(), k).tolist() == slow_topk(x, k)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "sorted", "one huge", "heavy tail", "deceived sample"])
-@pytest.mark.parametrize("density", [1e-5, 1e-3, 1e-2, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("kind", [*KINDS, "sorted", "one huge", "heavy tail", "at the end", "columns of giants"])
+@pytest.mark.parametrize("density", [1e-5, 1e-3, 1e-2, 0.02, 0.05, 0.2, 1.0])
 def test_long_vectors_are_selected_exactly(kind: str, density: float) -> None:
-    """Blocks that hold no winner are skipped in vectors of this length, which is no multiple of a block."""
+    """Columns that hold no winner are not looked into in vectors of this length, and a few entries are in no column."""
     n = 2**17 + 13
     if kind == "sorted":
         x = torch.arange(n).float()
@@ -127,15 +130,31 @@ def test_long_vectors_are_selected_exactly(kind: str, density: float) -> None:
         x = torch.ones(n).index_fill(0, torch.tensor([n - 2]), 1e30)
     elif kind == "heavy tail":
         x = 1 / torch.rand(n, generator=seeded()).sub(0.5)
-    elif kind == "deceived sample":
+    elif kind == "at the end":
         x = torch.rand(n, generator=seeded())
-        x[:: n // 2**15] += 10  # what the sample sees is not typical
+        x[-13:] += 10
+    elif kind == "columns of giants":  # more than are kept, in a few columns, beside ties everywhere
+        x = torch.ones(n)
+        x[: 32 * (n // 32)].view(32, -1)[:, :100] += torch.rand(32, 100, generator=seeded())
     else:
         x = vector(kind, n)
     k = count_kept(n, density)
     expected = x.abs().sort(descending=True, stable=True).indices[:k].sort().values
     assert torch.equal(topk(x, k, seeded()), expected)
     assert torch.equal(largest_unwaited(x.abs(), k), expected)
+
+
+@pytest.mark.parametrize("place", [0, 1000, -1], ids=["first", "middle", "rest"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("n", [100, 2**17 + 13])
+def test_what_is_not_finite_is_refused(n: int, value: float, place: int) -> None:
+    x = torch.randn(n, generator=seeded())
+    x[place % n] = value
+    with pytest.raises(NotFiniteError):
+        topk(x, 5, seeded())
+    with pytest.raises(NotFiniteError):
+        select(x, [Segment(0, 50, 2, n // 50), Segment(n // 50 * 50, n % 50, n % 50 // 2)], topk, seeded())
+    topk(torch.full((n,), 3e38), 5, seeded())  # the sum is not, the values are
 
 
 def test_ties_go_to_the_lowest_index() -> None:

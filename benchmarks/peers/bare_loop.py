@@ -28,7 +28,7 @@ def main() -> None:
         cohort = torch.randperm(CLIENTS, generator=draws)[:COHORT].tolist()
         total = torch.zeros_like(vector)
         for client in cohort[rank::size]:
-            nn.utils.vector_to_parameters(vector, model.parameters())
+            nn.utils.vector_to_parameters(vector.clone(), model.parameters())  # which become views of it
             train_epoch(model, *clients[client], torch.Generator().manual_seed(1000 * round_ + client))
             total += nn.utils.parameters_to_vector(model.parameters()).detach()
         if dist.is_initialized():

@@ -37,7 +37,7 @@ class Task:
     def model(self) -> nn.Sequential:
         """The 2NN with the initial weights."""
         model = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
-        nn.utils.vector_to_parameters(self.start, model.parameters())
+        nn.utils.vector_to_parameters(self.start.clone(), model.parameters())  # which become views of it
         return model
 
     def client(self, number: int) -> tuple[Tensor, Tensor]:

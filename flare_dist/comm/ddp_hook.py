@@ -116,7 +116,8 @@ class SparseHookState:
         memory = dict(self._memory)
         for bucket in self._buckets.values():
             memory |= bucket.by_name()
-        copies = {name: {kind: vector.clone() for kind, vector in own.items()} for name, own in memory.items()}
+        names = [name for name in self._names.values() if name in memory]  # in the model's order
+        copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
         return {"step": self.step, "memory": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -155,6 +156,8 @@ class SparseHookState:
             self._buckets[names] = BucketMemory(
                 layout, parameters, self.state_names, self._memory, self.config, parameters[0].device
             )
+            for name in names:
+                self._memory.pop(name, None)
         return self._buckets[names]
 
     def note_failure(self, failed: Tensor) -> None:
@@ -235,7 +238,7 @@ def exchange_gradients(
         indices = packing.indices(chosen)
         values = update[indices] * used[packing.tensors_of(indices)]
         if not buffer.is_cuda:
-            check_finite(values if bucket.looks_at_all else update)
+            check_finite(values)  # those of whole tensors, which nobody has looked at
         # Values are rounded at random where no error feedback makes up for what rounding loses.
         draws = None if state.state_names else bucket.draws((state.seed, state.step, rank))
         return packing.pack(indices, values, draws)
@@ -258,20 +261,18 @@ def exchange_gradients(
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
         ranks = gathered.to(buffer.device).view(world_size, -1)
-        mean, touched = bucket.blank_mean(), []
-        for number, packed_by in enumerate(ranks):
-            sent = payload if number == rank else packing.unpack(packed_by[WORD:size], kept)
-            assert sent.indices is not None
-            touched.append(sent.indices.long())
-            mean.index_add_(0, touched[-1], sent.values / world_size)
-        if scale is not None:
-            mean.mul_(scale)
-        bucket.touched = torch.cat(touched)
-        rounded = mean if buffer.dtype == torch.float32 else buffer.copy_(mean)
+        # On a GPU what this rank has sent may be gone: decoding runs on another stream.
+        sent = [
+            payload if number == rank and not buffer.is_cuda else packing.unpack(packed_by[WORD:size], kept)
+            for number, packed_by in enumerate(ranks)
+        ]
+        mean, touched = bucket.mean_of(sent, scale)
+        on_cpu = not buffer.is_cuda
+        rounded = mean if on_cpu and buffer.dtype == torch.float32 else buffer.copy_(mean)
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded[bucket.touched])
+        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded[touched])
         state.note_failure(anywhere)
-        if anywhere.is_cuda or anywhere:
+        if not on_cpu or anywhere:
             rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
         state.clock.come_back()
         return rounded

@@ -32,7 +32,7 @@ Compress = Callable[[Tensor], Payload]
 
 
 class Rule(Protocol):
-    """See above."""
+    """(config, model_delta, state, compress, into) -> payload."""
 
     def __call__(
         self,
@@ -58,8 +58,7 @@ def ec(
 ) -> Payload:
     """EF14 (Seide et al. 2014; Stich et al. 2018): U = b * A + Delta, send S = C(U), A <- U - S.
 
-    b is `residual_decay`, 1 but in SparseLoCo (2025). The residual `state["residual"]` itself becomes U and then loses
-    what was sent: no second vector is needed.
+    b is `residual_decay`, 1 but in SparseLoCo (2025). The new residual is U first and then loses what was sent.
     """
     old, residual = state["residual"], (into or state)["residual"]
     if config.residual_decay != 1:

@@ -19,6 +19,7 @@ from flare_dist.compression.bits import positions_unwaited
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
 from flare_dist.layout import ParameterLayout
 
+_STRIP = 2**13  # columns whose peaks are taken at once; a megabyte, for the second reading to find it in the cache
 _CHUNK = 2**20  # entries in which ties are looked for at once
 _ROWS = (32, 16, 8)  # fewer the more is kept: three quarters of the columns, at least, are never looked into
 
@@ -105,7 +106,9 @@ def _largest_of_matrix(matrix: Tensor, k: int) -> Tensor:
     speed of memory.
     """
     width = matrix.shape[1]
-    peaks = torch.maximum(matrix.amax(0), matrix.amin(0).neg_())
+    peaks = matrix.new_empty(width)
+    for strip, own in zip(matrix.split(_STRIP, 1), peaks.split(_STRIP)):
+        torch.maximum(strip.amax(0), strip.amin(0).neg_(), out=own)
     check_finite(peaks)  # NaN goes through maxima
     bound = _kth_largest(peaks, k)
     columns = _places(peaks >= bound)
@@ -186,11 +189,16 @@ def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: f
 def select(
     vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, generator: torch.Generator, threshold: float = 0.0
 ) -> Tensor:
-    """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite."""
+    """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite.
+
+    Raises NotFiniteError where it is not, on a CPU and by magnitude.
+    """
     chosen = [torch.empty(0, dtype=torch.int64, device=vector.device)]
     for offset, numel, k, blocks in segments:
         rows = vector[offset : offset + blocks * numel].view(blocks, numel)
         if blocks > 1 and sparsifier is topk:
+            if not rows.is_cuda:
+                check_finite(rows)
             chosen.append(largest_unwaited(rows.abs(), k) + offset)
         else:
             for place, row in enumerate(rows):

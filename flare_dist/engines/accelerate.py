@@ -69,6 +69,7 @@ class AccelerateModel:
         self.parameters, self._gradient = bind_parameters(model, self.layout)
         named = dict(model.named_parameters())
         self._tensors = [named[entry.name] for entry in self.layout.entries]
+        self._values = [value for _, value in self.layout.views(self.parameters)]
         self._slots = [slot for _, slot in self.layout.views(self._gradient)]
         self.buffers = bind_buffers(model, self.buffer_layout)
         # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
@@ -77,21 +78,18 @@ class AccelerateModel:
         flat.grad = self._gradient
         self._flat = flat
         self.optimizer = make_optimizer([flat])
-        settings = self.optimizer.param_groups[0]
-        self._is_plain_sgd = (
-            type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
-        ) and gradient_clipping is None
         self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         scaler = self._accelerator.scaler
         self._initial_scale = None if scaler is None else copy.deepcopy(scaler.state_dict())
+        settings, whole = self.optimizer.param_groups[0], config.gradient_accumulation_steps == 1
+        is_sgd = type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
+        self._steps_plainly = is_sgd and whole and scaler is None and gradient_clipping is None
 
     def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState | LibraryHookState:
         """From now on each `step` takes the mean gradient of all ranks, exchanged by the hook that is asked for.
 
         `settings` are those of the sparse one. All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
-        for parameter, slot in zip(self._tensors, self._slots):  # DDP adds to the gradient that is there
-            parameter.grad = slot
         device = self.parameters.device
         one_bucket = ONE_BUCKET_MB if gradients.hook == "powersgd" else None
         with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones only this
@@ -150,12 +148,10 @@ class AccelerateModel:
         `penalty` adds to (gradient, parameters) before the step, on unscaled gradients. With fp16 a step whose
         gradients overflowed is skipped and the loss scale halved.
         """
+        if self._steps_plainly and penalty is None and self._parallel is None:
+            return self._plain_step(inputs, labels)
         scaler = self._accelerator.scaler
         loss = self._backward(inputs, labels)
-        if self._is_plain_sgd and penalty is None and scaler is None and self._parallel is None:
-            descend(self._tensors, self.optimizer.param_groups[0]["lr"])
-            return loss
-        self._gather_gradient()
         if penalty is not None or self._gradient_clipping is not None:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
         if penalty is not None:
@@ -166,21 +162,29 @@ class AccelerateModel:
         (self.optimizer if scaler is None else self._scaled_optimizer).step()
         return loss
 
-    def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Gradients of a batch, in pieces; returns its mean loss.
+    def _plain_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """`step` for SGD without anything else, with the same bits.
 
-        They are the parameters' own until `_gather_gradient`: adding to a vector of zeros would read and write it once
-        more. Under DDP they are in the vector already.
+        It is taken on the tensors one by one, with gradients of their own: adding these to a vector of zeros, and
+        torch.optim's bookkeeping, take a small model a third of its step.
         """
+        for parameter in self._tensors:
+            parameter.grad = None
+        loss = F.cross_entropy(self.module(inputs), labels)
+        with torch.autograd.set_multithreading_enabled(False):
+            loss.backward()
+        used = [(value, p.grad) for value, p in zip(self._values, self._tensors) if p.grad is not None]
+        torch._foreach_add_(*map(list, zip(*used)), alpha=-self.optimizer.param_groups[0]["lr"])
+        return loss.detach()
+
+    def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
         scaler = self._accelerator.scaler
-        if self._parallel:
-            self._gradient.zero_()
-        else:
-            for parameter in self._tensors:
-                parameter.grad = None
-        pieces, losses = [(inputs, labels)], []
-        if self._micro_batches > 1:
-            pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
+        self._gradient.zero_()
+        for parameter, slot in zip(self._tensors, self._slots):
+            parameter.grad = slot
+        losses = []
+        pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
             waits = number < len(pieces)  # gradients are exchanged with the last piece only
             with self._parallel.no_sync() if waits and self._parallel else nullcontext():
@@ -190,22 +194,6 @@ class AccelerateModel:
                 (loss if scaler is None else scaler.scale(loss)).backward()
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    def _gather_gradient(self) -> None:
-        """Bring the parameters' gradients into the flat vector, zero where a parameter was not used."""
-        if self._parallel is None:
-            for parameter, slot in zip(self._tensors, self._slots):
-                slot.zero_() if parameter.grad is None else slot.copy_(parameter.grad)
-
-
-def descend(parameters: list[nn.Parameter], lr: float) -> None:
-    """A step of plain SGD, with the same bits as torch.optim's on the flat vector.
-
-    On the parameters one by one, since gathering their gradients first takes a small model a tenth of its step.
-    """
-    used: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
-    with torch.no_grad():
-        torch._foreach_add_(used, [parameter.grad for parameter in used if parameter.grad is not None], alpha=-lr)
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:

@@ -52,4 +52,4 @@ class Parties:
     @property
     def steps_here(self) -> bool:
         """Rank 0 is the server; where its step is stateless and not compressed again, all ranks take it themselves."""
-        return self.world.rank == 0 or (self.server.is_stateless and self.downlink.is_lossless)
+        return self.world.rank == 0 or (self.server.is_plain and self.downlink.is_lossless)

@@ -108,7 +108,7 @@ def _publish(round_: int, parties: Parties) -> None:
     """Bring the view of the new global parameters to all ranks; those that took the step themselves have it."""
     world, downlink, masks = parties.world, parties.downlink, parties.masks
     if downlink.is_lossless:
-        if not parties.server.is_stateless:
+        if not parties.server.is_plain:
             world.broadcast_(downlink.parameters)
             if masks and masks.schedule.server_moves_in(round_):
                 masks.adopt(world.broadcast_(masks.published()))

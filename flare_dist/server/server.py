@@ -71,7 +71,7 @@ class Server:
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 
     @property
-    def is_stateless(self) -> bool:
+    def is_plain(self) -> bool:
         """True where all that the step does is to add the mean delta, times the learning rate.
 
         It depends on this round's payloads alone then, and every rank may take it by itself.
@@ -83,7 +83,7 @@ class Server:
 
         As a vector, unless the entries take less memory and all that the step does is to add their sum.
         """
-        if self.is_stateless and 3 * most_kept <= self.parameters.numel():  # an entry is an int64 and a float32
+        if self.is_plain and 3 * most_kept <= self.parameters.numel():  # an entry is an int64 and a float32
             return SparseSum(self.parameters.numel())
         return torch.zeros_like(self.parameters.data)
 
@@ -101,7 +101,7 @@ class Server:
         """One optimizer step on the pseudo-gradient, minus the mean delta of so many clients (changed in place)."""
         lr = self.config.lr * self.schedule(round_, self.rounds)
         if isinstance(mean_delta, SparseSum):
-            assert self.is_stateless, "only a plain step can be taken entry by entry"
+            assert self.is_plain, "only a plain step can be taken entry by entry"
             mean_delta.add_to_(self.parameters.data, lr)
             return
         if self.feddyn:

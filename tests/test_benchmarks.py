@@ -1,0 +1,98 @@
+"""The benchmarks run, at sizes that say nothing about speed, and their tables find their place in the document."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.test_link import missing, namespaces
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
+SMALL = {
+    "selection.py": ["--numel", "70000", "--turns", "1"],
+    "server_step.py": ["--numel", "20000", "--clients", "4", "--density", "0.01", "--turns", "1"],
+    "hook_step.py": ["--batch_size", "2", "--turns", "1", "--steps", "1"],
+}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+MEAN_OF_TWO = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+value = torch.full((1,), float(dist.get_rank() + 1))
+dist.all_reduce(value)
+if dist.get_rank() == 0:
+    print("sum", value.item())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
+    launcher = TORCHRUN if name == "hook_step.py" else []
+    command = [sys.executable, *launcher, str(BENCHMARKS / name), *SMALL[name]]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    header, rule, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert header.rstrip(" |").endswith("target")
+    assert rule.count("--") == header.count("|") - 1
+    assert any(" x |" in row for row in rows)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_put_between_their_marks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, document = load("report"), tmp_path / "benchmarks.md"
+    document.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nbetween\n<!-- b -->\n<!-- end of b -->\nafter\n")
+    monkeypatch.setattr(report, "DOCUMENT", document)
+    monkeypatch.setattr(sys, "argv", ["report.py", "a"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("| new \\1 |\n"))
+    report.main()
+    text = document.read_text()
+    assert "| new \\1 |" in text
+    assert "old" not in text
+    assert text.startswith("before\n<!-- a -->")
+    assert text.endswith("between\n<!-- b -->\n<!-- end of b -->\nafter\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit, match="printed nothing"):
+        report.main()
+    assert document.read_text() == text
+    assert "new" in capsys.readouterr().out
+
+
+def test_every_name_of_the_document_can_be_run() -> None:
+    runner, document = (BENCHMARKS / "run.sh").read_text(), (BENCHMARKS.parent / "docs/benchmarks.md").read_text()
+    names = [line[5:-4] for line in document.splitlines() if line.startswith("<!-- ") and "end of" not in line]
+    assert len(names) > 5
+    for name in names:
+        assert f"<!-- end of {name} -->" in document
+        assert f"    {name})" in runner
+
+
+def test_two_ends_of_a_cable_are_two_ranks_and_nothing_is_left(tmp_path: Path) -> None:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    before, script = namespaces(), tmp_path / "sum.py"
+    script.write_text(MEAN_OF_TWO)
+    command = ["bash", str(BENCHMARKS / "veth.sh"), "100mbit", str(script)]
+    environment = ENVIRONMENT | {"PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sum 3.0" in done.stdout
+    assert namespaces() == before
