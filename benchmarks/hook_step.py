@@ -85,16 +85,17 @@ def main() -> None:
     labels = torch.randint(10, (options.batch_size,), generator=draws).to(device)
     ways = {name: Way(name, options.density, device) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-    for turn in range(-1, options.turns):  # the first one warms up: buckets are formed anew after a step
+    for turn in range(-1, options.turns):  # the first one warms up: buckets are formed anew after a step, and
+        # PowerSGD begins with two dense ones
         for name, way in ways.items():
             dist.barrier()
             start = time.perf_counter()
-            for _ in range(options.steps):
+            for _ in range(options.steps if turn >= 0 else max(3, options.steps)):
                 way.step(inputs, labels)
             if cuda:
                 torch.cuda.synchronize()
-            taken = torch.tensor([(time.perf_counter() - start) / options.steps])
-            dist.all_reduce(taken if not cuda else taken.to(device), dist.ReduceOp.MAX)
+            taken = torch.tensor([(time.perf_counter() - start) / options.steps], device=device)
+            dist.all_reduce(taken, dist.ReduceOp.MAX)
             if turn >= 0:
                 seconds[name].append(float(taken))
         if rank == 0:

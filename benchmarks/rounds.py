@@ -72,14 +72,14 @@ def main() -> None:
     print(f"{machine()}; medians over {options.turns} turns of {options.rounds - options.warm_up} rounds each.\n")
     rows = []
     for name in contestants:
-        ours = "ours" if name == "pfl" else "ours 2"  # one process against one process
+        ours = "ours 2" if name.endswith(" 2") or name.startswith("flower") else "ours"  # as many processes
         faster = median(peer["seconds"] / own["seconds"] for peer, own in zip(reports[name], reports[ours]))
         middle = {key: median(report[key] for report in reports[name]) for key in ("seconds", "cpu", "accuracy")}
         target = f"≥ {TARGETS[name]:g} x" if name in TARGETS else ""
         numbers = [f"{middle['seconds']:.3f}", f"{middle['cpu']:.3f}", f"{middle['accuracy']:.4f}"]
         rows.append([NAMES[name], *numbers, f"{faster:.2f} x", target])
     print_table(["", "seconds a round", "CPU seconds", "accuracy", "times ours", "target"], rows)
-    print("Times ours: against our two ranks, but pfl-research in one process against ours in one process.\n")
+    print("Times ours: two processes against our two ranks, one against ours in one.\n")
 
 
 def install(peers: Path) -> None:

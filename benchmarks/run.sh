@@ -3,8 +3,9 @@
 #   bash benchmarks/run.sh
 #   bash benchmarks/run.sh selection server_step
 #   MNIST=data bash benchmarks/run.sh rounds          # with MNIST in data/, as data.root has it; downloads the peers
-# Names: selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale cohort selection_gpu, and, only where it
-# is named, scale_spill, which fills 50 GB of disk. The links need Linux and root (benchmarks/link.sh).
+# Names: selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale cohort; on a GPU selection_gpu and
+# cohort_gpu instead of the last; and, only where it is named, scale_spill, which fills 50 GB of disk. The links need Linux
+# and root (benchmarks/link.sh).
 # About twenty minutes on two cores, which should have nothing else to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,15 +25,19 @@ run() {
     rounds) $python benchmarks/rounds.py "${MNIST:-data}" ${PEERS:+--peers "$PEERS"} ;;
     scale) $python benchmarks/scale.py ;;
     scale_spill) $python benchmarks/scale.py --spill ;;
-    cohort) $python benchmarks/cohort.py ;;
+    cohort | cohort_gpu) $python benchmarks/cohort.py ;;
     selection_gpu) $python benchmarks/selection_gpu.py ;;
     *) echo "error: there is no benchmark named $1" >&2 && exit 2 ;;
   esac
 }
-[ $# -gt 0 ] || set -- selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale cohort selection_gpu
-failed=()
+if [ $# -eq 0 ]; then
+  set -- selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale
+  command -v nvidia-smi > /dev/null && set -- "$@" selection_gpu cohort_gpu || set -- "$@" cohort
+fi
+failed=() printed=$(mktemp)
+trap 'rm -f "$printed"' EXIT
 for name in "$@"; do
   echo "== $name" >&2
-  run "$name" | $python benchmarks/report.py "$name" || failed+=("$name")
+  { run "$name" > "$printed" && $python benchmarks/report.py "$name" < "$printed"; } || failed+=("$name")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "error: without a result: ${failed[*]}" >&2; exit 1; }

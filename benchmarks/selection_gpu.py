@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--numel", type=int, nargs="+", default=[11_173_962, 10**9], help="lengths of the vectors")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("selection_gpu.py needs a GPU, and there is none.")
+        raise SystemExit("error: selection_gpu.py needs a GPU, and PyTorch finds none")
         return
     print(machine() + "\n")
     for n in options.numel:

@@ -57,10 +57,11 @@ def test_files_give_the_bits_of_memory(straight: tuple[Path, str], tmp_path: Pat
     expected, rule = straight
     start(spilling(tmp_path / "run", rule), 2)
     assert_same_run(expected, tmp_path / "run")
-    assert states(tmp_path / "run").stat().st_size
+    assert files(tmp_path / "run")
     saved = torch.load(max((tmp_path / "run" / "checkpoints").iterdir()) / "rank-00001.pt")
     assert saved["clients"] == {}
-    assert set(saved["slots"]["versions"]) <= {1, 3}
+    assert saved["slots"]["versions"]
+    assert {client % 2 for client in saved["slots"]["versions"]} == {1}
 
 
 def start_and_die(world: World, config: Config, lends: int) -> None:

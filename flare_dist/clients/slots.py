@@ -90,11 +90,15 @@ class Slots(Mapping[int, dict[str, Tensor]]):
         return layout | {"versions": versions, "superseded": self.superseded}
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:
+        return self.format.vectors(self.check(client))
+
+    def check(self, client: int) -> Tensor:
+        """A client's file, mapped, once it was seen to be what was written."""
         path = self.path(client, self.versions[client].number)
         mapped = self.format.map(path, writable=False)
         if checksum(mapped) != self.versions[client].checksum:
             raise RuntimeError(f"clients.state_dir: {path} is damaged: it does not have the checksum of its checkpoint")
-        return self.format.vectors(mapped)
+        return mapped
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.versions)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.slots import SlotFormat, Slots, Version, checksum, create, remove_versions, sync
+from flare_dist.clients.state import on_device
 
 
 class SpilledStates:
@@ -37,12 +38,8 @@ class SpilledStates:
     @contextmanager
     def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
         """A client's state on the training device; what is changed in it is kept where the state lives."""
-        with self._changed(client) as home:
-            lent = {name: vector.to(self.device) for name, vector in home.items()}
+        with self._changed(client) as home, on_device(home, self.device) as lent:
             yield lent
-            for name, vector in home.items():
-                if vector is not lent[name]:
-                    vector.copy_(lent[name])
 
     def load(self, client: int, vectors: dict[str, Tensor]) -> None:
         """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
@@ -105,7 +102,7 @@ class SpilledStates:
         if before:
             number, content = before.number + 1, self.clients.path(client, before.number)
             if client in self._unchecked:
-                self.clients[client]
+                self.clients.check(client)
                 self._unchecked.remove(client)
             self._replaced.append((client, before.number))
         create(self.clients.path(client, number), self.clients.format.nbytes, content)

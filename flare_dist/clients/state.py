@@ -21,6 +21,16 @@ def hosting_ranks(cohort: Sequence[int], world_size: int, stateful: bool) -> dic
     return {client: position * world_size // len(ordered) for position, client in enumerate(ordered)}
 
 
+@contextmanager
+def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """The vectors of `home`, or copies on `device`; what is changed in them is kept at home."""
+    lent = {name: vector.to(device) for name, vector in home.items()}
+    yield lent
+    for name, vector in home.items():
+        if vector is not lent[name]:
+            vector.copy_(lent[name])
+
+
 class ClientStates:
     """The state of the clients homed on this rank: for each a dict of flat vectors, zero at first use."""
 
@@ -38,12 +48,8 @@ class ClientStates:
     @contextmanager
     def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
         """A client's state on the training device; what is changed in it is kept where the state lives."""
-        home = self[client]
-        lent = {name: vector.to(self.device) for name, vector in home.items()}
-        yield lent
-        for name, vector in home.items():
-            if vector is not lent[name]:
-                vector.copy_(lent[name])
+        with on_device(self[client], self.device) as lent:
+            yield lent
 
     def load(self, client: int, vectors: dict[str, Tensor]) -> None:
         """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""

@@ -20,12 +20,22 @@ OWNER = "run.txt"
 LOCK = ".states.lock"  # not the name of the run directory's own, which may be the same directory
 
 
-def check(config: Config) -> None:
-    """Raise ValueError where the directory cannot be written to, or holds what another run's clients remember."""
+def check(config: Config, source: Path | None = None) -> None:
+    """Raise ValueError where the directory cannot be written to, or holds what another run's clients remember.
+
+    `source` is the run that this one goes on from.
+    """
     if config.clients.state_dir is None:
         return
     state_dir = Path(config.clients.state_dir)
     rundir.check_writable("clients.state_dir", state_dir)
+    if source and source.resolve() != Path(config.output_dir).resolve():
+        theirs = rundir.state_dir_of(source)
+        if theirs and theirs.resolve() == state_dir.resolve():
+            raise ValueError(
+                f"clients.state_dir: {state_dir} holds what the clients of {source} remember, which stays as it is; "
+                "choose another directory"
+            )
     owner = _owner(state_dir)
     if owner and owner != Path(config.output_dir).resolve() and (owner / rundir.CONFIG).exists():
         raise ValueError(
@@ -60,7 +70,10 @@ def mark(config: Config) -> None:
 
 def clear(directory: Path) -> None:
     """Remove what the clients of the run in `directory` remember; for one rank, before the run itself is removed."""
-    state_dir = rundir.state_dir_of(directory) if (directory / rundir.CONFIG).exists() else None
+    try:
+        state_dir = rundir.state_dir_of(directory)
+    except ValueError:  # there is no run, or none whose configuration can be read
+        return
     if state_dir and _owner(state_dir) == directory.resolve():
         remove_versions(state_dir, lambda client: True)
         (state_dir / OWNER).unlink()

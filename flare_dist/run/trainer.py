@@ -45,7 +45,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
     config, source = rundir.settle(config, launch.local_size)
-    statedir.check(config)
+    statedir.check(config, source)
     torch.set_num_threads(config.engine.threads or 1)
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
