@@ -12,11 +12,18 @@ import torch
 Seconds = Mapping[str, Sequence[float]]  # of each way, one for each turn
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way in each turn, in which all ways run once, one after another; warm-up turns do not count."""
+def alternate(
+    ways: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1, settle: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each way in each turn, in which all ways run once, one after another; warm-up turns do not count.
+
+    Where ways are to `settle` each runs once more before, so that it finds the caches as it leaves them itself.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm_up, turns):
         for name, run in ways.items():
+            if settle:
+                run()
             _wait_for_gpu()
             start = time.perf_counter()
             run()

@@ -21,7 +21,7 @@ from flare_dist.layout import ParameterLayout
 
 _STRIP = 2**13  # columns whose peaks are taken at once; a megabyte, for the second reading to find it in the cache
 _CHUNK = 2**20  # entries in which ties are looked for at once
-_ROWS = (32, 16, 8)  # fewer the more is kept: three quarters of the columns, at least, are never looked into
+_ROWS = (24, 16, 8)  # fewer the more is kept: three quarters of the columns, at least, are never looked into
 
 
 class Segment(NamedTuple):

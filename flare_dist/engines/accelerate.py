@@ -171,10 +171,12 @@ class AccelerateModel:
         for parameter in self._tensors:
             parameter.grad = None
         loss = F.cross_entropy(self.module(inputs), labels)
-        with torch.autograd.set_multithreading_enabled(False):
-            loss.backward()
-        used = [(value, p.grad) for value, p in zip(self._values, self._tensors) if p.grad is not None]
-        torch._foreach_add_(*map(list, zip(*used)), alpha=-self.optimizer.param_groups[0]["lr"])
+        loss.backward()
+        values, gradients = self._values, [parameter.grad for parameter in self._tensors]
+        if any(gradient is None for gradient in gradients):  # of what was not used
+            values = [value for value, gradient in zip(values, gradients) if gradient is not None]
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
         return loss.detach()
 
     def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
