@@ -172,10 +172,10 @@ class AccelerateModel:
             parameter.grad = None
         loss = F.cross_entropy(self.module(inputs), labels)
         loss.backward()
-        values, gradients = self._values, [parameter.grad for parameter in self._tensors]
-        if any(gradient is None for gradient in gradients):  # of what was not used
-            values = [value for value, gradient in zip(values, gradients) if gradient is not None]
-        gradients = [gradient for gradient in gradients if gradient is not None]
+        values = self._values
+        gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
+        if len(gradients) < len(values):  # some are of what was not used
+            values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
         torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
         return loss.detach()
 
