@@ -46,15 +46,14 @@ class Way:
     def __init__(self, name: str, density: float, device: torch.device) -> None:
         model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0).to(device)
         self.model: nn.Module = model
-        self.state: LibraryHookState | None = None
         if name != "compute":
             one_bucket = ONE_BUCKET_MB if name == "powersgd" else None
             ddp = DistributedDataParallel(
                 model, device_ids=[device] if device.type == "cuda" else None, bucket_cap_mb=one_bucket
             )
             if name in ("fp16", "powersgd"):
-                self.state = LibraryHookState(GradientsConfig(hook=name, powersgd_start=2), None, seed=0)
-                ddp.register_comm_hook(self.state, library_hook)
+                state = LibraryHookState(GradientsConfig(hook=name, powersgd_start=2), None, seed=0)
+                ddp.register_comm_hook(state, library_hook)
             if name == "sparse":
                 flare_dist.attach(ddp, density=density)
             self.model = ddp
@@ -85,8 +84,8 @@ def main() -> None:
     labels = torch.randint(10, (options.batch_size,), generator=draws).to(device)
     ways = {name: Way(name, options.density, device) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-    for turn in range(-1, options.turns):  # the first one warms up: buckets are formed anew after a step, and
-        # PowerSGD begins with two dense ones
+    # The first turn warms up: buckets are formed anew after a step, and PowerSGD begins with two dense ones.
+    for turn in range(-1, options.turns):
         for name, way in ways.items():
             dist.barrier()
             start = time.perf_counter()

@@ -172,10 +172,11 @@ def sync(paths: Sequence[Path]) -> None:
     folders = {path.parent for path in paths}
     with ThreadPoolExecutor(SYNCING) as pool:
         for step in (paths, folders, {folder.parent for folder in folders}):
-            list(pool.map(_sync, step))
+            list(pool.map(sync_path, step))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """fsync a file or a directory, whose entry for a renamed file must survive as well."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

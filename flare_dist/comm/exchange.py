@@ -40,7 +40,7 @@ class Cohort:
 class Exchanged:
     """What comes of an exchange: the means over the accepted clients, and what was sent for them."""
 
-    mean_delta: DeltaSum  # float32 [total]; zeros where nobody was accepted, and on ranks that do not step the server
+    mean_delta: DeltaSum  # of float32 [total]; zero where nobody was accepted, and on ranks that do not step the server
     mean_buffer_delta: Tensor  # float32 [b]
     accepted: list[int]  # clients, ascending
     rejected: list[int]
@@ -94,8 +94,7 @@ class SparseUplink:
     """Collects the updates of this rank's clients and gathers everybody's.
 
     They are added up in `delta_sum`, zero at first. `forms` says how each client's payloads are read, none of which is
-    longer than `most_nbytes`. Where the clients'
-    `masks_differ` what is known of them afterwards goes with the means.
+    longer than `most_nbytes`. Where the clients' `masks_differ` what is known of them afterwards goes with the means.
     """
 
     def __init__(

@@ -63,16 +63,17 @@ class BucketMemory:
         which takes a fraction of the time of writing it.
         """
         places = [payload.indices.long() for payload in payloads if payload.indices is not None]
+        touched = torch.cat(places)
         if self.device.type == "cpu":
             mean = self._mean.index_fill_(0, self._touched, 0)
-            self._touched = torch.cat(places)
+            self._touched = touched
         else:
             mean = torch.zeros(self.layout.total, device=self.device)
         for place, payload in zip(places, payloads):
             mean.index_add_(0, place, payload.values / len(payloads))
         if scale is not None:
             mean.mul_(scale)
-        return mean, torch.cat(places)
+        return mean, touched
 
     def plan(self, step: int) -> Plan:
         """What is selected from in a step, and how what is sent is written."""
@@ -88,10 +89,10 @@ class BucketMemory:
         """
         seed, step, rank = draw
         segments, sparsifier = self.plan(step).segments, SPARSIFIERS[self.config.sparsifier]
-        if self.config.sparsifier == "randk" and not update.is_cuda:  # the others look at everything
-            check_finite(update)
         if self.config.sparsifier != "randk":
             return select(update, segments, sparsifier, generator(seed, "unused"))
+        if not update.is_cuda:  # the other sparsifiers look at everything
+            check_finite(update)
 
         def select_from(segment: Segment) -> Tensor:  # each tensor draws for itself, so that buckets do not matter
             draws = generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)

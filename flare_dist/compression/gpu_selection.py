@@ -1,10 +1,10 @@
 """Exact top-k on a GPU: two readings of the vector to find candidates, and a radix selection among those.
 
-A sample suggests a bound that somewhat more than k magnitudes reach. They are
-counted, then copied in order (Merrill and Garland's reduce-then-scan), and the k-th largest of them is found digit by
-digit (Alabi et al. 2012, "Fast k-selection algorithms for graphics processing units"). Where the sample misled, where
-ties overflow the room for candidates and where k is a large part of the vector, the same kernels read the whole of it.
-Which it is, the device decides: nothing here waits for it, and results have sizes known beforehand.
+A sample suggests a bound that somewhat more than k magnitudes reach. They are counted, then copied in order (Merrill
+and Garland's reduce-then-scan), and the k-th largest of them is found digit by digit (Alabi et al. 2012, "Fast
+k-selection algorithms for graphics processing units"). Where the sample misled, where ties overflow the room for
+candidates and where k is a large part of the vector, the same kernels read the whole of it. Which it is, the device
+decides: nothing here waits for it, and results have sizes known beforehand.
 
 This module does not import Triton, so that selecting on a CPU needs none and compiles nothing.
 """

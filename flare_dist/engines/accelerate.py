@@ -49,7 +49,8 @@ def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple
 class AccelerateModel:
     """A model whose parameters, gradient and floating-point buffers are one flat vector each, and its optimizer.
 
-    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector.
+    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector. Plain SGD goes
+    without the flat gradient.
     """
 
     def __init__(

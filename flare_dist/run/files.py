@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from flare_dist.clients.slots import sync_path
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,20 +22,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync_path(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a directory, whose entry for a renamed file must survive as well."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
