@@ -233,8 +233,11 @@ def open_world(
     # The store of the signs of life is another connection, for a store serves one thread at a time.
     with heartbeat(store.clone(), rank, size, timeout_seconds) if size > 1 else nullcontext():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        # Held until the end: where a callback of a gloo thread holds the last reference, that thread waits for itself.
+        group = dist.group.WORLD
         try:
             yield World(rank, size, device, backend)
         finally:
             gc.collect()  # futures still alive here can abort the process when the group goes first
             dist.destroy_process_group()
+            del group
