@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from flare_dist.comm.distributed import Launch, World
-from tests.ranks import run_ranks, single
+from flare_dist.comm.distributed import Launch, World, all_reduce_async, open_world
+from tests.ranks import rank_processes, results_of, run_ranks, single
 
 
 def all_collectives(world: World) -> dict[str, Tensor | list[float] | bool]:
@@ -55,6 +59,34 @@ def test_wire_bytes_follow_the_formulas_and_are_taken_once() -> None:
     expected = size * (size - 1) * 10 + 2 * (size - 1) * 20 + (size - 1) * 56
     for taken, afterwards in run_ranks(traffic, size):
         assert (taken, afterwards) == (expected, 0)
+
+
+class FirstEntry:
+    """A callback that holds the process group, and keeps whoever drops it waiting, as a busy machine does."""
+
+    def __init__(self) -> None:
+        self.group = dist.group.WORLD
+
+    def __call__(self, done: torch.futures.Future[list[Tensor]]) -> float:
+        return done.value()[0][0].item()
+
+    def __del__(self) -> None:
+        time.sleep(0.3)
+
+
+def leave_a_callback_behind(rank: int, store: str) -> float:
+    with open_world(Launch(rank, 2, rank, 2), torch.device("cpu"), 30.0, store):
+        large = torch.ones(3_000_000)  # still on its way where the callback is added: gloo's thread runs and drops it
+        total = float(all_reduce_async(large, None).then(FirstEntry()).wait())
+    time.sleep(1.0)
+    return total
+
+
+def test_a_callback_that_outlives_the_group_does_not_abort_the_process(tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    with rank_processes(2) as pool:
+        futures = [pool.submit(leave_a_callback_behind, rank, store) for rank in range(2)]
+        assert results_of(pool, futures, 60.0) == [2.0, 2.0]
 
 
 def raise_on_one(world: World) -> None:

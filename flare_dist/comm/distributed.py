@@ -26,6 +26,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSG
 
 from flare_dist.comm.heartbeat import heartbeat
 
+# Held beyond its end: a gloo thread that drops the last reference, with a hook's callback, aborts as it waits for itself.
+_last_group: list[Any] = []
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -233,11 +236,9 @@ def open_world(
     # The store of the signs of life is another connection, for a store serves one thread at a time.
     with heartbeat(store.clone(), rank, size, timeout_seconds) if size > 1 else nullcontext():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        # Held until the end: where a callback of a gloo thread holds the last reference, that thread waits for itself.
-        group = dist.group.WORLD
+        _last_group[:] = [dist.group.WORLD]
         try:
             yield World(rank, size, device, backend)
         finally:
             gc.collect()  # futures still alive here can abort the process when the group goes first
             dist.destroy_process_group()
-            del group
