@@ -26,7 +26,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSG
 
 from flare_dist.comm.heartbeat import heartbeat
 
-# Held beyond its end: a gloo thread that drops the last reference, with a hook's callback, aborts as it waits for itself.
+# Held beyond its end: a gloo thread that drops the last reference, with a callback, waits for itself and aborts.
 _last_group: list[Any] = []
 
 
