@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ def test_sweep_trains_and_says_where_the_results_are(tmp_path: Path, capsys: pyt
     assert (tmp_path / "accuracy_against_bytes.png").read_bytes().startswith(b"\x89PNG")
     assert "lr: 0.1" in (tmp_path / "base.yaml").read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_without_matplotlib_tables_are_printed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for command, words in (("sweep", "results: "), ("partition", "examples")):
+        status, output, _ = run(capsys, command, "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
+        assert status == 0
+        assert words in output
+        assert "no plot: plots need matplotlib: pip install 'flare_dist[plots]'" in output
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(

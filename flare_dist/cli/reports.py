@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities
 from flare_dist.analysis.report import lines, terminal_table, write_report
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.comm.distributed import Launch
 
 log = logging.getLogger(__name__)
@@ -108,5 +109,4 @@ def densities_parser() -> ArgumentParser:
 def run_densities(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
     densities = read_densities(options.run)
     wide_console().print(densities_table(densities))
-    plot_densities(densities, options.run / DENSITIES)
-    print(f"plot: {options.run / DENSITIES}")
+    make_plot(options.run / DENSITIES, partial(plot_densities, densities))

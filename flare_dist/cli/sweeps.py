@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.plots import plot_accuracy_against_bytes
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
 from flare_dist.engines.config import settle_device
@@ -73,8 +74,7 @@ def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Con
         name: [read_run(Path(row["directory"]), {}) for row in runs if row["status"] == "finished"]
         for name, runs in by_point(rows, keys).items()
     }
-    plot_accuracy_against_bytes(finished, directory / PLOT)
-    print(f"plot: {directory / PLOT}")
+    make_plot(directory / PLOT, partial(plot_accuracy_against_bytes, finished))
 
 
 def compare_parser() -> ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from flare_dist.analysis.densities import read_densities
 from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_label_table
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.distributed import Launch
 from flare_dist.data.datasets import load
@@ -62,5 +63,4 @@ def run_partition(parser: ArgumentParser, options: Any, launch: Launch, console:
         table.add_row(str(client), *map(str, row), str(sum(row)))
     wide_console().print(table)
     path = Path(config.output_dir) / "partition.png"
-    plot_label_table(counts, path)
-    print(f"plot: {path}")
+    make_plot(path, partial(plot_label_table, counts))

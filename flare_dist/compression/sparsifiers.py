@@ -19,9 +19,14 @@ from flare_dist.compression.bits import positions_unwaited
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
 from flare_dist.layout import ParameterLayout
 
-_STRIP = 2**13  # columns whose peaks are taken at once; a megabyte, for the second reading to find it in the cache
+_LONG = 2**16  # entries from which on a sample pays
+_LINE = 16  # entries that a sample takes together, a line of the cache
+_EVERY = (
+    1021  # entries from one line of a sample to the next: a prime, for not all to be of the same column of a matrix
+)
+_TILE = 2**17  # entries that are compared at once, half a megabyte
+_ALL_INSIDE = np.int64(0x0101010101010101)  # eight true bools
 _CHUNK = 2**20  # entries in which ties are looked for at once
-_ROWS = (24, 16, 8)  # fewer the more is kept: three quarters of the columns, at least, are never looked into
 
 
 class Segment(NamedTuple):
@@ -79,48 +84,68 @@ def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 
 def largest(vector: Tensor, k: int) -> Tensor:
     """Ascending int64 positions of the k largest magnitudes; ties go to the lowest index, for every device to agree.
 
-    Exact, but of a long vector little is looked at twice (`_largest_of_matrix`). On a GPU nothing waits for the device,
+    Exact, but of a long vector little is looked at twice (`_largest_of_long`). On a GPU nothing waits for the device,
     so that a hook can select in backward. Raises NotFiniteError on a CPU where a value is NaN or infinite.
     """
     if vector.is_cuda:
         return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)
-    rows = next((rows for rows in _ROWS if 0 < 4 * k * rows <= vector.numel()), 0)
-    if vector.numel() < 2**16 or not rows:
-        magnitudes = vector.abs()
-        check_finite(magnitudes)
-        return _largest(magnitudes, k)
-    matrix, rest = vector.split([vector.numel() // rows * rows, vector.numel() % rows])
-    check_finite(rest)
-    chosen = _largest_of_matrix(matrix.view(rows, -1), k)
-    if rest.numel() and rest.abs().amax() > vector[chosen].abs().amin():
-        chosen = torch.cat([chosen, torch.arange(matrix.numel(), vector.numel())])
-        chosen = chosen[_largest(vector[chosen].abs(), k)]
-    return chosen
+    if vector.numel() >= _LONG and 0 < 4 * k <= vector.numel():
+        return _largest_of_long(vector, k)
+    magnitudes = vector.abs()
+    check_finite(magnitudes)
+    return _largest(magnitudes, k)
 
 
-def _largest_of_matrix(matrix: Tensor, k: int) -> Tensor:
-    """The same of a matrix of a few long rows, as positions in all of it.
+def _largest_of_long(vector: Tensor, k: int) -> Tensor:
+    """The same by a bound that k entries should reach and few more, from a sample of one in 64.
 
-    A column's peak is its largest magnitude. The k-th largest peak is a lower bound on the k-th largest magnitude,
-    since k columns reach it, and what reaches it lies in those columns. Rows are long so that peaks are taken at the
-    speed of memory.
+    Whatever the sample is like, the result is right: where k entries reach a bound, the k largest are among them.
     """
-    width = matrix.shape[1]
-    peaks = matrix.new_empty(width)
-    for strip, own in zip(matrix.split(_STRIP, 1), peaks.split(_STRIP)):
-        torch.maximum(strip.amax(0), strip.amin(0).neg_(), out=own)
-    check_finite(peaks)  # NaN goes through maxima
-    bound = _kth_largest(peaks, k)
-    columns = _places(peaks >= bound)
-    many_ties = columns.numel() > 2 * k
-    if many_ties:
-        columns = _places(peaks > bound)  # fewer than k
-    magnitudes = matrix.index_select(1, columns).abs_().flatten()
-    above = _places(magnitudes > bound) if many_ties else None
-    kept = _largest(magnitudes, k) if above is None or above.numel() >= k else above
-    row = kept.div(max(1, columns.numel()), rounding_mode="floor")
-    positions = row * width + columns[kept - row * columns.numel()]
-    return positions if kept.numel() == k else _with_first_ties(matrix.view(-1), positions, bound, k)
+    every = min(_EVERY, vector.numel() // 1024 | 1)
+    blocks = vector.numel() // every
+    sample = vector[: blocks * every].view(blocks, every)[:, :_LINE].abs().flatten()
+    check_finite(sample)
+    expected = k * sample.numel() / vector.numel()
+    rank = math.ceil(expected + 4 * math.sqrt(expected) + 2)  # four standard deviations are once in 30,000 too few
+    bound = _kth_largest(sample, rank)
+    most = 4 * rank * vector.numel() // sample.numel()
+    found, magnitudes = _reaching(vector, bound, most)
+    if found.numel() > most:  # the bound is too low, or the value of many
+        found, magnitudes = _reaching(vector, bound, vector.numel(), above=True)
+        if found.numel() < k:
+            check_finite(magnitudes)
+            return _with_first_ties(vector, found, bound, k)
+    check_finite(magnitudes)
+    return found[_largest(magnitudes, k)] if found.numel() >= k else _largest(vector.abs(), k)
+
+
+def _reaching(vector: Tensor, bound: float, most: int, above: bool = False) -> tuple[Tensor, Tensor]:
+    """Ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; of NaN as well.
+
+    It ends where more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them has
+    nothing in it, and nearly all have not, none is looked at.
+    """
+    array = vector.numpy()
+    limit = array.dtype.type(bound)
+    less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
+    inside, other = np.ones(_TILE, bool), np.empty(_TILE, bool)
+    words, bits = inside.view(np.int64), inside.reshape(-1, 8)
+    positions, values, count = [], [], 0
+    for start in range(0, len(array), _TILE):
+        tile = array[start : start + _TILE]
+        size = len(tile)
+        less(tile, limit, out=inside[:size])
+        np.logical_and(inside[:size], greater(tile, -limit, out=other[:size]), out=inside[:size])
+        inside[size:] = True
+        open_words = np.flatnonzero(words != _ALL_INSIDE)
+        which = np.flatnonzero(~bits[open_words])
+        own = 8 * open_words[which // 8] + which % 8
+        positions.append(own + start)
+        values.append(np.abs(tile[own]))
+        count += len(own)
+        if count > most:
+            break
+    return torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(values))
 
 
 def check_finite(vector: Tensor) -> None:
