@@ -25,6 +25,7 @@ from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_sta
 from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
+from flare_dist.engines.recorded import Recordings, why_not
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 
@@ -85,6 +86,8 @@ class AccelerateModel:
         settings, whole = self.optimizer.param_groups[0], config.gradient_accumulation_steps == 1
         is_sgd = type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
         self._steps_plainly = is_sgd and whole and scaler is None and gradient_clipping is None
+        records = device.type == "cpu" and config.mixed_precision == "no" and whole and why_not(self.module) is None
+        self._recordings = Recordings(self.module, self._tensors) if records else None
 
     def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState | LibraryHookState:
         """From now on each `step` takes the mean gradient of all ranks, exchanged by the hook that is asked for.
@@ -169,6 +172,12 @@ class AccelerateModel:
         It is taken on the tensors one by one, with gradients of their own: adding these to a vector of zeros, and
         torch.optim's bookkeeping, take a small model a third of its step.
         """
+        lr = self.optimizer.param_groups[0]["lr"]
+        recording = self._recordings and self._recordings.of(inputs, labels)
+        if recording:
+            loss, *own = recording(*self._values, inputs, labels)
+            torch._foreach_add_(self._values, own, alpha=-lr)
+            return loss
         for parameter in self._tensors:
             parameter.grad = None
         loss = F.cross_entropy(self.module(inputs), labels)
@@ -177,13 +186,18 @@ class AccelerateModel:
         gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
         if len(gradients) < len(values):  # some are of what was not used
             values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
-        torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
+        torch._foreach_add_(values, gradients, alpha=-lr)
         return loss.detach()
 
     def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
         scaler = self._accelerator.scaler
         self._gradient.zero_()
+        recording = self._recordings and not self._parallel and self._recordings.of(inputs, labels)
+        if recording:
+            loss, *gradients = recording(*self._values, inputs, labels)
+            torch._foreach_add_(self._slots, gradients)
+            return loss
         for parameter, slot in zip(self._tensors, self._slots):
             parameter.grad = slot
         losses = []

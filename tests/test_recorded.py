@@ -1,0 +1,128 @@
+"""Recorded steps have the bits of those that autograd takes, and what cannot be recorded is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from flare_dist.engines import recorded
+from flare_dist.engines.accelerate import AccelerateModel
+from flare_dist.engines.config import EngineConfig
+from flare_dist.engines.recorded import Recordings, record, why_not
+from flare_dist.models.registry import build
+
+CPU = torch.device("cpu")
+Penalty = Callable[[Tensor, Tensor], None]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def batches(shape: tuple[int, ...], sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    for seed, size in enumerate(sizes):
+        draws = torch.Generator().manual_seed(seed)
+        yield torch.randn(size, *shape, generator=draws), torch.randint(0, 5, (size,), generator=draws)
+
+
+def shrink(gradient: Tensor, parameters: Tensor) -> None:
+    gradient.add_(parameters, alpha=0.1)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("2nn", (1, 8, 8)), ("lenet", (3, 32, 32)), ("cnn", (3, 32, 32))])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("penalty", [None, shrink])
+def test_recorded_steps_have_the_same_bits(
+    name: str, shape: tuple[int, ...], momentum: float, penalty: Penalty | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for records in (True, False):
+        if not records:
+            monkeypatch.setattr(Recordings, "of", lambda self, inputs, labels: None)
+        net = build(name, "batch", shape, 5, 0)
+        used = AccelerateModel(EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum))
+        losses = [used.step(*batch, penalty) for batch in batches(shape, [6, 6, 6, 4, 6, 4])]
+        ends.append((used.parameters.clone(), torch.stack(losses)))
+        if records:
+            assert used._recordings is not None
+            assert [made is not None for made in used._recordings._by_form.values()] == [True, True]
+        AcceleratorState._reset_state(True)
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_only_a_few_shapes_are_recorded() -> None:
+    net = nn.Linear(3, 5)
+    recordings = Recordings(net, list(net.parameters()))
+    made = [recordings.of(*batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
+    assert made == [True] * recorded.SHAPES + [False, True, True]
+
+
+class Own(nn.Module):
+    """A user's module; what its forward does besides, nobody knows."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.then = nn.Linear(3, 5), forward
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.then(self.layer(inputs))
+
+
+def hooked() -> nn.Module:
+    net = nn.Linear(3, 5)
+    net.register_forward_hook(lambda module, inputs, output: None)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), "buffers"),
+        (Own(torch.relu), "its Own may do something else"),
+        (hooked(), "hooks"),
+        (nn.Linear(1024, 1024), "large"),
+        (nn.Linear(3, 5), None),
+    ],
+)
+def test_models_that_are_not_recorded(model: nn.Module, reason: str | None) -> None:
+    found = why_not(model)
+    assert (found is None) == (reason is None)
+    assert (reason or "") in (found or "")
+
+
+CONSTANT = torch.ones(5)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda scores: nn.functional.dropout(scores, 0.5),
+        lambda scores: scores if scores.sum() > 0 else -scores,  # depends on what is in the batch
+        lambda scores: scores * CONSTANT,  # neither parameter nor input, and so it may change
+        lambda scores: scores.clone().relu_(),
+        lambda scores: scores[scores[:, 0] > -100],
+        lambda scores: scores * float("nan"),  # no bits to compare
+        lambda scores: scores.detach().requires_grad_(),  # no gradient for the parameters
+    ],
+    ids=["dropout", "branch", "constant", "in place", "selection", "nan", "no gradient"],
+)
+def test_passes_that_a_list_of_operations_cannot_repeat(then: Callable[[Tensor], Tensor]) -> None:
+    model = Own(then)
+    assert record(model, list(model.parameters()), *next(batches((3,), [4]))) is None
+
+
+def test_neither_weights_nor_gradients_nor_draws_change_while_recording() -> None:
+    model = build("2nn", "batch", (1, 8, 8), 5, 0)
+    before, state = [parameter.clone() for parameter in model.parameters()], torch.get_rng_state()
+    assert record(model, list(model.parameters()), *next(batches((1, 8, 8), [4]))) is not None
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
