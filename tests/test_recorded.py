@@ -63,6 +63,8 @@ def test_only_a_few_shapes_are_recorded() -> None:
     recordings = Recordings(net, list(net.parameters()))
     made = [recordings.of(*batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
     assert made == [True] * recorded.SHAPES + [False, True, True]
+    net.eval()
+    assert recordings.of(*next(batches((3,), [9]))) is None
 
 
 class Own(nn.Module):
@@ -76,9 +78,12 @@ class Own(nn.Module):
         return self.then(self.layer(inputs))
 
 
-def hooked() -> nn.Module:
+def hooked(parameter: bool) -> nn.Module:
     net = nn.Linear(3, 5)
-    net.register_forward_hook(lambda module, inputs, output: None)
+    if parameter:
+        net.weight.register_hook(lambda gradient: None)
+    else:
+        net.register_forward_hook(lambda module, inputs, output: None)
     return net
 
 
@@ -87,7 +92,8 @@ def hooked() -> nn.Module:
     [
         (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), "buffers"),
         (Own(torch.relu), "its Own may do something else"),
-        (hooked(), "hooks"),
+        (hooked(parameter=False), "its Linear has hooks"),
+        (hooked(parameter=True), "its parameters have hooks"),
         (nn.Linear(1024, 1024), "large"),
         (nn.Linear(3, 5), None),
     ],

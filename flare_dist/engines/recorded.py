@@ -93,6 +93,8 @@ def why_not(model: nn.Module) -> str | None:
         return "it is large"
     if any(True for _ in model.buffers()):
         return "it has buffers, which may change"
+    if any(parameter._backward_hooks for parameter in model.parameters()):
+        return "its parameters have hooks"
     for part in model.modules():
         if type(part).__module__.split(".")[0] not in KNOWN:
             return f"its {type(part).__name__} may do something else at every call"
@@ -111,7 +113,12 @@ class Recordings:
         self._by_form: dict[tuple[Any, ...], Recording | None] = {}
 
     def of(self, inputs: Tensor, labels: Tensor) -> Recording | None:
-        """What `record` makes of batches like this one; None where the step has to be taken in the usual way."""
+        """What `record` makes of batches like this one; None where the step has to be taken in the usual way.
+
+        In training mode only: dropout, which is not recorded, would be nothing at all in the other.
+        """
+        if not self._model.training:
+            return None
         form = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride())
         if form not in self._by_form:
             if len(self._by_form) == SHAPES:
