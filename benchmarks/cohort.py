@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
-    sizes = torch.linspace(*options.examples, options.clients).long().tolist()
+    sizes = torch.linspace(options.examples[0], options.examples[1], options.clients).long().tolist()
     rows = [measure(name, sizes, options.turns, options.threads) for name in options.model]
     print(f"{options.clients} clients of {sizes[0]} to {sizes[-1]} examples; {machine()}\n")
     ways = [f"clients/s {APART}", f"clients/s {TOGETHER}"]

@@ -3,6 +3,7 @@
 # learning rates of the clients by two of the server on its own scale, then three seeds on all training data.
 #   bash benchmarks/fedopt_study.sh CIFAR10_FOLDER [KEYS]
 #   METHODS="fedadam fedyogi" bash benchmarks/fedopt_study.sh ...
+# CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10
 # Resumable: the same command continues. Table: python benchmarks/study_table.py runs/fedopt/* --target 0.45
 set -euo pipefail
 cifar10=$(realpath "$1")
@@ -16,9 +17,9 @@ declare -A settings=(
   [fedyogi]="--server.optimizer fedyogi --tune server.lr=0.01,0.03"
   [scaffold]="--server.optimizer sgd --clients.objective scaffold --tune server.lr=1.0,1.4"
 )
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 for method in ${METHODS:-fedavg fedavgm fedadagrad fedadam fedyogi scaffold}; do
   # shellcheck disable=SC2086 # the settings are several words
-  .venv/bin/flare-dist sweep --config configs/fedopt_study.yaml --output_dir "${OUT:-runs/fedopt}/$method" \
+  flare-dist sweep --config configs/fedopt_study.yaml --output_dir "${OUT:-runs/fedopt}/$method" \
     --data.root "$cifar10" --seeds 0,1,2 --tune clients.lr=0.03,0.1 ${settings[$method]} "$@"
 done

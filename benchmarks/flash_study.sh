@@ -6,6 +6,7 @@
 #   JOBS=4 bash benchmarks/flash_study.sh ...    # so many sweeps at a time, 2 where nothing is said
 #   METHODS="spdst jmwst" bash benchmarks/flash_study.sh ...
 #   OUT=runs/flash_long bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 600    # the full length
+# CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10
 # Resumable: the same command continues. Progress: tail runs/flash/*.log. Tables: python benchmarks/study_table.py runs/flash/mnist_1_*
 set -euo pipefail
 mnist=$(realpath "$1") cifar10=$(realpath "$2")
@@ -25,7 +26,7 @@ declare -A settings=(
 )
 declare -A roots=([mnist]=$mnist [cifar10]=$cifar10)
 declare -A rates=([mnist_1]=0.5,1.0 [mnist_0.1]=0.1,0.2,0.4 [cifar10_1]=0.1,0.3,0.6)
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 out=${OUT:-runs/flash}
 mkdir -p "$out"
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT # what is still running ends with this script
@@ -37,7 +38,7 @@ for study in "${studies[@]}"; do
     [ "$method" = dense ] && densities=()
     while [ "$(jobs -pr | wc -l)" -ge "${JOBS:-2}" ]; do wait_for_one; done
     # shellcheck disable=SC2086 # the settings are several words
-    .venv/bin/flare-dist sweep --config "configs/flash_study_$data.yaml" --output_dir "$out/${study}_$method" \
+    flare-dist sweep --config "configs/flash_study_$data.yaml" --output_dir "$out/${study}_$method" \
       --data.root "${roots[$data]}" --data.alpha "${study#*_}" --seeds 0,1,2 --tune "clients.lr=${rates[$study]}" \
       "${densities[@]}" ${settings[$method]} "$@" > "$out/${study}_$method.log" 2>&1 &
     echo "started: $out/${study}_$method"

@@ -4,6 +4,7 @@
 # searched for as well, with two values; the momentum of DGC and the tau of flare_dgc were fixed after a look at one seed.
 #   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS]
 #   OUT=runs/frontier_long bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 2000    # the full length
+# CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10
 # Resumable: the same command continues. Tables: python benchmarks/frontier_table.py runs/frontier
 set -euo pipefail
 mnist=$(realpath "$1") cifar10=$(realpath "$2")
@@ -21,12 +22,12 @@ declare -A settings=(
   [flare]="--clients.objective flare --tune clients.flare.tau=0.05,0.2"
   [flare_dgc]="--clients.objective flare --clients.flare.tau 0.05 --compression.error_feedback dgc --compression.momentum 0.5"
 )
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 sweep() { # study, densities, learning rates, method, configuration, keys
   local densities=(--grid "compression.density=$2")
   [ "$4" = dense ] && densities=()
   # shellcheck disable=SC2086 # the settings are several words
-  .venv/bin/flare-dist sweep --config "configs/$5.yaml" --output_dir "${OUT:-runs/frontier}/$1_$4" --seeds 0,1,2 \
+  flare-dist sweep --config "configs/$5.yaml" --output_dir "${OUT:-runs/frontier}/$1_$4" --seeds 0,1,2 \
     --tune "clients.lr=$3" "${densities[@]}" ${settings[$4]} "${@:6}"
 }
 for method in "${methods[@]}"; do

@@ -111,8 +111,11 @@ def report(results: list[dict[str, Any]], directory: Path) -> None:
         loss = sum(point["train_loss"] for point in run["curve"][-5:]) / 5
         sizes = f"{moved / 1e6:.1f} | {dense / moved:.1f}"
         print(f"| {run['method']} | {run['lr']:g} | {loss:.3f} | {run['test_accuracy']:.3f} | {sizes} |")
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: it needs matplotlib: pip install 'flare_dist[plots]'")
+        return
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_step, by_bytes = figure.subplots(1, 2)
     for run in results:

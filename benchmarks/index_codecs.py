@@ -3,7 +3,7 @@
 The index sets are those of a real top-k: of the gradient of ResNet-18 (n = 11.2 million) on a batch of images, selected
 per tensor. Times are medians of five, in turns, on one thread.
 
-    python benchmarks/index_codecs.py [--root data]     # CIFAR-10 under data/; without it made-up images
+    python benchmarks/index_codecs.py [--root data/cifar10]     # train/CLASS/*, test/CLASS/*; without it made-up images
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def main() -> None:
         chosen = select(vector, tensor_segments(layout, density, count_kept), topk, torch.Generator())
         k = chosen.numel()
         bound = bound_bits(n, k) / k
-        sizes, times, selecting = {}, {name: [] for name in INDEX_CODECS}, []
+        sizes: dict[str, float] = {}
+        times: dict[str, list[float]] = {name: [] for name in INDEX_CODECS}
+        selecting: list[float] = []
         for _ in range(5):
             start = time.perf_counter()
             vector.abs().topk(k)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Run a command on a slow link: in a network namespace of its own, whose loopback device is limited to RATE.
 #
-#   bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 -m flare_dist train --config configs/quickstart.yaml
+#   bash benchmarks/link.sh 100mbit .venv/bin/torchrun --nproc_per_node 2 -m flare_dist train \
+#       --config configs/quickstart.yaml --output_dir runs/slow_link
 #
 # All ranks take turns on that one device, as `flare-dist bandwidth --link 100Mbps/shared` has it. RATE is in tc's units
 # (100mbit, 1gbit). Needs Linux, root, and ip and tc (Debian: apt-get install iproute2).
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for tool in ip tc; do
   command -v "$tool" > /dev/null || { echo "error: $0 needs $tool (Debian: apt-get install iproute2)" >&2; exit 2; }
 done

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Run the benchmarks, all of them or those named, and write their tables into docs/benchmarks.md.
+# Run the benchmarks, all that have a name here or those that are given, and write their tables into docs/benchmarks.md.
 #   bash benchmarks/run.sh
 #   bash benchmarks/run.sh selection server_step
-#   MNIST=data bash benchmarks/run.sh rounds          # with MNIST in data/, as data.root has it; downloads the peers
+#   MNIST=data bash benchmarks/run.sh rounds    # with MNIST in data/, as data.root has it; installs the peers, to PEERS
 # Names: selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale cohort; on a GPU selection_gpu and
 # cohort_gpu instead of the last; and, only where it is named, scale_spill, which fills 50 GB of disk. The links need Linux
 # and root (benchmarks/link.sh).
 # About twenty minutes on two cores, which should have nothing else to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
+PATH="$PWD/.venv/bin:$PATH"
+python=$(command -v python)
 ranks="$python -m torch.distributed.run --standalone --nproc_per_node 2"
 export OMP_NUM_THREADS=1 PYTHONPATH=$PWD
 run() {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from timing import alternate, machine, milliseconds, print_table, ratio
@@ -54,15 +55,19 @@ def table(n: int, turns: int) -> None:
     vector, other = torch.randn(n, device="cuda"), torch.randn(n, device="cuda")
     residual = vector.clone()
     rows = []
+
+    def add_and_select(k: int) -> Tensor:
+        return largest_on_gpu(residual.add_(other, alpha=1e-9), k)
+
     for density in (1e-4, 1e-3, 1e-2):
         k = count_kept(n, density)
         magnitudes = vector.abs()
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "moves": lambda: residual.add_(other, alpha=1e-9),
-            "topk": lambda magnitudes=magnitudes, k=k: magnitudes.topk(k, sorted=False),
-            "select": lambda k=k: largest_on_gpu(vector, k),
-            "replayed": replayed(lambda k=k: largest_on_gpu(vector, k)),
-            "add, select": lambda k=k: largest_on_gpu(residual.add_(other, alpha=1e-9), k),
+            "topk": partial(magnitudes.topk, k, sorted=False),
+            "select": partial(largest_on_gpu, vector, k),
+            "replayed": replayed(partial(largest_on_gpu, vector, k)),
+            "add, select": partial(add_and_select, k),
         }
         seconds = alternate(ways, turns, warm_up=3)
         times = [f"{milliseconds(seconds, way):.3f}" for way in ways]
@@ -83,9 +88,9 @@ def hard_table(n: int, turns: int) -> None:
         assert (chosen.diff() > 0).all()
         assert torch.equal(magnitudes[chosen].sort().values, magnitudes.topk(k).values.flip(0))
         del chosen
-        ways = {
-            "topk": lambda magnitudes=magnitudes, k=k: magnitudes.topk(k, sorted=False),
-            "select": lambda vector=vector, k=k: largest_on_gpu(vector, k),
+        ways: dict[str, Callable[[], object]] = {
+            "topk": partial(magnitudes.topk, k, sorted=False),
+            "select": partial(largest_on_gpu, vector, k),
         }
         seconds = alternate(ways, turns, warm_up=2)
         times = [f"{milliseconds(seconds, way):.3f}" for way in ways]
@@ -101,7 +106,6 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: selection_gpu.py needs a GPU, and PyTorch finds none")
-        return
     print(machine() + "\n")
     for n in options.numel:
         needed = 80 * n  # bytes: mostly what torch.topk and the check need where k = n

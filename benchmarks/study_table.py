@@ -65,8 +65,8 @@ def measured(rows: list[Row], target: float | None) -> Row:
     )
     line = {"test accuracy": f"{mean(accuracies):.3f}{spread}"}
     if target is not None:
-        reached = [next((r["round"] for r in log if r.get("test_accuracy", 0) >= target), None) for log in logs]
-        line[f"round of {target:g}"] = f"{mean(reached):.0f}" if None not in reached else "not by all"
+        reached = [[r["round"] for r in log if r.get("test_accuracy", 0) >= target] for log in logs]
+        line[f"round of {target:g}"] = f"{mean(rounds[0] for rounds in reached):.0f}" if all(reached) else "not by all"
     line |= {"MB up": f"{up / 1e6:.1f}", "MB down": f"{down / 1e6:.1f}", "against dense": f"{dense / up:.1f} x"}
     mismatches = [r["mask_mismatch"] for log in logs for r in log if r["round"] and "mask_mismatch" in r]
     active = [log[-1]["active_weights"] for log in logs if "active_weights" in log[-1]]

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from flare_dist.comm.ddp_hook import sparse_hook as sparse_hook
     from flare_dist.comm.hook_checkpoint import load_hook_state as load_hook_state
     from flare_dist.comm.hook_checkpoint import save_hook_state as save_hook_state
+    from flare_dist.compression.config import CompressionConfig as CompressionConfig
     from flare_dist.engines.attach import attach as attach
 
 _HOMES = {
+    "CompressionConfig": "flare_dist.compression.config",
     "SparseHookState": "flare_dist.comm.ddp_hook",
     "attach": "flare_dist.engines.attach",
     "load_hook_state": "flare_dist.comm.hook_checkpoint",

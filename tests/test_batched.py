@@ -28,7 +28,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.run import gather
 from flare_dist.run.config import Config
 from flare_dist.run.rounds import federated_round
-from flare_dist.run.together import settle_together, why_not
+from flare_dist.run.together import settle_together, why_not_together
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests import test_rounds
@@ -193,7 +193,7 @@ def test_texts_agree() -> None:
             return self.head(torch.tanh(self.embedding(x))).movedim(-1, 1)
 
     model = Speaker()
-    assert batchable.why_not(model, torch.zeros(1, 5, dtype=torch.int64)) is None
+    assert batchable.why_not_batchable(model, torch.zeros(1, 5, dtype=torch.int64)) is None
     inputs, labels = torch.randint(4, (2, 3, 5)), torch.randint(4, (2, 3, 5))
     initial = {name: value.detach().clone() for name, value in model.named_parameters()}
     step = Step(inputs, labels, torch.tensor([3, 3]))
@@ -315,7 +315,7 @@ def count(model: Acting, x: Tensor) -> Tensor:
 )
 def test_models_fall_back_with_the_reason(model: nn.Module, reason: str | None) -> None:
     before = copy.deepcopy(model.state_dict())
-    found = batchable.why_not(model, torch.zeros(1, 4))
+    found = batchable.why_not_batchable(model, torch.zeros(1, 4))
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -339,7 +339,7 @@ def test_settings_fall_back_with_the_reason(
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     caplog.set_level("INFO")
     config, model, blank = replace(Config(), **changes), nn.Linear(4, 4), torch.zeros(1, 4)
-    found = why_not(config, model, blank)
+    found = why_not_together(config, model, blank)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
     settled = settle_together(config, model, blank, "cuda")
     assert settled.clients.together == ("never" if reason else "always")

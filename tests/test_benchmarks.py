@@ -20,6 +20,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS
 SMALL = {
     "selection.py": ["--numel", "70000", "--turns", "1"],
     "server_step.py": ["--numel", "20000", "--clients", "4", "--density", "0.01", "--turns", "1"],
+    "cohort.py": ["--clients", "2", "--examples", "6", "12", "--turns", "1", "--model", "2nn"],
     "hook_step.py": ["--batch_size", "2", "--turns", "1", "--steps", "1"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -53,6 +54,13 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_what_a_benchmark_uses_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is imported, since not all are small enough to be run here."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert load(name).__doc__
 
 
 def test_tables_are_put_between_their_marks_alone(

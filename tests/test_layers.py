@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "analysis": {"layout"},
     "cli": PURE | {"clients", "server", "comm", "engines", "run", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"comm", "engines"},
+    "__init__": {"comm", "compression", "engines"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},

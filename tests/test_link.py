@@ -67,7 +67,7 @@ def test_a_failing_command_s_status_is_kept_and_nothing_is_left() -> None:
 def test_it_says_what_it_needs() -> None:
     done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "bash benchmarks/link.sh 100mbit torchrun" in done.stderr
+    assert "bash benchmarks/link.sh 100mbit .venv/bin/torchrun" in done.stderr
     bare = {"PATH": "/nonexistent"}
     bash = shutil.which("bash")
     assert bash is not None

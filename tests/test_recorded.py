@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flare_dist.engines import recorded
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
-from flare_dist.engines.recorded import Recordings, record, why_not
+from flare_dist.engines.recorded import Recordings, record, why_not_recorded
 from flare_dist.models.registry import build
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def hooked(parameter: bool) -> nn.Module:
     ],
 )
 def test_models_that_are_not_recorded(model: nn.Module, reason: str | None) -> None:
-    found = why_not(model)
+    found = why_not_recorded(model)
     assert (found is None) == (reason is None)
     assert (reason or "") in (found or "")
 

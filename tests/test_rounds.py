@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_clients_that_are_not_finite_are_left_out_and_keep_their_residual(config
         assert sum(rejected) > 0
         for report in reports:
             assert report["clients"] == 4
-            assert report["train_loss"] == pytest.approx(report["train_loss"])  # finite
+            assert math.isfinite(report["train_loss"])
         for client in {1, 4} & set(states) if config is SPARSE else ():
             assert not states[client]["residual"].any()
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.compression import selection
+from flare_dist.compression.selection import NotFiniteError, largest_unwaited
 from flare_dist.compression.sparsifiers import (
     COUNTS,
     SCOPES,
     SPARSIFIERS,
-    NotFiniteError,
     Segment,
     count_kept,
-    largest_unwaited,
     randk,
     select,
     threshold_k,
@@ -123,8 +123,13 @@ def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
     "kind", [*KINDS, "sorted", "one huge", "heavy tail", "at the end", "in the sample", "beside it"]
 )
 @pytest.mark.parametrize("density", [1e-5, 1e-3, 1e-2, 0.02, 0.05, 0.2, 1.0])
-def test_long_vectors_are_selected_exactly(kind: str, density: float) -> None:
-    """Also where the bound that a sample gives is too high, too low, or the value of many."""
+@pytest.mark.parametrize("chunk", [1000, 2**20])
+def test_long_vectors_are_selected_exactly(
+    kind: str, density: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the bound that a sample gives is too high, too low, or the value of many; in chunks and at once."""
+    monkeypatch.setattr(selection, "_CHUNK", chunk)
+    monkeypatch.setattr(selection, "_PARTITIONED", chunk)
     n = 2**17 + 13
     if kind == "sorted":
         x = torch.arange(n).float()

@@ -24,7 +24,7 @@ MOST_ON_CPU = 16  # a CPU is busy with one client, and memory there is not ours 
 MOST_ON_GPU = 256  # beyond it kernels are long and launches cost nothing any more
 
 
-def why_not(model: nn.Module, blank: Tensor) -> str | None:
+def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
     """Why clients of `model`, which is on the CPU, cannot be trained as one batch; None where they can.
 
     `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients on a copy.

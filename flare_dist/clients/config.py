@@ -21,9 +21,10 @@ class ClientsConfig:
         local_epochs: passes over a client's examples in each round.
         local_steps: mini-batch steps in each round, instead of local_epochs (null = by epochs).
         batch_size: examples in a mini-batch.
-        optimizer: sgd, adam or adamw; its state starts fresh in every round.
+        optimizer: sgd, adam or adamw; in mode federated its state starts fresh in every round.
         lr: learning rate of the local optimizer.
-        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
+        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
+            step:FACTOR@ROUND,...
         momentum: momentum of sgd.
         weight_decay: weight decay of the local optimizer.
         gradient_clipping: largest norm of the gradient that the optimizer is given, penalty included; longer ones are

@@ -36,7 +36,7 @@ from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import WORD, Payload
-from flare_dist.compression.sparsifiers import NotFiniteError, check_finite
+from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
 
 
@@ -59,14 +59,16 @@ class SparseHookState:
         process_group: the ranks to exchange with, as given to DDP (None = all).
         seed: of the randk sparsifier, and of rounding at random.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
-            none), momentum, residual_decay, count, dense_below, index_codec, value_codec, warmup and warmup_rounds,
-            which here count steps.
+            none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
+            value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
+            `help(flare_dist.CompressionConfig)`.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
     rank before padding, `kept` entries in them, `collectives`. It is not saved.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
-    sizes, a threshold gives payloads of unknown size, EF21 needs a server.
+    sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
+    would cross tensors.
     """
 
     def __init__(

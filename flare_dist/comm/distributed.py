@@ -141,7 +141,7 @@ class World:
             return tensor if moved is tensor else tensor.copy_(moved)
 
     def largest(self, numbers: list[float]) -> list[float]:
-        """Elementwise maximum over the ranks; a control message of a few bytes, which is not counted as traffic."""
+        """Elementwise maximum over the ranks; a control message, whose few bytes are not counted."""
         maxima = torch.tensor(numbers, dtype=torch.float64, device=self._wire_device)
         if self.size > 1:
             self.traffic.collectives += 1

@@ -10,7 +10,8 @@ from torch import Tensor
 from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Payload
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, check_finite, select
+from flare_dist.compression.selection import check_finite
+from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 

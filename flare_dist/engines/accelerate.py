@@ -1,4 +1,4 @@
-"""Placement and mixed precision of local training by Hugging Face Accelerate.
+"""Local training, placed and in mixed precision by Hugging Face Accelerate.
 
 Models are prepared without a DDP wrapper, and data loaders never: clients are private, ranks exchange model deltas.
 """
@@ -25,7 +25,7 @@ from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_sta
 from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
-from flare_dist.engines.recorded import Recordings, why_not
+from flare_dist.engines.recorded import Recordings, why_not_recorded
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 
@@ -36,7 +36,8 @@ WRAPPERS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_M
 def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple[Accelerator, nn.Module]:
     """The model on `device`, with its forward under autocast where the precision asks for it.
 
-    The process group, if any, must exist before: Accelerate would start its own.
+    Sets torch's number of threads, and forgets what `accelerate launch` says of wrappers. The process group, if any,
+    must exist before: Accelerate would start its own.
     """
     for name in [name for name in os.environ if name.startswith(WRAPPERS)]:
         del os.environ[name]
@@ -86,7 +87,8 @@ class AccelerateModel:
         settings, whole = self.optimizer.param_groups[0], config.gradient_accumulation_steps == 1
         is_sgd = type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
         self._steps_plainly = is_sgd and whole and scaler is None and gradient_clipping is None
-        records = device.type == "cpu" and config.mixed_precision == "no" and whole and why_not(self.module) is None
+        is_plain = device.type == "cpu" and config.mixed_precision == "no" and whole
+        records = is_plain and why_not_recorded(self.module) is None
         self._recordings = Recordings(self.module, self._tensors) if records else None
 
     def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState | LibraryHookState:
@@ -166,6 +168,16 @@ class AccelerateModel:
         (self.optimizer if scaler is None else self._scaled_optimizer).step()
         return loss
 
+    def _recorded(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]] | None:
+        """Mean loss and gradients of a batch by a recording; None where the step has to be taken by autograd."""
+        if self._recordings is None or self._parallel is not None:
+            return None
+        recording = self._recordings.of(inputs, labels)
+        if recording is None:
+            return None
+        loss, *gradients = recording(*self._values, inputs, labels)
+        return loss, gradients
+
     def _plain_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """`step` for SGD without anything else, with the same bits.
 
@@ -173,9 +185,9 @@ class AccelerateModel:
         torch.optim's bookkeeping, take a small model a third of its step.
         """
         lr = self.optimizer.param_groups[0]["lr"]
-        recording = self._recordings and self._recordings.of(inputs, labels)
-        if recording:
-            loss, *own = recording(*self._values, inputs, labels)
+        recorded = self._recorded(inputs, labels)
+        if recorded is not None:
+            loss, own = recorded
             torch._foreach_add_(self._values, own, alpha=-lr)
             return loss
         for parameter in self._tensors:
@@ -193,10 +205,10 @@ class AccelerateModel:
         """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
         scaler = self._accelerator.scaler
         self._gradient.zero_()
-        recording = self._recordings and not self._parallel and self._recordings.of(inputs, labels)
-        if recording:
-            loss, *gradients = recording(*self._values, inputs, labels)
-            torch._foreach_add_(self._slots, gradients)
+        recorded = self._recorded(inputs, labels)
+        if recorded is not None:
+            loss, own = recorded
+            torch._foreach_add_(self._slots, own)
             return loss
         for parameter, slot in zip(self._tensors, self._slots):
             parameter.grad = slot

@@ -87,7 +87,7 @@ def _shortest(func: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], An
     return func, func(*args, **kwargs)
 
 
-def why_not(model: nn.Module) -> str | None:
+def why_not_recorded(model: nn.Module) -> str | None:
     """Why the steps of `model` are not to be recorded; None where they may be."""
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
         return "it is large"

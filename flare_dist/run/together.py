@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not(config: Config, model: nn.Module, blank: Tensor) -> str | None:
+def why_not_together(config: Config, model: nn.Module, blank: Tensor) -> str | None:
     """Why the clients of this run cannot be trained as one batch; None where they can.
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
@@ -30,7 +30,7 @@ def why_not(config: Config, model: nn.Module, blank: Tensor) -> str | None:
         (clients.step_ahead > 0, "clients.step_ahead starts each client elsewhere"),
         (config.sparse_training.is_sparse, f"sparse_training.method={config.sparse_training.method} has masks"),
     ]
-    return next((reason for holds, reason in reasons if holds), None) or batchable.why_not(model, blank)
+    return next((reason for holds, reason in reasons if holds), None) or batchable.why_not_batchable(model, blank)
 
 
 def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str) -> Config:
@@ -40,7 +40,7 @@ def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str
     wanted = config.clients.together
     if wanted == "never":
         return config
-    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not(config, model, blank)
+    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank)
     if reason and wanted == "always":
         raise ValueError(f"clients.together: always is not possible: {reason}")
     if config.mode == "federated":

@@ -23,7 +23,8 @@ class ServerConfig:
             optimizer: of fedadam and fedyogi 0.9 and 0.99, of fedadagrad 0 and none.
         tau: how adaptive fedadagrad, fedadam and fedyogi are, added to the root of the second moment, which begins with
             its square; smaller = more.
-        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL or step:FACTOR@ROUND,...
+        lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
+            step:FACTOR@ROUND,...
         aggregator: how the clients' deltas become one: mean, weighted by clients.weighting, or fednova (of deltas by
             the local step, times the mean number of these, so that clients with many steps do not weigh more).
     """

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from flare_dist.compression.sparsifiers import largest
+from flare_dist.compression.selection import largest
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.sparse_training.config import SparseTrainingConfig
 
