@@ -52,19 +52,24 @@ def _add_repetitions(group: Any, each: str, ranks: int) -> None:
     group.add_argument("--ranks", type=int, default=ranks, help="Ranks of each run, on this node.")
 
 
-def _parse_grid(command: str, options: Any, launch: Launch, grid: dict[str, list[str]]) -> Grid:
+def _begin(command: str, launch: Launch) -> None:
+    """Refuse a launcher, and let SIGTERM end the run in progress as Ctrl-C does."""
     if launch.size > 1:
         raise ValueError(f"{command}: start it once, without a launcher; --ranks gives each run its ranks")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _parse_grid(options: Any, grid: dict[str, list[str]]) -> Grid:
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
         raise ValueError(f"--seeds: needs whole numbers separated by commas, got {options.seeds!r}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the run in progress ends as well
     return Grid(grid, parse_values("--tune", options.tune), seeds)
 
 
 def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
-    grid = _parse_grid("sweep", options, launch, parse_values("--grid", options.grid))
+    _begin("sweep", launch)
+    grid = _parse_grid(options, parse_values("--grid", options.grid))
     config = build_config(parser, options)
     rows = sweep(config, grid, options.ranks)
     keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
@@ -95,7 +100,8 @@ def compare_parser() -> ArgumentParser:
 
 
 def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
-    grid, links = _parse_grid("compare", options, launch, {}), parse_projections(options)
+    _begin("compare", launch)
+    grid, links = _parse_grid(options, {}), parse_projections(options)
     config = build_config(parser, options)
     if config.mode != "gradient":
         raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")

@@ -78,11 +78,7 @@ class SharedEpochs:
 
     def __init__(self, num_examples: int, batch_size: int, size: int, seed: int) -> None:
         """Raises ValueError that names clients.batch_size where there are too few examples for one batch."""
-        if batch_size * size > num_examples:
-            raise ValueError(
-                f"clients.batch_size: {size} ranks with {batch_size} examples each need {batch_size * size}, "
-                f"there are {num_examples}"
-            )
+        check_enough(num_examples, batch_size, size)
         self.num_examples = num_examples
         self.batch_size = batch_size
         self.size = size
@@ -97,6 +93,15 @@ class SharedEpochs:
             self._order = torch.randperm(self.num_examples, generator=seeding.generator(self.seed, "shuffle", epoch))
         start = (place * self.size + rank) * self.batch_size
         return self._order[start : start + self.batch_size]
+
+
+def check_enough(num_examples: int, batch_size: int, size: int) -> None:
+    """Raise ValueError that names clients.batch_size where `size` ranks cannot have a batch each."""
+    if batch_size * size > num_examples:
+        raise ValueError(
+            f"clients.batch_size: {size} ranks with {batch_size} examples each need {batch_size * size}, "
+            f"there are {num_examples}"
+        )
 
 
 def move(inputs: Tensor, moves: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from flare_dist.comm.distributed import Launch, World, open_world
-from flare_dist.data.batches import BatchSource, SharedEpochs
+from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir, statedir
@@ -60,7 +60,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         check_run(config, parts, model)
         config = settle_together(config, model, data.blank, config.engine.device)
         if config.mode == "gradient":
-            SharedEpochs(len(data.train.labels), config.clients.batch_size, launch.size, config.seed)
+            check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
 
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
