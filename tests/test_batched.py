@@ -299,6 +299,28 @@ def count(model: Acting, x: Tensor) -> Tensor:
     return x
 
 
+class HiddenMean(nn.Module):
+    """What it makes of the other examples counts for nothing yet, as in a residual branch that begins with zero."""
+
+    def __init__(self, first: nn.Module, gate: float) -> None:
+        super().__init__()
+        self.first, self.gate = first, nn.Parameter(torch.full((4,), gate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        return hidden + self.gate * hidden.mean(0)
+
+
+def test_dependence_that_initial_weights_or_equal_texts_hide_is_found() -> None:
+    text = torch.zeros(1, 5, dtype=torch.int64)
+    for model, blank in (
+        (HiddenMean(nn.Linear(4, 4), 0.0), torch.zeros(1, 4)),
+        (HiddenMean(nn.Embedding(9, 4), -1.0), text),
+    ):
+        found = batchable.why_not_batchable(model, blank)
+        assert found == "the model's examples are not independent of the others in their batch"
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

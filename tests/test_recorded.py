@@ -78,12 +78,9 @@ class Own(nn.Module):
         return self.then(self.layer(inputs))
 
 
-def hooked(parameter: bool) -> nn.Module:
+def changed(change: Callable[[nn.Linear], object]) -> nn.Module:
     net = nn.Linear(3, 5)
-    if parameter:
-        net.weight.register_hook(lambda gradient: None)
-    else:
-        net.register_forward_hook(lambda module, inputs, output: None)
+    change(net)
     return net
 
 
@@ -92,8 +89,15 @@ def hooked(parameter: bool) -> nn.Module:
     [
         (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), "buffers"),
         (Own(torch.relu), "its Own may do something else"),
-        (hooked(parameter=False), "its Linear has hooks"),
-        (hooked(parameter=True), "its parameters have hooks"),
+        (changed(lambda net: net.register_forward_hook(lambda *given: None)), "its Linear has hooks"),
+        (changed(lambda net: net.compile(backend="eager")), "its Linear has hooks or is compiled"),
+        (changed(lambda net: setattr(net, "forward", torch.relu)), "its Linear has been given a function"),
+        (changed(lambda net: net.weight.register_hook(lambda gradient: None)), "hooks on its parameters"),
+        (
+            changed(lambda net: net.weight.register_post_accumulate_grad_hook(lambda weight: None)),
+            "hooks on its parameters",
+        ),
+        (torch.fx.symbolic_trace(nn.Linear(3, 5)), "may do something else at every call"),
         (nn.Linear(1024, 1024), "large"),
         (nn.Linear(3, 5), None),
     ],
@@ -102,6 +106,31 @@ def test_models_that_are_not_recorded(model: nn.Module, reason: str | None) -> N
     found = why_not_recorded(model)
     assert (found is None) == (reason is None)
     assert (reason or "") in (found or "")
+
+
+def test_hooks_on_all_modules_are_seen() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        assert why_not_recorded(nn.Linear(3, 5)) is not None
+    finally:
+        handle.remove()
+
+
+def test_a_function_of_torch_s_that_means_something_else_is_not_called() -> None:
+    """The short one averages by default, where the operation, whose default arguments are left out, does not."""
+
+    def scaled(scores: Tensor) -> Tensor:
+        fixed = scores.detach()
+        return scores * nn.functional.binary_cross_entropy_with_logits(fixed, fixed.sigmoid())
+
+    model = Own(scaled)
+    tensors = list(model.parameters())
+    recording = record(model, tensors, *next(batches((3,), [4])))
+    assert recording is not None
+    inputs, labels = list(batches((3,), [4, 4]))[1]
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    expected = (loss, *torch.autograd.grad(loss, tensors))
+    assert all(map(torch.equal, recording(*[t.detach() for t in tensors], inputs, labels), expected))
 
 
 CONSTANT = torch.ones(5)

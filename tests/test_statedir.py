@@ -157,7 +157,18 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
         start(one)
     start(one)
     shutil.move(tmp_path / "one", tmp_path / "moved")
-    statedir.check(two)  # nobody's any more
+    statedir.check(dataclasses.replace(one, output_dir=str(tmp_path / "moved")))
+    with pytest.raises(ValueError, match=r"/one, which is not there any more, remember; remove it or choose another"):
+        statedir.check(dataclasses.replace(two, checkpoint=CheckpointConfig()))
+    (tmp_path / "one-states" / statedir.OWNER).unlink()
+    with pytest.raises(ValueError, match="a run that left no name"):
+        statedir.check(two)
+    (tmp_path / "one-states" / statedir.OWNER).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* cannot be read"):
+        statedir.check(two)
+    (tmp_path / "one-states" / statedir.OWNER).unlink()
+    shutil.rmtree(tmp_path / "one-states" / "00000")
+    statedir.check(two)
 
 
 def test_a_sweep_is_several_runs(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ MOST_ON_GPU = 256  # beyond it kernels are long and launches cost nothing any mo
 def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
     """Why clients of `model`, which is on the CPU, cannot be trained as one batch; None where they can.
 
-    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients on a copy.
+    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients on a copy whose
+    weights are not the initial ones, since these may hide what a layer does (a branch that begins with zeros).
     """
     for kind, reason in REFUSED:
         if any(isinstance(part, kind) for part in model.modules()):
@@ -35,10 +36,16 @@ def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
     tried = copy.deepcopy(model).train()
     start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
     buffers = [buffer.clone() for buffer in tried.buffers()]
+    draws = torch.Generator().manual_seed(0)
     inputs = blank.expand(2, 3, *blank.shape[1:]).clone()
     if inputs.is_floating_point():
-        inputs.normal_(generator=torch.Generator().manual_seed(0))
+        inputs.normal_(generator=draws)
+    else:
+        known = [part.num_embeddings for part in tried.modules() if isinstance(part, nn.Embedding)]
+        inputs.random_(0, min(known, default=1), generator=draws)
     stacked = dict(zip(start, stack(start, 2)))
+    for values in stacked.values():
+        values.data.add_(torch.randn(values.shape, generator=draws), alpha=0.1)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "There is a performance drop")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,8 +116,11 @@ class Slots(Mapping[int, dict[str, Tensor]]):
         for client, version in self.versions.items():
             path = self.path(client, version.number)
             try:
-                if (size := path.stat().st_size) != self.format.nbytes:
-                    found.append(f"{path} has {size} bytes instead of {self.format.nbytes}")
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    found.append(f"{path} is not a file")
+                elif status.st_size != self.format.nbytes:
+                    found.append(f"{path} has {status.st_size} bytes instead of {self.format.nbytes}")
             except OSError as error:
                 found.append(f"{path}: {error.strerror}")
         return found
@@ -157,12 +161,17 @@ def slot_path(directory: Path, client: int, number: int) -> Path:
 
 def remove_versions(directory: Path, is_ours: Callable[[int], bool], kept: Container[tuple[int, int]] = ()) -> None:
     """Remove all versions of our clients but those `kept`, (client, number); other files stay."""
+    for path, client, number in versions_in(directory):
+        if is_ours(client) and (client, number) not in kept:
+            path.unlink()
+
+
+def versions_in(directory: Path) -> Iterator[tuple[Path, int, int]]:
+    """(file, client, number) of every version there is."""
     for path in directory.glob("[0-9]*/*-*.bin"):
         client, number = path.stem.split("-", maxsplit=1)
-        if not (client.isdecimal() and number.isdecimal()) or path != slot_path(directory, int(client), int(number)):
-            continue
-        if is_ours(int(client)) and (int(client), int(number)) not in kept:
-            path.unlink()
+        if client.isdecimal() and number.isdecimal() and path == slot_path(directory, int(client), int(number)):
+            yield path, int(client), int(number)
 
 
 def sync(paths: Sequence[Path]) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
-KNOWN = {"torch", "torchvision", "flare_dist"}  # whose modules do the same at every call
+KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # whose modules do the same at every call
 
 Recording = Callable[..., tuple[Tensor, ...]]
 
@@ -37,6 +38,8 @@ class Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []  # for no place in memory to be given away twice
         self._nodes: dict[tuple[Any, ...], fx.Node] = {}
         for number, tensor in enumerate(inputs):
+            if tensor.numel() and _place(tensor) in self._nodes:
+                raise NotRecordableError("two inputs that are the same memory")
             self._know(tensor, self.graph.placeholder(f"input_{number}"))
 
     def node(self, value: Any) -> Any:
@@ -57,7 +60,8 @@ class Recorder(TorchDispatchMode):
         if func._schema.is_mutable or tags & set(func.tags):
             raise NotRecordableError(str(func))
         inputs, named = fx.node.map_aggregate(args, self.node), fx.node.map_aggregate(kwargs, self.node)
-        function, result = _shortest(func, args, kwargs)
+        result = func(*args, **kwargs)
+        function = _shortest(func, args, kwargs, result)
         if isinstance(result, Tensor):
             if _place(result) not in self._nodes:
                 self._know(result, self.graph.call_function(function, inputs, named))
@@ -72,19 +76,21 @@ class Recorder(TorchDispatchMode):
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
-def _shortest(func: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """The function to call for an operation, and its result: torch's own takes a third of the time of an overload."""
+def _shortest(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[..., Any]:
+    """What to call for an operation with this result: torch's own function takes a third of the time of an overload."""
     name = func._schema.name.removeprefix("aten::")
     for function in (getattr(torch, name, None), getattr(Tensor, name, None)):
-        if function is not None:
+        if function is not None and isinstance(result, Tensor):
             try:
-                return function, function(*args, **kwargs)
-            except TypeError:  # it has other arguments
+                other = function(*args, **kwargs)
+            except (TypeError, RuntimeError):  # it has other arguments
                 continue
-    return func, func(*args, **kwargs)
+            if isinstance(other, Tensor) and _place(other)[1:] == _place(result)[1:] and torch.equal(other, result):
+                return function
+    return func
 
 
 def why_not_recorded(model: nn.Module) -> str | None:
@@ -93,19 +99,26 @@ def why_not_recorded(model: nn.Module) -> str | None:
         return "it is large"
     if any(True for _ in model.buffers()):
         return "it has buffers, which may change"
-    if any(parameter._backward_hooks for parameter in model.parameters()):
-        return "its parameters have hooks"
+    hooks = [getattr(modules, name) for name in vars(modules) if name.startswith("_global_") and "hooks" in name]
+    hooks += [p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()]
+    if any(hooks):
+        return "there are hooks on its parameters or on all modules"
     for part in model.modules():
-        if type(part).__module__.split(".")[0] not in KNOWN:
+        if not type(part).__module__.startswith(KNOWN):
             return f"its {type(part).__name__} may do something else at every call"
-        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        if any(hooks) or "forward" in vars(part):
-            return f"its {type(part).__name__} has hooks"
+        own = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        if any(own) or part._compiled_call_impl is not None:
+            return f"its {type(part).__name__} has hooks or is compiled"
+        if any(callable(value) and not isinstance(value, nn.Module | nn.Parameter) for value in vars(part).values()):
+            return f"its {type(part).__name__} has been given a function"
     return None
 
 
 class Recordings:
-    """Of one model, a recording for each of the first few shapes of batches that it is trained on."""
+    """Of one model, a recording for each of the first few shapes of batches that it is trained on.
+
+    Nothing else may become of the model than other weights: neither hooks nor frozen parameters.
+    """
 
     def __init__(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
         self._model = model
@@ -133,7 +146,8 @@ def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: 
     `tensors` are the parameters of `model`. None where a pass cannot be recorded, or does not repeat its bits.
     """
     try:
-        with Recorder([*tensors, inputs, labels]) as recorder:
+        recorder = Recorder([*tensors, inputs, labels])
+        with recorder:
             loss = F.cross_entropy(model(inputs), labels)
             results = (loss, *torch.autograd.grad(loss, tensors))
         recorder.graph.output(tuple(recorder.node(result) for result in results))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flare_dist.clients.slots import remove_versions
+from flare_dist.clients.slots import remove_versions, versions_in
 from flare_dist.run import rundir
 from flare_dist.run.config import Config
 from flare_dist.run.files import write_text
@@ -40,6 +40,11 @@ def check(config: Config, source: Path | None = None) -> None:
     if owner and owner != Path(config.output_dir).resolve() and (owner / rundir.CONFIG).exists():
         raise ValueError(
             f"clients.state_dir: {state_dir} holds what the clients of {owner} remember; choose another directory"
+        )
+    if owner != Path(config.output_dir).resolve() and any(versions_in(state_dir)) and not _goes_on(config, state_dir):
+        whose = f"of {owner}, which is not there any more," if owner else "of a run that left no name"
+        raise ValueError(
+            f"clients.state_dir: {state_dir} holds what the clients {whose} remember; remove it or choose another"
         )
 
 
@@ -79,9 +84,20 @@ def clear(directory: Path) -> None:
         (state_dir / OWNER).unlink()
 
 
+def _goes_on(config: Config, state_dir: Path) -> bool:
+    """Whether the run directory, which may have been moved, holds a run with its clients' memory there."""
+    try:
+        own = rundir.state_dir_of(Path(config.output_dir))
+    except ValueError:  # it holds none
+        return False
+    return own is not None and own.resolve() == state_dir.resolve()
+
+
 def _owner(state_dir: Path) -> Path | None:
     """The run directory to which it belongs, if it is anybody's."""
     try:
         return Path((state_dir / OWNER).read_text(encoding="utf-8").strip())
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"clients.state_dir: {state_dir / OWNER} cannot be read: {error}") from error
