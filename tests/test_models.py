@@ -10,6 +10,7 @@ from flare_dist.layout import buffer_layout, parameter_layout
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import MODELS, Shape, build, find_builder
 from flare_dist.models.resnet import with_group_norm
+from flare_dist.models.small import OverlappingMaxPool
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 NOT_CALLABLE = 3
@@ -197,3 +198,16 @@ def test_unknown_norms_are_refused() -> None:
 def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
     with pytest.raises(ValueError, match=r"^model\.name: "):
         build(name, "group", shape, 10, seed=0)
+
+
+def test_a_pool_with_the_channels_innermost_has_the_bits_of_torch_s() -> None:
+    """Values, and gradients where windows overlap and entries are equal."""
+    ends = []
+    for pool in (nn.MaxPool2d(3, stride=1), OverlappingMaxPool(3, stride=1)):
+        draws = torch.Generator().manual_seed(0)
+        inputs = torch.randint(-3, 4, (4, 10, 12, 9), generator=draws).float().requires_grad_()
+        outputs = pool(inputs)
+        outputs.backward(torch.randn(outputs.shape, generator=draws))
+        assert outputs.is_contiguous()
+        ends.append((outputs, inputs.grad))
+    assert all(map(torch.equal, *ends))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def two_nn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -37,6 +37,16 @@ def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     )
 
 
+class OverlappingMaxPool(nn.MaxPool2d):
+    """MaxPool2d in half the time on a CPU, where torch's kernel is fast with the channels innermost; the same bits."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.is_cuda:
+            return super().forward(inputs)
+        innermost = inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return super().forward(innermost).contiguous()
+
+
 def mnist_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The MNISTNet of FLASH (Babakniya et al. 2023): 5x5 convolutions of 10 and 20 channels, each with a 3x3 pool of
     stride 1, and 50 units: 261,840 weights on MNIST.
@@ -46,10 +56,10 @@ def mnist_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     channels, height, width = input_shape
     return nn.Sequential(
         nn.Conv2d(channels, 10, 5),
-        nn.MaxPool2d(3, stride=1),
+        OverlappingMaxPool(3, stride=1),
         nn.ReLU(),
         nn.Conv2d(10, 20, 5),
-        nn.MaxPool2d(3, stride=1),
+        OverlappingMaxPool(3, stride=1),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(20 * (height - 12) * (width - 12), 50),
