@@ -20,7 +20,6 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS
 SMALL = {
     "selection.py": ["--numel", "70000", "--turns", "1"],
     "server_step.py": ["--numel", "20000", "--clients", "4", "--density", "0.01", "--turns", "1"],
-    "cohort.py": ["--clients", "2", "--examples", "6", "12", "--turns", "1", "--model", "2nn"],
     "hook_step.py": ["--batch_size", "2", "--turns", "1", "--steps", "1"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
