@@ -25,7 +25,7 @@ declare -A settings=(
   [hetero]="--sparse_training.method jmwst --sparse_training.hetero [[0.3,0.5],[0.3,0.75],[0.4,1]]"
 )
 declare -A roots=([mnist]=$mnist [cifar10]=$cifar10)
-declare -A rates=([mnist_1]=0.5,1.0 [mnist_0.1]=0.1,0.2,0.4 [cifar10_1]=0.1,0.3,0.6)
+declare -A rates=([mnist_1]=0.5,1.0 [mnist_0.1]=0.1,0.2,0.4 [cifar10_1]=0.1,0.6)
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 out=${OUT:-runs/flash}
 mkdir -p "$out"
