@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_dist.compression import gpu_selection
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
-from flare_dist.compression.selection import _largest, largest
+from flare_dist.compression.selection import largest
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 SAMPLE = 256
@@ -91,7 +91,7 @@ def test_it_selects_what_a_cpu_selects(interpreter: ProcessPoolExecutor, kind: s
     for k in (0, 1, n // 1000, n // 100, n // 2, n):
         found, _ = interpreter.submit(_select, x, k).result()
         assert found.dtype == torch.int64
-        assert torch.equal(found, _largest(x.abs(), k)), k
+        assert torch.equal(found, largest(x, k)), k
 
 
 @needs_triton
@@ -100,7 +100,7 @@ def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
     """A tile has 1024 or 2048 entries; ties lie on both sides of every border."""
     x = vector("ties", n)
     for k in {1, n // 20, n // 3, n - 1} - {0}:
-        assert torch.equal(interpreter.submit(_select, x, k).result()[0], _largest(x.abs(), k)), k
+        assert torch.equal(interpreter.submit(_select, x, k).result()[0], largest(x, k)), k
 
 
 @needs_triton
@@ -194,7 +194,7 @@ def test_a_gpu_selects_the_same_and_is_not_waited_for(kind: str, n: int) -> None
     assert pays(there)
     shifted = torch.cat([there.new_zeros(1), there])[1:]  # not at a multiple of 16 bytes
     for k in (1, n // 10_000, n // 1000, n // 100, n // 2, n):
-        expected = _largest(x.abs(), k)
+        expected = largest(x, k)
         for own in (there, shifted):
             torch.cuda.set_sync_debug_mode("error")
             try:

@@ -142,8 +142,8 @@ def test_long_vectors_are_selected_exactly(
         x[-13:] += 10
     elif kind in ("in the sample", "beside it"):
         x = torch.randn(n, generator=seeded())
-        lines = x[: n // 129 * 129].view(-1, 129)
-        (lines[:, :16] if kind == "in the sample" else lines[:, 16:]).mul_(100)
+        lines = x[: n // 129 * 129].view(-1, 129)  # a sample is the first eight of each line
+        (lines[:, :8] if kind == "in the sample" else lines[:, 8:]).mul_(100)
     else:
         x = vector(kind, n)
     k = count_kept(n, density)

@@ -6,6 +6,7 @@ numbers in as many bytes as each has bits. Nothing here waits for a GPU.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     if rest:
         high = (numbers >> (bits - rest)) & ((1 << rest) - 1)
         octets = torch.nn.functional.pad(high.to(torch.int64), (0, -count % 8)).view(-1, 8)
-        words = octets.new_zeros(len(octets))
-        for place in range(8):
-            words |= octets[:, place] << (place * rest)
+        words = (octets << torch.arange(0, 8 * rest, rest, device=numbers.device)).sum(1)
         planes.append(words.view(torch.uint8).view(-1, 8)[:, :rest].reshape(-1)[: -(-count * rest // 8)])
     return torch.cat(planes) if planes else numbers.new_empty(0, dtype=torch.uint8)
 
@@ -49,6 +48,8 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
     """uint8 [ceil(size / 8)], in which the bits at `positions` (different integers below `size`) are 1."""
     flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8, device=positions.device)
     flags[positions] = 1
+    if not flags.is_cuda:
+        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
     octets = flags.view(-1, 8)
     data = octets.new_zeros(len(octets))
     for place in range(8):
@@ -58,6 +59,8 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
 
 def unpack_bits(data: Tensor) -> Tensor:
     """bool [8 * nbytes]: the bits of uint8 `data` one by one."""
+    if not data.is_cuda:
+        return torch.from_numpy(np.unpackbits(data.numpy(), bitorder="little").view(bool))
     shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
     return ((data.view(-1, 1) >> shifts) & 1).view(-1).bool()
 
@@ -69,7 +72,7 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
     """
     flags = unpack_bits(data)
     if not data.is_cuda:
-        positions = flags.nonzero().squeeze(1)[:count]
+        positions = torch.from_numpy(np.flatnonzero(flags.numpy())[:count])
         return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.numel())
     return positions_unwaited(flags, count)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -108,6 +109,7 @@ INDEX_CODECS: dict[str, IndexCodec] = {
 }
 
 
+@lru_cache(maxsize=256)
 def index_codec(name: str, n: int, k: int, block: int = 4096) -> IndexCodec:
     """The codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
     codecs = INDEX_CODECS if block == 4096 else INDEX_CODECS | {"packed": blockwise(block)}

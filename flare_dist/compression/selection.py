@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flare_dist.compression.bits import positions_unwaited
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
 
-_LONG = 2**16  # entries from which on a sample pays
-_LINE = 16  # entries that a sample takes together, a line of the cache
-_EVERY = 1021  # entries between two lines of a long vector's sample: prime, lest all be of one column of a matrix
+_LONG = 2**15  # entries from which on a sample pays
+_SAMPLE = 2**13  # entries of a sample at least
+_LINE = 8  # entries that it takes together, half a line of the cache
+_EVERY = 2039  # entries between two lines of a long vector's sample: prime, lest all be of one column of a matrix
 _TILE = 2**17  # entries that are compared at once, half a megabyte
 _ALL_INSIDE = np.int64(0x0101010101010101)  # eight true bools
 _CHUNK = 2**20  # entries in which ties are looked for at once
 _PARTITIONED = 2**22  # entries up to which numpy's partition is the faster one whatever they are
+
+Array = NDArray[Any]
 
 
 class NotFiniteError(ValueError):
@@ -32,64 +37,59 @@ def largest(vector: Tensor, k: int) -> Tensor:
     """
     if vector.is_cuda:
         return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)
-    if vector.numel() >= _LONG and 0 < 4 * k <= vector.numel():
-        return _largest_of_long(vector, k)
-    magnitudes = vector.abs()
-    check_finite(magnitudes)
-    return _largest(magnitudes, k)
+    array = vector.numpy()  # whose functions take a fraction of the time of torch's for few entries
+    few_of_many = len(array) >= _LONG and 0 < 4 * k <= len(array)
+    return torch.from_numpy(_largest_of_long(array, k) if few_of_many else _largest(np.abs(array), k))
 
 
-def _largest_of_long(vector: Tensor, k: int) -> Tensor:
+def _largest_of_long(array: Array, k: int) -> Array:
     """The same by a bound that k entries should reach and few more, from a sample.
 
-    That is about 16,000 entries, or one in 64 where that is more. Whatever it is like, the result is right: where k
-    entries reach a bound, the k largest are among them.
+    Whatever the sample is like, the result is right: where k entries reach a bound, the k largest are among them.
     """
-    every = min(_EVERY, vector.numel() // 1024 | 1)
-    blocks = vector.numel() // every
-    sample = vector[: blocks * every].view(blocks, every)[:, :_LINE].abs().flatten()
-    check_finite(sample)
-    expected = k * sample.numel() / vector.numel()
+    numel = len(array)
+    every = min(_EVERY, numel * _LINE // _SAMPLE | 1)
+    blocks = numel // every
+    sample = np.abs(array[: blocks * every].reshape(blocks, every)[:, :_LINE]).ravel()
+    expected = k * len(sample) / numel
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 2)  # four standard deviations are once in 30,000 too few
     bound = _kth_largest(sample, rank)
-    most = 4 * rank * vector.numel() // sample.numel()
-    found, magnitudes = _reaching(vector, bound, most)
-    if found.numel() > most:  # the bound is too low, or the value of many
-        found, magnitudes = _reaching(vector, bound, vector.numel(), above=True)
-        if found.numel() < k:
-            check_finite(magnitudes)
-            return _with_first_ties(vector, found, bound, k)
-    check_finite(magnitudes)
-    return found[_largest(magnitudes, k)] if found.numel() >= k else _largest(vector.abs(), k)
+    most = 4 * rank * numel // len(sample)
+    found, magnitudes = _reaching(array, bound, most)
+    if len(found) > most:  # the bound is too low, or the value of many
+        found, magnitudes = _reaching(array, bound, numel, above=True)
+        if len(found) < k:
+            _check_magnitudes(magnitudes)
+            return _with_first_ties(array, found, bound, k)
+    return found[_largest(magnitudes, k)] if len(found) >= k else _largest(np.abs(array), k)
 
 
-def _reaching(vector: Tensor, bound: float, most: int, above: bool = False) -> tuple[Tensor, Tensor]:
+def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tuple[Array, Array]:
     """Ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; of NaN as well.
 
-    It ends where more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them has
+    It may end once more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them has
     nothing in it, and nearly all have not, none is looked at.
     """
-    array = vector.numpy()
     limit = array.dtype.type(bound)
     less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
     inside, other = np.ones(_TILE, bool), np.empty(_TILE, bool)
-    words, bits = inside.view(np.int64), inside.reshape(-1, 8)
-    positions, values, count = [], [], 0
+    words = inside.view(np.int64)
+    places, open_words, count = [], [], 0
     for start in range(0, len(array), _TILE):
         tile = array[start : start + _TILE]
         size = len(tile)
         less(tile, limit, out=inside[:size])
         np.logical_and(inside[:size], greater(tile, -limit, out=other[:size]), out=inside[:size])
         inside[size:] = True
-        open_words = np.flatnonzero(words != _ALL_INSIDE)
-        which = np.flatnonzero(~bits[open_words])
-        own = 8 * open_words[which // 8] + which % 8
-        positions.append(own + start)
-        values.append(np.abs(tile[own]))
+        own = np.flatnonzero(words != _ALL_INSIDE)
+        places.append(own + start // 8)
+        open_words.append(words[own])
         count += len(own)
         if count > most:
             break
-    return torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(values))
+    which = np.flatnonzero(~np.concatenate(open_words).view(bool))
+    positions = 8 * np.concatenate(places)[which >> 3] + (which & 7)
+    return positions, np.abs(array[positions])
 
 
 def check_finite(vector: Tensor) -> None:
@@ -99,39 +99,42 @@ def check_finite(vector: Tensor) -> None:
         raise NotFiniteError("values to select from are not finite")
 
 
-def _kth_largest(magnitudes: Tensor, k: int) -> float:
+def _check_magnitudes(magnitudes: Array) -> None:
+    """The same of magnitudes on a CPU, whose maximum tells."""
+    if len(magnitudes) and not math.isfinite(magnitudes.max()):
+        raise NotFiniteError("values to select from are not finite")
+
+
+def _kth_largest(magnitudes: Array, k: int) -> float:
     """numpy's partition takes a fraction of the time of torch's topk, but for long vectors that are nearly all ties."""
-    array = magnitudes.numpy()
-    if len(array) > _PARTITIONED:
-        return float(magnitudes.topk(k, sorted=False).values.amin())
-    return float(np.partition(array, len(array) - k)[len(array) - k])
+    if len(magnitudes) > _PARTITIONED:
+        return float(torch.from_numpy(magnitudes).topk(k, sorted=False).values.amin())
+    return float(np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k])
 
 
-def _places(mask: Tensor) -> Tensor:
-    """Ascending int64 positions where a bool vector is true; several times as fast as nonzero() on a CPU."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
-def _largest(magnitudes: Tensor, k: int) -> Tensor:
+def _largest(magnitudes: Array, k: int) -> Array:
     """Ascending positions of the k largest of `magnitudes`, on a CPU, the first of equals."""
-    if k in (0, magnitudes.numel()):
-        return torch.arange(k)
+    _check_magnitudes(magnitudes)
+    if k in (0, len(magnitudes)):
+        return np.arange(k)
+    if k == 1:
+        return magnitudes.argmax(keepdims=True)
     smallest_kept = _kth_largest(magnitudes, k)
-    kept = np.flatnonzero(magnitudes.numpy() >= smallest_kept)
+    kept = np.flatnonzero(magnitudes >= smallest_kept)
     if len(kept) == k:
-        return torch.from_numpy(kept)
-    return _with_first_ties(magnitudes, _places(magnitudes > smallest_kept), smallest_kept, k)
+        return kept
+    return _with_first_ties(magnitudes, np.flatnonzero(magnitudes > smallest_kept), smallest_kept, k)
 
 
-def _with_first_ties(vector: Tensor, above: Tensor, tie: float, k: int) -> Tensor:
+def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
     """The positions `above` and the first ones of magnitude `tie` that make them k, ascending."""
-    tied, left = [], k - above.numel()
-    for start in range(0, vector.numel(), _CHUNK):  # where there are many only the beginning is looked at
+    tied, left = [], k - len(above)
+    for start in range(0, len(array), _CHUNK):  # where there are many only the beginning is looked at
         if left:
-            found = _places(vector[start : start + _CHUNK].abs() == tie)[:left]
+            found = np.flatnonzero(np.abs(array[start : start + _CHUNK]) == tie)[:left]
             tied.append(found + start)
-            left -= found.numel()
-    return torch.cat([above, *tied]).sort().values
+            left -= len(found)
+    return np.sort(np.concatenate([above, *tied]))
 
 
 def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
