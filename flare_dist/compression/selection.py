@@ -118,7 +118,7 @@ def _largest(magnitudes: Array, k: int) -> Array:
     if k in (0, len(magnitudes)):
         return np.arange(k)
     if k == 1:
-        return magnitudes.argmax(keepdims=True)
+        return magnitudes.argmax(0, keepdims=True)
     smallest_kept = _kth_largest(magnitudes, k)
     kept = np.flatnonzero(magnitudes >= smallest_kept)
     if len(kept) == k:
