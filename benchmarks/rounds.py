@@ -6,6 +6,7 @@
 (benchmarks/peers/). The contestants run one after another in each turn, in processes of their own with one thread each;
 Flower and pfl-research come from a virtual environment that is made in --peers the first time (about 6 GB). Rounds
 after a warm-up count, without evaluation; CPU seconds are those of all processes. Accuracy is that after all rounds.
+The last contestant only multiplies the matrices of the same steps: what no trainer can be faster than.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,6 +37,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "mnist_2nn.yaml"
 PACKAGES = ["flwr[simulation]", "pfl[pytorch]", "psutil", "torchvision"]
 TARGETS = {"flower": 40.0, "flower loader": 40.0, "pfl": 2.0, "pfl 2": 1.3, "bare 2": 1.3}
+PEERS = ["bare", "pfl", "flower", "products"]
 NAMES = {
     "ours 2": "flare_dist, 2 ranks",
     "ours": "flare_dist, 1 process",
@@ -44,6 +47,7 @@ NAMES = {
     "pfl": "pfl-research, 1 process",
     "flower": "Flower simulation, 2 workers",
     "flower loader": "the same, clients with a DataLoader",
+    "products 2": "matrix products alone, 2 ranks",
 }
 
 
@@ -54,10 +58,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=["bare", "pfl", "flower"], default=["bare", "pfl", "flower"])
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=PEERS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if set(options.only) - {"bare"}:
+    if {"pfl", "flower"} & set(options.only):
         install(options.peers)
     contestants = [name for name in NAMES if name.split()[0] in ("ours", *options.only)]
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
@@ -76,7 +80,8 @@ def main() -> None:
         faster = median(peer["seconds"] / own["seconds"] for peer, own in zip(reports[name], reports[ours]))
         middle = {key: median(report[key] for report in reports[name]) for key in ("seconds", "cpu", "accuracy")}
         target = f"≥ {TARGETS[name]:g} x" if name in TARGETS else ""
-        numbers = [f"{middle['seconds']:.3f}", f"{middle['cpu']:.3f}", f"{middle['accuracy']:.4f}"]
+        accuracy = "" if math.isnan(middle["accuracy"]) else f"{middle['accuracy']:.4f}"
+        numbers = [f"{middle['seconds']:.3f}", f"{middle['cpu']:.3f}", accuracy]
         rows.append([NAMES[name], *numbers, f"{faster:.2f} x", target])
     print_table(["", "seconds a round", "CPU seconds", "accuracy", "times ours", "target"], rows)
     print("Times ours: two processes against our two ranks, one against ours in one.\n")
@@ -118,7 +123,7 @@ def write_task(root: Path, directory: Path) -> None:
 def run(name: str, task: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds and CPU seconds a round, and the accuracy, of one run of a contestant."""
     kind, _, how = name.partition(" ")
-    script = {"ours": "ours.py", "bare": "bare_loop.py", "pfl": "pfl_research.py", "flower": "flower.py"}[kind]
+    script = {"bare": "bare_loop", "pfl": "pfl_research"}.get(kind, kind) + ".py"
     python = options.peers / "bin" / "python" if kind in ("pfl", "flower") else Path(sys.executable)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", how] if how.isdecimal() else []
     for old in task.glob("report.*.json"):

@@ -15,7 +15,7 @@ from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
-_FEW = 1024  # entries of a gradient that are looked at first
+_FEW = 64  # entries of a gradient that are looked at first
 
 
 class BucketMemory:
