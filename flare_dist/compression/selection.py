@@ -67,8 +67,8 @@ def _largest_of_long(array: Array, k: int) -> Array:
 def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tuple[Array, Array]:
     """Ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; of NaN as well.
 
-    It may end once more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them has
-    nothing in it, and nearly all have not, none is looked at.
+    It may end once more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them
+    has nothing in it, and nearly all have not, none is looked at.
     """
     limit = array.dtype.type(bound)
     less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
