@@ -6,6 +6,7 @@
 #
 # RATE is in tc's units (100mbit, 1gbit). Needs Linux, root, and ip and tc (Debian: apt-get install iproute2).
 set -euo pipefail
+PATH="$PWD/.venv/bin:$PATH"
 [ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for tool in ip tc; do
   command -v "$tool" > /dev/null || { echo "error: $0 needs $tool (Debian: apt-get install iproute2)" >&2; exit 2; }
@@ -25,8 +26,8 @@ for number in 0 1; do
   ip netns exec "$space" tc qdisc add dev "veth$number" root tbf rate "$rate" burst 256kb latency 500ms
 done
 start() {
-  GLOO_SOCKET_IFNAME=veth$1 NCCL_SOCKET_IFNAME=veth$1 ip netns exec "end$1-$$" "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
-    --nnodes 2 --nproc_per_node 1 --node_rank "$1" --master_addr 10.77.0.1 --master_port 29577 "${@:2}"
+  GLOO_SOCKET_IFNAME=veth$1 NCCL_SOCKET_IFNAME=veth$1 ip netns exec "end$1-$$" "${PYTHON:-python}" \
+    -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank "$1" --master_addr 10.77.0.1 --master_port 29577 "${@:2}"
 }
 start 1 "$@" > /dev/null &
 start 0 "$@"

@@ -184,22 +184,21 @@ class AccelerateModel:
         It is taken on the tensors one by one, with gradients of their own: adding these to a vector of zeros, and
         torch.optim's bookkeeping, take a small model a third of its step.
         """
-        lr = self.optimizer.param_groups[0]["lr"]
+        values = self._values
         recorded = self._recorded(inputs, labels)
         if recorded is not None:
-            loss, own = recorded
-            torch._foreach_add_(self._values, own, alpha=-lr)
-            return loss
-        for parameter in self._tensors:
-            parameter.grad = None
-        loss = F.cross_entropy(self.module(inputs), labels)
-        loss.backward()
-        values = self._values
-        gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
-        if len(gradients) < len(values):  # some are of what was not used
-            values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
-        torch._foreach_add_(values, gradients, alpha=-lr)
-        return loss.detach()
+            loss, gradients = recorded
+        else:
+            for parameter in self._tensors:
+                parameter.grad = None
+            loss = F.cross_entropy(self.module(inputs), labels)
+            loss.backward()
+            loss = loss.detach()
+            gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
+            if len(gradients) < len(values):  # some are of what was not used
+                values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
+        torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
+        return loss
 
     def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
