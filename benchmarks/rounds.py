@@ -6,7 +6,7 @@
 (benchmarks/peers/). The contestants run one after another in each turn, in processes of their own with one thread each;
 Flower and pfl-research come from a virtual environment that is made in --peers the first time (about 6 GB). Rounds
 after a warm-up count, without evaluation; CPU seconds are those of all processes. Accuracy is that after all rounds.
-The last contestant only multiplies the matrices of the same steps: what no trainer can be faster than.
+The last contestant only multiplies the matrices of the same steps: what is left when a trainer costs nothing.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.selection import largest
+from flare_dist.compression.selection import _EVERY, _LINE, largest
 from flare_dist.compression.sparsifiers import count_kept
 from flare_dist.layout import Entry, ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
@@ -34,6 +34,12 @@ def one_huge(n: int, draws: torch.Generator) -> Tensor:
     return vector
 
 
+def large_beside_the_sample(n: int, draws: torch.Generator) -> Tensor:
+    vector = torch.randn(n, generator=draws)
+    vector[: n // _EVERY * _EVERY].view(-1, _EVERY)[:, _LINE:].mul_(100)
+    return vector
+
+
 INPUTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "all equal": lambda n, draws: torch.ones(n),
     "all zero": lambda n, draws: torch.zeros(n),
@@ -41,6 +47,7 @@ INPUTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "sorted up": lambda n, draws: torch.linspace(0, 1, n),
     "sorted down": lambda n, draws: torch.linspace(1, 0, n),
     "one huge value": one_huge,
+    "large beside the sample": large_beside_the_sample,
 }
 
 

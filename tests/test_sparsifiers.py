@@ -120,7 +120,7 @@ def test_topk_equals_the_slow_reference(kind: str, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [*KINDS, "sorted", "one huge", "heavy tail", "at the end", "in the sample", "beside it"]
+    "kind", [*KINDS, "sorted", "one huge", "heavy tail", "at the end", "in the sample", "beside it", "ties in it"]
 )
 @pytest.mark.parametrize("density", [1e-5, 1e-3, 1e-2, 0.02, 0.05, 0.2, 1.0])
 @pytest.mark.parametrize("chunk", [1000, 2**20])
@@ -140,6 +140,9 @@ def test_long_vectors_are_selected_exactly(
     elif kind == "at the end":
         x = torch.rand(n, generator=seeded())
         x[-13:] += 10
+    elif kind == "ties in it":  # a value that many of the sample have and few of the others
+        x = torch.rand(n, generator=seeded())
+        x[: n // 129 * 129].view(-1, 129)[:, :8] = 5
     elif kind in ("in the sample", "beside it"):
         x = torch.randn(n, generator=seeded())
         lines = x[: n // 129 * 129].view(-1, 129)  # a sample is the first eight of each line
@@ -152,12 +155,16 @@ def test_long_vectors_are_selected_exactly(
     assert torch.equal(largest_unwaited(x.abs(), k), expected)
 
 
-@pytest.mark.parametrize("place", [0, 1000, -1], ids=["first", "middle", "rest"])
+@pytest.mark.parametrize(
+    "place",
+    [0, 1000, -1, slice(None), slice(None, None, 2), slice(None, None, 30), slice(-50, None)],
+    ids=["first", "middle", "rest", "all", "half", "some", "end"],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("n", [100, 2**17 + 13])
-def test_what_is_not_finite_is_refused(n: int, value: float, place: int) -> None:
+def test_what_is_not_finite_is_refused(n: int, value: float, place: int | slice) -> None:
     x = torch.randn(n, generator=seeded())
-    x[place % n] = value
+    x[place if isinstance(place, slice) else place % n] = value
     with pytest.raises(NotFiniteError):
         topk(x, 5, seeded())
     with pytest.raises(NotFiniteError):

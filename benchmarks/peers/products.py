@@ -1,4 +1,4 @@
-"""The matrix products of the same SGD steps and nothing else, split over torchrun's ranks: no trainer is faster."""
+"""PyTorch's matrix products of the same SGD steps and nothing else, split over the ranks of torchrun: a floor."""
 
 from __future__ import annotations
 

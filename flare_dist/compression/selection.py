@@ -13,7 +13,7 @@ from torch import Tensor
 from flare_dist.compression.bits import positions_unwaited
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
 
-_LONG = 2**15  # entries from which on a sample pays
+_LONG = 2**16  # entries from which on a sample pays
 _SAMPLE = 2**13  # entries of a sample at least
 _LINE = 8  # entries that it takes together, half a line of the cache
 _EVERY = 2039  # entries between two lines of a long vector's sample: prime, lest all be of one column of a matrix
@@ -21,6 +21,7 @@ _TILE = 2**17  # entries that are compared at once, half a megabyte
 _ALL_INSIDE = np.int64(0x0101010101010101)  # eight true bools
 _CHUNK = 2**20  # entries in which ties are looked for at once
 _PARTITIONED = 2**22  # entries up to which numpy's partition is the faster one whatever they are
+_NOT_FINITE = "values to select from are not finite"
 
 Array = NDArray[Any]
 
@@ -54,21 +55,25 @@ def _largest_of_long(array: Array, k: int) -> Array:
     expected = k * len(sample) / numel
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 2)  # four standard deviations are once in 30,000 too few
     bound = _kth_largest(sample, rank)
-    most = 4 * rank * numel // len(sample)
-    found, magnitudes = _reaching(array, bound, most)
-    if len(found) > most:  # the bound is too low, or the value of many
-        found, magnitudes = _reaching(array, bound, numel, above=True)
-        if len(found) < k:
-            _check_magnitudes(magnitudes)
-            return _with_first_ties(array, found, bound, k)
-    return found[_largest(magnitudes, k)] if len(found) >= k else _largest(np.abs(array), k)
+    if not math.isfinite(bound):
+        raise NotFiniteError(_NOT_FINITE)
+    reached = _reaching(array, bound, 4 * rank * numel // len(sample))
+    if reached is None and np.count_nonzero(sample == bound) > rank:  # it is the value of many
+        reached = _reaching(array, bound, numel, above=True)
+        if reached is not None and len(reached[0]) < k:
+            _check_magnitudes(reached[1])
+            return _with_first_ties(array, reached[0], bound, k)
+    if reached is None or len(reached[0]) < k:  # the sample is like nothing else
+        return _largest(np.abs(array), k)
+    found, magnitudes = reached
+    return found[_largest(magnitudes, k)]
 
 
-def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tuple[Array, Array]:
+def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tuple[Array, Array] | None:
     """Ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; of NaN as well.
 
-    It may end once more than `most` are found. A tile's comparisons stay in the cache; where a word of eight of them
-    has nothing in it, and nearly all have not, none is looked at.
+    None where they are more than `most`. A tile's comparisons stay in the cache; where a word of eight of them has
+    nothing in it, and nearly all have not, none is looked at.
     """
     limit = array.dtype.type(bound)
     less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
@@ -86,7 +91,7 @@ def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tup
         open_words.append(words[own])
         count += len(own)
         if count > most:
-            break
+            return None
     which = np.flatnonzero(~np.concatenate(open_words).view(bool))
     positions = 8 * np.concatenate(places)[which >> 3] + (which & 7)
     return positions, np.abs(array[positions])
@@ -96,13 +101,13 @@ def check_finite(vector: Tensor) -> None:
     """Raise NotFiniteError where a value is NaN or infinite; a tenth of the time of isfinite(). Waits for a GPU."""
     # A sum that is not finite may also be too large.
     if not (math.isfinite(vector.sum().item()) or vector.isfinite().all()):
-        raise NotFiniteError("values to select from are not finite")
+        raise NotFiniteError(_NOT_FINITE)
 
 
 def _check_magnitudes(magnitudes: Array) -> None:
     """The same of magnitudes on a CPU, whose maximum tells."""
     if len(magnitudes) and not math.isfinite(magnitudes.max()):
-        raise NotFiniteError("values to select from are not finite")
+        raise NotFiniteError(_NOT_FINITE)
 
 
 def _kth_largest(magnitudes: Array, k: int) -> float:
