@@ -172,6 +172,14 @@ def test_what_is_not_finite_is_refused(n: int, value: float, place: int | slice)
     topk(torch.full((n,), 3e38), 5, seeded())  # the sum is not, the values are
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [100, 2**16])
+def test_any_precision(n: int, dtype: torch.dtype) -> None:
+    x = torch.randn(n, generator=seeded()).to(dtype)
+    for k in (0, 1, n // 20, n):
+        assert topk(x, k, seeded()).tolist() == slow_topk(x, k)
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     assert topk(torch.tensor([1.0, -2.0, 2.0, 0.0, -2.0, 1.0]), 4, seeded()).tolist() == [0, 1, 2, 4]
     assert topk(torch.zeros(9), 4, seeded()).tolist() == [0, 1, 2, 3]

@@ -38,7 +38,8 @@ def largest(vector: Tensor, k: int) -> Tensor:
     """
     if vector.is_cuda:
         return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)
-    array = vector.numpy()  # whose functions take a fraction of the time of torch's for few entries
+    # numpy, which knows no bfloat16, because its functions take a fraction of the time of torch's for few entries.
+    array = (vector.float() if vector.dtype == torch.bfloat16 else vector.detach()).numpy()
     few_of_many = len(array) >= _LONG and 0 < 4 * k <= len(array)
     return torch.from_numpy(_largest_of_long(array, k) if few_of_many else _largest(np.abs(array), k))
 
