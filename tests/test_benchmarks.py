@@ -46,6 +46,18 @@ def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
     assert any(" x |" in row for row in rows)
 
 
+def test_clients_as_one_batch_are_set_beside_themselves_one_after_another() -> None:
+    command = [sys.executable, str(BENCHMARKS / "cohort.py"), "--model", "2nn", "--clients", "2"]
+    command += ["--examples", "6", "12", "--turns", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    header, _, row = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    numbers = {name.strip(): value.strip() for name, value in zip(header, row)}
+    assert numbers["model"] == "2nn"
+    assert float(numbers["times as many"]) > 0
+    assert 0 <= float(numbers["largest difference"]) < 1e-6
+
+
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flare_dist.compression.bits import bit_positions, pack, packed_nbytes, set_bits, unpack
+from flare_dist.compression.bits import (
+    bit_positions,
+    pack,
+    pack_bits_unwaited,
+    packed_nbytes,
+    positions_unwaited,
+    set_bits,
+    unpack,
+    unpack_bits,
+    unpack_bits_unwaited,
+)
 from flare_dist.compression.index_codecs import INDEX_CODECS, bound_bits, check_indices, index_codec, low_bits
 from flare_dist.compression.sparsifiers import topk
 
@@ -110,6 +120,16 @@ def test_positions_of_bits(size: int, data: st.DataObject) -> None:
     assert flags.numel() == -(-size // 8)
     assert bit_positions(flags, len(positions)).tolist() == positions
     assert bit_positions(flags, len(positions) + 1).tolist() == [*positions, 8 * flags.numel()]
+
+
+@given(st.integers(0, 40), st.integers(0, 400), st.integers(0, 2**32))
+def test_bits_on_a_cpu_are_those_of_a_gpu(nbytes: int, count: int, seed: int) -> None:
+    data = torch.randint(256, (nbytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    flags = unpack_bits_unwaited(data)
+    assert torch.equal(unpack_bits(data), flags)
+    assert torch.equal(pack_bits_unwaited(flags.to(torch.uint8)), data)
+    assert torch.equal(set_bits(flags.nonzero().squeeze(1), flags.numel()), data)
+    assert torch.equal(bit_positions(data, count), positions_unwaited(flags, count))
 
 
 def test_the_bound_is_the_logarithm_of_the_number_of_sets() -> None:

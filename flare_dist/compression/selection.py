@@ -55,9 +55,8 @@ def _largest_of_long(array: Array, k: int) -> Array:
     sample = np.abs(array[: blocks * every].reshape(blocks, every)[:, :_LINE]).ravel()
     expected = k * len(sample) / numel
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 2)  # four standard deviations are once in 30,000 too few
+    _check_magnitudes(sample)  # lest the bound be infinite, which nothing is above
     bound = _kth_largest(sample, rank)
-    if not math.isfinite(bound):
-        raise NotFiniteError(_NOT_FINITE)
     reached = _reaching(array, bound, 4 * rank * numel // len(sample))
     if reached is None and np.count_nonzero(sample == bound) > rank:  # it is the value of many
         reached = _reaching(array, bound, numel, above=True)
