@@ -48,13 +48,13 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
     """uint8 [ceil(size / 8)], in which the bits at `positions` (different integers below `size`) are 1."""
     flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8, device=positions.device)
     flags[positions] = 1
-    return (
-        pack_bits_unwaited(flags) if flags.is_cuda else torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
-    )
+    if flags.is_cuda:
+        return pack_bits_unwaited(flags)
+    return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
 
 
 def pack_bits_unwaited(flags: Tensor) -> Tensor:
-    """uint8 [count / 8] with the bits `flags` (uint8 [count], 0 or 1), on any device; numpy's packbits is for CPUs."""
+    """uint8 [count / 8] with the bits `flags` (uint8 [count], 0 or 1) on any device; numpy's packbits is for CPUs."""
     octets = flags.view(-1, 8)
     data = octets.new_zeros(len(octets))
     for place in range(8):
