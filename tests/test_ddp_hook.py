@@ -547,3 +547,10 @@ def test_selection_in_blocks_is_that_of_tensors_where_they_fit_and_knows_no_buck
     (other_buckets, _), _ = run_ranks(train, 2, at_random, {"bucket_cap_mb": 0.001})
     assert torch.equal(rounded, other_buckets)
     assert not torch.equal(in_blocks, in_tensors)
+
+
+def test_a_tensor_with_more_entries_than_positions_can_name_is_refused_unless_dense() -> None:
+    table = nn.Embedding(2**21, 2**10, device="meta")
+    with pytest.raises(ValueError, match=r"^compression\.sparsifier: .* got 2,147,483,648 in weight; use dense"):
+        SparseHookState(table, density=0.01)
+    SparseHookState(table, density=1.0)

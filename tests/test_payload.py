@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.masked import MaskedForm
+from flare_dist.compression.payload import MOST_ENTRIES, Packing, Payload
 from flare_dist.compression.value_codecs import VALUE_CODECS
 from flare_dist.layout import ParameterLayout
 
@@ -89,3 +90,27 @@ def test_whole_tensors_send_no_indices() -> None:
 def test_a_dense_payload_is_its_values() -> None:
     payload = Payload(None, torch.arange(10.0))
     assert (payload.kept, payload.nbytes) == (10, 40)
+
+
+def test_more_entries_than_positions_can_name_are_refused() -> None:
+    """On a `meta` device the vector takes no memory, so a test can have one that is too long."""
+    longest = ParameterLayout.of([("weight", torch.empty(MOST_ENTRIES, device="meta"))])
+    Packing.of(CompressionConfig(), longest, [], CPU)
+    too_long = ParameterLayout.of([("weight", torch.empty(2**16, 2**15, device="meta"))])
+    with pytest.raises(
+        ValueError, match=r"^compression\.sparsifier: .* at most 2,147,483,647 entries, got 2,147,483,648"
+    ):
+        Packing.of(CompressionConfig(), too_long, [], CPU)
+
+
+def test_a_mask_too_long_for_its_positions_or_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
+        MaskedForm(torch.empty(2**31, dtype=torch.bool, device="meta"), lambda mask: packing_of_nothing())
+    form = MaskedForm(torch.ones(8, dtype=torch.bool), lambda mask: packing_of_nothing(), most_removed=1, most_grown=1)
+    assert form.most_nbytes(1000) > 1000
+    with pytest.raises(ValueError, match=r"^compression\.density: a payload takes at most 2,147,483,647 bytes"):
+        form.most_nbytes(MOST_ENTRIES)
+
+
+def packing_of_nothing() -> Packing:
+    return Packing.of(CompressionConfig(), ParameterLayout(()), [], CPU)

@@ -14,6 +14,7 @@ from torch import Tensor
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import FedProxConfig
+from flare_dist.comm import distributed
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.update import HEADER_NBYTES
@@ -186,7 +187,8 @@ def test_all_ranks_stop_together_when_every_client_is_rejected(config: Config) -
 def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
     """The reports of a run, and the bytes that the gathers and reductions were really given, over all rounds."""
     moved = 0
-    gather, reduce = torch.distributed.all_gather_into_tensor, torch.distributed.all_reduce
+    gather = distributed.all_gather_flat
+    reduce = torch.distributed.all_reduce
 
     def counted_gather(output: Tensor, local: Tensor) -> None:
         nonlocal moved
@@ -200,7 +202,7 @@ def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
         reduce(tensor, *operation)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed, "all_gather_into_tensor", counted_gather)
+        patch.setattr(distributed, "all_gather_flat", counted_gather)
         patch.setattr(torch.distributed, "all_reduce", counted_reduce)
         return play(world, config)[3], moved
 

@@ -35,7 +35,7 @@ from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import WORD, Payload
+from flare_dist.compression.payload import WORD, Payload, check_positions
 from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
 
@@ -95,6 +95,8 @@ class SparseHookState:
         for name, parameter in trained.items():
             if not parameter.is_floating_point():
                 raise ValueError(f"the sparse hook cannot exchange {name}, which is {parameter.dtype}")
+            if not self.config.is_dense:
+                check_positions(parameter.numel(), name)
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
         self._memory: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}

@@ -26,6 +26,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSG
 
 from flare_dist.comm.heartbeat import heartbeat
 
+# torch 2.14 gave it this name and warns of the old one; older versions have only that.
+all_gather_flat = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 # Held beyond its end: a gloo thread that drops the last reference, with a callback, waits for itself and aborts.
 _last_group: list[Any] = []
 
@@ -119,7 +122,7 @@ class World:
         with self._collective(all_gather_wire(self.size, local.nbytes)):
             sent = local.to(self._wire_device).contiguous()
             gathered = torch.empty(self.size * sent.numel(), dtype=sent.dtype, device=sent.device)
-            dist.all_gather_into_tensor(gathered, sent)
+            all_gather_flat(gathered, sent)
             return gathered.view(self.size, -1).to(local.device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor,
     if local.is_cuda and dist.get_backend(group) == "gloo":
         local = local.cpu()
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
-    work = dist.all_gather_into_tensor(gathered, local, group=group, async_op=True)
+    work = all_gather_flat(gathered, local, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"
     return gathered, work.get_future()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.index_codecs import check_indices, index_codec
-from flare_dist.compression.payload import WORD, Packing, Payload
+from flare_dist.compression.payload import MOST_ENTRIES, WORD, Packing, Payload, check_positions
 from flare_dist.layout import Entry, ParameterLayout
 
 HEADER = 3 * WORD
@@ -56,6 +56,9 @@ class MaskedForm:
     most_removed: int = 0
     most_grown: int = 0
     is_common: bool = False
+
+    def __post_init__(self) -> None:
+        check_positions(self.mask.numel(), "one sparse model")
 
     @property
     def moves(self) -> bool:
@@ -111,12 +114,20 @@ class MaskedForm:
         return Payload(active[payload.indices].int(), payload.values, data, mask, used)
 
     def most_nbytes(self, most_payload: int) -> int:
-        """No payload is longer, that of the active entries having at most `most_payload` bytes."""
+        """No payload is longer, that of the active entries having at most `most_payload` bytes.
+
+        Raises ValueError if it could be longer than its int32 length says.
+        """
         if not self.moves:
             return most_payload
         before = self.active.numel()
         change = change_nbytes(before, self.mask.numel() - before, self.most_removed, self.most_grown)
-        return HEADER + change + 2 * WORD + most_payload  # fewer positions may take a byte or two more, being rounded
+        most = HEADER + change + 2 * WORD + most_payload  # fewer positions may take a byte or two more, being rounded
+        if most > MOST_ENTRIES:
+            raise ValueError(
+                f"compression.density: a payload takes at most {MOST_ENTRIES:,} bytes, got up to {most:,}; send less"
+            )
+        return most
 
     def _encode(self, mask: Tensor) -> Tensor:
         """The counts of what was removed and what has grown, and where."""

@@ -22,6 +22,16 @@ from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import Entry, ParameterLayout
 
 WORD = 4
+MOST_ENTRIES = 2**31 - 1  # positions, counts and lengths travel as int32
+
+
+def check_positions(total: int, what: str) -> None:
+    """Raise ValueError if a vector of `total` entries has positions that int32 cannot hold."""
+    if total > MOST_ENTRIES:
+        raise ValueError(
+            f"compression.sparsifier: sparse payloads address at most {MOST_ENTRIES:,} entries, got {total:,} in "
+            f"{what}; use dense, or train fewer parameters"
+        )
 
 
 class Form(Protocol):
@@ -87,7 +97,11 @@ class Packing:
 
     @staticmethod
     def of(codecs: Codecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
-        """The packing of a layout whose tensors `whole` are always sent."""
+        """The packing of a layout whose tensors `whole` are always sent.
+
+        Raises ValueError if positions in the layout do not fit into int32.
+        """
+        check_positions(layout.total, "one vector")
         positions = [torch.arange(entry.offset, entry.end) for entry in whole]
         always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
         ends = torch.tensor([entry.end for entry in layout.entries])
