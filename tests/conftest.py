@@ -1,11 +1,14 @@
 """Property tests draw the same everywhere, a busy machine is no failure, and every test begins alike."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
 settings.register_profile("here", deadline=None, derandomize=True, database=None)
 settings.load_profile("here")

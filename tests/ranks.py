@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -50,7 +51,11 @@ def _rank(
 ) -> Any:
     torch.set_num_threads(1)
     launch, longest = Launch(rank, size, rank, size), seconds / 2
-    with open_world(launch, torch.device("cpu"), longest, store, collective_seconds=longest) as world:
+    with (
+        warnings.catch_warnings(),
+        open_world(launch, torch.device("cpu"), longest, store, collective_seconds=longest) as world,
+    ):
+        warnings.simplefilter("error")  # as pytest does in its own process
         return function(world, *arguments)
 
 

@@ -48,9 +48,10 @@ def torchrun(
 
 
 def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
-    """The output of a launcher that ends well."""
+    """The output of a launcher that ends well and without a warning of Python's."""
     output, error = process.communicate(timeout=seconds)
     assert process.returncode == 0, error
+    assert "Warning: " not in error, error
     return output
 
 

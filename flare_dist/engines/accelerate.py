@@ -41,6 +41,8 @@ def place(config: EngineConfig, model: nn.Module, device: torch.device) -> tuple
     """
     for name in [name for name in os.environ if name.startswith(WRAPPERS)]:
         del os.environ[name]
+    if "OMP_NUM_THREADS" not in os.environ:  # Accelerate would warn of it, and choose a number of its own
+        os.environ["OMP_NUM_THREADS"] = str(config.threads or 1)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
     assert accelerator.device.type == device.type, f"Accelerate chose {accelerator.device}, not {device}"
     if config.threads is not None:
