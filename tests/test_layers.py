@@ -34,7 +34,7 @@ ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},
     "accelerate": {"engines/accelerate.py"},
     "deepspeed": {"engines/deepspeed.py"},
-    "jsonargparse": {"run/config.py", *(f"cli/{name}.py" for name in ("__init__", "training", "sweeps", "reports"))},
+    "jsonargparse": {"run/config.py", "run/config_parser.py"},
     "torch.utils.tensorboard": {"run/tracking.py"},
     "tensorboard": {"analysis/bandwidth.py"},
     "matplotlib": {"analysis/plots.py"},

@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
 from flare_dist.cli import reports, sweeps, training
 from flare_dist.comm.distributed import Launch
+from flare_dist.run.config_parser import Parser
 from flare_dist.run.parties import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
 
-Run = Callable[[ArgumentParser, Any, Launch, Console], None]
-COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Run]] = {
+Run = Callable[[Any, Any, Launch, Console], None]
+COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "train": (training.train_parser, training.run_train),
     "evaluate": (training.evaluate_parser, training.run_evaluate),
     "partition": (training.partition_parser, training.run_partition),
@@ -78,12 +78,9 @@ def _mark_warning(record: logging.LogRecord) -> bool:
     return True
 
 
-def _parse(parsers: dict[str, ArgumentParser], arguments: Sequence[str] | None) -> tuple[str, Any]:
-    parser = ArgumentParser(
-        prog="flare-dist",
-        description="Federated training with sparse updates.",
-        version=version("flare_dist"),
-        exit_on_error=False,
+def _parse(parsers: dict[str, Parser], arguments: Sequence[str] | None) -> tuple[str, Any]:
+    parser = Parser(
+        prog="flare-dist", description="Federated training with sparse updates.", version=version("flare_dist")
     )
     parser.add_argument("--local_rank", type=int | None, default=None, help="Given by some launchers; not used.")
     commands = parser.add_subcommands()

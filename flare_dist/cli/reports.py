@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals
@@ -18,18 +17,20 @@ from flare_dist.analysis.plots import plot_densities
 from flare_dist.analysis.report import lines, terminal_table, write_report
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.comm.distributed import Launch
+from flare_dist.run.config_parser import Parser, user_path
 
 log = logging.getLogger(__name__)
 
 DENSITIES = "densities.png"
 
 
-def bandwidth_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def bandwidth_parser() -> Parser:
+    parser = Parser(
         description="Compare what runs sent and took, and project it on other links, from their logs.",
-        exit_on_error=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="Directories with metrics.jsonl or TensorBoard event files.")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, help="Directories with metrics.jsonl or TensorBoard event files."
+    )
     add_projections(parser)
     parser.add_argument("--ranks", type=int | None, default=None, help="How many ranks ran, where logs do not say.")
     parser.add_argument(
@@ -43,7 +44,7 @@ def bandwidth_parser() -> ArgumentParser:
     parser.add_argument(
         "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/bandwidth"), help="For CSV, HTML and plots.")
+    parser.add_argument("--output_dir", type=user_path, default=Path("runs/bandwidth"), help="For CSV, HTML and plots.")
     return parser
 
 
@@ -66,7 +67,7 @@ def add_projections(parser: Any) -> None:
     parser.add_argument("--target", type=float | None, default=None, help="Test accuracy to be reached, in [0, 1].")
 
 
-def run_bandwidth(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     if options.ranks is not None and options.ranks < 1:
         raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
     links = parse_projections(options)
@@ -97,16 +98,15 @@ def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, director
         print(path)
 
 
-def densities_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def densities_parser() -> Parser:
+    parser = Parser(
         description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
-        exit_on_error=False,
     )
-    parser.add_argument("run", type=Path, help="Run directory.")
+    parser.add_argument("run", type=user_path, help="Run directory.")
     return parser
 
 
-def run_densities(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_densities(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     densities = read_densities(options.run)
     wide_console().print(densities_table(densities))
     make_plot(options.run / DENSITIES, partial(plot_densities, densities))

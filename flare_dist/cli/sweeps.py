@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from flare_dist.analysis.bandwidth import read_run
@@ -19,6 +18,7 @@ from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
 from flare_dist.engines.config import settle_device
 from flare_dist.run.config import build_config, config_parser, with_arguments
+from flare_dist.run.config_parser import ConfigParser
 from flare_dist.run.parties import DivergedError
 from flare_dist.run.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
 from flare_dist.run.sweep_results import by_point, results_table, write_csv
@@ -27,7 +27,7 @@ from flare_dist.run.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques
 log = logging.getLogger(__name__)
 
 
-def sweep_parser() -> ArgumentParser:
+def sweep_parser() -> ConfigParser:
     parser = config_parser(
         description="Train every combination of some settings, one after another; the same command continues."
     )
@@ -67,7 +67,7 @@ def _parse_grid(options: Any, grid: dict[str, list[str]]) -> Grid:
     return Grid(grid, parse_values("--tune", options.tune), seeds)
 
 
-def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_sweep(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     _begin("sweep", launch)
     grid = _parse_grid(options, parse_values("--grid", options.grid))
     config = build_config(parser, options)
@@ -82,7 +82,7 @@ def run_sweep(parser: ArgumentParser, options: Any, launch: Launch, console: Con
     make_plot(directory / PLOT, partial(plot_accuracy_against_bytes, finished))
 
 
-def compare_parser() -> ArgumentParser:
+def compare_parser() -> ConfigParser:
     parser = config_parser(
         description="Train the same model with several ways of exchanging gradients, and set them side by side."
     )
@@ -99,7 +99,7 @@ def compare_parser() -> ArgumentParser:
     return parser
 
 
-def run_compare(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     _begin("compare", launch)
     grid, links = _parse_grid(options, {}), parse_projections(options)
     config = build_config(parser, options)

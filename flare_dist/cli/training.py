@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -19,45 +18,52 @@ from flare_dist.comm.distributed import Launch
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
 from flare_dist.run.config import build_config, config_parser
+from flare_dist.run.config_parser import ConfigParser, Parser, user_path
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.gather import divide
+from flare_dist.run.rundir import check_writable
 from flare_dist.run.trainer import train
+from flare_dist.run.values import expand_home
 
 
-def train_parser() -> ArgumentParser:
+def train_parser() -> ConfigParser:
     return config_parser(description="Train a model as configured; the same command continues an interrupted run.")
 
 
-def run_train(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     config = build_config(parser, options)
-    train(config, launch, console)
+    with parser.located():
+        train(config, launch, console)
     if launch.rank == 0 and config.sparse_training.is_sparse:
         directory = Path(config.output_dir)
         with contextlib.suppress(MissingMatplotlibError):
             plot_densities(read_densities(directory), directory / DENSITIES)
 
 
-def evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Report the test accuracy of the model that a run saved.", exit_on_error=False)
-    parser.add_argument("run", type=Path, help="Run directory.")
+def evaluate_parser() -> Parser:
+    parser = Parser(description="Report the test accuracy of the model that a run saved.")
+    parser.add_argument("run", type=user_path, help="Run directory.")
     parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
     parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
     return parser
 
 
-def run_evaluate(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
-    loss, accuracy = evaluate_run(options.run, options.which, options.root)
+def run_evaluate(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
+    root = options.root and expand_home(options.root, "--root")
+    loss, accuracy = evaluate_run(options.run, options.which, root)
     print(f"test accuracy {accuracy:.4f}  test loss {loss:.4f}")
 
 
-def partition_parser() -> ArgumentParser:
+def partition_parser() -> ConfigParser:
     return config_parser(description="Show how the examples are divided among the clients, without training.")
 
 
-def run_partition(parser: ArgumentParser, options: Any, launch: Launch, console: Console) -> None:
+def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     config = build_config(parser, options)
-    data = load(config.data, config.seed)
-    counts = label_table(divide(config, data), data.train.labels, data.num_classes)
+    with parser.located():
+        check_writable("output_dir", Path(config.output_dir))
+        data = load(config.data, config.seed)
+        counts = label_table(divide(config, data), data.train.labels, data.num_classes)
     table = Table("client", *map(str, range(data.num_classes)), "examples")
     for client, row in enumerate(counts.tolist()):
         table.add_row(str(client), *map(str, row), str(sum(row)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.config import GradientsConfig
@@ -22,6 +22,8 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
+from flare_dist.run.config_parser import ConfigParser
+from flare_dist.run.values import expand_home
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -29,6 +31,7 @@ from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.pruning import CRITERIA, PruningConfig
 
 MODES = ("federated", "gradient", "centralised")
+PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        self._expand_home()
         if self.mode not in MODES:
             raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
         for name in ("rounds", "eval_every"):
@@ -121,6 +125,16 @@ class Config:
             self._check_masks()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+
+    def _expand_home(self) -> None:
+        """Replace `~` in every path, so that the saved configuration means the same folders wherever it is read."""
+        object.__setattr__(self, "output_dir", expand_home(self.output_dir, "output_dir"))
+        for key in PATHS:
+            section, name = key.split(".")
+            path = getattr(getattr(self, section), name)
+            if isinstance(path, str) and path.startswith("~"):
+                changed = dataclasses.replace(getattr(self, section), **{name: expand_home(path, key)})
+                object.__setattr__(self, section, changed)
 
     @property
     def exchanged(self) -> CompressionConfig:
@@ -175,21 +189,22 @@ class Config:
             raise ValueError(f"clients.step_ahead: follows the residual, and {kept} none (use ec or dgc)")
 
 
-def config_parser(**options: Any) -> ArgumentParser:
+def config_parser(**options: Any) -> ConfigParser:
     """A parser of every key of `Config`, with --config FILE and --print_config."""
-    parser = ArgumentParser(exit_on_error=False, **options)
-    parser.add_argument("--config", action="config", help="YAML file with the keys that differ from the defaults.")
-    parser.add_class_arguments(Config)
-    return parser
+    return ConfigParser(configuration=Config, **options)
 
 
-def build_config(parser: ArgumentParser, namespace: Any) -> Config:
-    """The validated configuration of a parsed command line; ValueError names the dotted key that is wrong."""
+def build_config(parser: ConfigParser, namespace: Any) -> Config:
+    """The validated configuration of a parsed command line.
+
+    ValueError names the dotted key that is wrong, and where it stands if it is in a file.
+    """
     for section in dataclasses.fields(Config):
         if section.default is dataclasses.MISSING and not isinstance(namespace[section.name], Namespace):
             raise ValueError(f"{section.name}: expected keys and values, got {namespace[section.name]!r}")
-    values = dict(parser.instantiate(namespace))
-    return Config(**{field_.name: values[field_.name] for field_ in dataclasses.fields(Config)})
+    with parser.located():
+        values = dict(parser.instantiate(namespace))
+        return Config(**{field_.name: values[field_.name] for field_ in dataclasses.fields(Config)})
 
 
 def load_config(path: Path) -> Config:
@@ -199,13 +214,13 @@ def load_config(path: Path) -> Config:
 
 
 def with_arguments(config: Config, arguments: Sequence[str]) -> Config:
-    """`config` with what a command line says; ValueError or ArgumentError where that is no valid configuration."""
+    """`config` with what a command line says; ValueError or ArgumentError if that is no valid configuration."""
     parser = _bare_parser()
     return build_config(parser, parser.parse_args(list(arguments), namespace=parser.parse_string(to_yaml(config))))
 
 
 @functools.cache
-def _bare_parser() -> ArgumentParser:
+def _bare_parser() -> ConfigParser:
     """Made once: a sweep reads many command lines before it starts."""
     return config_parser()
 

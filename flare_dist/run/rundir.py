@@ -101,7 +101,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         saved["engine"]["threads"], saved["engine"]["device"]
         saved["clients"].setdefault("together", "never")  # versions that did not know it
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint.resume: {path} is not the configuration of a run: {error!r}") from error
     return with_defaults(saved)
 

@@ -117,6 +117,7 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
         raise ValueError(f"--ranks: must be at least 1, got {ranks}")
     settings = check_settings(config, grid)
     directory = Path(config.output_dir)
+    rundir.check_writable("output_dir", directory)
     with rundir.claim(directory):
         write_text(directory / BASE, to_yaml(config))
         return _play_all(config, grid, ranks, settings)
@@ -131,13 +132,23 @@ def check_settings(config: Config, grid: Grid) -> int:
     for values in everything:
         with_arguments(config, _arguments(values))
     base = directory / BASE
-    if base.exists() and base.read_text() != to_yaml(config):
-        changed = differing_keys(yaml.safe_load(base.read_text()), as_dict(config))
+    saved = _read_base(base) if base.exists() else as_dict(config)
+    changed = list(differing_keys(saved, as_dict(config)))
+    if changed:
         raise ValueError(
             f"output_dir: {directory} holds a sweep of another configuration (different: {', '.join(changed)}); choose "
             "another output_dir"
         )
     return len(everything)
+
+
+def _read_base(path: Path) -> dict[str, Any]:
+    """The configuration of the sweep that a directory holds."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"output_dir: {path} is not the configuration of a sweep: {reason}") from error
 
 
 def _play_all(config: Config, grid: Grid, ranks: int, settings: int) -> list[dict[str, Any]]:

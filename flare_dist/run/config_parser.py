@@ -1,0 +1,162 @@
+"""jsonargparse's parser with our rules: options in full, values by `values.py`, errors in one line that says where."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from flare_dist.run.values import convert_text, expand_home, to_text
+from flare_dist.run.yaml_file import read_file, read_text, suggest
+
+WRONG_TYPE = re.compile(
+    r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL
+)
+NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
+OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
+
+
+class Parser(ArgumentParser):
+    """A parser that takes no abbreviations, raises instead of exiting, and suggests what a mistyped option may be."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"exit_on_error": False, "allow_abbrev": False} | options))
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        super().error(self._explain(message), ex)
+
+    def _explain(self, message: str) -> str:
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            known = dict.fromkeys(OPTION.findall(self.format_help()))
+            return f"{unknown[1]}: there is no such option{suggest(unknown[1], known)}"
+        wrong = WRONG_TYPE.match(message)
+        return f"--{wrong[1]}: expected {NAMES.get(wrong[2], wrong[2])}, got {wrong[3]}" if wrong else message
+
+
+class ConfigParser(Parser):
+    """A parser of the keys of one dataclass, that remembers which file says what.
+
+    Attributes:
+        files: the configuration files that were read, in order.
+        places: dotted key -> where it stands, e.g. "my.yaml:3", as long as no argument says otherwise.
+    """
+
+    def __init__(self, *args: Any, configuration: type | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hints: dict[str, Any] = {}
+        self.files: list[str] = []
+        self.places: dict[str, str] = {}
+        self._given: set[str] = set()
+        if configuration is not None:
+            self.hints = leaf_types(configuration)
+            self.add_argument(
+                "--config", action="config", help="YAML file with the keys that differ from the defaults."
+            )
+            self.add_class_arguments(configuration)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **options: Any) -> Namespace:  # type: ignore[override]
+        self.files, self.places, self._given = [], {}, set()
+        return super().parse_args(self._checked(sys.argv[1:] if args is None else args), namespace=namespace, **options)
+
+    def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+        document = read_file(Path(path), self._own_types | self.hints)
+        self.files.append(str(path))
+        self.places |= {key: place for key, place in document.places.items() if key not in self._given}
+        return self.parse_string(yaml.safe_dump(document.nested()), *args, **options)
+
+    @functools.cached_property
+    def _own_types(self) -> dict[str, Any]:
+        """Types of what a command has beside the configuration, which a file may say as well."""
+        own = {key: type(value) for key, value in vars(self.get_defaults()).items() if key != "config"}
+        return {key: OF_DEFAULT[kind] for key, kind in own.items() if kind in OF_DEFAULT}
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Put the file and the line into the ValueErrors of a block that begin with a key, if a file set it."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(self._locate(str(error))) from error
+
+    def _locate(self, message: str) -> str:
+        key, colon, problem = message.partition(": ")
+        is_key = key in self.hints or any(known.startswith(f"{key}.") for known in self.hints)
+        if not colon or not is_key or key in self._given or any(file in message for file in self.files):
+            return message
+        if key in self.places:
+            return f"{key}: {self.places[key]}: {problem}"
+        return f"{message} (configured by {', '.join(self.files)})" if self.files else message
+
+    def _checked(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with the values of our keys converted; ValueError names the key of one that is wrong."""
+        checked: list[str] = []
+        rest = iter(arguments)
+        for argument in rest:
+            name, equals, text = argument.partition("=")
+            if not equals and self._takes_value(name):
+                following = next(rest, None)
+                if following is None or following.startswith("--"):  # argparse says what is missing
+                    checked += [argument] if following is None else [argument, following]
+                    continue
+                text = following
+            known = name.startswith("--") and self._takes_value(name)
+            checked.append(f"{name}={self._checked_value(name[2:], text)}" if known else argument)
+        return checked
+
+    def _takes_value(self, name: str) -> bool:
+        key = name.removeprefix("--")
+        is_section = any(known.startswith(f"{key}.") for known in self.hints)
+        return name.startswith("--") and (key == "config" or key in self.hints or is_section)
+
+    def _checked_value(self, key: str, text: str) -> str:
+        if key == "config":
+            return existing_file(text)
+        if key in self.hints:
+            self._given.add(key)
+            self.places.pop(key, None)
+            try:
+                return to_text(convert_text(self.hints[key], text))
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        if text.lstrip().startswith("{"):
+            document = read_text(text, self.hints, f"--{key}", key)
+        else:
+            document = read_file(Path(existing_file(text, key)), self.hints, key)
+        self._given |= document.values.keys()
+        return to_text(functools.reduce(lambda tree, name: tree.get(name, {}), key.split("."), document.nested()))
+
+
+def existing_file(text: str, key: str = "config") -> str:
+    """The path of a file that can be read, with ~ replaced."""
+    path = expand_home(text, key)
+    if os.path.isdir(path):
+        raise ValueError(f"{key}: {path}: is a directory; name a YAML file in it")
+    if not os.path.exists(path):
+        raise ValueError(f"{key}: {path}: there is no such file")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{key}: {path}: may not be read; check its permissions")
+    return path
+
+
+def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of everything in a tree of dataclasses."""
+    leaves: dict[str, Any] = {}
+    for name, hint in get_type_hints(configuration).items():
+        leaves |= leaf_types(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return leaves
+
+
+def user_path(text: str | Path) -> Path:
+    """A path on the command line; `~` is the home directory there as it is in configuration files."""
+    return Path(os.path.expanduser(text))  # unlike Path's own, this leaves the name of a user who is not there

@@ -1,0 +1,165 @@
+"""What may be written for a configuration key, in YAML and on the command line alike.
+
+A scalar is read by the type of its key. YAML 1.1 by itself takes `no` for False, `12:30:15` for 45,015 and `1e-3` for
+text; here `no` is a word if the key is a word, and 1e-3 is a number if the key is a number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import types
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+
+NULLS = ("", "~", "null", "Null", "NULL")
+BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+BASED = re.compile(r"[-+]?0(x[\da-fA-F]+|o[0-7]+|b[01]+)")
+NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
+LARGEST = 2**63 - 1  # of a signed integer of 64 bits; what is counted here ends up in one
+SHOWN = 60  # characters of a wrong value in a message
+
+
+def convert(hint: Any, node: yaml.Node) -> Any:
+    """The value that a YAML node stands for, of the type `hint`; ValueError says what was expected instead."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return _one_of(hint, node)
+    if hint is Any:
+        return _as_yaml_says(node)
+    if hint is type(None) and _is_null(node):
+        return None
+    if get_origin(hint) in (tuple, list) and isinstance(node, yaml.SequenceNode):
+        kinds = _item_types(hint, len(node.value))
+        if kinds is not None:
+            return [convert(kind, item) for kind, item in zip(kinds, node.value)]
+    if get_origin(hint) is dict and isinstance(node, yaml.MappingNode):
+        return _as_yaml_says(node)
+    if hint in (int, float, str, bool) and isinstance(node, yaml.ScalarNode) and not _is_null(node):
+        value = node.value if hint is str else _read_scalar(hint, node)
+        if value is not None:
+            return value
+    raise ValueError(f"expected {describe(hint)}, got {_shown(node)}")
+
+
+def convert_text(hint: Any, text: str) -> Any:
+    """The value that stands on a command line for a key of the type `hint`: a text, if it may be one, as it stands."""
+    kinds = {get_origin(kind) or kind for kind in _members(hint)}
+    if text.lstrip()[:1] in ("[", "{") and kinds & {tuple, dict}:
+        try:
+            node = yaml.compose(text, yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError):
+            node = yaml.ScalarNode("", text)
+        return convert(hint, node or yaml.ScalarNode("", text))
+    is_text = str in kinds and bool not in kinds and not (type(None) in kinds and text == "null")
+    return convert(hint, yaml.ScalarNode("", text if is_text else text.strip(), style='"' if is_text else None))
+
+
+def to_text(value: Any) -> str:
+    """A converted value as a command line has it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, (list, dict)):
+        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip()
+    return value if isinstance(value, str) else repr(value)
+
+
+def describe(hint: Any) -> str:
+    """A type in words, e.g. "a list of 3 whole numbers"."""
+    if len(_members(hint)) > 1:
+        return " or ".join(map(describe, _members(hint)))
+    if get_origin(hint) in (tuple, list):
+        items = get_args(hint)
+        count = f"{len(items)} " if get_origin(hint) is tuple and items[-1] is not Ellipsis else ""
+        item = items[0]
+        return f"a list of {count}{'lists of numbers' if get_origin(item) else NAMES[item] + 's'}"
+    if get_origin(hint) is dict:
+        return "keys and values"
+    return f"a {NAMES[hint]}" if hint in (int, float) else NAMES.get(hint, "a value")
+
+
+def expand_home(text: str, key: str) -> str:
+    """A path with ~ and ~user replaced; ValueError if there is no such user."""
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        raise ValueError(f"{key}: no home directory is known for {text.split('/')[0]}, got {text}; write ./{text} "
+                         "if that is the name of a folder")  # fmt: skip
+    return expanded
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _one_of(hint: Any, node: yaml.Node) -> Any:
+    """The first type of a union that takes the node; anything may be a text, which is therefore asked last."""
+    for kind in sorted(_members(hint), key=lambda kind: kind is str):
+        try:
+            return convert(kind, node)
+        except ValueError:
+            continue
+    raise ValueError(f"expected {describe(hint)}, got {_shown(node)}")
+
+
+def _item_types(hint: Any, count: int) -> list[Any] | None:
+    """The type of each of `count` items; None if so many do not fit."""
+    items = get_args(hint)
+    if get_origin(hint) is list or items[-1] is Ellipsis:
+        return [items[0]] * count
+    return list(items) if len(items) == count else None
+
+
+def _read_scalar(hint: Any, node: yaml.ScalarNode) -> bool | int | float | None:
+    """The number or truth value that a plain scalar is; None if it is none of the type, or in quotation marks."""
+    text = node.value
+    if node.style is not None:
+        return None
+    if hint is bool:
+        return BOOLS.get(text.lower())
+    if NOT_FINITE.fullmatch(text):
+        raise ValueError(f"expected a finite number, got {text}")
+    try:
+        value = int(text, 0) if BASED.fullmatch(text) else _decimal(text)
+    except (ValueError, OverflowError):  # of more digits than Python reads
+        value = math.inf
+    if value is not None and not abs(value) <= (LARGEST if hint is int else 1.7e308):
+        raise ValueError(f"expected {describe(hint)} within the range of 64 bits, got {_shown(node)}")
+    if value is None or hint is float:
+        return None if value is None else float(value)
+    return int(value) if value == int(value) else None
+
+
+def _decimal(text: str) -> int | float | None:
+    """A number in decimal digits; None if it is none."""
+    if not NUMBER.fullmatch(text):
+        return None
+    digits = text.replace("_", "")
+    return int(digits) if digits.lstrip("+-").isdigit() else float(digits)
+
+
+def _as_yaml_says(node: yaml.Node) -> Any:
+    """The value of a node whose key admits anything, such as a setting of DeepSpeed's."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_as_yaml_says(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _as_yaml_says(value) for key, value in node.value}
+    return _one_of(bool | int | float | str | None, node)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NULLS
+
+
+def _shown(node: yaml.Node) -> str:
+    """A node in a few words, for messages."""
+    if isinstance(node, yaml.SequenceNode):
+        return f"a list of {len(node.value)}"
+    if isinstance(node, yaml.MappingNode):
+        return "keys and values"
+    if _is_null(node):
+        return node.value or "nothing"
+    text = node.value if len(node.value) <= SHOWN else f"{node.value[:SHOWN]}..."
+    return f"the text {text!r}" if isinstance(node, yaml.ScalarNode) and node.style else text
