@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flare_dist import cli
 from flare_dist.analysis import plots
-from flare_dist.analysis.bandwidth import check_same_work, parse_tags, read_run, totals
-from flare_dist.analysis.links import Link, project
+from flare_dist.analysis.bandwidth import (
+    accuracy_against_bytes,
+    check_same_work,
+    parse_tags,
+    read_run,
+    totals,
+    unknown_slowest,
+)
+from flare_dist.analysis.densities import read_densities
+from flare_dist.analysis.links import TOPOLOGIES, Link, project
+from flare_dist.analysis.report import lines
 from flare_dist.run.tracking import tag
 
 ROW = {
@@ -92,6 +102,92 @@ def test_a_round_among_ranks_and_in_a_star() -> None:
     assert project(ROW | {"steps": 20}, link, "star") == pytest.approx(2.0 - 0.1 + 8 * 4.4 / 4 + 20 * 2 * 0.01)
 
 
+def test_of_clients_trained_in_turn_a_star_takes_the_slowest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four clients on two ranks took 1.7 s of a round; in a star each has a machine of its own."""
+    link, there_and_back = Link("", 1e6), 8 * 4.4 / 4
+    row = ROW | {"slowest_client_seconds": 0.9}
+    assert project(row, link, "star") == pytest.approx(2.0 - 0.1 - 1.7 + 0.9 + there_and_back)
+    assert project(row, link, "ranks") == project(ROW, link, "ranks")
+    assert project(row | {"round_seconds": 1.0}, link, "star") == pytest.approx(0.9 + there_and_back)
+    old = str(write_run(tmp_path / "old"))
+    new = str(write_run(tmp_path / "new", slowest_client_seconds=0.9))
+    command = ["bandwidth", new, old, "--link", "1Mbps", "--output_dir", str(tmp_path / "report")]
+    assert cli.main([*command, "--topology", "star"]) == 0
+    said = capsys.readouterr()
+    assert [line for line in said.err.splitlines() if "slowest" in line] == [
+        f"warning: {old}: rounds without slowest_client_seconds: 3 (older logs and clients trained as one batch lack "
+        "them); the star adds up the clients that a process trained in turn"
+    ]
+    assert "seconds of the slowest client" in said.out
+    assert cli.main(command) == 0
+    assert "slowest" not in capsys.readouterr().err
+    assert unknown_slowest(read_run(write_run(tmp_path / "one", clients=2), {})) is None  # a client on each rank
+    assert unknown_slowest(read_run(write_run(tmp_path / "gradient", steps=20, clients=8), {})) is None
+
+
+def test_buffers_count_wherever_bytes_up_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4.4 MB dense against .8 MB of payloads and buffers: 5.5 and not 10."""
+    directory = write_run(tmp_path / "run", buffer_bytes=400_000)
+    log = read_run(directory, {})
+    run = totals(log, [], "ranks", 0.15)
+    assert run.compression == pytest.approx(5.5)
+    assert run.target is not None
+    assert run.target["bytes_up"] == 2 * 800_000
+    assert accuracy_against_bytes(log.rows) == [(800_000, 0.1), (1_600_000, 0.2), (2_400_000, 0.3)]
+    command = ["bandwidth", str(directory), "--target", "0.15", "--output_dir", str(tmp_path / "report")]
+    assert cli.main(command) == 0
+    printed = {cells[1].strip(): cells[2].strip() for cells in table_of(capsys.readouterr().out)}
+    assert printed["bytes up"] == "2.4 MB"
+    assert printed["of these, buffers"] == "1.2 MB"
+    assert printed["bytes up until then"] == "1.6 MB"
+    assert printed["compression of the uplink"] == "5.5 x"
+    with (tmp_path / "report/bandwidth.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    sizes = {key: float(row[key]) for key in ("bytes_up", "uplink_bytes", "compression", "until target: bytes_up")}
+    assert list(sizes.values()) == [2_400_000, 1_200_000, pytest.approx(5.5), 1_600_000]
+    assert "5.5 x" in (tmp_path / "report/bandwidth.html").read_text()
+
+
+def table_of(printed: str) -> list[list[str]]:
+    return [line.split("│") for line in printed.splitlines() if "│" in line]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ['{"round": 2, "uplink', "[]", '{"round": "2"}', '{"round": 2, "uplink_bytes": "1"}', '{"round": 2, "ranks": NaN}'],
+)
+def test_damaged_lines_of_metrics_are_named(tmp_path: Path, damage: str) -> None:
+    directory = write_run(tmp_path / "run", rows=5)
+    path = directory / "metrics.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:2], damage, *rows[3:]]) + '\n{"round": 5, "upl')
+    log = read_run(directory, {})
+    assert [row["round"] for row in log.rows] == [0, 1, 3, 4]
+    assert log.notes == [f"{path}: damaged lines are left out: 3"]  # the last one may still be written
+
+
+def test_metrics_of_random_damage_are_read_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", logger="flare_dist")
+    directory = write_run(tmp_path / "run", bucket_sent_after=[0.1], bucket_wire=[10], steps=2)
+    path, draw = directory / "metrics.jsonl", random.Random(18)
+    whole = path.read_bytes()
+    for _ in range(500):
+        data = bytearray(whole)
+        place = draw.randrange(len(data))
+        data[place : place + draw.choice([0, 1, 1, 9, 200])] = draw.randbytes(draw.choice([0, 1, 1, 9]))
+        path.write_bytes(data)
+        try:
+            log = read_run(directory, {})
+            for topology in TOPOLOGIES:
+                lines([totals(log, [Link("", 1e6)], topology, 0.2)], 0.2)
+        except ValueError as error:
+            refused = str(error)
+            assert str(directory) in refused
+            assert "\n" not in refused
+
+
 def test_buckets_travel_while_later_gradients_are_computed() -> None:
     """Two steps of a second, buckets of half a second on this link, sent after 0.2, 0.6 and 0.8 s."""
     row: dict[str, Any] = {
@@ -167,7 +263,7 @@ def test_totals_and_the_target(tmp_path: Path) -> None:
     assert run.projected == {"slow": pytest.approx(3 * 5.9)}
     assert run.target == {
         "round": 2,
-        "uplink_bytes": 800_000,
+        "bytes_up": 800_000,
         "downlink_bytes": 8_000_000,
         "round_seconds": 4,
         "slow": pytest.approx(2 * 5.9),
@@ -222,3 +318,14 @@ def test_directories_without_a_log_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{")
     with pytest.raises(ValueError, match="has no readable line"):
         read_run(tmp_path, {})
+
+
+@pytest.mark.parametrize("damage", ['{"a": 1.0}', '{"a": 1.0, "b": "?"}', "[0.5]"])
+def test_damaged_densities_are_refused_with_the_path(tmp_path: Path, damage: str) -> None:
+    directory = write_run(tmp_path / "run", layer_densities={"a": 1.0, "b": 0.5})
+    assert read_densities(directory).rounds[-1] == (3, [1.0, 0.5])
+    path = directory / "metrics.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:3], rows[3].replace('{"a": 1.0, "b": 0.5}', damage)]) + "\n")
+    with pytest.raises(ValueError, match=rf"^densities: {path} has a damaged line"):
+        read_densities(directory)

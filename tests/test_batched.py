@@ -455,6 +455,8 @@ def test_ranks_that_train_their_clients_as_one_batch_agree(aggregator: str) -> N
         for row, report in zip(rows, reports):
             assert report["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
             assert report["uplink_bytes"] == row["uplink_bytes"]
+            assert "slowest_client_seconds" in row
+            assert "slowest_client_seconds" not in report
     assert torch.equal(ends[1][0], ends[2][0])
 
 

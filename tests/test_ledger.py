@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.layout import ParameterLayout
 from flare_dist.run.config import Config
-from flare_dist.run.ledger import break_even_density, log, report_break_even
+from flare_dist.run.ledger import Stopwatch, break_even_density, log, report_break_even
 
 LAYOUT = ParameterLayout.of([("weight", torch.empty(100_000))])
 
@@ -34,6 +35,33 @@ def test_fewer_bits_pay_for_longer() -> None:
     assert limits == sorted(limits)
     assert break_even_density(packing(index_codec="int32"), 4, 1) < limits[0]
     assert break_even_density(packing(value_codec="2bit"), 2, 1) == 1
+
+
+class Clock(World):
+    """A rank whose time passes only if told to."""
+
+    time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+
+def test_the_slowest_client_is_the_longest_training_and_selection_of_one() -> None:
+    world = Clock()
+    watch = Stopwatch(world)
+    for compute, select in ((1.0, 0.5), (2.0, 1.0), (2.5, 0.25)):
+        with watch.client():
+            with watch.phase("compute"):
+                world.time += compute
+            world.time += 9.0  # of neither
+            with watch.phase("select"):
+                world.time += select
+    seconds = watch.totals()
+    assert (seconds["slowest_client_seconds"], seconds["compute_seconds"], seconds["select_seconds"]) == (3, 5.5, 1.75)
+    watch = Stopwatch(world)
+    with watch.phase("compute"):  # of clients trained as one batch
+        world.time += 1.0
+    assert "slowest_client_seconds" not in watch.totals()
 
 
 def test_a_density_beyond_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -212,6 +212,8 @@ def test_ledger_counts_the_buffers_that_moved(config: Config) -> None:
     reports, moved = run_ranks(wire, 2, config)[0]
     assert sum(report["wire_bytes"] for report in reports) == moved > 0
     for report in reports:
+        in_turn = report["compute_seconds"] + report["select_seconds"]
+        assert 0 < report["slowest_client_seconds"] <= in_turn
         assert report["dense_bytes"] == report["downlink_bytes"] == 4 * report["total"]
         header = 0 if config is DENSE else HEADER_NBYTES * report["clients"]
         if config is DENSE:

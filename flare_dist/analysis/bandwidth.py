@@ -5,24 +5,27 @@ Read from metrics.jsonl where there is one and from TensorBoard event files othe
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
-from flare_dist.analysis.links import Link, project
+from flare_dist.analysis.event_rows import STATES, Row, rows_of
+from flare_dist.analysis.events import read_event_file
+from flare_dist.analysis.links import Link, adds_up_clients, project
 
-Row = dict[str, Any]  # of one round, by the keys of metrics.jsonl
+log = logging.getLogger(__name__)
 
 # What must agree for bytes and seconds of two runs to be those of the same work, by dotted key.
 SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps", "eval_every", "ranks")
+UP = ("uplink_bytes", "buffer_bytes")
+MOST_TAGS = 20  # that an error lists
 
 
 @dataclass(frozen=True)
@@ -32,70 +35,102 @@ class RunLog:
     name: str
     rows: list[Row]  # of the rounds in order, 0 being the initial model
     work: dict[str, Any] = field(default_factory=dict)  # of SAME_WORK what its configuration says; empty without one
+    notes: list[str] = field(default_factory=list)  # what of its logs is damaged or was logged twice, in words
 
 
 def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
-    """The log in `directory`; `tags` are the TensorBoard tags of keys in logs of other trainers.
+    """Read the log in `directory`; `tags` are the TensorBoard tags of keys in logs of other trainers.
 
     What those log must be the bytes since the value before. `ranks` stands in where the log does not say how many
-    there were. Raises ValueError where there is no log, or nothing in it is known.
+    there were. What is damaged is left out with a warning. Raises ValueError if there is no log, or nothing in it is
+    known.
     """
-    rows = read_metrics(directory) if (directory / "metrics.jsonl").exists() else read_events(directory, tags)
-    for row in rows:
-        if ranks is not None:
+    read = _read_metrics(directory) if (directory / "metrics.jsonl").exists() else _read_events(directory, tags)
+    rows, notes = read
+    if ranks is not None:
+        for row in rows:
             row.setdefault("ranks", ranks)
-    return RunLog(str(directory), rows, _work(directory, rows))
+    return RunLog(str(directory), rows, _work(directory, rows), notes)
 
 
 def read_metrics(directory: Path) -> list[Row]:
-    """The rows of metrics.jsonl; a last line that is cut short belongs to a run that is still going on."""
-    rows = []
-    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            row = dict(json.loads(line))
-            rows.append(row | {"round": int(row["round"])})
-    if not rows:
-        raise ValueError(f"bandwidth: {directory / 'metrics.jsonl'} has no readable line")
-    return rows
+    """Read the rows of metrics.jsonl; damaged lines are left out with a warning.
+
+    A last line that is cut short is none: it belongs to a run that is still going on.
+    """
+    return _read_metrics(directory)[0]
 
 
-def read_events(directory: Path, tags: Mapping[str, str]) -> list[Row]:
-    """The scalars of the event files in `directory`, a row for each step."""
-    if not any(directory.glob("*tfevents*")):
+def _read_metrics(directory: Path) -> tuple[list[Row], list[str]]:
+    path = directory / "metrics.jsonl"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"bandwidth: {path} cannot be read: {error.strerror}") from error
+    lines = text.split("\n")
+    rows = [_row(line) for line in lines]
+    damaged = [str(n) for n, (line, row) in enumerate(zip(lines[:-1], rows), 1) if line.strip() and row is None]
+    readable = [row for row in rows if row is not None]
+    if not readable:
+        raise ValueError(f"bandwidth: {path} has no readable line")
+    return readable, _warned([f"{path}: damaged lines are left out: {', '.join(damaged)}"] if damaged else [])
+
+
+def _row(line: str) -> Row | None:
+    """Decode a line of metrics.jsonl; None if it is no row whose numbers can be added up."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("round")) is not int or not _is_number(row["round"]):
+        return None
+    adds_up = (*STATES, "collectives", "steps", "time")
+    amounts = [value for key, value in row.items() if key.endswith(("_bytes", "_seconds")) or key in adds_up]
+    measured = [value for key, value in row.items() if key.endswith(("_accuracy", "_loss"))]
+    lists = [row.get(key, []) for key in ("bucket_sent_after", "bucket_wire")]
+    buckets_are_right = all(isinstance(values, list) and all(map(_is_number, values)) for values in lists)
+    if not buckets_are_right or not all(map(_is_number, amounts)):
+        return None
+    return row if all(isinstance(value, (int, float)) for value in measured) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _read_events(directory: Path, tags: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """Read the scalars of the event files in `directory`."""
+    paths = sorted(path for path in directory.glob("*tfevents*") if not path.is_dir())
+    if not paths:
         raise ValueError(f"bandwidth: {directory} holds neither metrics.jsonl nor TensorBoard event files")
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    there = [*events.Tags()["scalars"], *events.Tags()["tensors"]]
-    known = {tag: key_of(tag) for tag in there} | {tag: key for key, tag in tags.items()}
-    missing = [tag for tag in tags.values() if tag not in there]
-    if missing or not any(known.values()):
-        found = ", ".join(there) or "none"
+    files = [read_event_file(path) for path in paths]
+    notes = _warned([f"{file.path}: {file.lost}" for file in files if file.lost])
+    there = list(dict.fromkeys(scalar.tag for file in files for scalar in file.scalars))
+    keys = {tag: [key for key, name in tags.items() if name == tag] for tag in tags.values()}
+    keys |= {tag: [own] for tag in there if tag not in keys and (own := key_of(tag)) and own not in tags}
+    missing = [tag for tag in dict.fromkeys(tags.values()) if tag not in there]
+    if missing or not keys:
+        listed = [tag if tag.isprintable() else ascii(tag) for tag in there[:MOST_TAGS]]
+        listed += [f"and {len(there) - MOST_TAGS} more"] if there[MOST_TAGS:] else []
+        found = ", ".join(listed) or "none"
         raise ValueError(
             f"bandwidth: {directory} has no tag {', '.join(missing) or 'that is known'} (its tags: {found})"
         )
-    rows: dict[int, Row] = {}
-    for tag, key in known.items():
-        for step, wall_time, value in _values(events, tag) if key else []:
-            row = rows.setdefault(step, {"round": step, "time": wall_time})
-            row[str(key)] = value
-            row["time"] = min(row["time"], wall_time)  # an evaluation may be written later
-    ordered = [rows[step] for step in sorted(rows)]
-    if not any("round_seconds" in row for row in ordered):  # a trainer that does not log how long its steps took
-        for before, row in itertools.pairwise(ordered):
-            row["round_seconds"] = row["time"] - before["time"]
-        if len(ordered) > 1:  # the first one's beginning is not logged
-            ordered[0]["round_seconds"] = ordered[1]["round_seconds"]
-    return ordered
+    rows, more = rows_of(directory, files, keys)
+    if not rows:
+        raise ValueError(f"bandwidth: {directory} has no finite value of the tags {', '.join(keys)}")
+    return rows, notes + _warned(more)
 
 
-def _values(events: EventAccumulator, tag: str) -> Iterator[tuple[int, float, float]]:
-    """(step, wall time, value) of a tag, as PyTorch's SummaryWriter writes it in its old or in its new style."""
-    if tag in events.Tags()["scalars"]:
-        yield from ((event.step, event.wall_time, event.value) for event in events.Scalars(tag))
-        return
-    for event in events.Tensors(tag):
-        values = tensor_util.make_ndarray(event.tensor_proto)
-        if values.size == 1:
-            yield event.step, event.wall_time, float(values.item())
+def _warned(notes: list[str]) -> list[str]:
+    """Log each note, and hand them on for the report."""
+    for note in notes:
+        log.warning("%s", note)
+    return notes
 
 
 def key_of(tag: str) -> str | None:
@@ -108,17 +143,21 @@ def key_of(tag: str) -> str | None:
 
 def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     """["uplink_bytes=comm/up"] -> {"uplink_bytes": "comm/up"}."""
-    parsed = dict(text.partition("=")[::2] for text in texts)
-    wrong = [text for text in texts if "=" not in text or text.startswith("=") or text.endswith("=")]
-    if wrong:
-        raise ValueError(f"--tag: expected KEY=TAG, got {wrong[0]!r}")
+    parsed: dict[str, str] = {}
+    for text in texts:
+        key, _, tag = text.partition("=")
+        if not key or not tag:
+            raise ValueError(f"--tag: expected KEY=TAG, got {text!r}")
+        if key in parsed:
+            raise ValueError(f"--tag: {key} has two tags, {parsed[key]} and {tag}; name one")
+        parsed[key] = tag
     return parsed
 
 
 def _work(directory: Path, rows: Sequence[Row]) -> dict[str, Any]:
     try:
         config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         config = None
     if not isinstance(config, dict):
         return {}
@@ -139,7 +178,7 @@ def check_same_work(runs: Sequence[RunLog]) -> str | None:
     """What makes the runs' bytes and seconds incomparable, in words, or None."""
     for key in SAME_WORK:
         values = {run.name: run.work[key] for run in runs if key in run.work}
-        if len(set(values.values())) > 1:
+        if len({repr(value) for value in values.values()}) > 1:
             return f"the runs differ in {key} ({', '.join(f'{name}: {value}' for name, value in values.items())})"
     unknown = [run.name for run in runs if not run.work]
     if unknown and len(runs) > 1:
@@ -160,9 +199,14 @@ class Totals:
 
     @property
     def compression(self) -> float | None:
-        """Bytes of a dense uplink over those sent."""
-        sent = self.amounts.get("uplink_bytes")
-        return self.amounts["dense_bytes"] / sent if sent and self.amounts.get("dense_bytes") else None
+        """Bytes of a dense uplink over those sent; the model's buffers travel with either."""
+        dense = self.amounts.get("dense_bytes")
+        return (dense + self.amounts.get("buffer_bytes", 0)) / self.bytes_up if dense and self.bytes_up else None
+
+    @property
+    def bytes_up(self) -> float | None:
+        """All that clients sent, buffers included; None if it was not logged."""
+        return bytes_up([self.amounts]) if self.amounts.keys() & UP else None
 
     @property
     def communicating(self) -> float | None:
@@ -177,26 +221,49 @@ class Totals:
 
 def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | None) -> Totals:
     """Sums, projections and when the `target` accuracy was reached."""
-    rounds = [row for row in run.rows if any(key.endswith("_bytes") for key in row)]  # not our evaluation before them
+    rounds = [row for row in run.rows if _has_bytes(row)]
     played = sum("stage_one" not in row for row in rounds)  # what comes before the rounds costs, and is none
-    keys = dict.fromkeys(key for row in rounds for key in row if key.endswith(("_bytes", "_seconds")))
-    amounts = {key: sum(row.get(key, 0.0) for row in rounds) for key in keys if key != "elapsed_seconds"}
-    by_link = {link.text: [project(row, link, topology) for row in rounds] for link in links}
+    keys = dict.fromkeys(key for row in run.rows for key in row if key.endswith(("_bytes", "_seconds")))
+    amounts = {key: sum(row.get(key, 0.0) for row in run.rows) for key in keys if key != "elapsed_seconds"}
+    by_link = {link.text: [_project(run, row, link, topology) for row in run.rows] for link in links}
     accuracies = [row["test_accuracy"] for row in run.rows if "test_accuracy" in row]
     reached = None
-    if target is not None:
-        place = next((n for n, row in enumerate(rounds, 1) if row.get("test_accuracy", -1.0) >= target), None)
-        if place is not None:
-            until = rounds[:place]
-            reached = {"round": float(until[-1]["round"])}
-            reached |= {key: sum(row.get(key, 0.0) for row in until) for key in ("uplink_bytes", "downlink_bytes")}
-            reached["round_seconds"] = sum(row.get("round_seconds", 0.0) for row in until)
-            reached |= {link: sum(seconds[:place]) for link, seconds in by_link.items()}
+    place = next((n for n, row in enumerate(run.rows, 1) if row.get("test_accuracy", -1.0) >= (target or math.inf)), 0)
+    if place:
+        until = run.rows[:place]
+        reached = {"round": float(until[-1]["round"]), "bytes_up": bytes_up(until)}
+        reached |= {key: sum(row.get(key, 0.0) for row in until) for key in ("downlink_bytes", "round_seconds")}
+        reached |= {link: sum(seconds[:place]) for link, seconds in by_link.items()}
     projected = {link: sum(seconds) for link, seconds in by_link.items()}
     return Totals(run.name, played, amounts, projected, accuracies[-1] if accuracies else None, reached)
 
 
+def _project(run: RunLog, row: Row, link: Link, topology: str) -> float:
+    """Seconds of a round on a link; none for an evaluation beside the rounds."""
+    try:
+        return project(row, link, topology) if _has_bytes(row) else 0.0
+    except ValueError as error:
+        raise ValueError(f"bandwidth: {run.name}: {error}") from error
+
+
+def _has_bytes(row: Row) -> bool:
+    return any(key.endswith("_bytes") for key in row)
+
+
+def bytes_up(rows: Sequence[Mapping[str, Any]]) -> float:
+    """What clients sent in these rounds: their payloads and the model's buffers, which travel with them."""
+    return sum(row.get(key, 0) for row in rows for key in UP)
+
+
+def unknown_slowest(run: RunLog) -> str | None:
+    """Say of how many rounds a star cannot know how long the slowest client took, or None."""
+    count = sum(map(adds_up_clients, run.rows))
+    why = "older logs and clients trained as one batch lack them"
+    added = "the star adds up the clients that a process trained in turn"
+    return f"{run.name}: rounds without slowest_client_seconds: {count} ({why}); {added}" if count else None
+
+
 def accuracy_against_bytes(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """(bytes sent up so far, test accuracy) of each evaluation after something was sent."""
-    sent = itertools.accumulate(row.get("uplink_bytes", 0) for row in rows)
+    sent = itertools.accumulate(bytes_up([row]) for row in rows)
     return [(x, row["test_accuracy"]) for x, row in zip(sent, rows) if x and "test_accuracy" in row]

@@ -22,15 +22,22 @@ class Densities:
 
 
 def read_densities(directory: Path) -> Densities:
-    """What metrics.jsonl in `directory` says of masks; ValueError where it is not that of a sparse model."""
+    """What metrics.jsonl in `directory` says of masks; ValueError if it is not that of a sparse model, or damaged."""
     rows: list[dict[str, Any]] = []
     if (directory / "metrics.jsonl").exists():
-        rows = [row for row in read_metrics(directory) if "layer_densities" in row]
+        rows = [row for row in read_metrics(directory) if row.get("layer_densities")]
     if not rows:
         raise ValueError(f"densities: {directory} holds no run of a sparse model (sparse_training.method)")
-    found: dict[str, list[float]] = next((row["stage_one"]["sensitivities"] for row in rows if "stage_one" in row), {})
-    layers = list(rows[0]["layer_densities"])
-    return Densities(layers, found, [(row["round"], [row["layer_densities"][name] for name in layers]) for row in rows])
+    try:
+        found = {k: v for row in rows if "stage_one" in row for k, v in row["stage_one"]["sensitivities"].items()}
+        layers = list(rows[0]["layer_densities"])
+        rounds = [(row["round"], [float(row["layer_densities"][name]) for name in layers]) for row in rows]
+        own = {
+            client: [float(value) for _, value in zip(layers, values, strict=True)] for client, values in found.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"densities: {directory / 'metrics.jsonl'} has a damaged line ({error!r})") from error
+    return Densities(layers, own, rounds)
 
 
 def densities_table(densities: Densities) -> Table:

@@ -5,7 +5,8 @@ a full-duplex link it sends and receives at once, on a half-duplex one after the
 on which all ranks take turns, as on a loopback device whose rate is limited. Nothing is added for headers of
 protocols. Among W ranks a collective of B bytes on the wire moves B / W through each link in each direction, in W - 1
 steps that each wait for the latency. In a star, clients work in parallel; each receives its part of the downlink and
-then sends its part of the uplink and of the buffers.
+then sends its part of the uplink and of the buffers. Of the clients that a process trained in turn the slowest counts
+(slowest_client_seconds); logs without it give the sum.
 
 What a round took beside communication is taken from the log as it is. Where buckets were sent during backward
 (mode: gradient on a CPU; metrics.jsonl alone says when), each starts when it is ready and the one before has arrived,
@@ -64,19 +65,22 @@ def _seconds(text: str) -> float | None:
 
 
 def project(row: dict[str, Any], link: Link, topology: str) -> float:
-    """Seconds of a round on a link; ValueError where the log does not say what that needs."""
+    """Seconds of a round on a link; ValueError if the log does not say what that needs."""
     beside = _needed(row, "round_seconds") - row.get("communication_seconds", 0.0) + row.get("late_seconds", 0.0)
     if topology == "star":
         clients = _needed(row, "clients")
         both = _needed(row, "uplink_bytes") + row.get("downlink_bytes", 0) + row.get("buffer_bytes", 0)
         there_and_back = 8 * both / max(clients, 1) / link.rate + 2 * link.latency * row.get("steps", 1)
+        if "slowest_client_seconds" in row:
+            in_turn = row.get("compute_seconds", 0.0) + row.get("select_seconds", 0.0)
+            beside = max(0.0, beside - in_turn) + row["slowest_client_seconds"]
         return beside + there_and_back
     ranks, wire = int(_needed(row, "ranks")), _needed(row, "wire_bytes")
     collectives = row.get("collectives", 1)
     buckets = list(zip(row.get("bucket_sent_after", []), row.get("bucket_wire", [])))
     if not buckets:
         return beside + link.seconds(wire, collectives, ranks)
-    steps, arrived = row["steps"], 0.0
+    steps, arrived = _needed(row, "steps"), 0.0
     for sent_after, bytes_on_wire in buckets:
         arrived = max(arrived, sent_after) + link.seconds(bytes_on_wire, 1, ranks)
     late = steps * max(0.0, arrived - buckets[-1][0])  # what the last arrival is behind the last sending
@@ -85,8 +89,14 @@ def project(row: dict[str, Any], link: Link, topology: str) -> float:
     return beside + late + rest
 
 
+def adds_up_clients(row: dict[str, Any]) -> bool:
+    """Tell whether a round's seconds are those of several clients of one process, of which none is told apart."""
+    in_turn = row.get("clients", 0) > row.get("ranks", 1) and "steps" not in row
+    return in_turn and "slowest_client_seconds" not in row
+
+
 def _needed(row: dict[str, Any], key: str) -> float:
     if key not in row:
         hint = "; --ranks N says how many" if key == "ranks" else f"; --tag {key}=TAG names it in other logs"
-        raise ValueError(f"bandwidth: round {row.get('round')} has no {key}{hint}")
+        raise ValueError(f"round {row.get('round')} has no {key}{hint}")
     return float(row[key])

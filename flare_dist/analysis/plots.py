@@ -38,13 +38,13 @@ def plot_label_table(counts: Tensor, path: Path) -> None:
 
 
 def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path) -> None:
-    """Write a PNG of test accuracy against cumulative uplink bytes, one colour for each label.
+    """Write a PNG of test accuracy against all bytes sent up so far, buffers included, one colour for each label.
 
     Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError where matplotlib is not
     installed or `path` cannot be written.
     """
     figure = _figure(9, 5)
-    axes = figure.add_subplot(xlabel="uplink bytes of all clients", ylabel="test accuracy", xscale="log")
+    axes = figure.add_subplot(xlabel="bytes up of all clients, buffers included", ylabel="test accuracy", xscale="log")
     for (label, logs), style in zip(runs.items(), itertools.cycle(["-", "--", ":"])):
         colour = axes.plot([], [], style, label=_as_text(label))[0].get_color()
         for log in logs:

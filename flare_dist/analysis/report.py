@@ -15,18 +15,19 @@ from rich.table import Table
 from flare_dist.analysis import links
 from flare_dist.analysis import plots as plots_module
 from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+from flare_dist.units import show_bytes, show_seconds
 
 Lines = list[tuple[str, list[str]]]  # (what, its value for each run)
 
 AMOUNTS = {
-    "uplink_bytes": "bytes up",
+    "buffer_bytes": "of these, buffers",
     "mask_bytes": "of these, changes of masks",
     "downlink_bytes": "bytes down",
-    "buffer_bytes": "bytes of buffers",
     "wire_bytes": "bytes on the wire",
     "round_seconds": "seconds",
     "compute_seconds": "seconds computing",
     "select_seconds": "seconds selecting",
+    "slowest_client_seconds": "seconds of the slowest client",
     "communication_seconds": "seconds communicating",
     "waiting_seconds": "seconds waiting",
 }
@@ -35,8 +36,10 @@ AMOUNTS = {
 def lines(runs: Sequence[Totals], target: float | None) -> Lines:
     """What there is to say of the runs; percentages are differences to the first of them."""
     rows: Lines = [("rounds", [str(run.rounds) for run in runs])]
+    if any(run.bytes_up is not None for run in runs):
+        rows.append(("bytes up", _against_first([run.bytes_up for run in runs], show_bytes)))
     for key, title in AMOUNTS.items():
-        if any(key in run.amounts for run in runs):
+        if any(run.amounts.get(key) or (key in run.amounts and key != "buffer_bytes") for run in runs):
             show = show_bytes if "bytes" in key else show_seconds
             rows.append((title, _against_first([run.amounts.get(key) for run in runs], show)))
     rows.append(("compression of the uplink", _against_first([run.compression for run in runs], "{:.1f} x".format)))
@@ -47,26 +50,13 @@ def lines(runs: Sequence[Totals], target: float | None) -> Lines:
         rows.append((f"a round at {link}", _against_first(a_round, show_seconds)))
         rows.append((f"all rounds at {link}", _against_first([run.projected[link] for run in runs], show_seconds)))
     if target is not None:
-        reached = {"round": f"round with accuracy {target:g}", "uplink_bytes": "bytes up until then"}
+        reached = {"round": f"round with accuracy {target:g}", "bytes_up": "bytes up until then"}
         reached |= {"downlink_bytes": "bytes down until then", "round_seconds": "seconds until then"}
         reached |= {link: f"the same at {link}" for link in runs[0].projected}
         for key, title in reached.items():
             show = show_bytes if "bytes" in key else "{:.0f}".format if key == "round" else show_seconds
             rows.append((title, [show(run.target[key]) if run.target else "not reached" for run in runs]))
     return rows
-
-
-def show_bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def show_seconds(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:.3g} h"
-    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
 
 
 def _plain(value: float | None, form: str) -> str:
@@ -92,25 +82,36 @@ def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
 def write_report(
     directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals], rows: Lines, notes: Sequence[str]
 ) -> list[Path]:
-    """Write CSV, plots and HTML to `directory`; returns their paths. Without matplotlib there are no plots."""
-    directory.mkdir(parents=True, exist_ok=True)
-    plots = []
+    """Write CSV, plots and HTML to `directory`; returns their paths. Without matplotlib there are no plots.
+
+    Raises ValueError if they cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        plots = _plots(directory, logs, runs)
+        write_csv(directory / "bandwidth.csv", runs)
+        write_html(directory / "bandwidth.html", runs, rows, plots, notes)
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write {directory}: {error.strerror}") from error
+    return [directory / "bandwidth.csv", *plots, directory / "bandwidth.html"]
+
+
+def _plots(directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals]) -> list[Path]:
+    plots: list[Path] = []
     with contextlib.suppress(plots_module.MissingMatplotlibError):
         plots_module.plot_seconds(runs, directory / "seconds.png")
         plots.append(directory / "seconds.png")
         if any(accuracy_against_bytes(run.rows) for run in logs):
             plots_module.plot_accuracy_against_bytes({run.name: [run] for run in logs}, directory / "accuracy.png")
             plots.append(directory / "accuracy.png")
-    write_csv(directory / "bandwidth.csv", runs)
-    write_html(directory / "bandwidth.html", runs, rows, plots, notes)
-    return [directory / "bandwidth.csv", *plots, directory / "bandwidth.html"]
+    return plots
 
 
 def write_csv(path: Path, runs: Sequence[Totals]) -> None:
-    """A row for each run, in bytes and seconds."""
+    """A row for each run, in bytes and seconds; bytes_up are those of payloads and of buffers."""
     table = []
     for run in runs:
-        row: dict[str, object] = {"run": run.name, "rounds": run.rounds, **run.amounts}
+        row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
         row |= {"compression": run.compression, "test_accuracy": run.accuracy}
         row |= {f"seconds at {link}": seconds for link, seconds in run.projected.items()}
         row |= {f"until target: {key}": value for key, value in (run.target or {}).items()}

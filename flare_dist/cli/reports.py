@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals
+from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals, unknown_slowest
 from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities
@@ -92,9 +92,12 @@ def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, director
     runs = [totals(run, links, options.topology, options.target) for run in logs]
     rows = lines(runs, options.target)
     wide_console().print(terminal_table(runs, rows))
+    if links and options.topology == "star":
+        notes = [*notes, *filter(None, map(unknown_slowest, logs))]
     for note in notes:
-        log.warning(note)
-    for path in write_report(directory, logs, runs, rows, notes):
+        log.warning("%s", note)
+    damage = [note for run in logs for note in run.notes]  # of which the log knows since it was read
+    for path in write_report(directory, logs, runs, rows, [*notes, *damage]):
         print(path)
 
 

@@ -36,6 +36,7 @@ class Stopwatch:
         world.take_traffic()
         self.world = world
         self.seconds = {"compute": 0.0, "select": 0.0}
+        self.slowest_client = 0.0  # of those that were trained one after another
         self.start = world.now()
 
     @contextmanager
@@ -43,6 +44,13 @@ class Stopwatch:
         start = self.world.now()
         yield
         self.seconds[name] += self.world.now() - start
+
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """Note what one client's phases took, if it is the slowest so far."""
+        before = sum(self.seconds.values())
+        yield
+        self.slowest_client = max(self.slowest_client, sum(self.seconds.values()) - before)
 
     def rebook(self, name: str, seconds: float) -> None:
         """So much of what was booked as computing was something else, `name` or communicating."""
@@ -53,7 +61,10 @@ class Stopwatch:
             self.seconds[name] += seconds
 
     def totals(self) -> dict[str, float]:
-        """`ranks`, and all `*_seconds` of the round, each the largest over them."""
+        """`ranks`, and all `*_seconds` of the round, each the largest over them.
+
+        slowest_client_seconds are missing if no rank trained one client after another.
+        """
         traffic = self.world.traffic
         measured = {
             "round_seconds": self.world.now() - self.start,
@@ -61,8 +72,12 @@ class Stopwatch:
             "select_seconds": self.seconds["select"],
             "communication_seconds": traffic.communication_seconds,
             "waiting_seconds": traffic.waiting_seconds,
+            "slowest_client_seconds": self.slowest_client,
         }
-        return {"ranks": self.world.size, **dict(zip(measured, self.world.largest(list(measured.values()))))}
+        largest = dict(zip(measured, self.world.largest(list(measured.values()))))
+        if not largest["slowest_client_seconds"]:
+            del largest["slowest_client_seconds"]
+        return {"ranks": self.world.size, **largest}
 
 
 def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:

@@ -80,7 +80,7 @@ def _train_one_after_another(
     """Train each client and put what it brings back on the uplink."""
     view, buffers = parties.downlink.view, parties.server.buffers
     for client in hosted:
-        with parties.states.lend(client) as state:
+        with parties.states.lend(client) as state, watch.client():
             with watch.phase("compute"):
                 learner = uplink.prepare(client, state)
                 examples = parties.partition[client]

@@ -77,7 +77,7 @@ def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) 
         learner = masks.scout(client, clients.steps_with(len(examples)), clients.epoch_steps(len(examples)))
         if hosts[client] != world.rank:
             continue
-        with watch.phase("compute"):
+        with watch.client(), watch.phase("compute"):
             view, buffers = parties.downlink.view, parties.server.buffers
             result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner)
             if result.is_finite:

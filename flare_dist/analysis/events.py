@@ -1,0 +1,128 @@
+"""The scalars of one TensorBoard event file, past whatever is damaged in it.
+
+A record is its length (8 bytes), a checksum of these, the event and a checksum of it. TensorBoard's own reader ends at
+the first record whose checksum is wrong, without a word; this one goes on at the next that is whole and tells what it
+had to leave out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.util import tensor_util
+
+# What a length below 4 GiB looks like; bytes of value 0, to which a crash may leave a file's end, are none.
+LENGTH = re.compile(rb"(?=(?!\0{4})[\s\S]{4}\0{4})")
+BEFORE, BEHIND = 12, 4  # bytes of a record around its event
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value of a tag."""
+
+    tag: str
+    step: int
+    time: float  # wall clock, seconds
+    value: float
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """What could be read of one event file."""
+
+    path: Path
+    scalars: list[Scalar]  # as they were written
+    lost: str | None  # what could not be read, in words
+
+
+def read_event_file(path: Path) -> EventFile:
+    """Read every scalar of the file that can be read, in SummaryWriter's old style and in its new one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return EventFile(path, [], f"it cannot be read ({error.strerror})")
+    scalars: list[Scalar] = []
+    damaged: list[tuple[int, int]] = []
+    for start, end, record in _records(data):
+        event = _event(record)
+        if event is None:
+            damaged.append((start, end))
+        else:
+            scalars += _scalars(event, scalars[-1].time if scalars else 0.0)
+    return EventFile(path, scalars, _what_is_lost(damaged, len(data)))
+
+
+def _records(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield (start, end, record) through the whole file; None stands for bytes that hold no whole record."""
+    place = 0
+    while place < len(data):
+        start, end = _next_record(data, place)
+        if start > place:
+            yield place, start, None
+        if end > start:
+            yield start, end, data[start + BEFORE : end - BEHIND]
+        place = end
+
+
+def _next_record(data: bytes, place: int) -> tuple[int, int]:
+    """Find the first whole record at or behind `place`; an empty one at the end where there is none."""
+    for match in LENGTH.finditer(data, place):
+        start = match.start()
+        end = start + BEFORE + int.from_bytes(data[start : start + 8], "little") + BEHIND
+        if end <= len(data) and _is_whole(data, start, start + 8) and _is_whole(data, start + BEFORE, end - BEHIND):
+            return start, end
+    return len(data), len(data)
+
+
+def _is_whole(data: bytes, start: int, end: int) -> bool:
+    """Compare the bytes of `data` with the checksum that follows them."""
+    return bool(masked_crc32c(data[start:end]) == int.from_bytes(data[end : end + 4], "little"))
+
+
+def _event(record: bytes | None) -> Any:
+    """Decode an event; None if it is none."""
+    if record is None:
+        return None
+    try:
+        return Event.FromString(record)
+    except Exception:  # protobuf's DecodeError, whose place differs between its versions
+        return None
+
+
+def _scalars(event: Any, time: float) -> Iterator[Scalar]:
+    """Yield the numbers of an event; `time` stands in for a clock that gave none."""
+    for value in event.summary.value:
+        number = value.simple_value if value.WhichOneof("value") == "simple_value" else _number_of(value)
+        if number is not None:
+            yield Scalar(value.tag, event.step, event.wall_time if math.isfinite(event.wall_time) else time, number)
+
+
+def _number_of(value: Any) -> float | None:
+    """Take the number out of a tensor that is one."""
+    if value.WhichOneof("value") != "tensor" or any(size.size != 1 for size in value.tensor.tensor_shape.dim):
+        return None
+    try:
+        array = np.asarray(tensor_util.make_ndarray(value.tensor))
+    except (TypeError, ValueError):  # no type that numpy has, or not as many values as the shape tells
+        return None
+    return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
+
+
+def _what_is_lost(damaged: list[tuple[int, int]], size: int) -> str | None:
+    """Put into words what of a file of `size` bytes could not be read."""
+    if not size:
+        return "it is empty"
+    if not damaged:
+        return None
+    lost = sum(end - start for start, end in damaged)
+    where = ", ".join(f"{start} to {end}" for start, end in damaged[:3]) + (", ..." if damaged[3:] else "")
+    last = ", the end of the file" if damaged[-1][1] == size else ""
+    return f"{lost} of its {size} bytes are damaged and left out (bytes {where}{last})"

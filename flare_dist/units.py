@@ -1,0 +1,24 @@
+"""Amounts as people read them: 1.04 GB, 20 kB, 8.01 h."""
+
+from __future__ import annotations
+
+
+def show_bytes(count: float) -> str:
+    """Write a number of bytes with three significant digits, e.g. 1.04 GB, and below 1,000 as it is."""
+    rounded = float(f"{count:.3g}")  # first, so that 999,999 B are 1 MB and not 1e+03 kB
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if rounded >= size:
+            return f"{_three_digits(rounded / size)} {unit}"
+    return f"{count:.0f} B"
+
+
+def show_seconds(seconds: float) -> str:
+    """Write seconds with three significant digits, e.g. 5.9 s, 20 ms or 8.01 h."""
+    if seconds >= 3600:
+        return f"{_three_digits(seconds / 3600)} h"
+    return f"{_three_digits(seconds)} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
+def _three_digits(number: float) -> str:
+    """Write a number of at least 0.1 without an exponent."""
+    return f"{number:.3g}" if float(f"{number:.3g}") < 1000 else f"{number:,.0f}"

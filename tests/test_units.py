@@ -1,0 +1,34 @@
+"""Amounts read as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from flare_dist.units import show_bytes, show_seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.7, "1 kB"),
+        (20_000, "20 kB"),
+        (902_400, "902 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (1_040_000_000, "1.04 GB"),
+        (1.04e12, "1.04 TB"),
+        (1.234567e15, "1,230 TB"),
+    ],
+)
+def test_bytes_have_three_digits_and_no_exponent(count: float, expected: str) -> None:
+    assert show_bytes(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.0123, "12.3 ms"), (5.9, "5.9 s"), (100, "100 s"), (1234, "1,234 s"), (28_819, "8.01 h"), (4e6, "1,111 h")],
+)
+def test_seconds_have_no_exponent(seconds: float, expected: str) -> None:
+    assert show_seconds(seconds) == expected
