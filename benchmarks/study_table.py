@@ -60,9 +60,10 @@ def measured(rows: list[Row], target: float | None) -> Row:
     logs = [read_metrics(Path(row["directory"])) for row in rows]
     accuracies = [float(row["test_accuracy"]) for row in rows]
     spread = f" ± {stdev(accuracies):.3f}" if len(rows) > 1 else f" ({len(rows)} seed)"
-    up, down, dense = (
-        mean(sum(r.get(f"{k}_bytes", 0) for r in g) for g in logs) for k in ("uplink", "downlink", "dense")
+    up, down, dense, buffers = (
+        mean(sum(r.get(f"{k}_bytes", 0) for r in g) for g in logs) for k in ("uplink", "downlink", "dense", "buffer")
     )
+    up, dense = up + buffers, dense + buffers  # they travel with either
     line = {"test accuracy": f"{mean(accuracies):.3f}{spread}"}
     if target is not None:
         reached = [[r["round"] for r in log if r.get("test_accuracy", 0) >= target] for log in logs]

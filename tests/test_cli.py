@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -117,6 +118,24 @@ def test_train_evaluate_and_partition(tmp_path: Path, capsys: pytest.CaptureFixt
     first = next(line for line in output.splitlines() if line.startswith("│ 0"))
     assert first.split()[-2] == "60"  # 240 examples over 4 clients
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_compression_that_is_shown_has_batchnorm_s_bytes_on_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model.name", "resnet8", "--model.norm", "batch", "--compression.density", "0.01", "--rounds", "1"]
+    status, output, error = run(capsys, *SMOKE, *model, "--output_dir", str(tmp_path), "--engine.threads", "1")
+    assert status == 0, error
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    up, dense, buffers = row["uplink_bytes"], row["dense_bytes"], row["buffer_bytes"]
+    assert buffers > 0.1 * up
+    expected = f"{(dense + buffers) / (up + buffers):.1f} x"
+    assert expected != f"{dense / up:.1f} x"
+    assert expected in output
+    assert f"{up + buffers:,} (" in output
+    status, output, error = run(capsys, "bandwidth", str(tmp_path), "--output_dir", str(tmp_path / "report"))
+    assert status == 0, error
+    assert expected in output
 
 
 def test_evaluate_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_unreadable_lines_are_left_out_with_a_warning(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     lines = [json.dumps(row(round_)) for round_ in range(4)]
-    lines[1:2] = ["5", "{}", '"x"', '{"round": "a"}', '{"rou']
+    lines[1:2] = ["5", "{}", '"x"', '{"round": "a"}', '{"round": 1, "uplink_bytes": "9"}', '{"rou']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     with caplog.at_level("WARNING", logger="flare_dist"):
         assert [r["round"] for r in read_rows(tmp_path, up_to=3)] == [0, 2, 3]
@@ -73,7 +73,7 @@ def test_lines_of_progress_where_there_is_no_terminal(
     with Tracker(tmp_path, [], 4, QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
         tracker.write(row(0))
         tracker.write(row(1))
-    assert "round 1/4  accuracy 0.1000  0.0002 MB sent  ETA" in caplog.text
+    assert "round 1/4  accuracy 0.1000  200 B sent  ETA" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ def test_lines_of_progress_where_there_is_no_terminal(
         ("validation_loss", "loss/validation"),
         ("uplink_bytes", "bytes/uplink"),
         ("waiting_seconds", "seconds/waiting"),
+        ("slowest_client_seconds", "seconds/slowest_client"),
         ("rejected_clients", "clients/rejected_clients"),
         ("round", None),
         ("kept", None),
@@ -90,6 +91,22 @@ def test_lines_of_progress_where_there_is_no_terminal(
 )
 def test_tags(key: str, expected: str | None) -> None:
     assert tag(key) == expected
+
+
+def test_bytes_of_buffers_count_in_the_bar_and_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_LINES", 0.0)
+    with Tracker(tmp_path, [], 2, QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
+        tracker.write(row(1) | {"uplink_bytes": 10**9, "buffer_bytes": 4 * 10**7})
+    assert "1.04 GB sent" in caplog.text
+    summary = dict.fromkeys(("test_accuracy", "best_accuracy", "seconds", "rounds"), 1)
+    summary |= {"uplink_bytes": 10**9, "buffer_bytes": 4 * 10**7, "dense_bytes": 8 * 10**9, "downlink_bytes": 10**12}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary_table(summary))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("1,040,000,000 (1.04 GB)", "40,000,000 (40 MB)", "7.7 x", "(1 TB)"):
+        assert words in shown
 
 
 def test_summary_table_of_a_run_that_sent_nothing() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from flare_dist.units import show_bytes
+
 # What some runs measure beside the test set: what is held out, and the server's own parameters under a lossy downlink.
 OPTIONAL = ("validation_accuracy", "validation_loss", "server_test_accuracy", "server_test_loss")
 
@@ -48,17 +50,19 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The table that a run ends with."""
+    """The table that a run ends with; the model's buffers travel with the payloads and count with them."""
     table = Table(show_header=False)
     server = summary.get("server_test_accuracy")
-    up, dense = summary["uplink_bytes"], summary["dense_bytes"]
+    buffers = summary.get("buffer_bytes", 0)
+    up, dense, down = summary["uplink_bytes"] + buffers, summary["dense_bytes"] + buffers, summary["downlink_bytes"]
     rows = {
         "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),
         "rounds": str(summary["rounds"]),
-        "bytes up": f"{up:,} ({up / 1e6:.3g} MB)",
+        "bytes up": f"{up:,} ({show_bytes(up)})",
+        **({"of these, buffers": f"{buffers:,} ({show_bytes(buffers)})"} if buffers else {}),
         "compression against dense": f"{dense / up:.1f} x" if up else "nothing was sent",
-        "bytes down": f"{summary['downlink_bytes']:,} ({summary['downlink_bytes'] / 1e6:.3g} MB)",
+        "bytes down": f"{down:,} ({show_bytes(down)})",
         "seconds": f"{summary['seconds']:.1f}",
     }
     for name, value in rows.items():

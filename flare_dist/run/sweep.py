@@ -39,7 +39,8 @@ BASE = "base.yaml"
 TUNING = "tuning"
 LONGEST_NAME = 200  # characters of a run directory's name; file systems end at 255
 TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuration itself holds nothing out
-MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "seconds")
+BYTES = ("uplink_bytes", "buffer_bytes", "downlink_bytes")
+MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", *BYTES, "seconds")
 
 Values = dict[str, str]  # dotted key -> value as on the command line
 

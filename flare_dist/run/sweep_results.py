@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from flare_dist.units import show_bytes
+
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write `rows` with a header line; a value that a row lacks is left empty."""
@@ -28,7 +30,12 @@ def describe(row: dict[str, Any]) -> str:
     if row["status"] == "diverged":
         return f"{name}: diverged"
     kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
-    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {row['uplink_bytes'] / 1e6:.3g} MB up"
+    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {show_bytes(_bytes_up(row) or 0)} up"
+
+
+def _bytes_up(row: dict[str, Any]) -> float | None:
+    """What clients sent, the model's buffers included; None if the run diverged."""
+    return None if row["uplink_bytes"] is None else row["uplink_bytes"] + (row.get("buffer_bytes") or 0)
 
 
 def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -42,16 +49,15 @@ def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[
 
 def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
     """Mean and spread over the seeds of every setting; the best by validation accuracy, if any, is marked."""
-    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "MB up", "seconds")
+    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "bytes up", "seconds")
     points = by_point(rows, keys)
     means = {name: _mean([row["validation_accuracy"] for row in runs]) for name, runs in points.items()}
     best = max((value for value in means.values() if value is not None), default=None)
     for name, runs in points.items():
         mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
         columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
-        megabytes = _mean([row["uplink_bytes"] and row["uplink_bytes"] / 1e6 for row in runs])
-        seconds = _mean([row["seconds"] for row in runs])
-        plain = ["-" if value is None else f"{value:.4g}" for value in (megabytes, seconds)]
+        sent, seconds = _mean([_bytes_up(row) for row in runs]), _mean([row["seconds"] for row in runs])
+        plain = ["-" if sent is None else show_bytes(sent), "-" if seconds is None else f"{seconds:.4g}"]
         table.add_row(name + mark, str(len(runs)), *columns, *plain)
     if best is not None and len(points) > 1:
         table.caption = "* best by validation accuracy"

@@ -6,7 +6,6 @@ written anew from them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flare_dist.run.files import write_text
 from flare_dist.run.rundir import METRICS
+from flare_dist.units import show_bytes
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,32 @@ def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
     path = directory / METRICS
     rows = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            rows[int(row["round"])] = row
+        row = _row(line)
+        if row is not None:
+            rows[row["round"]] = row
     missing = [str(round_) for round_ in range(up_to + 1) if round_ not in rows]
     if missing:
         log.warning("%s has no readable line for rounds %s: totals are incomplete", path, ", ".join(missing))
     return [rows[round_] for round_ in sorted(rows) if round_ <= up_to]
+
+
+def _bytes_up(row: dict[str, Any]) -> int:
+    """What clients sent in a round; the model's buffers travel with their payloads."""
+    return row.get("uplink_bytes", 0) + row.get("buffer_bytes", 0)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Decode a line; None if it is no row whose values can be added up and drawn."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("round")) is not int:
+        return None
+    numbers = [value for key, value in row.items() if tag(key) or key == "time"]
+    densities = row.get("layer_densities", {})
+    numbers += densities.values() if isinstance(densities, dict) else [densities]
+    return row if all(isinstance(value, (int, float)) for value in numbers) else None
 
 
 class Tracker:
@@ -63,7 +82,7 @@ class Tracker:
     def __init__(self, directory: Path, rows: Iterable[dict[str, Any]], rounds: int, console: Console) -> None:
         self.rows = list(rows)
         self.rounds = rounds
-        self._earlier_seconds = self.rows[-1]["elapsed_seconds"] if self.rows else 0.0
+        self._earlier_seconds = self.rows[-1].get("elapsed_seconds", 0.0) if self.rows else 0.0
         self._start = time.monotonic()
         self._last_line = self._start
         self._interactive = console.is_terminal
@@ -86,10 +105,11 @@ class Tracker:
             console=console,
             disable=not self._interactive,
         )
-        self._sent = sum(row.get("uplink_bytes", 0) for row in self.rows)
+        self._sent = sum(_bytes_up(row) for row in self.rows)
         self._accuracy = "-"
         self._rounds_before = self.rows[-1]["round"] if self.rows else 0  # played before this process
-        self._task = self._progress.add_task("", total=rounds, completed=self._rounds_before, accuracy="-", sent="0 MB")
+        sent = show_bytes(self._sent)
+        self._task = self._progress.add_task("", total=rounds, completed=self._rounds_before, accuracy="-", sent=sent)
 
     def __enter__(self) -> Tracker:
         self._progress.start()
@@ -112,10 +132,10 @@ class Tracker:
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         self._write_events(row)
-        self._sent += row.get("uplink_bytes", 0)
+        self._sent += _bytes_up(row)
         if "test_accuracy" in row:
             self._accuracy = f"{row['test_accuracy']:.4f}"
-        sent = f"{self._sent / 1e6:.3g} MB"
+        sent = show_bytes(self._sent)
         self._progress.update(self._task, completed=row["round"], accuracy=self._accuracy, sent=sent)
         if not self._interactive and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -127,9 +147,9 @@ class Tracker:
         for key, value in row.items():
             name = tag(key)
             if name is not None:
-                self._events.add_scalar(name, value, row["round"], walltime=row["time"])
+                self._events.add_scalar(name, value, row["round"], walltime=row.get("time"))
         for layer, density in row.get("layer_densities", {}).items():
-            self._events.add_scalar(f"density/{layer}", density, row["round"], walltime=row["time"])
+            self._events.add_scalar(f"density/{layer}", density, row["round"], walltime=row.get("time"))
 
     def sync(self) -> None:
         """Put the rows on the disk, so that no checkpoint is newer than they are."""
