@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flare_dist import cli
 from flare_dist.layout import buffer_layout, parameter_layout
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import MODELS, Shape, build, find_builder
@@ -137,6 +144,120 @@ def test_a_norm_used_twice_is_replaced_twice() -> None:
     assert parameter_layout(model).total == 8
 
 
+def weight_normed(input_shape: Shape, num_classes: int) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(nn.Flatten(), torch.nn.utils.weight_norm(nn.Linear(3072, num_classes)))
+
+
+def lazy(input_shape: Shape, num_classes: int) -> nn.Module:
+    layers = (nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
+    return nn.Sequential(*layers)
+
+
+def lazy_and_unreached(input_shape: Shape, num_classes: int) -> nn.Module:
+    model = linear(input_shape, num_classes)
+    model.other = nn.LazyLinear(3)
+    model.forward = model[:2].forward  # type: ignore[index]
+    return model
+
+
+class WarmCache(nn.Module):
+    """Keeps its last activation, as attention maps are kept for a plot, from its construction on."""
+
+    def __init__(self, input_shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.layer = linear(input_shape, num_classes)
+        self.forward(torch.zeros(1, *input_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last: Tensor = self.layer(x)
+        return self.last
+
+
+class Skipping(nn.Module):
+    """Has a parameter that it never uses, and skips a layer at random while it trains."""
+
+    def __init__(self, input_shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.layer, self.other = linear(input_shape, num_classes), nn.Linear(num_classes, num_classes)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layer(x)
+        skips = self.training and torch.rand(()) < 0.5
+        return scores if skips else scores + self.other(scores)
+
+
+def half(input_shape: Shape, num_classes: int) -> nn.Module:
+    return linear(input_shape, num_classes).half()
+
+
+def broken(input_shape: Shape, num_classes: int) -> nn.Module:
+    return linear({}["sizes"], num_classes)  # type: ignore[index]
+
+
+class Plain(nn.Module):
+    """A model of somebody else's, with norms of every kind."""
+
+    def __init__(self, input_shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(input_shape[0], 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes), nn.BatchNorm1d(num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.norm(self.conv(x)).relu())
+        return scores
+
+
+@pytest.mark.parametrize("name", ["weight_normed", "lazy", "WarmCache"])
+def test_models_that_cannot_be_copied_are_built(name: str) -> None:
+    model = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0)
+    again = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0)
+    other = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=1)
+    assert torch.equal(weights(model), weights(again))
+    assert not torch.equal(weights(model), weights(other))
+    for buffer_name, buffer in model.named_buffers():
+        assert (buffer == (1 if buffer_name.endswith("var") else 0)).all()
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("name", ["weight_normed", "lazy", "WarmCache", "Plain", "Skipping"])
+@pytest.mark.parametrize("mode", ["federated", "gradient"])
+def test_they_are_trained_and_saved_as_they_came(name: str, mode: str, tmp_path: Path) -> None:
+    """Through the command line; the saved model loads into the user's own."""
+    keys = "--rounds 1 --data.name synthetic --data.synthetic.examples 40 --data.synthetic.shape [3,32,32] --mode"
+    assert cli.main(["train", *keys.split(), mode, f"--model.name=tests.test_models:{name}",
+                     f"--output_dir={tmp_path}", "--clients.num=2", "--engine.threads=1"]) == 0  # fmt: skip
+    saved = load_file(tmp_path / "model.safetensors")
+    model = find_builder(f"tests.test_models:{name}")(CIFAR, 10)
+    model.load_state_dict(saved, strict=True)
+    if name == "Plain":
+        assert saved["norm.running_var"].ne(1).all()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["norm"] == "keep"
+
+
+def test_a_replacement_of_layers_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flare_dist")
+    build("tests.test_models:Plain", "keep", CIFAR, 10, seed=0)
+    build("2nn", "group", CIFAR, 10, seed=0)
+    assert not caplog.messages
+    model = build("tests.test_models:Plain", "group", CIFAR, 10, seed=0)
+    assert caplog.messages == [
+        "model.norm: group replaces 1 BatchNorm2d of tests.test_models:Plain by GroupNorm; "
+        "of others it has 1 BatchNorm1d"
+    ]
+    assert isinstance(model.norm, nn.GroupNorm)
+    lazily = build("tests.test_models:lazy", "group", CIFAR, 10, seed=0)
+    assert isinstance(lazily[1], nn.GroupNorm)  # type: ignore[index]
+
+
+def test_norms_are_kept_unless_asked_otherwise() -> None:
+    assert ModelConfig().norm == "keep"
+    assert ModelConfig(norm="batch") == ModelConfig()
+
+
 @pytest.mark.parametrize("name", ["2nn", "cnn", "lenet", "torchvision:squeezenet1_1", "tests.test_models:linear"])
 def test_the_seed_decides_and_the_global_generator_is_left_alone(name: str) -> None:
     torch.manual_seed(1)
@@ -176,7 +297,7 @@ def test_unknown_names_are_refused(name: str) -> None:
 
 
 def test_unknown_norms_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model\.norm: must be group or batch, got 'layer'$"):
+    with pytest.raises(ValueError, match=r"^model\.norm: must be keep .*or group, got 'layer'$"):
         ModelConfig(norm="layer")
 
 
@@ -194,6 +315,10 @@ def test_unknown_norms_are_refused() -> None:
         ("tests.test_models:two_outputs", MNIST),
         ("tests.test_models:two_outputs_while_training", MNIST),
         ("tests.test_models:too_many_arguments", MNIST),
+        ("tests.test_models:half", MNIST),
+        ("tests.test_models:broken", MNIST),
+        ("tests.test_models:lazy_and_unreached", MNIST),
+        ("tests.test_models:linear", (7,)),  # a text
     ],
 )
 def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
@@ -212,3 +337,10 @@ def test_a_pool_with_the_channels_innermost_has_the_bits_of_torch_s() -> None:
         assert outputs.is_contiguous()
         ends.append((outputs, inputs.grad))
     assert all(map(torch.equal, *ends))
+
+
+def test_an_error_in_somebody_s_code_is_told_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"cannot build .*: KeyError: 'sizes' \(.*test_models\.py, line \d+\)$"):
+        build("tests.test_models:broken", "keep", MNIST, 10, seed=0)
+    with pytest.raises(ValueError, match=r"parameters of torch\.float16 \(1\.weight\); build it in torch\.float32"):
+        build("tests.test_models:half", "keep", MNIST, 10, seed=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from flare_dist.clients.batched import forward, stack
+from flare_dist.layout import preserved
 
 REFUSED: list[tuple[type[nn.Module], str]] = [
     (_BatchNorm, "BatchNorm, whose statistics would count what fills unequal batches up"),
@@ -27,15 +27,21 @@ MOST_ON_GPU = 256  # beyond it kernels are long and launches cost nothing any mo
 def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
     """Why clients of `model`, which is on the CPU, cannot be trained as one batch; None where they can.
 
-    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients on a copy whose
-    weights are not the initial ones, since these may hide what a layer does (a branch that begins with zeros).
+    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients with weights that
+    are not the initial ones, since these may hide what a layer does (a branch that begins with zeros).
     """
     for kind, reason in REFUSED:
         if any(isinstance(part, kind) for part in model.modules()):
             return f"the model has {reason}"
-    tried = copy.deepcopy(model).train()
+    with preserved(model):
+        return _why_not_two(model.train(), blank)
+
+
+def _why_not_two(tried: nn.Module, blank: Tensor) -> str | None:
+    """Why two clients cannot be trained as one batch; the model is left as they leave it."""
     start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
-    buffers = [buffer.clone() for buffer in tried.buffers()]
+    buffers = list(tried.buffers())
+    unchanged = [buffer.clone() for buffer in buffers]
     draws = torch.Generator().manual_seed(0)
     inputs = blank.expand(2, 3, *blank.shape[1:]).clone()
     if inputs.is_floating_point():
@@ -56,7 +62,8 @@ def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
         return f"torch.func.vmap does not take the model ({str(error).strip().splitlines()[0]})"
     if not torch.allclose(scores[:, :1], alone, rtol=1e-3, atol=1e-4):
         return "the model's examples are not independent of the others in their batch"
-    if not all(torch.equal(one, other) for one, other in zip(buffers, tried.buffers())):
+    is_same = [one is other for one, other in zip(buffers, tried.buffers(), strict=True)]
+    if not all(is_same) or not all(map(torch.equal, buffers, unchanged)):
         return "the model changes its buffers"
     return None
 
@@ -83,6 +90,6 @@ def kept_for_backward(model: nn.Module, blank: Tensor) -> int:
         kept.append(saved.numel())
         return saved
 
-    with saved_tensors_hooks(count, lambda saved: saved):
+    with preserved(model), saved_tensors_hooks(count, lambda saved: saved):
         model(blank)
     return sum(kept)

@@ -15,14 +15,16 @@ class ModelConfig:
         name: 2nn, cnn, lenet, mnist_net, resnet8, resnet18, resnet34, vgg11, vgg16, vgg19, flare_fc, flare_cnn or
             gru (of text), a classifier of torchvision as torchvision:NAME (e.g. torchvision:resnet50), or your own as
             package.module:callable, which is called with (input_shape, num_classes).
-        norm: group (GroupNorm, whose statistics stay in the example) or batch (BatchNorm, whose running statistics
-            travel with every update), where the model has norms.
+        norm: keep (the model's own layers; the running statistics of BatchNorm travel with every update; batch means
+            the same) or group (GroupNorm, whose statistics stay in the example, in place of every BatchNorm2d).
     """
 
     name: str = "2nn"
-    norm: str = "group"
+    norm: str = "keep"
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.norm not in ("group", "batch"):
-            raise ValueError(f"model.norm: must be group or batch, got {self.norm!r}")
+        if self.norm not in ("keep", "batch", "group"):
+            raise ValueError(f"model.norm: must be keep (or batch, its older name) or group, got {self.norm!r}")
+        if self.norm == "batch":
+            object.__setattr__(self, "norm", "keep")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
+import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
+from flare_dist.models.trial import Shape, check_fit, describe, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed
 
-Shape = tuple[int, ...]  # channels, height, width; of text the length
+log = logging.getLogger(__name__)
+
 Builder = Callable[[Shape, int], nn.Module]
 
 
@@ -43,8 +47,8 @@ def find_builder(name: str) -> Builder:
         sys.path.insert(0, os.getcwd())
     try:
         builder = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"model.name: cannot import {name!r}: {error}") from error
+    except Exception as error:  # whatever somebody's module may raise
+        raise ValueError(f"model.name: cannot import {name!r}: {describe(error)}") from error
     if not callable(builder):
         raise ValueError(f"model.name: {name!r} is not callable")
     return builder
@@ -67,39 +71,62 @@ def _torchvision_builder(name: str) -> Builder:
 
 
 def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int) -> nn.Module:
-    """The model with initial weights drawn from `seed`, on the CPU, trying it on one input of `input_shape`.
+    """The model with initial weights drawn from `seed`, on the CPU, trying it on inputs of `input_shape`.
 
-    Raises ValueError naming model.name where the model does not take such inputs or does not give one score a class.
+    `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
+    model.name if the model does not take such inputs or does not give one score a class.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
-        builder = find_builder(name)
+        model = _construct(name, input_shape, num_classes)
         try:
-            model = builder(input_shape, num_classes)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"model.name: cannot build {name} for inputs of shape {input_shape}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(f"model.name: {name} has no trainable parameters")
-        if norm == "group":
-            model = with_group_norm(model)
-        for training in (True, False):
-            _check_scores(name, copy.deepcopy(model).train(training), input_shape, num_classes)
+            if norm == "group":
+                if has_lazy(model):  # lazy norms become BatchNorm2d at the first call
+                    check_fit(model, input_shape, num_classes)
+                _replace_norms(name, model)
+            check_fit(model, input_shape, num_classes)
+        except ValueError as error:
+            raise ValueError(f"model.name: {name} {error}") from error
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model.name: {name} has no trainable parameters")
     return model
 
 
-def _check_scores(name: str, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
+def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
+    """The module that a builder makes; ValueError if it makes none, or one of another precision."""
+    builder = find_builder(name)
     try:
-        with torch.no_grad():
-            scores = model(torch.zeros(2, *input_shape, dtype=torch.long if len(input_shape) == 1 else torch.float))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"model.name: {name} does not take inputs of shape {input_shape}: {error}") from error
-    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    places = input_shape if len(input_shape) == 1 else ()  # a text has a label at every place
-    if shape != (2, num_classes, *places):
-        expected = ", ".join(["batch", *map(str, (num_classes, *places))])
-        raise ValueError(f"model.name: {name} must give scores of shape ({expected}), it gives {shape}")
+        model = builder(input_shape, num_classes)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(
+            f"model.name: cannot build {name} for inputs of shape {input_shape}: {describe(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"model.name: {name} has parameters of {parameter.dtype} ({parameter_name}); build it in torch.float32 "
+                "and choose the precision of training by engine.mixed_precision"
+            )
+    return model
+
+
+def _replace_norms(name: str, model: nn.Module) -> None:
+    """GroupNorm in place of BatchNorm2d, saying how many of what has gone and which norms stay."""
+    gone = _count_norms(model)
+    if not gone:
+        return
+    with_group_norm(model)
+    stays = _count_norms(model)
+    replaced = ", ".join(f"{gone[kind] - stays[kind]} {kind}" for kind in gone if gone[kind] > stays[kind])
+    kept = "; of others it has " + ", ".join(f"{stays[kind]} {kind}" for kind in stays) if stays else ""
+    log.info("model.norm: group replaces %s of %s by GroupNorm%s", replaced or "no BatchNorm2d", name, kept)
+
+
+def _count_norms(model: nn.Module) -> Counter[str]:
+    """How many norms over a batch there are, by the name of their class."""
+    return Counter(type(part).__name__ for part in model.modules() if isinstance(part, _BatchNorm))
 
 
 MODELS: dict[str, Builder] = {

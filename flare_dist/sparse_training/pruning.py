@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.layout import Entry
+from flare_dist.layout import Entry, preserved
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, none_empty
 
 SCOPES = ("global", "erk", "uniform")
@@ -102,15 +102,10 @@ def _summed(module: nn.Module, weights: Sequence[Tensor], batches: Batches, crea
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Training mode, after which the buffers are what they were: a look at the data is no training."""
-    before, was_training = {name: b.clone() for name, b in module.named_buffers()}, module.training
-    module.train()
-    try:
+    """Training mode, after which the module is what it was: a look at the data is no training."""
+    with preserved(module):
+        module.train()
         yield
-    finally:
-        for name, buffer in module.named_buffers():
-            buffer.copy_(before[name])
-        module.train(was_training)
 
 
 @contextmanager

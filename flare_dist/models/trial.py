@@ -1,0 +1,114 @@
+"""Trying a model before it is trained: whether it takes the data, and how many examples it needs at once.
+
+A trial leaves no trace but what a model makes at its first call (`flare_dist.layout.preserved`): lazy parameters, whose
+values are then drawn from the generators as the caller has seeded them.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from flare_dist.layout import preserved
+from flare_dist.seeding import derive_seed
+
+Shape = tuple[int, ...]  # channels, height, width; of text the length
+
+KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that always use what they have
+DRAWS = 16  # of models that may skip layers at random
+
+# Where the lines of a traceback lie that are not of the user's own code.
+NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def check_fit(model: nn.Module, input_shape: Shape, num_classes: int) -> None:
+    """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs of this shape.
+
+    Evaluation comes first: lazy parameters are made there, and norms do not learn from it.
+    """
+    for training in (False, True):
+        _scores(model, input_shape, num_classes, 2, training)
+    unmade = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if unmade:
+        shown = ", ".join(unmade[:4])
+        raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
+
+
+def why_not_one(model: nn.Module, input_shape: Shape, num_classes: int) -> str | None:
+    """Why `model` cannot be trained on a batch of a single example; None if it can.
+
+    BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is found out here
+        torch.manual_seed(derive_seed(0, "trial"))
+        try:
+            one = _scores(model, input_shape, num_classes, 1, training=True)
+        except ValueError as error:
+            return str(error)
+        if one.isfinite().all() or not _scores(model, input_shape, num_classes, 2, training=True).isfinite().all():
+            return None
+    return "gives scores that are not finite"  # as the standard deviation of one example
+
+
+def unused_parameters(model: nn.Module, input_shape: Shape) -> list[str]:
+    """The trainable parameters of `model` that take no part in its scores, or not in all of a few draws.
+
+    Raises ValueError with the reason if its scores cannot be differentiated.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    draws = 1 if all(type(part).__module__.startswith(KNOWN) for part in model.modules()) else DRAWS
+    with torch.random.fork_rng(devices=[]), preserved(model):
+        model.train()
+        for draw in range(draws):
+            torch.manual_seed(derive_seed(0, "trial", draw))
+            try:
+                parts = torch.autograd.grad(
+                    model(_blank(2, input_shape)).sum(), list(named.values()), allow_unused=True
+                )
+            except Exception as error:  # whatever somebody's code may raise
+                raise ValueError(f"has no gradient: {describe(error)}") from error
+            unused = [name for name, part in zip(named, parts) if part is None]
+            if unused:
+                return unused
+    return []
+
+
+def has_lazy(model: nn.Module) -> bool:
+    """Whether parameters or buffers get their sizes at the first call."""
+    return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+
+
+def describe(error: Exception) -> str:
+    """An error of somebody's code in a line: its kind if that says something, its words and the place in their file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{error}{place}"
+
+
+def _blank(examples: int, input_shape: Shape) -> Tensor:
+    """Inputs of zeros: codes of a text, or images."""
+    return torch.zeros(examples, *input_shape, dtype=torch.long if len(input_shape) == 1 else torch.float)
+
+
+def _scores(model: nn.Module, input_shape: Shape, num_classes: int, examples: int, training: bool) -> Tensor:
+    """The scores of blank examples; ValueError with the reason if there are none, or others than the loss takes."""
+    try:
+        with preserved(model), torch.no_grad():
+            scores = model.train(training)(_blank(examples, input_shape))
+    except Exception as error:  # whatever somebody's code may raise
+        batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
+        how = "while it trains" if training else "in evaluation"
+        raise ValueError(f"does not take {batch} {how}: {describe(error)}") from error
+    places = input_shape if len(input_shape) == 1 else ()  # a text has a label at every place
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (examples, num_classes, *places):
+        expected = (examples, num_classes, *places)
+        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, it gives {shape}")
+    return scores
