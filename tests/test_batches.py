@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.data import batches
-from flare_dist.data.batches import AUGMENTATIONS, BatchSource
+from flare_dist.data.batches import AUGMENTATIONS, BatchSource, batch_sizes, count_batches, piece_sizes
 from flare_dist.data.examples import Examples
 
 MEAN, STD = torch.tensor([100.0, 120.0, 140.0]), torch.tensor([50.0, 60.0, 70.0])
@@ -80,6 +80,35 @@ def test_chunks_change_nothing(augment: str, batch_size: int, monkeypatch: pytes
     assert all(map(torch.equal, whole, chunked))
     held = [inputs.untyped_storage().nbytes() for inputs, _ in source(augment).batches(None, batch_size, seeded())]
     assert max(held) == (sixteen if batch_size <= 16 else 53 * sixteen // 16)
+
+
+@pytest.mark.parametrize("smallest", [1, 2, 5])
+def test_no_batch_and_no_piece_is_smaller_than_it_may_be(smallest: int) -> None:
+    """Unless there are no more examples than that."""
+    for n in range(1, 40):
+        for size in range(smallest, 12):
+            sizes = batch_sizes(n, size, smallest)
+            assert sum(sizes) == n
+            assert len(sizes) == count_batches(n, size, smallest)
+            assert min(sizes) >= min(smallest, n)
+            assert set(sizes[:-1]) <= {size}
+            assert sizes[-1] < size + smallest
+            if smallest == 1:
+                assert sizes == [len(part) for part in torch.empty(n).split(size)]
+                assert piece_sizes(n, size) == [len(part) for part in torch.empty(n).chunk(size)]
+            pieces = piece_sizes(n, size, smallest)
+            assert sum(pieces) == n
+            assert len(pieces) <= size
+            assert min(pieces) >= min(smallest, n)
+    assert batch_sizes(0, 3, smallest) == []
+
+
+def test_a_last_batch_that_is_joined_may_end_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = epoch(source("crop_flip"), seeded())
+    monkeypatch.setattr(batches, "_CHUNK", 13 * 4 * 3 * 10 * 7)
+    found = list(source("crop_flip").batches(None, 13, seeded(), smallest=2))
+    assert [len(labels) for _, labels in found] == [13, 13, 13, 14]
+    assert all(map(torch.equal, whole, (torch.cat([x for x, _ in found]), torch.cat([y for _, y in found]))))
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)

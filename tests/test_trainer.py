@@ -396,6 +396,24 @@ class OwnBuffers(torch.nn.Module):
         return self.linear(flat - self.running + 0 * self.constant)
 
 
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("name", ["2nn", "tests.test_rounds:norm_net"])
+def test_a_run_of_an_older_version_goes_on_with_its_norms(name: str, norm: str, tmp_path: Path) -> None:
+    """Its configuration says group, the default of then, or batch; the command that continues it says nothing."""
+    config = tiny(tmp_path / "run", model=ModelConfig(name, norm=norm))
+    straight_through = dataclasses.replace(config, output_dir=str(tmp_path / "straight"))
+    start(straight_through)
+    start(config, kill_in_round=5)
+    written = tmp_path / "run" / rundir.CONFIG
+    saved = yaml.safe_load(written.read_text())
+    saved["model"]["norm"] = norm
+    del saved["clients"]["smallest_batch"]
+    written.write_text(yaml.safe_dump(saved))
+    start(dataclasses.replace(config, model=ModelConfig(name)))
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+    assert ("1.running_mean" in load_file(tmp_path / "run" / rundir.MODEL)) == (name != "2nn" and norm == "batch")
+
+
 def test_never_starts_over(straight: Path, tmp_path: Path) -> None:
     start(tiny(tmp_path, seed=1))
     (tmp_path / "notes.txt").write_text("the user's own")

@@ -179,7 +179,7 @@ class BatchedTrainer:
     def draw(self, group: Sequence[int], round_: int, partition: Partition | Sequence[Tensor]) -> Batches:
         """The batches that `LocalTrainer` draws for each client of `group`, which stand in the order of their steps."""
         source, device = self.trainer.source, self.trainer.source.labels.device
-        width = min(self.trainer.config.batch_size, max(len(partition[client]) for client in group))
+        width = max(max(self.trainer.config.batch_sizes(len(partition[client]))) for client in group)
         drawn = [self._draw_one(client, round_, partition[client], width) for client in group]
         chosen, moves, sizes = zip(*drawn)
         moved = None if moves[0] is None else pad_sequence(list(moves)).to(device)
@@ -193,11 +193,10 @@ class BatchedTrainer:
         assert len(examples), f"client {client} has no examples"
         steps = self.trainer.config.steps_with(len(examples))
         shuffle = generator(self.trainer.seed, "shuffle", round_, client)
-        last = (len(examples) - 1) // width * width  # where the last batch of an epoch begins
-        places = torch.arange(last + width).view(-1, width)
-        places[-1, len(examples) - last :] = last  # an example of the same batch: if it is not finite, nothing was
-        sizes = torch.full((len(places),), width)
-        sizes[-1] = len(examples) - last
+        sizes = torch.tensor(self.trainer.config.batch_sizes(len(examples)))
+        first, within = sizes.cumsum(0) - sizes, torch.arange(width)
+        # Filled up with an example of the same batch: if it is not finite, nothing was.
+        places = first[:, None] + torch.where(within < sizes[:, None], within, 0)
         epochs = [self.trainer.source.draw(examples, shuffle) for _ in range(-(-steps // len(places)))]
         chosen = torch.cat([order[places] for order, _ in epochs])[:steps]
         moves = [moved[places] for _, moved in epochs if moved is not None]

@@ -179,7 +179,7 @@ class LocalTrainer:
         epochs = self.config.local_epochs if remaining is None else math.inf
         epoch = 0
         while epoch < epochs:
-            for batch in self.source.batches(examples, self.config.batch_size, shuffle):
+            for batch in self.source.batches(examples, self.config.batch_size, shuffle, self.config.smallest):
                 yield batch
                 if remaining is not None:
                     remaining -= 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import MEMORIES, OBJECTIVES, FedDynConfig, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.data.batches import batch_sizes, count_batches
 from flare_dist.schedules import parse_schedule
 
 
@@ -21,6 +21,9 @@ class ClientsConfig:
         local_epochs: passes over a client's examples in each round.
         local_steps: mini-batch steps in each round, instead of local_epochs (null = by epochs).
         batch_size: examples in a mini-batch.
+        smallest_batch: fewest examples that a step, or a piece of one, is taken on: fewer at the end of a pass go with
+            the batch before them (null = 1, or 2 if the model cannot be trained on one, as with BatchNorm on maps of
+            1x1).
         optimizer: sgd, adam or adamw; in mode federated its state starts fresh in every round.
         lr: learning rate of the local optimizer.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
@@ -48,6 +51,7 @@ class ClientsConfig:
     local_epochs: int = 1
     local_steps: int | None = None
     batch_size: int = 32
+    smallest_batch: int | None = None
     optimizer: str = "sgd"
     lr: float = 0.1
     lr_schedule: str = "constant"
@@ -64,10 +68,14 @@ class ClientsConfig:
     flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size"):
+        for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size", "smallest_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"clients.{name}: must be at least 1, got {value}")
+        if self.smallest > self.batch_size:
+            raise ValueError(
+                f"clients.smallest_batch: must be at most clients.batch_size, {self.batch_size}, got {self.smallest}"
+            )
         if self.per_round is not None and self.per_round > self.num:
             raise ValueError(
                 f"clients.per_round: {self.per_round} clients per round are more than clients.num = {self.num}"
@@ -113,7 +121,16 @@ class ClientsConfig:
 
     def epoch_steps(self, num_examples: int) -> int:
         """Local steps of a pass over so many examples."""
-        return math.ceil(num_examples / self.batch_size)
+        return count_batches(num_examples, self.batch_size, self.smallest)
+
+    def batch_sizes(self, num_examples: int) -> list[int]:
+        """The sizes of the mini-batches of a pass over so many examples."""
+        return batch_sizes(num_examples, self.batch_size, self.smallest)
+
+    @property
+    def smallest(self) -> int:
+        """Fewest examples that a step is taken on."""
+        return self.smallest_batch or 1
 
     @property
     def memory_names(self) -> tuple[str, ...]:

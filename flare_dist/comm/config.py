@@ -16,11 +16,14 @@ class GradientsConfig:
             bf16 (all gradients, rounded) or powersgd (matrices of low rank with error feedback, Vogels et al. 2019).
         powersgd_rank: rank of powersgd's matrices.
         powersgd_start: steps that powersgd leaves dense.
+        find_unused_parameters: whether parameters may be without gradients in some steps, as in models that skip
+            layers; found out before training if every few steps leave one out.
     """
 
     hook: str = "sparse"
     powersgd_rank: int = 1
     powersgd_start: int = 10
+    find_unused_parameters: bool = False
 
     def __post_init__(self) -> None:
         if self.hook not in HOOKS:

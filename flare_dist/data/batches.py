@@ -6,6 +6,7 @@ are gathered, normalised and augmented at once and handed out as views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -37,25 +38,29 @@ class BatchSource:
         return len(self.labels)
 
     def batches(
-        self, indices: Tensor | None, batch_size: int, generator: torch.Generator | None
+        self, indices: Tensor | None, batch_size: int, generator: torch.Generator | None, smallest: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels int64 [b].
 
         Of text both are int64 [b, T].
 
         With a CPU `generator`: shuffled and augmented, all draws made on it at the start of the epoch. Without: in
-        order, as they are. The last batch may be smaller. Batches are views of one chunk: use them, do not keep many.
+        order, as they are. The last batch may be smaller; of fewer than `smallest` examples it goes with the one before
+        it. Batches are views of one chunk: use them, do not keep many.
         """
         order, moves = torch.arange(len(self)) if indices is None else indices, None
         if generator is not None:
             order, moves = self.draw(order, generator)
         order = order.to(self.labels.device)
         moves = None if moves is None else moves.to(order.device)
-        size = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size)) * batch_size
-        for start in range(0, len(order), size):
-            chunk = order[start : start + size]
-            inputs = self.prepare(chunk, None if moves is None else moves[start : start + size])
-            yield from zip(inputs.split(batch_size), self.labels[chunk].split(batch_size))
+        sizes = batch_sizes(len(order), batch_size, smallest)
+        count = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size))  # batches of a chunk
+        for first in range(0, len(sizes), count):
+            own = sizes[first : first + count]
+            start = first * batch_size
+            chunk = order[start : start + sum(own)]
+            inputs = self.prepare(chunk, None if moves is None else moves[start : start + sum(own)])
+            yield from zip(inputs.split(own), self.labels[chunk].split(own))
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """What an epoch draws: `indices` shuffled, and how the input of each is moved (int64 [n, 3]; None = not)."""
@@ -68,6 +73,23 @@ class BatchSource:
             return inputs.long()
         inputs = inputs.float().sub_(self.mean).div_(self.std)  # subtracting from integers takes four times as long
         return inputs if moves is None else move(inputs, moves)
+
+
+def count_batches(num_examples: int, batch_size: int, smallest: int = 1) -> int:
+    """Batches of a pass over so many examples: fewer than `smallest` at its end go with the batch before them."""
+    whole, rest = divmod(num_examples, batch_size)
+    return whole + (rest >= smallest or 0 < rest == num_examples)
+
+
+def batch_sizes(num_examples: int, batch_size: int, smallest: int = 1) -> list[int]:
+    """The sizes of these batches, in order."""
+    full = max(0, count_batches(num_examples, batch_size, smallest) - 1)
+    return [batch_size] * full + [num_examples - full * batch_size] * (num_examples > 0)
+
+
+def piece_sizes(num_examples: int, pieces: int, smallest: int = 1) -> list[int]:
+    """The sizes of at most so many pieces of a batch: those of torch.chunk, unless one would be below `smallest`."""
+    return batch_sizes(num_examples, max(math.ceil(num_examples / pieces), smallest), smallest)
 
 
 class SharedEpochs:

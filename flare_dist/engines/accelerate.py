@@ -23,6 +23,7 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_state
 from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, why_not_recorded
@@ -64,10 +65,11 @@ class AccelerateModel:
         device: torch.device,
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         gradient_clipping: float | None = None,
+        smallest_batch: int = 1,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
         self._parallel: DistributedDataParallel | None = None  # around the module, once distributed
-        self._micro_batches = config.gradient_accumulation_steps
+        self._micro_batches, self._smallest_batch = config.gradient_accumulation_steps, smallest_batch
         self._gradient_clipping = gradient_clipping
         self.layout = parameter_layout(model)
         self.buffer_layout = buffer_layout(model)
@@ -106,6 +108,7 @@ class AccelerateModel:
                 self.module,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,
+                find_unused_parameters=gradients.find_unused_parameters,
                 bucket_cap_mb=one_bucket,
             )
         if gradients.hook == "sparse":
@@ -202,6 +205,19 @@ class AccelerateModel:
         torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
         return loss
 
+    def _forward(self, inputs: Tensor) -> Tensor:
+        """The scores of a batch, or of a piece of one."""
+        try:
+            scores: Tensor = (self._parallel or self.module)(inputs)
+        except RuntimeError as error:
+            if "find_unused_parameters" not in str(error):
+                raise
+            raise RuntimeError(
+                "gradients.find_unused_parameters: must be true for this model, some of whose parameters took no part "
+                "in a step"
+            ) from error
+        return scores
+
     def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
         scaler = self._accelerator.scaler
@@ -214,11 +230,12 @@ class AccelerateModel:
         for parameter, slot in zip(self._tensors, self._slots):
             parameter.grad = slot
         losses = []
-        pieces = list(zip(inputs.chunk(self._micro_batches), labels.chunk(self._micro_batches)))
+        sizes = piece_sizes(labels.shape[0], self._micro_batches, self._smallest_batch)
+        pieces = list(zip(inputs.split(sizes), labels.split(sizes)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
             waits = number < len(pieces)  # gradients are exchanged with the last piece only
             with self._parallel.no_sync() if waits and self._parallel else nullcontext():
-                loss = F.cross_entropy((self._parallel or self.module)(some_inputs), some_labels)
+                loss = F.cross_entropy(self._forward(some_inputs), some_labels)
                 if len(pieces) > 1:
                     loss = loss * (len(some_labels) / len(labels))
                 (loss if scaler is None else scaler.scale(loss)).backward()

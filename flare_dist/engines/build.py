@@ -24,15 +24,17 @@ def build_model(
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
     gradient_clipping: float | None,
     alone: bool,
+    smallest_batch: int = 1,
 ) -> AccelerateModel | DeepSpeedModel:
     """`model` on this rank's device; `alone` where each rank trains by itself, as federated clients do.
 
+    No piece of a step is taken on fewer than `smallest_batch` examples, if there are so many.
     For DeepSpeed `config.deepspeed_config` must hold the settings (`deepspeed_settings`), and all ranks call together.
     """
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping)
+        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch)
     # What DeepSpeed would ask its own launcher for; the process group is there already.
     where = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
     for name, value in where.items():
@@ -43,4 +45,4 @@ def build_model(
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)
-    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch)

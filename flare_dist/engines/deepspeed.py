@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
 from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
+from flare_dist.data.batches import piece_sizes
 from flare_dist.layout import buffer_layout, parameter_layout
 
 
@@ -118,7 +119,9 @@ class DeepSpeedModel:
         device: torch.device,
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         alone: bool,
+        smallest_batch: int = 1,
     ) -> None:
+        self._smallest_batch = smallest_batch
         self.layout, self.buffer_layout = parameter_layout(model), buffer_layout(model)
         self.module = model.to(device)
         named = dict(model.named_parameters())
@@ -247,8 +250,8 @@ class DeepSpeedModel:
         `penalty` adds to (gradient, parameters) before the step, on unscaled float32 copies.
         """
         loss_sum = torch.zeros((), device=labels.device)
-        count = self._engine.gradient_accumulation_steps()
-        pieces = list(zip(inputs.chunk(count), labels.chunk(count)))
+        sizes = piece_sizes(len(labels), self._engine.gradient_accumulation_steps(), self._smallest_batch)
+        pieces = list(zip(inputs.split(sizes), labels.split(sizes)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
             self._engine.set_gradient_accumulation_boundary(number == len(pieces))
             loss = F.cross_entropy(self._engine(some_inputs), some_labels) * (len(some_labels) / len(labels))

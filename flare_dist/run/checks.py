@@ -98,8 +98,12 @@ def keys_without_effect(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None:
-    """Warn of settings that change nothing here; ValueError where a pattern matches no parameter or nothing is left."""
+def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module, ranks: int = 1) -> None:
+    """Warn of settings that change nothing here.
+
+    ValueError if a pattern matches no parameter, nothing is left, or the model's layers talk to other ranks.
+    """
+    _check_norms(config, model, ranks)
     _check_objective(config, parts, model)
     _check_momentum(config)
     if config.sparse_training.is_sparse:
@@ -109,6 +113,19 @@ def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module) -> None
                         "count as zeros; masked_mean leaves them out", )  # fmt: skip
     for need, keys in keys_without_effect(config).items():
         log.warning("without effect here: %s (needs %s)", ", ".join(keys), need)
+
+
+def _check_norms(config: Config, model: nn.Module, ranks: int) -> None:
+    """ValueError if SyncBatchNorm would wait for ranks that do something else, or cannot run on the device."""
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)]
+    alone = config.mode == "federated" or (config.mode == "centralised" and ranks > 1)
+    if not names or not (alone or config.engine.device == "cpu"):
+        return
+    why = "averages over all ranks, but here each trains by itself" if alone else "works on GPUs only"
+    raise ValueError(
+        f"model.name: the layer {names[0]!r} of {config.model.name} is a SyncBatchNorm, which {why}; "
+        "use BatchNorm in its place"
+    )
 
 
 def _check_momentum(config: Config) -> None:

@@ -239,6 +239,11 @@ def with_together(config: Config, together: str) -> Config:
     return dataclasses.replace(config, clients=dataclasses.replace(config.clients, together=together))
 
 
+def with_smallest_batch(config: Config, smallest: int | None) -> Config:
+    """The configuration with clients.smallest_batch settled."""
+    return dataclasses.replace(config, clients=dataclasses.replace(config.clients, smallest_batch=smallest))
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Nested plain values, as in the YAML file."""
 

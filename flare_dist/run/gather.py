@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
+from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
@@ -23,9 +25,11 @@ from flare_dist.data.partition import Partition, partition
 from flare_dist.engines.build import build_model
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
+from flare_dist.models.trial import unused_parameters
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
+from flare_dist.run.smallest import settle_smallest_batch
 from flare_dist.run.together import settle_together
 from flare_dist.run.uplinks import CONTROL_PREFIX
 from flare_dist.server.downlink import Downlink
@@ -56,9 +60,10 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: Partit
     alone = config.mode != "gradient"
     room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
     if clients.together == "always":
-        batch_size = min(clients.batch_size, max(map(len, parts)))
+        batch_size = max(max(clients.batch_sizes(size)) for size in set(parts.sizes))
         room = most_clients(model, data.blank, batch_size, world.device)
-    local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone)
+    gradients = _with_unused(config, model, data) if config.mode == "gradient" else config.gradients
+    local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone, clients.smallest)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
     batched = BatchedTrainer(trainer, room) if room else None
@@ -86,7 +91,7 @@ def gather_parties(config: Config, world: World, data: DataSplits, parts: Partit
         log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
     parallel = None
     if config.mode == "gradient":
-        hook = local.distribute(config.gradients, config.seed, **vars(config.exchanged))
+        hook = local.distribute(gradients, config.seed, **vars(config.exchanged))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
     return Parties(world, trainer, compressor, states, server, downlink, parts, batched, masks, held_out, parallel)
@@ -100,8 +105,22 @@ def set_up(config: Config, world: World | None = None) -> Parties:
     world = world or World(device=torch.device(config.engine.device))
     data = load(config.data, config.seed)
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    parts = divide(config, data)
+    config = settle_smallest_batch(config, parts.sizes, data, model)
     config = settle_together(config, model, data.blank, world.device.type)
-    return gather_parties(config, world, data, divide(config, data), model)
+    return gather_parties(config, world, data, parts, model)
+
+
+def _with_unused(config: Config, model: nn.Module, data: DataSplits) -> GradientsConfig:
+    """How gradients are exchanged, knowing that some parameters have none if that is so."""
+    try:
+        unused = unused_parameters(model, data.input_shape)
+    except ValueError as error:
+        raise ValueError(f"model.name: {config.model.name} {error}") from error
+    if not unused or config.gradients.find_unused_parameters:
+        return config.gradients
+    log.info("gradients.find_unused_parameters: true, for %s of %s takes no part", unused[0], config.model.name)
+    return dataclasses.replace(config.gradients, find_unused_parameters=True)
 
 
 def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks:

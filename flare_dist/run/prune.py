@@ -112,7 +112,9 @@ def _batches(config: Config, parties: Parties, client: int) -> list[tuple[Tensor
     else:
         examples = parties.partition[client]
     draws = generator(config.seed, "pruning", client=max(client, 0))
-    batches = list(itertools.islice(source.batches(examples, config.clients.batch_size, draws), config.pruning.batches))
+    clients = config.clients
+    epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)
+    batches = list(itertools.islice(epoch, config.pruning.batches))
     if any(bool((labels < 0).any()) for _, labels in batches):
         raise ValueError(
             f"pruning.criterion: {config.pruning.criterion} needs labels, and some examples have none "

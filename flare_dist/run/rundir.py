@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +16,19 @@ from filelock import FileLock, Timeout
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.run.checkpoint import complete_rounds
-from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_defaults, with_machine, with_together
+from flare_dist.run.config import (
+    Config,
+    as_dict,
+    differing_keys,
+    to_yaml,
+    with_defaults,
+    with_machine,
+    with_smallest_batch,
+    with_together,
+)
 from flare_dist.run.files import write_text
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -61,6 +73,11 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     settle_device(config.engine)
     if source == directory and config.clients.together == "auto":
         config = with_together(config, saved["clients"]["together"])
+    if source == directory and config.clients.smallest_batch is None:
+        config = with_smallest_batch(config, saved["clients"]["smallest_batch"])
+    if config.model.norm == "keep" and saved["model"]["norm"] == "group":  # the default of the run's version, or typed
+        log.info("model.norm: group, as in the run in %s; only another run may keep the model's own layers", source)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm="group"))
     changed = [key for key in differing_keys(saved, as_dict(config)) if key not in FREE_KEYS]
     if source == directory and changed:
         raise ValueError(
@@ -101,6 +118,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         saved["engine"]["threads"], saved["engine"]["device"]
         saved["clients"].setdefault("together", "never")  # versions that did not know it
+        if saved["model"].get("norm") == "batch":
+            saved["model"]["norm"] = "keep"
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint.resume: {path} is not the configuration of a run: {error!r}") from error
     return with_defaults(saved)

@@ -28,6 +28,7 @@ from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.gradient import export_memory, import_memory
 from flare_dist.run.parties import Parties
 from flare_dist.run.rounds import ROUNDS
+from flare_dist.run.smallest import settle_smallest_batch
 from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.together import settle_together
@@ -57,7 +58,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         data = load(config.data, config.seed)
         parts = divide(config, data)
         model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-        check_run(config, parts, model)
+        check_run(config, parts, model, launch.size)
+        config = settle_smallest_batch(config, parts.sizes, data, model)
         config = settle_together(config, model, data.blank, config.engine.device)
         if config.mode == "gradient":
             check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
