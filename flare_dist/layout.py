@@ -73,10 +73,15 @@ def parameter_layout(model: nn.Module) -> ParameterLayout:
 def buffer_layout(model: nn.Module) -> ParameterLayout:
     """The layout of the floating-point buffers of `model` (BatchNorm's running statistics).
 
-    Buffers that are not finite to begin with are constants, e.g. attention masks, and left out.
+    Buffers that are not finite in float32 to begin with are constants, e.g. attention masks, and left out.
     """
     named = ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
-    return ParameterLayout.of((name, b) for name, b in named if b.isfinite().all())
+    return ParameterLayout.of((name, b) for name, b in named if b.float().isfinite().all())
+
+
+def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The dtypes of what `model` is saved as, by name."""
+    return {name: value.dtype for name, value in model.state_dict().items()}
 
 
 def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
@@ -99,15 +104,27 @@ def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, 
     return parameters, gradient
 
 
+def separate_buffers(model: nn.Module) -> None:
+    """Give each entry of expanded buffers memory of its own, for they will be written to."""
+    for buffer in model.buffers():
+        if 0 in buffer.stride():
+            buffer.data = buffer.contiguous()
+
+
 def bind_buffers(model: nn.Module, layout: ParameterLayout) -> Tensor:
-    """Move the floating-point buffers of `model` into one flat float32 vector and return it."""
+    """Move the float32 buffers of `model` into one flat vector and return it, with copies of the other floating ones.
+
+    Those keep their dtype, which the model's operations may ask for; whoever reads or writes the vector copies them
+    (`in_own_dtype`).
+    """
     named = dict(model.named_buffers())
     device = next(model.parameters()).device
     vector = torch.empty(layout.total, device=device)
     for name, value in layout.views(vector):
         buffer = named[name]
         value.copy_(buffer)
-        buffer.data = value
+        if buffer.dtype == torch.float32:
+            buffer.data = value
     return vector
 
 
@@ -163,3 +180,13 @@ def _names_in(part: nn.Module) -> set[str]:
     """The names of a module's own parameters, buffers (also those that are None as yet) and submodules."""
     tables = (part._parameters, part._buffers, part._modules)
     return {name for table in tables for name, _ in table.items()}
+
+
+def in_own_dtype(value: Tensor, initial: Tensor) -> Tensor:
+    """`value`, of a flat vector, in the dtype of the buffer that was `initial` when the run began.
+
+    What is as it was is all of `initial`: a float64 constant does not lose what float32 cannot hold.
+    """
+    if initial.dtype != torch.float64:
+        return value.to(initial.dtype)
+    return torch.where(value == initial.float(), initial, value.double())

@@ -27,7 +27,14 @@ from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, why_not_recorded
-from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, parameter_layout
+from flare_dist.layout import (
+    bind_buffers,
+    bind_parameters,
+    buffer_layout,
+    dtypes_of,
+    in_own_dtype,
+    parameter_layout,
+)
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 
 # By these `accelerate launch` says what to wrap the model in; but the launcher only starts ranks, we choose the engine.
@@ -73,14 +80,18 @@ class AccelerateModel:
         self._gradient_clipping = gradient_clipping
         self.layout = parameter_layout(model)
         self.buffer_layout = buffer_layout(model)
+        self.dtypes = dtypes_of(model)
         self.parameters, self._gradient = bind_parameters(model, self.layout)
         named = dict(model.named_parameters())
         self._tensors = [named[entry.name] for entry in self.layout.entries]
         self._values = [value for _, value in self.layout.views(self.parameters)]
         self._slots = [slot for _, slot in self.layout.views(self._gradient)]
         self.buffers = bind_buffers(model, self.buffer_layout)
-        # BatchNorm counts its batches; from the start for every client, so that bits do not depend on who came before.
-        self._counters = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point()}
+        self._buffer_views = dict(self.buffer_layout.views(self.buffers))
+        # The other buffers, as they are at first. BatchNorm counts its batches; from the start for every client, so
+        # that bits do not depend on who came before.
+        float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
+        self._initial = {name: b.clone() for name, b in model.named_buffers() if name not in float32}
         flat = nn.Parameter(self.parameters)
         flat.grad = self._gradient
         self._flat = flat
@@ -118,23 +129,25 @@ class AccelerateModel:
         return state
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and its integer buffers their initial ones."""
+        """Give the model these values, and the buffers that no vector holds their initial ones."""
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
-        for name, initial in self._counters.items():
-            self.module.get_buffer(name).copy_(initial)
+        for name, initial in self._initial.items():
+            value = self._buffer_views.get(name)
+            self.module.get_buffer(name).copy_(initial if value is None else in_own_dtype(value, initial))
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
         self.parameters.mul_(factor)
 
     def collect(self) -> None:
-        """Bring buffers that the model replaced, instead of writing to them, back into the flat vector."""
+        """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
         named = dict(self.module.named_buffers())
-        for name, value in self.buffer_layout.views(self.buffers):
+        for name, value in self._buffer_views.items():
             if named[name].data_ptr() != value.data_ptr():
                 value.copy_(named[name])
-                named[name].data = value
+                if name not in self._initial:
+                    named[name].data = value
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """What a checkpoint keeps of the optimizer of this name, where one outlives a round."""

@@ -24,7 +24,7 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
 from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
 from flare_dist.data.batches import piece_sizes
-from flare_dist.layout import buffer_layout, parameter_layout
+from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 
 
 def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
@@ -123,6 +123,7 @@ class DeepSpeedModel:
     ) -> None:
         self._smallest_batch = smallest_batch
         self.layout, self.buffer_layout = parameter_layout(model), buffer_layout(model)
+        self.dtypes = dtypes_of(model)
         self.module = model.to(device)
         named = dict(model.named_parameters())
         self._parameters = [named[entry.name] for entry in self.layout.entries]
@@ -158,7 +159,7 @@ class DeepSpeedModel:
         return attach_engine(self._engine, seed=seed, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and its integer buffers their initial ones."""
+        """Give the model these values, and the buffers that no vector holds their initial ones."""
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
         self._scatter(self.parameters, self._stepped())
@@ -166,7 +167,8 @@ class DeepSpeedModel:
             parameter.data.copy_(value)
         averaged = dict(self.buffer_layout.views(self.buffers))
         for name, buffer in self.module.named_buffers():
-            buffer.copy_(averaged.get(name, self._initial[name]))
+            initial = self._initial[name]
+            buffer.copy_(in_own_dtype(averaged[name], initial) if name in averaged else initial)
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place: the master weights, and those that the model computes with."""

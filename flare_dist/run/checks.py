@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 
+import torch
 from torch import Tensor, nn
 
 from flare_dist.layout import parameter_layout
 from flare_dist.run.config import Config, as_dict, differing_keys
+from flare_dist.run.files import is_storable
 from flare_dist.sparse_training.masks import prunable_entries
 from flare_dist.sparse_training.methods import METHODS, Method
 from flare_dist.sparse_training.pruning import CRITERIA
@@ -104,6 +106,7 @@ def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module, ranks: 
     ValueError if a pattern matches no parameter, nothing is left, or the model's layers talk to other ranks.
     """
     _check_norms(config, model, ranks)
+    _check_dtypes(model)
     _check_objective(config, parts, model)
     _check_momentum(config)
     if config.sparse_training.is_sparse:
@@ -126,6 +129,26 @@ def _check_norms(config: Config, model: nn.Module, ranks: int) -> None:
         f"model.name: the layer {names[0]!r} of {config.model.name} is a SyncBatchNorm, which {why}; "
         "use BatchNorm in its place"
     )
+
+
+def _check_dtypes(model: nn.Module) -> None:
+    """What is trained is float32, and what is saved is of a dtype that the file can hold."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"model.name: the trainable parameter {name} must be float32, got {parameter.dtype}; build it in "
+                "float32 (engine.mixed_precision computes in a lower precision)"
+            )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"model.name: {name} is a {type(value).__name__}, and model.safetensors holds tensors only"
+            )
+        if not is_storable(value.dtype):
+            raise ValueError(
+                f"model.name: {name} is {value.dtype}, which model.safetensors cannot hold; choose another dtype, or "
+                "register it with persistent=False if it need not be saved"
+            )
 
 
 def _check_momentum(config: Config) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -35,10 +36,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write weights and buffers by name; copies, because they share one flat vector."""
-    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    """Write weights and buffers by name; copies, because they share one flat vector, and in one piece each."""
+    whole = torch.contiguous_format
+    copies = {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(save(copies))
+
+
+def is_storable(dtype: torch.dtype) -> bool:
+    """False for dtypes that the format of saved models does not know (complex128 is one)."""
+    try:
+        save({"none": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def save_state(path: Path, state: Any) -> None:
