@@ -2,13 +2,22 @@
 
 A generator is a pure function of (seed, purpose, round, client), so nothing random needs saving, and a client draws the
 same numbers whichever rank hosts it and however often the run was interrupted.
+
+A user's model may draw from generators that everybody shares: torch's, numpy's and Python's `random`. All three are
+seeded before it is built, trained or evaluated, and what the caller had in them is given back afterwards.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
+
+CPU = torch.device("cpu")
 
 
 def derive_seed(seed: int, purpose: str, round_: int = 0, client: int = 0) -> int:
@@ -17,15 +26,48 @@ def derive_seed(seed: int, purpose: str, round_: int = 0, client: int = 0) -> in
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
-def seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what a model draws on `device`, as torch.manual_seed does on all devices.
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what a model may draw from: torch's generators of the CPU and of `device`, numpy's and Python's `random`.
 
-    For each kind of device that was never used torch writes its caller's stack down, a fifth of the time that a local
-    step of a small model takes.
+    torch.manual_seed would do it for all devices, but for each kind that was never used it writes its caller's stack
+    down, a fifth of the time that a local step of a small model takes.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # it takes no more bits at once
+    random.seed(seed)
+
+
+@contextmanager
+def draws_kept(device: torch.device = CPU) -> Iterator[None]:
+    """After the block the shared generators, those of `device` among them, are in the state that they had before it."""
+    gpus: list[torch.device | int] = [device] if device.type == "cuda" else []
+    if torch.cuda.is_initialized():
+        gpus = list(range(torch.cuda.device_count()))
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Within the block a model draws from this seed, on the CPU and on `device`; the caller's draws are kept."""
+    with draws_kept(device):
+        seed_draws(seed, device)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def states_outside_torch() -> tuple[object, ...]:
+    """The states of numpy's and Python's shared generators, to compare: torch says itself where it draws."""
+    name, key, *rest = np.random.get_state()
+    return random.getstate(), name, np.asarray(key).tobytes(), *rest
 
 
 def generator(seed: int, purpose: str, round_: int = 0, client: int = 0) -> torch.Generator:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -352,6 +354,8 @@ def test_dependence_that_initial_weights_or_equal_texts_hide_is_found() -> None:
         (Branching(), "torch.func.vmap does not take the model (vmap: "),
         (Acting(lambda model, x: x), None),
         (Acting(lambda model, x: F.dropout(x, 0.5)), "torch.func.vmap does not take the model (vmap: called random"),
+        (Acting(lambda model, x: x * random.random()), "the model draws from numpy or random"),
+        (Acting(lambda model, x: x if np.random.random() < 2 else -x), "the model draws from numpy or random"),
         (Acting(lambda model, x: x - x.mean(0)), "the model's examples are not independent"),
         (Acting(count), "the model changes its buffers"),
         (Acting(replace_count), "the model changes its buffers"),

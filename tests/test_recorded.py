@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -14,6 +16,7 @@ from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, record, why_not_recorded
 from flare_dist.models.registry import build
+from flare_dist.seeding import states_outside_torch
 
 CPU = torch.device("cpu")
 Penalty = Callable[[Tensor, Tensor], None]
@@ -146,12 +149,15 @@ CONSTANT = torch.ones(5)
         lambda scores: scores[scores[:, 0] > -100],
         lambda scores: scores * float("nan"),  # no bits to compare
         lambda scores: scores.detach().requires_grad_(),  # no gradient for the parameters
+        lambda scores: scores * random.random(),
+        lambda scores: scores if np.random.random() < 2 else -scores,
     ],
-    ids=["dropout", "branch", "constant", "in place", "selection", "nan", "no gradient"],
+    ids=["dropout", "branch", "constant", "in place", "selection", "nan", "no gradient", "random", "numpy"],
 )
 def test_passes_that_a_list_of_operations_cannot_repeat(then: Callable[[Tensor], Tensor]) -> None:
-    model = Own(then)
+    model, before = Own(then), states_outside_torch()
     assert record(model, list(model.parameters()), *next(batches((3,), [4]))) is None
+    assert states_outside_torch() == before
 
 
 def test_neither_weights_nor_gradients_nor_draws_change_while_recording() -> None:

@@ -414,6 +414,65 @@ def test_a_run_of_an_older_version_goes_on_with_its_norms(name: str, norm: str, 
     assert ("1.running_mean" in load_file(tmp_path / "run" / rundir.MODEL)) == (name != "2nn" and norm == "batch")
 
 
+class OfEveryDtype(torch.nn.Module):
+    """A linear model with buffers of many dtypes, some of which its operations ask for."""
+
+    third: torch.Tensor
+    count: torch.Tensor
+    mean: torch.Tensor
+    halved: torch.Tensor
+    least: torch.Tensor
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        features = input_shape[0] * input_shape[1] * input_shape[2]
+        self.linear = torch.nn.Linear(features, num_classes)
+        self.register_buffer("third", torch.full((features, features), 1 / 3, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("halved", torch.ones(features, dtype=torch.float16))
+        self.register_buffer("least", torch.full((features,), torch.inf))
+        self.register_buffer("huge", torch.tensor(1e300, dtype=torch.float64))
+        self.register_buffer("brief", torch.ones(2, dtype=torch.bfloat16) / 3)
+        self.register_buffer("tiny", torch.ones(2).to(torch.float8_e4m3fn))
+        self.register_buffer("wave", torch.ones(2, dtype=torch.complex64) / 3)
+        self.register_buffer("keep", torch.ones(2, dtype=torch.bool))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("turned", torch.arange(6).view(2, 3).t())
+        self.register_buffer("repeated", torch.arange(3).expand(2, 3))
+        self.register_buffer("waves", torch.ones(2, dtype=torch.complex128), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        flat = inputs.flatten(1)
+        if self.training:
+            self.count += 1
+            self.mean.mul_(0.9).add_(flat.detach().double().mean(0), alpha=0.1)
+            self.halved = 0.9 * self.halved + 0.1 * flat.detach().half().mean(0)
+            self.least.copy_(torch.minimum(self.least, flat.detach().amin(0)))
+        moved = flat.double() @ self.third - self.mean
+        return self.linear(moved.float() + self.halved + self.least.clamp(max=0))
+
+
+@pytest.mark.parametrize("mode", ["federated", "gradient"])
+def test_the_saved_model_has_the_user_s_dtypes(tmp_path: Path, mode: str) -> None:
+    """Float64 constants keep all their digits, and what is minus or plus infinity begins anew with each client."""
+    config = tiny(tmp_path / "one", mode=mode, model=ModelConfig(name="tests.test_trainer:OfEveryDtype", norm="batch"))
+    if mode == "federated":
+        start(config)
+        start(dataclasses.replace(config, output_dir=str(tmp_path / "two")), 2)
+        assert_same_run(tmp_path / "one", tmp_path / "two", wire=False)
+    else:
+        start(config, 3)
+    saved, fresh = load_file(tmp_path / "one" / "model.safetensors"), OfEveryDtype((1, 5, 5), 3)
+    assert {name: value.dtype for name, value in saved.items()} == {n: v.dtype for n, v in fresh.state_dict().items()}
+    for name in ("third", "huge", "brief", "tiny", "wave", "keep", "turned", "repeated"):
+        assert saved[name].tolist() == fresh.get_buffer(name).tolist(), name
+    assert saved["mean"].any()
+    assert (saved["halved"] != 1).any()
+    fresh.load_state_dict(saved, assign=True)  # copying is refused by an expanded tensor
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert evaluate_run(tmp_path / "one", "final", None) == (summary["test_loss"], summary["test_accuracy"])
+
+
 def test_never_starts_over(straight: Path, tmp_path: Path) -> None:
     start(tiny(tmp_path, seed=1))
     (tmp_path / "notes.txt").write_text("the user's own")

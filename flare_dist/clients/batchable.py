@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from flare_dist.clients.batched import forward, stack
 from flare_dist.layout import preserved
+from flare_dist.seeding import seeded, states_outside_torch
 
 REFUSED: list[tuple[type[nn.Module], str]] = [
     (_BatchNorm, "BatchNorm, whose statistics would count what fills unequal batches up"),
@@ -53,9 +54,12 @@ def _why_not_two(tried: nn.Module, blank: Tensor) -> str | None:
     for values in stacked.values():
         values.data.add_(torch.randn(values.shape, generator=draws), alpha=0.1)
     try:
-        with warnings.catch_warnings():
+        with seeded(0), warnings.catch_warnings():
             warnings.filterwarnings("error", "There is a performance drop")
+            before = states_outside_torch()
             scores = forward(tried, stacked, inputs)
+            if states_outside_torch() != before:  # vmap sees what torch draws
+                return "the model draws from numpy or random, which would be one draw for all clients of a batch"
             torch.autograd.grad(scores.sum(), list(stacked.values()), allow_unused=True)
             alone = forward(tried, stacked, inputs[:, :1])
     except REFUSALS as error:
@@ -90,6 +94,6 @@ def kept_for_backward(model: nn.Module, blank: Tensor) -> int:
         kept.append(saved.numel())
         return saved
 
-    with preserved(model), saved_tensors_hooks(count, lambda saved: saved):
+    with preserved(model), seeded(0), saved_tensors_hooks(count, lambda saved: saved):
         model(blank)
     return sum(kept)

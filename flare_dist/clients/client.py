@@ -20,7 +20,7 @@ from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
-from flare_dist.seeding import derive_seed, generator, seed_dropout
+from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.learner import SparseLearner
 
 
@@ -32,10 +32,11 @@ class LocalModel(Protocol):
     buffer_layout: ParameterLayout
     parameters: Tensor  # float32 [total], the model's current values
     buffers: Tensor  # float32 [b]
+    dtypes: dict[str, torch.dtype]  # of parameters and buffers by name, as the user has made them
     optimizer: Optimizer
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values."""
+        """Give the model these values, and all other buffers those that they began with."""
 
     def collect(self) -> None:
         """After training: make sure that `parameters` and `buffers` hold what the model has become."""
@@ -141,7 +142,7 @@ class LocalTrainer:
         learner: SparseLearner | None = None,
     ) -> float:
         """The local steps of one round from wherever the model stands; returns the mean training loss."""
-        seed_dropout(derive_seed(self.seed, "dropout", round_, client), self.model.parameters.device)
+        seed_draws(derive_seed(self.seed, "dropout", round_, client), self.model.parameters.device)
         for group in self.model.optimizer.param_groups:
             group["lr"] = self.lr(round_)
         self.model.module.train()

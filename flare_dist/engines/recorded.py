@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flare_dist.seeding import draws_kept, states_outside_torch
+
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # whose modules do the same at every call
@@ -147,9 +149,12 @@ def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: 
     """
     try:
         recorder = Recorder([*tensors, inputs, labels])
-        with recorder:
+        with draws_kept(), recorder:  # where it comes to nothing, the step that is taken instead draws anew
+            before = states_outside_torch()
             loss = F.cross_entropy(model(inputs), labels)
             results = (loss, *torch.autograd.grad(loss, tensors))
+            if states_outside_torch() != before:
+                raise NotRecordableError("a draw from numpy or random, which would be the same at every step")
         recorder.graph.output(tuple(recorder.node(result) for result in results))
     except (NotRecordableError, RuntimeError):
         return None

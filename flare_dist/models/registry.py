@@ -19,7 +19,7 @@ from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_nor
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.trial import Shape, check_fit, describe, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
-from flare_dist.seeding import derive_seed
+from flare_dist.seeding import derive_seed, seeded
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
     `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
     model.name if the model does not take such inputs or does not give one score a class.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model"))
+    find_builder(name)  # before the seed, for the user's module may draw while it is imported
+    with seeded(derive_seed(seed, "model")):
         model = _construct(name, input_shape, num_classes)
         try:
             if norm == "group":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from flare_dist.layout import preserved
-from flare_dist.seeding import derive_seed
+from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
 
 Shape = tuple[int, ...]  # channels, height, width; of text the length
 
@@ -44,9 +44,8 @@ def why_not_one(model: nn.Module, input_shape: Shape, num_classes: int) -> str |
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with seeded(derive_seed(0, "trial")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is found out here
-        torch.manual_seed(derive_seed(0, "trial"))
         try:
             one = _scores(model, input_shape, num_classes, 1, training=True)
         except ValueError as error:
@@ -63,10 +62,10 @@ def unused_parameters(model: nn.Module, input_shape: Shape) -> list[str]:
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     draws = 1 if all(type(part).__module__.startswith(KNOWN) for part in model.modules()) else DRAWS
-    with torch.random.fork_rng(devices=[]), preserved(model):
+    with draws_kept(), preserved(model):
         model.train()
         for draw in range(draws):
-            torch.manual_seed(derive_seed(0, "trial", draw))
+            seed_draws(derive_seed(0, "trial", draw), CPU)
             try:
                 parts = torch.autograd.grad(
                     model(_blank(2, input_shape)).sum(), list(named.values()), allow_unused=True

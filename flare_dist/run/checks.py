@@ -132,13 +132,7 @@ def _check_norms(config: Config, model: nn.Module, ranks: int) -> None:
 
 
 def _check_dtypes(model: nn.Module) -> None:
-    """What is trained is float32, and what is saved is of a dtype that the file can hold."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"model.name: the trainable parameter {name} must be float32, got {parameter.dtype}; build it in "
-                "float32 (engine.mixed_precision computes in a lower precision)"
-            )
+    """Raise ValueError if the model's state is more than tensors of dtypes that a file can hold."""
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(

@@ -13,23 +13,38 @@ from torch import nn
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
 from flare_dist.engines.accelerate import place
+from flare_dist.layout import separate_buffers
 from flare_dist.models.registry import build
 from flare_dist.run.config import load_config
 from flare_dist.run.rundir import BEST, CONFIG, MODEL
+from flare_dist.seeding import derive_seed, seeded
 
 BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 
 
+def evaluation_seed(seed: int, split: str) -> int:
+    """What a model draws from that draws in evaluation mode, too.
+
+    It is the same after every round: models are compared under the same draws, and a saved one gives the figure that
+    its run measured, whichever round it is of.
+    """
+    return derive_seed(seed, f"evaluation on {split}")
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, source: BatchSource) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all labels of `source`."""
+def evaluate(model: nn.Module, source: BatchSource, seed: int = 0) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all labels of `source`.
+
+    What the model draws follows from `seed`, and the caller's generators are left as they are.
+    """
     model.eval()
     loss_sum, correct, seen = 0.0, 0, 0
-    for inputs, labels in source.batches(None, BATCH_SIZE, None):
-        scores = model(inputs)
-        loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
-        correct += int((scores.argmax(1) == labels).sum())
-        seen += labels.numel()
+    with seeded(seed, source.labels.device):
+        for inputs, labels in source.batches(None, BATCH_SIZE, None):
+            scores = model(inputs)
+            loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
+            correct += int((scores.argmax(1) == labels).sum())
+            seen += labels.numel()
     return loss_sum / seen, correct / seen
 
 
@@ -54,6 +69,8 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, 
         engine = dataclasses.replace(engine, mixed_precision="no")
     torch.set_num_threads(engine.threads or 1)
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    separate_buffers(model)
     model.load_state_dict(load_file(path))
     _, model = place(engine, model, device)
-    return evaluate(model, BatchSource(data.test, data.mean, data.std, device))
+    test = BatchSource(data.test, data.mean, data.std, device)
+    return evaluate(model, test, evaluation_seed(config.seed, "test"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +24,17 @@ from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
 from flare_dist.engines.build import build_model
-from flare_dist.layout import parameter_layout
+from flare_dist.layout import parameter_layout, separate_buffers
 from flare_dist.models.registry import build
 from flare_dist.models.trial import unused_parameters
+from flare_dist.run.alike import share_start
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import report_break_even
 from flare_dist.run.parties import DataParallel, Parties
 from flare_dist.run.smallest import settle_smallest_batch
 from flare_dist.run.together import settle_together
 from flare_dist.run.uplinks import CONTROL_PREFIX
+from flare_dist.seeding import derive_seed, seeded
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import FedDyn, Server
@@ -50,8 +53,10 @@ def divide(config: Config, data: DataSplits) -> Partition:
 
 
 def gather_parties(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Parties:
-    """The parties of a run on this rank, at its beginning."""
+    """The parties of a run on this rank, at its beginning; `model` becomes that of rank 0, if it was another."""
     clients = config.clients
+    separate_buffers(model)
+    share_start(world, model)
 
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
@@ -127,5 +132,8 @@ def _masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> 
     """The masks of a sparse model, before an engine has taken it to another device or precision."""
     layout = parameter_layout(model)
     entries = prunable_entries(model, layout, config.sparse_training)
-    uses = uses_of(model, entries, data.blank) if METHODS[config.sparse_training.method].is_measured else ()
+    uses: Sequence[float] = ()
+    if METHODS[config.sparse_training.method].is_measured:
+        with seeded(derive_seed(config.seed, "uses")):
+            uses = uses_of(model, entries, data.blank)
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)

@@ -19,7 +19,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch, gradient_report
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.seeding import derive_seed, generator, seed_dropout
+from flare_dist.seeding import derive_seed, generator, seed_draws
 
 
 def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     with watch.phase("compute"):
         for _ in range(config.eval_every):
             start = time.perf_counter()
-            seed_dropout(derive_seed(config.seed, "dropout", hook.step, world.rank), world.device)
+            seed_draws(derive_seed(config.seed, "dropout", hook.step, world.rank), world.device)
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
@@ -52,7 +52,8 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     watch.rebook("select", selecting)
     watch.rebook("communicate", late)
     server.parameters.data.copy_(model.parameters)
-    server.buffers.copy_(world.all_reduce_(model.buffers.clone()).div_(world.size))
+    # The mean of the changes: that of a constant's values may be another number, by rounding.
+    server.buffers.add_(world.all_reduce_(model.buffers - server.buffers).div_(world.size))
     train_loss = (world.all_reduce_(loss_sum) / (world.size * config.eval_every)).item()
     if not world.all_true(math.isfinite(train_loss)):
         raise DivergedError(f"round {round_}: the training loss is not finite; try a lower clients.lr")

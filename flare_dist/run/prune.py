@@ -20,12 +20,12 @@ from flare_dist.compression.payload import WORD
 from flare_dist.run.config import Config
 from flare_dist.run.ledger import Stopwatch
 from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.seeding import generator
+from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training.masks import budget, layers_of, sizes
-from flare_dist.sparse_training.pruning import CRITERIA, highest, layer_shares
+from flare_dist.sparse_training.pruning import CRITERIA, Batches, highest, layer_shares
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
         density = (keep / prunable) ** (step / settings.steps)
         parties.trainer.model.load(parameters * mask, parties.server.buffers)
         with watch.phase("compute"):
-            measured, asked = _measure(config, parties, masks, drawn)
+            measured, asked = _measure(config, parties, masks, drawn, step)
         scores = _scores(config, masks, parameters, measured, step)
         left = keep if step == settings.steps else round(density * prunable)
         if settings.criterion == "threshold" and step == settings.steps:
@@ -80,20 +80,25 @@ def _asked(config: Config, parties: Parties) -> list[int]:
     return sample_cohort(config.seed, 0, config.clients.num, count)
 
 
-def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int]) -> tuple[Tensor, int]:
+def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
     """What the criterion measures, float32 [total] and 0 where nothing is prunable; how many clients sent theirs."""
+
+    def measure(client: int, batches: Batches) -> Tensor:
+        seed_draws(derive_seed(config.seed, "pruning dropout", step, client), world.device)
+        return _flat(masks, criterion.measure(module, weights, batches))
+
     world, module = parties.world, parties.trainer.model.module
     criterion = CRITERIA[config.pruning.criterion]
     named = dict(module.named_parameters())
     weights = [named[entry.name] for entry in masks.entries]
     if not criterion.needs_data:
         batch = parties.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
-        return _flat(masks, criterion.measure(module, weights, batch)), 0
+        return measure(SERVER, batch), 0
     hosts = hosting_ranks(drawn, world.size, stateful=False)
     own: dict[int, Tensor] = {}
     for client in drawn:
         if hosts[client] == world.rank:
-            own[client] = _flat(masks, criterion.measure(module, weights, _batches(config, parties, client)))
+            own[client] = measure(client, _batches(config, parties, client))
     world.wait_for_all()
     shares = {SERVER: 1.0}
     if drawn != [SERVER]:

@@ -20,9 +20,10 @@ from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir, statedir
+from flare_dist.run.alike import check_alike
 from flare_dist.run.checks import check_run
 from flare_dist.run.config import Config
-from flare_dist.run.evaluation import evaluate
+from flare_dist.run.evaluation import evaluate, evaluation_seed
 from flare_dist.run.files import save_model, write_text
 from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.gradient import export_memory, import_memory
@@ -33,6 +34,7 @@ from flare_dist.run.stage_one import begin_masks, with_beginning
 from flare_dist.run.summary import is_best, summarise, summary_table
 from flare_dist.run.together import settle_together
 from flare_dist.run.tracking import Tracker, read_rows
+from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
 
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
+        draws_kept(device),
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
         statedir.claim(config) if launch.rank == 0 else nullcontext(),
         open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
@@ -91,7 +94,7 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
         beginning = begin_masks(config, parties, console)
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
-        evaluate_global = _evaluator(parties, data) if tracker else None
+        evaluate_global = _evaluator(config, parties, data) if tracker else None
         if tracker and evaluate_global and first_round == 1:
             _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, parties)
         for round_ in range(first_round, config.rounds + 1):
@@ -125,19 +128,22 @@ def _record(tracker: Tracker, row: dict[str, Any], directory: Path, parties: Par
 
 
 def save_global(path: Path, parties: Parties) -> None:
-    """Write the global model, as clients hold it."""
+    """Write the global model, as clients hold it, in the dtypes that the user has given it."""
     model, server = parties.trainer.model, parties.server
     view = parties.downlink.view
     model.load(view, server.buffers)
     floats = dict(model.layout.views(view)) | dict(model.buffer_layout.views(server.buffers))
     names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here
     state = model.module.state_dict(keep_vars=True)
-    save_model(path, {name: floats.get(names.get(value, name), value.detach()) for name, value in state.items()})
+    for name, dtype in model.dtypes.items():
+        if state[name].dtype != dtype:  # the engine computes in a lower precision than it averages in
+            state[name] = floats.get(names.get(state[name], name), state[name]).to(dtype)
+    save_model(path, state)
     if parties.masks and not parties.masks.method.is_personal:
         save_model(path.with_suffix(rundir.MASKS_SUFFIX), parties.masks.by_name(model.layout))
 
 
-def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
+def _evaluator(config: Config, parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
     """A function that gives the global model's loss and accuracy on what is held out.
 
     Where clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
@@ -154,7 +160,8 @@ def _evaluator(parties: Parties, data: DataSplits) -> Callable[[], dict[str, flo
         metrics: dict[str, float] = {}
         for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
             parties.trainer.model.load(view, parties.server.buffers)
-            loss, accuracy = evaluate(parties.trainer.model.module, source)
+            seed = evaluation_seed(config.seed, name)
+            loss, accuracy = evaluate(parties.trainer.model.module, source, seed)
             metrics |= {f"{prefix}{name}_loss": loss, f"{prefix}{name}_accuracy": accuracy}
         return metrics
 
@@ -220,6 +227,7 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
 
 
 def _save(config: Config, round_: int, parties: Parties) -> None:
+    check_alike(round_, config, parties)
     server = parties.server.state_dict() | {"downlink": parties.downlink.state_dict()}
     if parties.masks:
         server["masks"] = parties.masks.state_dict()

@@ -1,0 +1,82 @@
+"""All ranks hold the same model: they begin with rank 0's, and at each checkpoint it is seen to that they still do.
+
+The seed alone does not give the same first weights everywhere: a model may draw them from a generator that nobody can
+seed, or on another kind of processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.comm.distributed import World
+from flare_dist.run.config import Config
+from flare_dist.run.parties import Parties
+
+
+def share_start(world: World, model: nn.Module) -> None:
+    """Overwrite the parameters and buffers of `model` with rank 0's, constants and counters among them.
+
+    All ranks call it together, before the first round, to which its bytes do not count. Raises ValueError on all of
+    them where the tensors are not the same in number, name, shape or dtype.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    forms = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
+    others = different_ranks(world, [repr(forms).encode()])
+    if others:
+        raise ValueError(
+            f"model.name: {name_ranks(others)} built parameters or buffers of other names, shapes or dtypes than "
+            "rank 0; a model may depend on the data's shape alone"
+        )
+    for _, tensor in tensors:
+        own = _bytes_of(tensor)
+        shared = world.broadcast_(own.clone())
+        if not torch.equal(own, shared):
+            tensor.detach().copy_(shared.view(tensor.dtype).view(tensor.shape))
+
+
+def check_alike(round_: int, config: Config, parties: Parties) -> None:
+    """Raise ValueError on all ranks where one holds another model than rank 0; all ranks call it together.
+
+    Compared is what clients are sent: their view of the parameters, the buffers, and SCAFFOLD's control variate.
+    """
+    if config.mode == "centralised":  # rank 0 trains alone
+        return
+    held = [parties.downlink.view, parties.server.buffers]
+    if parties.server.control is not None:
+        held.append(parties.server.control)
+    others = different_ranks(parties.world, (_bytes_of(vector).cpu().numpy().data for vector in held))
+    if others:
+        raise ValueError(
+            f"checkpoint: after round {round_} {name_ranks(others)} held other parameters or buffers than rank 0, so "
+            "it is not written; if the machines have different processors or versions, give all ranks the same "
+            "versions and ATEN_CPU_CAPABILITY=default (the same command goes on from the checkpoint before)"
+        )
+
+
+def different_ranks(world: World, parts: Iterable[bytes | memoryview]) -> list[int]:
+    """The ranks where the bytes of `parts` are not those of rank 0, by a hash of 62 bits; a control message."""
+    if world.size == 1:
+        return []
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    halves = [0.0] * (2 * world.size)  # each rank's in its own place; a float64 holds them exactly
+    own = int.from_bytes(digest.digest(), "little") >> 2
+    halves[2 * world.rank : 2 * world.rank + 2] = [float(own >> 31), float(own & (2**31 - 1))]
+    hashes = world.largest(halves)
+    return [rank for rank in range(world.size) if hashes[2 * rank : 2 * rank + 2] != hashes[:2]]
+
+
+def name_ranks(ranks: list[int]) -> str:
+    """rank 1; ranks 1, 3 and 4."""
+    *firsts, last = map(str, ranks)
+    return f"ranks {', '.join(firsts)} and {last}" if firsts else f"rank {last}"
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The memory of a tensor of any dtype, uint8 and flat; a view where it lies in one piece."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
