@@ -5,6 +5,7 @@ Nothing here is needed for a result, so a root that cannot be written only costs
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import tokenize
@@ -16,20 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+
+from flare_dist.locks import HeldError, Lock, take
+
+log = logging.getLogger(__name__)
 
 FOLDER = ".flare_dist_cache"
+WAIT_SECONDS = 10.0  # after which it is said for whom a process waits
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[Path | None]:
     """Hold the lock of `root` across processes; yields its cache folder, or None (and warns) if it is unwritable."""
     folder = root / FOLDER
-    lock = FileLock(folder / "lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        lock = _take(folder / "lock")
+    except OSError as error:
         warnings.warn(f"data.root: no cache in {folder} ({error}); every process does the work itself", stacklevel=2)
         yield None
         return
@@ -37,6 +40,18 @@ def locked(root: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         lock.release()
+
+
+def _take(path: Path) -> Lock:
+    """Wait for a lock as long as it takes, and say once what for: on some disks a killed process leaves it behind."""
+    has_spoken = False
+    while True:
+        try:
+            return take(path, WAIT_SECONDS)
+        except HeldError as error:
+            if not has_spoken:
+                log.warning("data.root: waiting for another process that prepares the data (%s)", error)
+            has_spoken = True
 
 
 def cached_array(root: Path, name: str, fingerprint: str, build: Callable[[], np.ndarray]) -> np.ndarray:

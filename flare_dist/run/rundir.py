@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
+from flare_dist.locks import HeldError, Lock, take
 from flare_dist.run.checkpoint import complete_rounds
 from flare_dist.run.config import (
     Config,
@@ -60,7 +60,7 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     """
     directory = Path(config.output_dir)
     check_writable("output_dir", directory)
-    config = _with_deepspeed(config)
+    config = _with_deepspeed(_with_whole_root(config))
     source = _resume_from(config, directory)
     if source is None:
         return with_machine(
@@ -78,7 +78,10 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     if config.model.norm == "keep" and saved["model"]["norm"] == "group":  # the default of the run's version, or typed
         log.info("model.norm: group, as in the run in %s; only another run may keep the model's own layers", source)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm="group"))
-    changed = [key for key in differing_keys(saved, as_dict(config)) if key not in FREE_KEYS]
+    free = FREE_KEYS
+    if config.clients.state_dir and saved["clients"]["state_dir"]:
+        free = free | {"clients.state_dir"}  # it may have been moved, see statedir.py
+    changed = [key for key in differing_keys(saved, as_dict(config)) if key not in free]
     if source == directory and changed:
         raise ValueError(
             f"{changed[0]}: {directory} holds a run with another configuration (different: {', '.join(changed)}); "
@@ -96,6 +99,16 @@ def check_writable(key: str, directory: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{key}: cannot write to {directory}: {error.strerror}") from error
+
+
+def whole_path(path: str) -> Path:
+    """An absolute path, which another directory of work does not change; symbolic links stay as they are."""
+    return Path(path).expanduser().absolute()
+
+
+def _with_whole_root(config: Config) -> Config:
+    """The configuration with the data's path as it is to be found from anywhere."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(whole_path(config.data.root))))
 
 
 def state_dir_of(directory: Path) -> Path | None:
@@ -159,22 +172,27 @@ def holds_run(directory: Path) -> bool:
     return (directory / CONFIG).exists() and holds_state
 
 
-def claim(directory: Path, held: bool | None = None) -> FileLock:
+def claim(directory: Path, held: bool | None = None) -> Lock:
     """Take the directory for this process until it ends.
 
-    Raises ValueError where another run is writing to it, or has come and gone since it was looked at: `held` is whether
-    there was a run in it, where that matters.
+    Raises ValueError if another run is writing to it, or has come and gone since it was looked at: `held` is whether
+    there was a run in it, if that matters.
     """
-    lock = FileLock(directory / LOCK)
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"output_dir: another run is writing to {directory}") from error
+    lock = take_lock("output_dir", directory / LOCK)
     if held is not None and holds_run(directory) != held:
         lock.release()
         raise ValueError(f"output_dir: another run has written to {directory} while this one was starting")
     return lock
+
+
+def take_lock(key: str, path: Path) -> Lock:
+    """Hold the lock `path` of a directory that two runs must not share; raises ValueError that names its `key`."""
+    try:
+        return take(path)
+    except HeldError as error:
+        raise ValueError(f"{key}: another run is writing to {path.parent}; {error}") from error
+    except OSError as error:
+        raise ValueError(f"{key}: cannot lock {path}: {error.strerror or error}") from error
 
 
 def clear(directory: Path) -> None:
