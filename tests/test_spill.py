@@ -10,6 +10,7 @@ import torch
 
 from flare_dist.clients.slots import SlotFormat, Slots, remove_versions, slot_path
 from flare_dist.clients.spill import SpilledStates
+from flare_dist.disk import DiskError
 
 CPU = torch.device("cpu")
 
@@ -216,8 +217,10 @@ def test_memory_does_not_grow_with_clients(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_before_a_client_trains(tmp_path: Path) -> None:
     """In a mapped file it would end the process without a word."""
     states = SpilledStates(("residual",), 2**58, CPU, tmp_path)
-    with pytest.raises(OSError, match=r"File too large|No space left"), states.lend(3):
+    message = r"^clients\.state_dir: cannot write .*: (File too large|No space)"
+    with pytest.raises(DiskError, match=message), states.lend(3):
         pass
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_vectors_begin_at_cache_lines_and_fill_their_file(tmp_path: Path) -> None:

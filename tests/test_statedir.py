@@ -15,8 +15,8 @@ import torch
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.run import statedir
-from flare_dist.run.config import CheckpointConfig, Config
+from flare_dist.run import rundir, statedir
+from flare_dist.run.config import CheckpointConfig, Config, load_config
 from flare_dist.run.sweep import Grid, check_settings
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, results, start, tiny
@@ -190,3 +190,64 @@ def test_another_directory_is_another_configuration(tmp_path: Path) -> None:
     start(spilling(tmp_path / "run"), kill_in_round=3)
     with pytest.raises(ValueError, match=r"different: clients\.state_dir"):
         start(tiny(tmp_path / "run"))
+
+
+def relative(directory: Path, **changes: Any) -> Config:
+    """A run whose clients have their memory in a folder of the directory where it is started."""
+    clients = dataclasses.replace(tiny(directory).clients, state_dir="st")
+    return tiny(directory, **{"compression": RULES["ec"], "clients": clients, **changes})
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two directories to start commands from; the first is the present one."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def test_a_relative_path_is_the_same_from_elsewhere(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = places / "run"
+    start(relative(places / "straight"))
+    shutil.rmtree("st")
+    start(relative(run), kill_in_round=5)
+    monkeypatch.chdir(places / "there")
+    start(relative(run))
+    start(relative(run))  # which is finished
+    assert_same_run(places / "straight", run)
+    assert not list((places / "there").iterdir())
+    assert rundir.state_dir_of(run) == places / "here" / "st"
+    assert load_config(run / "config.yaml").data.root == str(places / "there" / "data")
+
+
+def test_a_run_is_moved_with_its_states(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(relative(places / "straight"))
+    shutil.rmtree("st")
+    start(relative(places / "run"), kill_in_round=5)
+    shutil.move(places / "run", places / "there" / "run")
+    shutil.move(places / "here" / "st", places / "there" / "st")
+    monkeypatch.chdir(places / "there")
+    start(relative(places / "there" / "run"))
+    assert_same_run(places / "straight", places / "there" / "run")
+    assert rundir.state_dir_of(places / "there" / "run") == places / "there" / "st"
+
+
+def test_states_that_are_not_there_are_missed_before_the_run_starts(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = places / "run", places / "run" / "config.yaml"
+    start(relative(run), kill_in_round=5)
+    config.write_text(config.read_text().replace(str(places / "here" / "st"), "st"))  # as older versions wrote it
+    monkeypatch.chdir(places / "there")
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to where its command was started; "):
+        start(relative(run))
+    with pytest.raises(ValueError, match=r"^checkpoint\.resume: what the clients of .* is not in st, .*; start from"):
+        start(tiny(places / "two", compression=RULES["ec"], checkpoint=resume(run)))
+    assert not list((places / "there").iterdir())
+    monkeypatch.chdir(places / "here")
+    start(relative(run))
+    (run / "summary.json").unlink()
+    moved = dataclasses.replace(relative(run).clients, state_dir="/nowhere/st")
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* is not in /nowhere/st, the run had it in .*/st;"):
+        start(relative(run, clients=moved))

@@ -14,6 +14,7 @@ import stat
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.disk import DiskError, explained
+
+KEY = "clients.state_dir"
 FOLDER_CLIENTS = 1000  # in one folder: directories with a hundred thousand files are slow to list
 ALIGNMENT = 16  # entries: each vector begins at a cache line, as those in memory do
 SYNCING = 16  # threads; a file system writes what several of them wait for at once
@@ -129,11 +133,12 @@ class Slots(Mapping[int, dict[str, Tensor]]):
         """The same versions in the directory of `other`: a second name, or a copy on another file system."""
         for client, version in self.versions.items():
             source, path = self.path(client, version.number), other.path(client, version.number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, path)  # neither run writes to it again, and each removes its own name of it
-            except OSError:
-                shutil.copyfile(source, path)
+            with explained(KEY, path, self.format.nbytes):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(source, path)  # neither run writes to it again, and each removes its own name of it
+                except OSError:
+                    shutil.copyfile(source, path)
         sync([other.path(client, version.number) for client, version in self.versions.items()])
 
 
@@ -142,17 +147,23 @@ def checksum(mapped: Tensor) -> int:
 
 
 def create(path: Path, nbytes: int, content: Path | None) -> None:
-    """A new file of zeros, or with the same content as another; raises OSError where the disk is full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # never into a file that has a second name
-    if content:
-        shutil.copyfile(content, path)
-        return
-    with path.open("wb") as file:
-        file.truncate(nbytes)
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            # A full disk must be noticed here: in a mapped file it would end the process with SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, nbytes)
+    """A new file of zeros, or with the same content as another; raises DiskError if the disk does not take it."""
+    try:
+        with explained(KEY, path, nbytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # never into a file that has a second name
+            if content:
+                shutil.copyfile(content, path)
+                return
+            with path.open("wb") as file:
+                file.truncate(nbytes)
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    # A full disk must be noticed here: in a mapped file it would end the process with SIGBUS.
+                    os.posix_fallocate(file.fileno(), 0, nbytes)
+    except DiskError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # half a file only takes the space that is missing
+        raise
 
 
 def slot_path(directory: Path, client: int, number: int) -> Path:
@@ -181,7 +192,12 @@ def sync(paths: Sequence[Path]) -> None:
     folders = {path.parent for path in paths}
     with ThreadPoolExecutor(SYNCING) as pool:
         for step in (paths, folders, {folder.parent for folder in folders}):
-            list(pool.map(sync_path, step))
+            list(pool.map(_sync_state, step))
+
+
+def _sync_state(path: Path) -> None:
+    with explained(KEY, path):  # over a network a full disk is told no earlier
+        sync_path(path)
 
 
 def sync_path(path: Path) -> None:

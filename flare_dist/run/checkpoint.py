@@ -26,7 +26,8 @@ from torch import Tensor
 
 from flare_dist.clients.slots import Slots
 from flare_dist.comm.distributed import World
-from flare_dist.run.files import save_state, sha256, write_text
+from flare_dist.disk import DiskError, explained
+from flare_dist.run.files import on_all_ranks, save_state, sha256, write_text
 
 log = logging.getLogger(__name__)
 
@@ -66,24 +67,44 @@ def save(
 
     `layout` names the tensors in the flat vectors, `server` counts on rank 0 only, `memory` is what the states of this
     rank's clients give for it. Older sets than the last `keep` are removed once the new one is complete; returns the
-    round of the oldest that is left.
+    round of the oldest that is left. Raises DiskError on all ranks if one of them cannot write its part, which leaves
+    the sets before.
     """
     folder = _folder(directory, round_)
-    if world.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there is not to be mixed with this set
-        folder.mkdir(parents=True)
-    world.wait_for_all()
+    try:
+        return _save(folder, round_, world, layout, server, memory, keep)
+    except DiskError:
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # half a set only takes the space that is missing
+        raise
+
+
+def _save(
+    folder: Path,
+    round_: int,
+    world: World,
+    layout: list[list[object]],
+    server: dict[str, Any],
+    memory: dict[str, Any],
+    keep: int,
+) -> int:
+    directory = folder.parent
+    with on_all_ranks(world), explained("output_dir", folder):
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there is not to be mixed with this set
+            folder.mkdir(parents=True)
     state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
     path = folder / f"rank-{world.rank:05d}.pt"
-    save_state(path, _compact(state))
+    with on_all_ranks(world):
+        save_state(path, _compact(state))
     digests = world.all_gather(torch.tensor(list(sha256(path)), dtype=torch.uint8))
-    if world.rank == 0:
-        files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
-        manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-        for old in complete_rounds(directory)[:-keep]:
-            shutil.rmtree(_folder(directory, old))
-    world.wait_for_all()  # no rank removes what an older set names before the new one is complete
+    with on_all_ranks(world):  # no rank removes what an older set names before the new one is complete
+        if world.rank == 0:
+            files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
+            manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+            for old in complete_rounds(directory)[:-keep]:
+                shutil.rmtree(_folder(directory, old))
     return min(complete_rounds(directory))
 
 

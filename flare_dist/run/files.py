@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,41 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flare_dist.clients.slots import sync_path
+from flare_dist.comm.distributed import World
+from flare_dist.disk import DiskError, explained
+
+MESSAGE_BYTES = 1000  # of a rank's error, as far as the other ranks hear of it
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, in place of `path` once the block has ended and its bytes are on the disk."""
+def replacing(path: Path, key: str = "output_dir", nbytes: int | None = None) -> Iterator[Path]:
+    """A temporary path to write to, in place of `path` once the block has ended and its bytes are on the disk.
+
+    Raises DiskError that names the configuration's `key` if the disk does not take it; `nbytes` are to be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync_path(temporary)
-        os.replace(temporary, path)
-        sync_path(path.parent)
+        with explained(key, path, nbytes):
+            yield temporary
+            sync_path(temporary)
+            os.replace(temporary, path)
+            sync_path(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that has gone, whose own error is the one to tell
+            temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, key: str = "output_dir") -> None:
+    with replacing(path, key, len(text)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write weights and buffers by name; copies, because they share one flat vector, and in one piece each."""
     whole = torch.contiguous_format
-    copies = {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(copies))
+    content = save({name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()})
+    with replacing(path, nbytes=len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def is_storable(dtype: torch.dtype) -> bool:
@@ -54,8 +63,23 @@ def is_storable(dtype: torch.dtype) -> bool:
 
 def save_state(path: Path, state: Any) -> None:
     """torch.save of plain containers and tensors, readable with weights_only=True."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    with replacing(path, nbytes=_nbytes(state)) as temporary:
+        try:
+            with temporary.open("wb") as file:  # of its own file torch.save would not say why it cannot be written
+                torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _nbytes(state: Any) -> int:
+    """What the tensors in plain containers take."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, (dict, list, tuple)):
+        return sum(map(_nbytes, state.values() if isinstance(state, dict) else state))
+    return 0
 
 
 def sha256(path: Path) -> bytes:
@@ -66,3 +90,18 @@ def sha256(path: Path) -> bytes:
         for block in iter(read, b""):
             digest.update(block)
     return digest.digest()
+
+
+@contextmanager
+def on_all_ranks(world: World) -> Iterator[None]:
+    """Raise DiskError on every rank if the block raises it on one of them; all ranks enter and leave it together."""
+    problem = ""
+    try:
+        yield
+    except DiskError as error:
+        problem = str(error)
+    if world.all_true(not problem):
+        return
+    sent = torch.tensor(list(problem.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES)), dtype=torch.uint8)
+    heard = [bytes(line.tolist()).decode(errors="replace").strip() for line in world.all_gather(sent)]
+    raise DiskError(problem or next(line for line in heard if line))

@@ -6,10 +6,10 @@ STATE_DIR/run.txt      the run directory that it belongs to, as long as there is
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from flare_dist.clients.slots import remove_versions, versions_in
 from flare_dist.run import rundir
@@ -18,6 +18,69 @@ from flare_dist.run.files import write_text
 
 OWNER = "run.txt"
 LOCK = ".states.lock"  # not the name of the run directory's own, which may be the same directory
+
+
+def settle(config: Config, source: Path | None, is_finished: bool) -> Config:
+    """The configuration with the directory's whole path, where the run that goes on has it now.
+
+    A relative path is of the directory in which the command was first started: from elsewhere it stands for the same
+    place if that ends with it. A directory that was moved is found where the command says that it is. Raises ValueError
+    if what the clients of `source` remember is not there, and as `check` does.
+    """
+    directory = Path(config.output_dir)
+    if source and source != directory:
+        _check_source(source)
+    if config.clients.state_dir is None:
+        return config
+    state_dir = rundir.whole_path(config.clients.state_dir)
+    saved = rundir.state_dir_of(directory) if source == directory else None
+    if saved:
+        state_dir = saved.absolute() if is_finished else _find(config.clients.state_dir, saved, directory)
+    config = dataclasses.replace(config, clients=dataclasses.replace(config.clients, state_dir=str(state_dir)))
+    check(config, source)
+    return config
+
+
+def of_source(config: Config, source: Path) -> Path | None:
+    """Where the run that this one goes on from has its clients' memory now, if not in its checkpoints."""
+    if source == Path(config.output_dir) and config.clients.state_dir:
+        return Path(config.clients.state_dir)
+    return rundir.state_dir_of(source)
+
+
+def _find(given: str, saved: Path, directory: Path) -> Path:
+    """Where the memory of the clients of the run in `directory` is, which had it in `saved`."""
+    places = [rundir.whole_path(given)]
+    parts = Path(os.path.normpath(given)).parts
+    if not Path(given).is_absolute() and saved.parts[-len(parts) :] == tuple(part for part in parts if part != ".."):
+        places.append(saved.absolute())
+    ours = [place for place in places if _owner(place) == directory.resolve()]
+    moved = [place for place in places if any(versions_in(place)) and not _is_run(_owner(place))]
+    if ours or moved:
+        return (ours or moved)[0]
+    relative = "" if saved.is_absolute() else ", a path relative to where its command was started; start it there or"
+    raise ValueError(
+        f"clients.state_dir: what the clients of {directory} remember is not in {places[0]}, the run had it in "
+        f"{saved}{relative or ';'} give the whole path to where it is"
+    )
+
+
+def _check_source(source: Path) -> None:
+    """Raise ValueError if the run that this one goes on from has not its clients' memory where it says."""
+    theirs = rundir.state_dir_of(source)
+    if theirs is None:
+        return
+    owner = _owner(theirs)
+    if not theirs.is_dir() or (owner != source.resolve() and _is_run(owner)):
+        relative = "" if theirs.is_absolute() else "start from where its command was started, or "
+        raise ValueError(
+            f"checkpoint.resume: what the clients of {source} remember is not in {theirs}, where the run had it; "
+            f"{relative}write the whole path to it into {source / rundir.CONFIG} (clients.state_dir)"
+        )
+
+
+def _is_run(owner: Path | None) -> bool:
+    return owner is not None and (owner / rundir.CONFIG).exists()
 
 
 def check(config: Config, source: Path | None = None) -> None:
@@ -37,7 +100,7 @@ def check(config: Config, source: Path | None = None) -> None:
                 "choose another directory"
             )
     owner = _owner(state_dir)
-    if owner and owner != Path(config.output_dir).resolve() and (owner / rundir.CONFIG).exists():
+    if owner != Path(config.output_dir).resolve() and _is_run(owner):
         raise ValueError(
             f"clients.state_dir: {state_dir} holds what the clients of {owner} remember; choose another directory"
         )
@@ -53,12 +116,7 @@ def claim(config: Config) -> AbstractContextManager[object]:
     if config.clients.state_dir is None:
         return nullcontext()
     state_dir = Path(config.clients.state_dir)
-    state_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(state_dir / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"clients.state_dir: another run is writing to {state_dir}") from error
+    lock = rundir.take_lock("clients.state_dir", state_dir / LOCK)
     try:
         check(config)  # once more: a run may have come and gone
     except ValueError:
@@ -70,7 +128,8 @@ def claim(config: Config) -> AbstractContextManager[object]:
 def mark(config: Config) -> None:
     """Write down whose the directory is; for one rank, once the run directory has its configuration."""
     if config.clients.state_dir is not None:
-        write_text(Path(config.clients.state_dir) / OWNER, f"{Path(config.output_dir).resolve()}\n")
+        owner = Path(config.clients.state_dir) / OWNER
+        write_text(owner, f"{Path(config.output_dir).resolve()}\n", "clients.state_dir")
 
 
 def clear(directory: Path) -> None:
@@ -85,12 +144,12 @@ def clear(directory: Path) -> None:
 
 
 def _goes_on(config: Config, state_dir: Path) -> bool:
-    """Whether the run directory, which may have been moved, holds a run with its clients' memory there."""
+    """Whether the run directory holds a run with its clients' memory there; each of them may have been moved."""
     try:
         own = rundir.state_dir_of(Path(config.output_dir))
     except ValueError:  # it holds none
         return False
-    return own is not None and own.resolve() == state_dir.resolve()
+    return own is not None and (own.resolve() == state_dir.resolve() or not own.exists())
 
 
 def _owner(state_dir: Path) -> Path | None:

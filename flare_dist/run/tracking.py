@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from flare_dist.disk import explained
 from flare_dist.run.files import write_text
 from flare_dist.run.rundir import METRICS
 from flare_dist.units import show_bytes
@@ -76,8 +80,37 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if all(isinstance(value, (int, float)) for value in numbers) else None
 
 
+class EventFile:
+    """A TensorBoard event file, written when it is told to.
+
+    PyTorch's SummaryWriter has a thread for it, which on a full disk ends with a traceback beside our error.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._file = (directory / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_scalar(self, name: str, value: float, step: int, walltime: float) -> None:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        self._write(Event(wall_time=walltime, step=step, summary=summary))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class Tracker:
-    """Open logs of one run directory. `rows` are those of the rounds already done; use as a context manager."""
+    """Open logs of one run directory. `rows` are those of the rounds already done; use as a context manager.
+
+    Raises DiskError if the disk does not take them.
+    """
 
     def __init__(self, directory: Path, rows: Iterable[dict[str, Any]], rounds: int, console: Console) -> None:
         self.rows = list(rows)
@@ -86,13 +119,16 @@ class Tracker:
         self._start = time.monotonic()
         self._last_line = self._start
         self._interactive = console.is_terminal
-        for old in directory.glob("events.out.tfevents.*"):
-            old.unlink()
-        write_text(directory / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._metrics = (directory / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(directory))
-        for row in self.rows:
-            self._write_events(row)
+        self._path = directory / METRICS
+        with explained("output_dir", self._path):
+            for old in directory.glob("events.out.tfevents.*"):
+                old.unlink()
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._metrics = self._path.open("a", encoding="utf-8")
+            self._events = EventFile(directory)
+            for row in self.rows:
+                self._write_events(row)
+            self._events.flush()
         self._progress = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),
@@ -115,10 +151,12 @@ class Tracker:
         self._progress.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._progress.stop()
-        self._metrics.close()
-        self._events.close()
+        for log_file in (self._metrics, self._events):
+            # What is left in their buffers fails again on the disk that has ended the run.
+            with explained("output_dir", self._path) if kind is None else contextlib.suppress(OSError):
+                log_file.close()
 
     @property
     def elapsed_seconds(self) -> float:
@@ -129,9 +167,11 @@ class Tracker:
         """Append one round's row to both logs and move the bar."""
         row = {**row, "elapsed_seconds": self.elapsed_seconds, "time": time.time()}
         self.rows.append(row)
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
-        self._write_events(row)
+        with explained("output_dir", self._path):
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
+            self._write_events(row)
+            self._events.flush()
         self._sent += _bytes_up(row)
         if "test_accuracy" in row:
             self._accuracy = f"{row['test_accuracy']:.4f}"
@@ -153,6 +193,5 @@ class Tracker:
 
     def sync(self) -> None:
         """Put the rows on the disk, so that no checkpoint is newer than they are."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        self._events.flush()
+        with explained("output_dir", self._path):
+            os.fsync(self._metrics.fileno())

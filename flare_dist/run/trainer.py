@@ -18,13 +18,14 @@ from torch import Tensor
 from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.disk import explained
 from flare_dist.models.registry import build
 from flare_dist.run import checkpoint, rundir, statedir
 from flare_dist.run.alike import check_alike
 from flare_dist.run.checks import check_run
 from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate, evaluation_seed
-from flare_dist.run.files import save_model, write_text
+from flare_dist.run.files import on_all_ranks, save_model, write_text
 from flare_dist.run.gather import divide, gather_parties
 from flare_dist.run.gradient import export_memory, import_memory
 from flare_dist.run.parties import Parties
@@ -48,11 +49,11 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
     config, source = rundir.settle(config, launch.local_size)
-    statedir.check(config, source)
+    summary = rundir.read_summary(directory) if source == directory else None
+    config = statedir.settle(config, source, is_finished=summary is not None)
     torch.set_num_threads(config.engine.threads or 1)
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
-    summary = rundir.read_summary(directory) if source == directory else None
     if summary is None and source == directory and config.mode == "gradient" and config.gradients.hook == "powersgd":
         log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
         source = None
@@ -70,7 +71,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     with (
         draws_kept(device),
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
-        statedir.claim(config) if launch.rank == 0 else nullcontext(),
+        statedir.claim(config) if launch.rank == 0 and summary is None else nullcontext(),
         open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
     ):
         _check_shared(directory, world, [source is None, summary is None])
@@ -93,30 +94,36 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
     if parties.masks and not parties.masks.have_begun:
         beginning = begin_masks(config, parties, console)
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
-    with Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext() as tracker:
+    with on_all_ranks(world):
+        opened = Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext()
+    with opened as tracker:
         evaluate_global = _evaluator(config, parties, data) if tracker else None
-        if tracker and evaluate_global and first_round == 1:
-            _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, parties)
+        with on_all_ranks(world):
+            if tracker and evaluate_global and first_round == 1:
+                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, parties)
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
             try:
                 row = ROUNDS[config.mode](round_, config, parties)
             except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
                 raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
-            if tracker and evaluate_global:
-                due = last or config.mode == "gradient" or round_ % config.eval_every == 0
-                evaluated = evaluate_global() if due else {}
-                _record(tracker, row | evaluated, directory, parties)
-            if last or round_ % config.checkpoint.every == 0:
-                if tracker:
-                    tracker.sync()
+            is_saved = last or round_ % config.checkpoint.every == 0
+            with on_all_ranks(world):
+                if tracker and evaluate_global:
+                    due = last or config.mode == "gradient" or round_ % config.eval_every == 0
+                    evaluated = evaluate_global() if due else {}
+                    _record(tracker, row | evaluated, directory, parties)
+                    if is_saved:
+                        tracker.sync()
+            if is_saved:
                 _save(config, round_, parties)
-        if not tracker:
-            return {}
-        save_global(directory / rundir.MODEL, parties)
-        hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
-        summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware)
-        write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
+        summary: dict[str, Any] = {}
+        with on_all_ranks(world):
+            if tracker:
+                save_global(directory / rundir.MODEL, parties)
+                hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
+                summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware)
+                write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
         return summary
 
 
@@ -175,9 +182,9 @@ def _check_shared(directory: Path, world: World, found: list[bool]) -> None:
     """
     token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
     mark = directory / f".shared-{world.broadcast_(token).item()}"
-    if world.rank == 0:
-        mark.touch()
-    world.wait_for_all()
+    with on_all_ranks(world), explained("output_dir", mark):
+        if world.rank == 0:
+            mark.touch()
     views = world.all_gather(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
     if world.rank == 0:
         mark.unlink()
@@ -191,7 +198,7 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
     first_round, rows = 1, []
     clients: Mapping[int, dict[str, Tensor]] = {}
     if source:
-        layout, state_dir = parties.trainer.model.layout.describe(), rundir.state_dir_of(source)
+        layout, state_dir = parties.trainer.model.layout.describe(), statedir.of_source(config, source)
         restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, layout, state_dir)
         parties.server.load_state_dict(restored.server)
         parties.downlink.load_state_dict(restored.server.get("downlink"))
@@ -210,19 +217,20 @@ def _resume(config: Config, source: Path | None, parties: Parties) -> tuple[int,
             raise ValueError(f"rounds: {source} has played {restored.round} rounds already, rounds is {config.rounds}")
         first_round, rows = restored.round + 1, read_rows(source, restored.round)
         log.info("continuing %s after round %d", source, restored.round)
-    if world.rank == 0:
-        if source == directory:
-            checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
-        else:
-            statedir.clear(directory)
-            rundir.clear(directory)
-            for kept in source.glob(f"{Path(rundir.BEST).stem}.*") if source else ():
-                shutil.copy(kept, directory / kept.name)
-        rundir.write_config(directory, config)
-        statedir.mark(config)
-    world.wait_for_all()
-    if config.mode != "gradient":
-        parties.states.take_over(clients)
+    with on_all_ranks(world), explained("output_dir", directory):
+        if world.rank == 0:
+            if source == directory:
+                checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
+            else:
+                statedir.clear(directory)
+                rundir.clear(directory)
+                for kept in source.glob(f"{Path(rundir.BEST).stem}.*") if source else ():
+                    shutil.copy(kept, directory / kept.name)
+            rundir.write_config(directory, config)
+            statedir.mark(config)
+    with on_all_ranks(world):
+        if config.mode != "gradient":
+            parties.states.take_over(clients)
     return first_round, rows
 
 
@@ -235,7 +243,8 @@ def _save(config: Config, round_: int, parties: Parties) -> None:
         memory = export_memory(parties)
         server["step"] = parties.data_parallel.hook.step
     else:
-        memory = parties.states.for_checkpoint(round_)
+        with on_all_ranks(parties.world):
+            memory = parties.states.for_checkpoint(round_)
     if config.mode != "federated":
         server["local_optimizer"] = parties.trainer.model.optimizer_state(config.clients.optimizer)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
