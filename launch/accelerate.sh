@@ -11,4 +11,4 @@ gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=(--num_processes "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}" --main_process_port "${MASTER_PORT:-0}")
 [ -z "${ACCELERATE_CONFIG:-}" ] || ranks=() # it says them itself
 config="${ACCELERATE_CONFIG:-$here/accelerate.yaml}"
-exec accelerate launch --config_file "$config" "${ranks[@]}" --module flare_dist train "$@"
+exec python "$here/run.py" accelerate launch --config_file "$config" "${ranks[@]}" --module flare_dist train "$@"

@@ -3,10 +3,11 @@
 #   bash launch/deepspeed.sh --config FILE [--engine.name deepspeed]
 #   HOSTFILE=hosts bash launch/deepspeed.sh --config FILE     # several nodes: lines like `node-1 slots=8`, by ssh
 set -euo pipefail
-PATH="$(dirname "$0")/../.venv/bin:$PATH"
+here="$(dirname "$0")"
+PATH="$here/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # see engine.threads
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
 where=(--num_gpus "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}")
 [ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")
-exec deepspeed "${where[@]}" --master_port "${MASTER_PORT:-29500}" --no_local_rank --module flare_dist train "$@"
+exec python "$here/run.py" deepspeed "${where[@]}" --master_port "${MASTER_PORT:-29500}" --no_local_rank --module flare_dist train "$@"

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 echo "Installing flare_dist and what it needs into .venv (PyTorch is large: a few minutes the first time) ..."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 export OMP_NUM_THREADS=1 # only silences torchrun: the number of threads comes from the configuration
-exec .venv/bin/torchrun --nproc_per_node 2 -m flare_dist train --config configs/quickstart.yaml "$@"
+exec .venv/bin/python launch/run.py torchrun --nproc_per_node 2 -m flare_dist train --config configs/quickstart.yaml "$@"

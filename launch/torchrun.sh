@@ -3,10 +3,11 @@
 #   bash launch/torchrun.sh --config FILE
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node bash launch/torchrun.sh --config FILE
 set -euo pipefail
-PATH="$(dirname "$0")/../.venv/bin:$PATH"
+here="$(dirname "$0")"
+PATH="$here/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # only silences torchrun: see engine.threads
 nodes=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then
   nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
 fi
-exec torchrun "${nodes[@]}" --nproc_per_node "${NPROC_PER_NODE:-auto}" -m flare_dist train "$@"
+exec python "$here/run.py" torchrun "${nodes[@]}" --nproc_per_node "${NPROC_PER_NODE:-auto}" -m flare_dist train "$@"

@@ -190,3 +190,20 @@ def test_a_wrong_sweep_starts_nothing(
     assert status == 2
     assert message in errors
     assert not (tmp_path / "x").exists()
+
+
+def test_a_rank_waits_for_rank_0_to_say_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    waited: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    status, _, error = run(capsys, *SMOKE, "--compression.density", "2")
+    assert status == 2
+    assert waited == [cli.SECONDS_FOR_RANK_0]
+    assert error.startswith("error: rank 1: compression.density: ")
+    monkeypatch.setenv(cli.ERRORS, str(tmp_path / "errors"))
+    status, _, error = run(capsys, *SMOKE, "--compression.density", "2")
+    assert (status, error) == (2, "")
+    assert (tmp_path / "errors").read_text().startswith("error: compression.density: ")

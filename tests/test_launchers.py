@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,45 @@ def test_other_launchers_train_the_same(expected: dict[str, Tensor], tmp_path: P
     model = load_file(tmp_path / "model.safetensors")
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-6) for name in expected)
     assert json.loads((tmp_path / "summary.json").read_text())["hardware"]["ranks"] == 2
+
+
+RANKS = """
+import os, sys, time
+rank = os.environ["RANK"]
+if rank == "0":
+    time.sleep(60)
+if sys.argv[1] == "crash":
+    raise RuntimeError("a crash of rank 1")
+for _ in range(2):
+    open(os.environ["FLARE_DIST_ERRORS"], "a").write("error: data.root: wrong on rank 1\\n")
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("how", ["error", "crash"])
+def test_a_launch_ends_with_the_error_of_whichever_rank(tmp_path: Path, how: str) -> None:
+    """A crash keeps its traceback and the launcher's report, an error stands alone."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    command = [sys.executable, "launch/run.py", "torchrun", "--standalone", "--nproc_per_node", "2", str(script), how]
+    process = launched(command, ENVIRONMENT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    if how == "error":
+        assert error == "error: data.root: wrong on rank 1\n"
+    else:
+        assert "RuntimeError: a crash of rank 1" in error
+        assert "ChildFailedError" in error
+        assert "local_rank: 1" in error
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])  # Accelerate starts ranks as torchrun does
+def test_a_wrong_key_is_the_last_line_of_every_launcher(tmp_path: Path, script: str) -> None:
+    command = ["bash", f"launch/{script}", "--clients.lrr", "1", "--output_dir", str(tmp_path)]
+    port = {"MASTER_PORT": str(free_port()), "NPROC_PER_NODE": "2"}
+    process = launched(command, ENVIRONMENT | port)
+    output, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Traceback" not in error + output
+    assert error.count("--clients.lrr") == 1
+    assert error.splitlines()[-1].startswith("error: ")

@@ -1,9 +1,12 @@
-"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities."""
+"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities, doctor."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
+import time
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,12 +15,17 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import reports, sweeps, training
+from flare_dist.cli import doctor, reports, sweeps, training
 from flare_dist.comm.distributed import Launch
+from flare_dist.disk import DiskError
 from flare_dist.run.config_parser import Parser
 from flare_dist.run.parties import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
+
+# The file for errors that the scripts in launch/ show at the end, after all that the launcher says.
+ERRORS = "FLARE_DIST_ERRORS"
+SECONDS_FOR_RANK_0 = 5.0  # in which it says what is wrong for all ranks, and the launcher ends them
 
 Run = Callable[[Any, Any, Launch, Console], None]
 COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
@@ -28,11 +36,16 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "compare": (sweeps.compare_parser, sweeps.run_compare),
     "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
     "densities": (reports.densities_parser, reports.run_densities),
+    "doctor": (doctor.doctor_parser, doctor.run_doctor),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 where training diverged, 2 for wrong input, 130 for Ctrl-C."""
+    """Run one command.
+
+    Returns the exit status: 0, 1 if training diverged, 2 for wrong input or a disk that cannot be written, 130 for
+    Ctrl-C.
+    """
     launch = Launch.from_environment()
     console = Console(stderr=True, quiet=launch.rank != 0)
     _start_logging(launch, console)
@@ -43,18 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsers = {name: make() for name, (make, _) in COMMANDS.items()}
         command, options = _parse(parsers, arguments)
         COMMANDS[command][1](parsers[command], options, launch, console)
-    except (ArgumentError, ValueError) as error:
-        return _fail(" ".join(str(error).split()), 2)
+    except (ArgumentError, ValueError, DiskError) as error:
+        return _fail(launch, " ".join(str(error).split()), 2)
     except DivergedError as error:
-        return _fail(f"{DIVERGED}{error}", 1)
+        return _fail(launch, f"{DIVERGED}{error}", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues from the last checkpoint, if there is one", 130)
+        return _fail(launch, "interrupted; the same command continues from the last checkpoint, if there is one", 130)
     return 0
 
 
-def _fail(message: str, status: int) -> int:
-    """Say what went wrong in one line and hand the exit status on."""
-    log.error("error: %s", message)
+def _fail(launch: Launch, message: str, status: int) -> int:
+    """Say what went wrong in one line, once for all ranks, and hand the exit status on."""
+    if ERRORS in os.environ:
+        with open(os.environ[ERRORS], "a", encoding="utf-8") as file:
+            file.write(f"error: {message}\n")
+    elif launch.rank == 0 or launch.local_rank == 0:
+        log.error("error: %s", message)
+    else:
+        time.sleep(SECONDS_FOR_RANK_0)
+        sys.stderr.write(f"error: rank {launch.rank}: {message}\n")  # no other rank has met it
     return status
 
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class Tracker:
         self._progress.stop()
         for log_file in (self._metrics, self._events):
             # What is left in their buffers fails again on the disk that has ended the run.
-            with explained("output_dir", self._path) if kind is None else contextlib.suppress(OSError):
+            with explained("output_dir", self._path) if kind is None else suppress(OSError):
                 log_file.close()
 
     @property

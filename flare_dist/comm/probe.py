@@ -1,0 +1,83 @@
+"""A trial of the exchange: each rank sends an update that all of them know, and looks at what comes of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flare_dist.clients.client import ClientResult
+from flare_dist.comm.distributed import Launch, World, open_world
+from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.payload import Packing, Payload
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.server.aggregation import DeltaSum, mean
+
+TOTAL = 1000  # entries of the model delta that is sent
+KEPT = 10
+
+
+def try_two(kind: str, seconds: float) -> None:
+    """Try the exchange between two new processes of this machine, each with a device of `kind` cpu or cuda.
+
+    Raises RuntimeError, OSError or TimeoutError that says what does not work.
+    """
+    with tempfile.TemporaryDirectory(prefix="flare_dist-") as folder:
+        store = (Path(folder) / "store").as_uri()
+        pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+        ranks = [pool.submit(try_all, Launch(rank, 2, rank, 2), kind, seconds, store) for rank in range(2)]
+        try:
+            for rank in ranks:
+                rank.result(timeout=2 * seconds)  # the import of PyTorch takes its time as well
+        finally:
+            for process in list(pool._processes.values()):
+                process.kill()
+            pool.shutdown(cancel_futures=True)
+
+
+def try_all(launch: Launch, kind: str, seconds: float, rendezvous: str = "env://") -> None:
+    """Try the exchange between the ranks of `launch`, all of which call it; raises as `try_two` does."""
+    device = launch.device(kind)
+    with open_world(launch, device, seconds, rendezvous, collective_seconds=seconds) as world:
+        _exchange(world)
+        world.wait_for_all()
+
+
+def _exchange(world: World) -> None:
+    """Send a sparse and a dense update of each rank; raises RuntimeError if a mean is not what it must be."""
+    layout = ParameterLayout((Entry("weight", (TOTAL,), 0),))
+    packing = Packing.of(CompressionConfig(), layout, [], world.device)
+    cohort = Cohort({rank: rank for rank in range(world.size)}, dict.fromkeys(range(world.size), 1 / world.size))
+
+    def delta(rank: int) -> Tensor:
+        return (torch.arange(TOTAL, device=world.device) + rank).float()
+
+    def sent(rank: int) -> Payload:
+        indices = torch.arange(KEPT, device=world.device) * 7 + rank % KEPT
+        return packing.pack(indices, delta(rank)[indices])
+
+    def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
+        mean(total, payload, weight)
+
+    result = ClientResult(world.rank, 1, 0.0, delta(world.rank), torch.zeros(0, device=world.device))
+    forms = dict.fromkeys(cohort.hosts, packing)
+    zeros = torch.zeros(TOTAL, device=world.device)
+    sparse = SparseUplink(cohort, receive, zeros, 0, forms, packing.most_nbytes(KEPT))
+    dense = DenseUplink(cohort, receive, TOTAL, 0, world.device)
+    for uplink in (sparse, dense):
+
+        def payload(rank: int, is_sparse: bool = uplink is sparse) -> Payload:
+            return sent(rank) if is_sparse else Payload(None, delta(rank))
+
+        expected = torch.zeros(TOTAL, device=world.device)
+        for rank, weight in cohort.weights.items():
+            mean(expected, payload(rank), weight)
+        uplink.add(result, payload(world.rank))
+        if not torch.allclose(uplink.exchange(world).mean_vector, expected):
+            kind = "sparse" if uplink is sparse else "dense"
+            raise RuntimeError(f"rank {world.rank}: the mean of {kind} updates is not that of what was sent")

@@ -1,0 +1,56 @@
+"""flare-dist doctor: a report that names what matters and no secret, and checks that find what is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flare_dist import cli
+from flare_dist.cli import doctor
+from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.probe import _exchange
+from tests.ranks import run_ranks
+
+
+def test_a_report_and_all_checks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    monkeypatch.setenv("SLURM_JWT", "secret")
+    assert cli.main(["doctor", "--output_dir", str(tmp_path / "runs")]) == 0
+    output = capsys.readouterr().out
+    known = ("torch  ", "flare_dist  ", "numpy  ", "cpu capability", "backend", "eth7", " bytes are free", "flock")
+    for expected in known:
+        assert expected in output
+    assert "exchange by gloo         ok: two processes of this machine" in output
+    assert output.splitlines()[-1] == "all checks passed"
+    assert "secret" not in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_checks_are_named_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(kind: str, seconds: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(doctor, "try_two", hang)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["doctor", "--output_dir", str(tmp_path / "file" / "run"), "--timeout_seconds", "3"])
+    assert stopped.value.code == 1
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith(f"FAILED disk: output_dir: cannot write to {tmp_path / 'file' / 'run'}")
+    assert second == "FAILED exchange by gloo: no answer within 3 s"
+
+
+def exchange_of_a_launch(world: World) -> str:
+    """What the check of a launched rank says, in the process group that the test's rank already has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "try_all", lambda launch, kind, seconds: _exchange(world))
+        return doctor._exchange(Launch(world.rank, world.size), "cpu", 30.0)
+
+
+def test_a_launch_checks_its_own_ranks() -> None:
+    assert run_ranks(exchange_of_a_launch, 3) == ["the 3 ranks of this launch"] * 3
