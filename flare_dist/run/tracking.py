@@ -93,9 +93,10 @@ class EventFile:
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def add_scalar(self, name: str, value: float, step: int, walltime: float) -> None:
+    def add_scalar(self, name: str, value: float, step: int, walltime: float | None) -> None:
+        """Append a value; without a `walltime` it is of now."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        self._write(Event(wall_time=walltime, step=step, summary=summary))
+        self._write(Event(wall_time=time.time() if walltime is None else walltime, step=step, summary=summary))
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
