@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 
-import torch
 from torch import Tensor, nn
 
 from flare_dist.layout import parameter_layout
