@@ -8,6 +8,7 @@ import pickle
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flare_dist.data.cache import cached_array
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.examples import Examples
+from flare_dist.data.sources import SOURCES, Source
 
 SMALL = SyntheticConfig(examples=300, test_examples=80, shape=(3, 8, 8), classes=5, groups=7)
 
@@ -72,6 +74,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"name": "imagenet"}, "data.name: must be one of digits, .*, got imagenet"),
         ({"partition": "non-iid"}, "data.partition: must be one of iid, .*, got non-iid"),
         ({"normalize": "l2"}, "data.normalize: must be one of standard, unit, none, got l2"),
+        ({"root": "caf\udce9"}, r"data.root: the name has bytes that are not UTF-8 .*, got caf\\xe9"),
         ({"augment": "mixup"}, "data.augment: must be one of none, .*, got mixup"),
     ],
 )
@@ -302,25 +305,27 @@ def test_stale_or_damaged_cache_is_rebuilt(change: Callable[[Path], None], tmp_p
     assert (tmp_path / cache.FOLDER / "train.npy").read_bytes() == stored
 
 
-def test_unwritable_root_only_warns(tmp_path: Path) -> None:
+def test_unwritable_root_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tree(tmp_path)
     expected = folder(tmp_path).train
     for path in (tmp_path / cache.FOLDER).iterdir():
         path.unlink()
     (tmp_path / cache.FOLDER).rmdir()
     (tmp_path / cache.FOLDER).touch()  # a file where the folder should be stops even root, whom permissions do not
-    with pytest.warns(UserWarning, match=r"data\.root: no cache"):
-        assert equal(folder(tmp_path).train, expected)
+    assert equal(folder(tmp_path).train, expected)
+    assert f"data.root: {tmp_path / cache.FOLDER}: no cache there" in caplog.text
 
 
-def test_full_disk_only_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     write_tree(tmp_path)
     monkeypatch.setattr(np, "save", fail)
-    with pytest.warns(UserWarning, match="No space left"):
-        assert len(folder(tmp_path).train) == 9
+    assert len(folder(tmp_path).train) == 9
+    assert "No space left" in caplog.text
     assert [path.name for path in (tmp_path / cache.FOLDER).iterdir()] == ["lock"]
 
 
@@ -347,42 +352,11 @@ def test_processes_build_once(tmp_path: Path) -> None:
     assert (tmp_path / "builds").read_text() == "x"
 
 
-def test_groups_come_from_the_table(tmp_path: Path) -> None:
-    write_tree(tmp_path)
-    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("train/*/*.png"))
-    table = tmp_path / "groups.csv"
-    table.write_text("\n".join(f"{name},{writer}" for name, writer in zip(names, "bbacccaab")))
-    train = folder(tmp_path).train
-    assert train.groups is not None
-    assert train.groups.tolist() == [1, 1, 0, 2, 2, 2, 0, 0, 1]
-    table.write_text("\n".join(f"{name},x" for name in names[1:]))
-    with pytest.raises(ValueError, match=r"^data\.root: .*groups.csv has no line 'train/ant/0.png,<group>'"):
-        folder(tmp_path)
-
-
-def test_val_stands_in_for_an_absent_or_unlabelled_test(tmp_path: Path) -> None:
-    write_tree(tmp_path)
-    (tmp_path / "test").rename(tmp_path / "val")
-    assert len(folder(tmp_path).test) == 9
-    (tmp_path / "test/images").mkdir(parents=True)  # as Tiny-ImageNet is published
-    Image.new("RGB", (6, 4)).save(tmp_path / "test/images/0.png")
-    assert len(folder(tmp_path).test) == 9
-
-
-def test_folder_of_another_layout_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^data\.root: .*train/<class>/\*\.jpg and test/<class>"):
-        folder(tmp_path)
-    write_tree(tmp_path)
-    (tmp_path / "test").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"^data\.root: .*train/<class>/\*\.jpg and test/<class>.*no test/ or val/"):
-        folder(tmp_path)
-
-
 def test_first_image_of_another_size_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path)
     for name in ("train/cow/0.png", "train/bee/2.png"):
         Image.new("RGB", (5, 4)).save(tmp_path / name)
-    with pytest.raises(ValueError, match=r"^data\.root: .*train/bee/2\.png is 5x4 and .*train/ant/0\.png is 6x4$"):
+    with pytest.raises(ValueError, match=r"^data\.root: .*train/bee/2\.png: is 5x4, but .*ant/0\.png is 6x4; all"):
         folder(tmp_path)
 
 
@@ -390,12 +364,54 @@ def test_train_and_test_images_have_one_size(tmp_path: Path) -> None:
     write_tree(tmp_path)
     for path in tmp_path.glob("test/*/*.png"):
         Image.new("RGB", (5, 4)).save(path)
-    with pytest.raises(ValueError, match=r"^data\.root: .*test/ant/0\.png is 5x4 and .*train/ant/0\.png is 6x4$"):
+    with pytest.raises(ValueError, match=r"^data\.root: .*test/ant/0\.png: is 5x4, but .*train/ant/0\.png is 6x4; all"):
         folder(tmp_path)
 
 
 def test_unreadable_image_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path)
     (tmp_path / "train/bee/2.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"^data\.root: cannot read .*train/bee/2\.png"):
+    with pytest.raises(ValueError, match=r"^data\.root: .*train/bee/2\.png: cannot be read"):
         folder(tmp_path)
+
+
+LABELS = torch.arange(4) % 3
+INPUTS = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+NOT_A_NUMBER = torch.full((4, 1, 2, 2), float("nan"))
+
+
+def given(source: Source, config: DataConfig, seed: int) -> Source:
+    return source
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        (Examples(INPUTS, LABELS.float()), r"labels must be int64 \[4\], .*, got float32 \[4\]"),
+        (Examples(INPUTS, LABELS.int()), r"labels must be int64 \[4\], .*, got int32 \[4\]"),
+        (Examples(INPUTS, torch.eye(4).long()), r"labels must be int64 \[4\], .*, got int64 \[4, 4\]"),
+        (Examples(INPUTS, LABELS + 1), "labels must be classes 0 to 2, got 3"),
+        (Examples(INPUTS, LABELS - 1), "labels must be classes 0 to 2, got -1"),
+        (Examples(INPUTS, LABELS[:3]), r"labels must be int64 \[4\], .*, got int64 \[3\]"),
+        (Examples(INPUTS.double(), LABELS), r"inputs must be images uint8 or float32 .*, got float64 \[4, 1, 2, 2\]"),
+        (Examples(INPUTS[:, 0], LABELS), r"inputs must be .*, got uint8 \[4, 2, 2\]"),
+        (Examples(INPUTS.flatten(1).float(), LABELS), r"inputs must be .*, got float32 \[4, 4\]"),
+        (Examples(NOT_A_NUMBER, LABELS), "inputs must be finite, got infinite ones or NaN"),
+        (Examples(INPUTS, LABELS, LABELS.float()), r"groups must be int64 \[4\], got float32 \[4\]"),
+        (Examples(INPUTS[:0], LABELS[:0]), "there are no examples"),
+    ],
+)
+def test_what_no_task_takes_is_refused(examples: Examples, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that a user adds to the sources fails in words, not in the loss or in a partitioner."""
+    good = Examples(INPUTS, LABELS)
+    for part, source in (("train", Source(examples, good, 3)), ("test", Source(good, examples, 3))):
+        monkeypatch.setitem(SOURCES, "mine", partial(given, source))
+        with pytest.raises(ValueError, match=rf"^data\.name: mine: {part}: {said}$"):
+            load(DataConfig(name="mine"), seed=0)
+
+
+def test_test_inputs_have_the_shape_of_training_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(Examples(INPUTS, LABELS), Examples(INPUTS[..., :1], LABELS), 3)
+    monkeypatch.setitem(SOURCES, "mine", partial(given, source))
+    with pytest.raises(ValueError, match=r"^data\.name: mine: test: inputs have the shape \(1, 2, 1\), those of train"):
+        load(DataConfig(name="mine"), seed=0)

@@ -83,20 +83,54 @@ def test_windows_that_do_not_overlap_are_pieces_of_their_own(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"^data\.root: there are no \.json files in "),
-        ("{", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
-        ("[]", r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
-        ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json is not in LEAF's or TFF's layout"),
-        ('{"user_data": {"A": {"x": ["a"], "y": ["bc"]}}}', r"^data\.root: .*all\.json is not .*'bc' is not one char"),
+        (
+            b'{"user_data": {"A": {"snippets": ["caf\xe9"]}}}',
+            r"^data\.root: .*all\.json: is not .*'utf-8' codec .* 0xe9",
+        ),
+        (b'{"user_data": {"A": {"snip', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout \(Unterminated"),
+        (b"", r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout \(Expecting value"),
+        (b"[" * 100_000, r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout \(RecursionError"),
+        ('{"user_data": []}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"snippets": [1]}}}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"x": [1], "y": ["a"]}}}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"snippets": []}, "A": {}}}', r"^data\.root: .*all\.json: is not .*A comes twice in it"),
+        (None, r"^data\.root: .*train: there are no \.json files in it$"),
+        ("{", r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ("[]", r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
+        ('{"user_data": {"A": {"x": ["a"], "y": ["bc"]}}}', r"^data\.root: .*all\.json: is not .*'bc' is not one char"),
         ('{"user_data": {"A": {"snippets": ["short"]}}}', r"^data\.sequence_length: no speaker in .* says 101 "),
     ],
 )
-def test_errors_name_the_key(tmp_path: Path, content: str | None, message: str) -> None:
+def test_errors_name_the_key(tmp_path: Path, content: str | bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "train").mkdir()
-        (tmp_path / "train" / "all.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+        (tmp_path / "train" / "all.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=message) as caught:
         load_texts(tmp_path, 100)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < len(str(tmp_path)) + 250
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_texts_of_any_unicode_are_read(encoding: str, tmp_path: Path) -> None:
+    root = write(tmp_path, {"Zo\u00eb \ud800": {"snippets": ["to be or not \u00e9"]}})
+    for file in root.glob("*/all.json"):
+        file.write_bytes(file.read_text().encode(encoding))
+    assert decode(load_texts(root, 13)[0].inputs.flatten()) == "to be or not "
+
+
+def test_a_file_and_its_copy_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, {"A": {"snippets": ["to be or not to be"]}})
+    (root / "train" / "all (1).json").write_bytes((root / "train" / "all.json").read_bytes())
+    with pytest.raises(ValueError, match=r"^data\.root: .*train/all\.json: A speaks in .*train/all \(1\)\.json too"):
+        load_texts(root, 3)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (write(tmp_path, {}) / "train" / "gone.json").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match=r"^data\.root: .*train/gone\.json: is not .*\(No such file or directory\)$"):
+        load_texts(tmp_path, 3)
 
 
 def data_config(**settings: Any) -> DataConfig:

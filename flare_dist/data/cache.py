@@ -9,7 +9,6 @@ import logging
 import os
 import tempfile
 import tokenize
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flare_dist.data.paths import reason, shown
 from flare_dist.locks import HeldError, Lock, take
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ def locked(root: Path) -> Iterator[Path | None]:
     try:
         lock = _take(folder / "lock")
     except OSError as error:
-        warnings.warn(f"data.root: no cache in {folder} ({error}); every process does the work itself", stacklevel=2)
+        log.warning(
+            "data.root: %s: no cache there (%s); every process does the work itself", shown(folder), reason(error)
+        )
         yield None
         return
     try:
@@ -101,7 +103,7 @@ def _write(path: Path, fingerprint: str, array: np.ndarray) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes it private; colleagues may share the root
         os.replace(temporary, path)
     except OSError as error:
-        warnings.warn(f"data.root: could not write the cache {path} ({error})", stacklevel=2)
+        log.warning("data.root: %s: could not write the cache (%s)", shown(path), reason(error))
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from flare_dist.data.batches import AUGMENTATIONS
 from flare_dist.data.datasets import NORMALIZATIONS
 from flare_dist.data.partition import PARTITIONERS
+from flare_dist.data.paths import shown
 from flare_dist.data.sources import SOURCES
+
+# A run's config.yaml could not be read again; files within the folder may have any name.
+_UNPRINTABLE = "the name has bytes that are not UTF-8 or control characters; give a link to it with another name"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class DataConfig:
         root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it, and
             takes natural groups from lines "train/<class>/<file>,<group>" in groups.csv. shakespeare expects
             train/*.json and test/*.json as LEAF or TensorFlow Federated write them.
+        image_range: The value that is white in grey images of more than 8 bits, e.g. 4095 for 12 bits in 16; null = the
+            most that the file can hold, 65535. Needed for images of 32 bits or of floats. Larger values are refused.
         sequence_length: Characters in an example of text.
         partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity or natural.
         alpha: Concentration of the Dirichlet partitions and of quantity; smaller = clients differ more.
@@ -62,6 +68,7 @@ class DataConfig:
 
     name: str = "digits"
     root: str = "data"
+    image_range: float | None = None  # None = what the file can hold
     sequence_length: int = 100
     partition: str = "iid"
     alpha: float = 1.0  # smaller = clients differ more
@@ -75,12 +82,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_one_of("data.name", self.name, SOURCES)
+        _require(self.root.isprintable(), "data.root", _UNPRINTABLE, shown(self.root))
         _require_one_of("data.partition", self.partition, PARTITIONERS)
         _require_one_of("data.normalize", self.normalize, NORMALIZATIONS)
         _require_one_of("data.augment", self.augment, AUGMENTATIONS)
         _require(0 < self.alpha < math.inf, "data.alpha", "must be positive", self.alpha)
         size = self.examples_per_client
         _require(size is None or size >= 1, "data.examples_per_client", "must be at least 1", size)
+        white = self.image_range
+        _require(white is None or 0 < white < math.inf, "data.image_range", "must be positive and finite", white)
         _require(self.sequence_length >= 1, "data.sequence_length", "must be at least 1", self.sequence_length)
         _require(self.shards_per_client >= 1, "data.shards_per_client", "must be at least 1", self.shards_per_client)
         _require(0 <= self.validation < 1, "data.validation", "must be in [0, 1)", self.validation)

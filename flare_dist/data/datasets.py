@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flare_dist.data.examples import Examples, channel_statistics, hold_out
+from flare_dist.data.examples import Examples, channel_statistics, check_examples, hold_out
 from flare_dist.data.sources import SOURCES, Source
 from flare_dist.seeding import generator
 
@@ -42,9 +42,11 @@ class DataSplits:
 def load(config: DataConfig, seed: int) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.
 
-    Raises ValueError that names `data.root` where files are missing or damaged.
+    Raises ValueError that names `data.root` where files are missing or damaged, and `data.name` where the source gives
+    what no task takes.
     """
     source = SOURCES[config.name](config, seed)
+    _check_source(config.name, source)
     train, validation = source.train, None
     if config.validation > 0:
         train, validation = hold_out(train, config.validation, generator(seed, "validation"))
@@ -54,6 +56,17 @@ def load(config: DataConfig, seed: int) -> DataSplits:
         return DataSplits(train, validation, source.test, source.num_classes, torch.empty(0), torch.empty(0))
     mean, std = NORMALIZATIONS[config.normalize](train, source)
     return DataSplits(train, validation, source.test, source.num_classes, mean, std)
+
+
+def _check_source(name: str, source: Source) -> None:
+    for part, examples in (("train", source.train), ("test", source.test)):
+        try:
+            check_examples(examples, source.num_classes)
+        except ValueError as error:
+            raise ValueError(f"data.name: {name}: {part}: {error}") from error
+    trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))
+    if trained != tested:
+        raise ValueError(f"data.name: {name}: test: inputs have the shape {tested}, those of train {trained}")
 
 
 def standard(train: Examples, source: Source) -> tuple[Tensor, Tensor]:

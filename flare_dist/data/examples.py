@@ -61,3 +61,29 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     # A constant channel leaves rounding noise of the order of its mean, not an exact zero, when inputs are float.
     std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
     return mean.float(), std.float()
+
+
+def check_examples(examples: Examples, num_classes: int) -> None:
+    """Raise ValueError that says what of `examples` no task here takes: types, shapes, labels beyond the classes."""
+    inputs, labels, groups = examples.inputs, examples.labels, examples.groups
+    dims = 2 if inputs.dim() == 2 else 4
+    allowed = (torch.uint8,) if dims == 2 else (torch.uint8, torch.float32)
+    if inputs.dim() != dims or inputs.dtype not in allowed:
+        kinds = "images uint8 or float32 [n, C, H, W], or text uint8 [n, T]"
+        raise ValueError(f"inputs must be {kinds}, got {_kind(inputs)}")
+    shape = inputs.shape if examples.is_text else inputs.shape[:1]
+    if labels.dtype != torch.int64 or labels.shape != shape:
+        raise ValueError(f"labels must be int64 {list(shape)}, one class for each, got {_kind(labels)}")
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != shape[:1]):
+        raise ValueError(f"groups must be int64 {list(shape[:1])}, got {_kind(groups)}")
+    if not len(labels):
+        raise ValueError("there are no examples")
+    least, most = (int(end) for end in labels.aminmax())
+    if least < 0 or most >= num_classes:
+        raise ValueError(f"labels must be classes 0 to {num_classes - 1}, got {least if least < 0 else most}")
+    if inputs.is_floating_point() and not all(chunk.isfinite().all() for chunk in inputs.split(_CHUNK)):
+        raise ValueError("inputs must be finite, got infinite ones or NaN")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -70,7 +70,7 @@ def synthetic(config: DataConfig, seed: int) -> Source:
 
 def image_folder(config: DataConfig, seed: int) -> Source:
     """The tree of images at `data.root`; see `images.py`."""
-    return Source(*load_folder(Path(config.root).expanduser()))
+    return Source(*load_folder(Path(config.root).expanduser(), config.image_range))
 
 
 def shakespeare(config: DataConfig, seed: int) -> Source:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.data.examples import Examples
+from flare_dist.data.paths import reason, refusal, shown
 
 # The 86 characters of TensorFlow Federated's Shakespeare models; a character that is none of them counts as a space.
 CHARACTERS = " " + string.ascii_letters + string.digits + "\n\r!\"#$%&'()*,-./:;?@[]_"
@@ -50,7 +51,8 @@ def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> E
         rows.append(runs)
         groups += [group] * len(runs)
     if not groups:
-        raise ValueError(f"data.sequence_length: no speaker in {root / part} says {length + 1} characters")
+        problem = f"no speaker in {shown(root / part)} says {length + 1} characters"
+        raise ValueError(f"data.sequence_length: {problem}")
     sequences = torch.cat(rows)
     return Examples(sequences[:, :-1].contiguous(), sequences[:, 1:].long(), torch.tensor(groups))
 
@@ -59,13 +61,30 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
     """(speaker, all that they say) from every file of a folder, in order of the files' names."""
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
-        raise ValueError(f"data.root: there are no .json files in {folder}")
+        raise refusal(folder, "there are no .json files in it")
+    said_in: dict[str, Path] = {}
     for file in files:
         try:
-            for speaker, own in json.loads(file.read_text(encoding="utf-8-sig"))["user_data"].items():
-                yield speaker, _text(own)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"data.root: {file} is not in LEAF's or TFF's layout ({error!r})") from error
+            # From bytes, since json tells UTF-8 with or without its mark from UTF-16 itself.
+            found = json.loads(file.read_bytes(), object_pairs_hook=_distinct)["user_data"]
+            texts = {speaker: _text(own) for speaker, own in found.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+            raise refusal(file, f"is not in LEAF's or TFF's layout ({reason(error)})") from error
+        for speaker, text in texts.items():
+            if speaker in said_in:
+                raise refusal(file, f"{shown(speaker)} speaks in {shown(said_in[speaker])} too; are they copies?")
+            said_in[speaker] = file
+            yield speaker, text
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a name that comes twice in it would silently drop what came first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown(twice)} comes twice in it")
+    return found
 
 
 def _text(own: dict[str, Any]) -> str:

@@ -1,0 +1,73 @@
+"""The natural client of each image, from root/groups.csv: lines "train/<class>/<file>,<group>"."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flare_dist.data.paths import reason, refusal, shown
+
+_DELIMITERS = (",", ";", "\t")  # a spreadsheet writes ";" if decimals have a comma
+
+
+def read_groups(root: Path, paths: Sequence[str]) -> Tensor | None:
+    """Codes 0, 1, … for the group names of `paths`, in sorted order of the names; None if there is no table.
+
+    Raises ValueError that names the table if it cannot be read, lacks an image or puts one into two groups.
+    """
+    table = root / "groups.csv"
+    if not os.path.lexists(table):  # a broken link is an error, not an absent table
+        return None
+    keys = [Path(path).relative_to(root).as_posix() for path in paths]
+    text = _text(table)
+    tries = [_named(table, text, delimiter, set(keys)) for delimiter in _DELIMITERS if delimiter in text]
+    named = max(tries, key=len, default={})
+    missing = next((key for key in keys if key not in named), None)
+    if missing is not None:
+        hint = "" if text.isascii() or _is_utf8(text) else "; the table is not UTF-8, save it as such"
+        raise refusal(table, f"has no line '{shown(missing)},<group>'{hint}")
+    return torch.from_numpy(np.unique([named[key] for key in keys], return_inverse=True)[1].astype(np.int64))
+
+
+def _text(table: Path) -> str:
+    """What the table holds; names of files that are not UTF-8 get surrogates, as they do when a folder is listed."""
+    try:
+        content = table.read_bytes()
+    except OSError as error:
+        raise refusal(table, reason(error)) from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise refusal(table, "is UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _named(table: Path, text: str, delimiter: str, keys: set[str]) -> dict[str, str]:
+    """Group by path for the lines about `keys`; a path with Windows' backslashes is the one with slashes."""
+    named: dict[str, str] = {}
+    try:
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+            path, group = (row[0].strip(), row[1].strip()) if len(row) >= 2 else ("", "")
+            key = path if path in keys else path.replace("\\", "/").removeprefix("./")
+            if key not in keys:
+                continue
+            if not group:
+                raise refusal(table, f"has no group for {shown(key)}")
+            if named.setdefault(key, group) != group:
+                raise refusal(table, f"puts {shown(key)} into two groups, {shown(named[key])} and {shown(group)}")
+    except csv.Error as error:
+        raise refusal(table, f"is not a table ({error})") from error
+    return named
