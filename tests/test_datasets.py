@@ -206,10 +206,12 @@ def test_idx_files_are_read_upright(name: str, place: str, transposed: bool, tmp
     assert torch.equal(train.inputs[:, 0], expected.mT if transposed else expected)
     assert train.labels.tolist() == [i % 10 for i in range(12)]
     assert train.labels.dtype == torch.int64
-    damaged = next(tmp_path.rglob("*train-images*"))
-    damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"^data\.root: {name} in .* is damaged"):
-        load(DataConfig(name=name, root=str(tmp_path)), seed=0)
+    for file in tmp_path.rglob("*train-*"):
+        good = file.read_bytes()
+        file.write_bytes(good[:-5] + b"\xff" * 5 if "labels" in file.name else good[:-100])
+        with pytest.raises(ValueError, match=rf"^data\.root: {tmp_path}/.*: {name} is damaged, delete it \(\w"):
+            load(DataConfig(name=name, root=str(tmp_path)), seed=0)
+        file.write_bytes(good)
 
 
 def test_cifar_batches_are_read_in_channel_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

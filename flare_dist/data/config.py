@@ -49,9 +49,10 @@ class DataConfig:
     Args:
         name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder,
             shakespeare (or any other texts of many speakers) or synthetic.
-        root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it, and
-            takes natural groups from lines "train/<class>/<file>,<group>" in groups.csv. shakespeare expects
-            train/*.json and test/*.json as LEAF or TensorFlow Federated write them.
+        root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it (val/
+            stands in if test/ is missing or has none of the classes), and takes natural groups from lines
+            "train/<class>/<file>,<group>" in groups.csv. shakespeare expects train/*.json and test/*.json as LEAF or
+            TensorFlow Federated write them.
         image_range: The value that is white in grey images of more than 8 bits, e.g. 4095 for 12 bits in 16; null = the
             most that the file can hold, 65535. Needed for images of 32 bits or of floats. Larger values are refused.
         sequence_length: Characters in an example of text.

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from flare_dist.data.cache import locked
-from flare_dist.data.examples import Examples
+from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.paths import reason, refusal
 from flare_dist.data.text import CHARACTERS, load_texts
 from flare_dist.seeding import generator
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from flare_dist.data.config import DataConfig
 
 _CHUNK = 4096  # synthetic examples drawn at once
-_DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, ValueError)
+_DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def torchvision_source(
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
         train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
+        for examples in (train, test):
+            check_examples(examples, num_classes)
     except _DAMAGED as error:
-        raise ValueError(f"data.root: {config.name} in {root / folder} is damaged, delete it ({error})") from error
+        raise refusal(root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
     return Source(train, test, num_classes)
 
 
