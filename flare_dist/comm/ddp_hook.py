@@ -11,7 +11,7 @@ same numbers as another. A tensor whose gradient is zero on this rank (unused, o
 and keeps its residual. Where a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
 every GradScaler skips the step, and the memory of the whole step is taken back.
 
-The packed buffer: | not finite? int32 | payload, as compression/payload.py writes it | padding |.
+The packed buffer: | not finite?, saves: int32 (hook_saves.py) | payload (compression/payload.py) | padding |.
 Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
@@ -32,8 +32,9 @@ from flare_dist.comm.distributed import (
     rank_and_size,
 )
 from flare_dist.comm.exchange import ALIGNMENT
-from flare_dist.comm.hook_memory import BucketMemory
+from flare_dist.comm.hook_memory import BucketMemory, check_compression, check_saved
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
+from flare_dist.comm.hook_saves import SaveWatch
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import WORD, Payload, check_positions
 from flare_dist.compression.selection import NotFiniteError, check_finite
@@ -98,6 +99,9 @@ class SparseHookState:
             if not self.config.is_dense:
                 check_positions(parameter.numel(), name)
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
+        self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
+        self.is_attached = True  # False for a copy, whose DDP object knows no hook
+        self.saves = SaveWatch()
         self._memory: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
@@ -115,26 +119,19 @@ class SparseHookState:
         self.clock.send(wire_bytes)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's memory by parameter name, and the number of steps. Call it between steps; tensors are copies."""
+        """This rank's memory by parameter name, the number of steps, and whose it is. Call it between steps; copies."""
         self._commit()
         memory = dict(self._memory)
         for bucket in self._buckets.values():
             memory |= bucket.by_name()
-        names = [name for name in self._names.values() if name in memory]  # in the model's order
+        names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
-        return {"step": self.step, "memory": copies}
+        whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
+        return {"step": self.step, "memory": copies} | whose
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a memory that `state_dict` gave; raises ValueError where it is another model's."""
-        unknown = set(state["memory"]) - set(self._names.values())
-        if unknown:
-            raise ValueError(f"the saved memory holds parameters that the model has not: {', '.join(sorted(unknown))}")
-        for parameter, name in self._names.items():
-            for vector in state["memory"].get(name, {}).values():
-                if vector.shape != parameter.shape:
-                    raise ValueError(
-                        f"the saved memory of {name} is {tuple(vector.shape)}, not {tuple(parameter.shape)}"
-                    )
+        """Take over a memory that `state_dict` gave; raises ValueError if it is another rule's or another model's."""
+        check_saved(state, self.rule_name, self.state_names, self.shapes)
         self._commit()
         self.step = state["step"]
         self._buckets.clear()
@@ -143,11 +140,27 @@ class SparseHookState:
             for name, own in state["memory"].items()
         }
 
+    @property
+    def rule_name(self) -> str:
+        """The rule of error feedback that holds: none if everything is sent."""
+        return "none" if self.config.is_dense else self.config.rule
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings, step and memory by name: no process group, no scaler, no parameters, nothing that is pending."""
+        return {"config": self.config, "seed": self.seed, "saved": self.state_dict()}
+
+    def __setstate__(self, copied: dict[str, Any]) -> None:
+        SparseHookState.__init__(self, nn.Module(), seed=copied["seed"], **vars(copied["config"]))
+        self.shapes = copied["saved"]["shapes"]
+        self.load_state_dict(copied["saved"])
+        self.is_attached = False
+
     def begin_step(self) -> None:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         self._commit()
         self.held.clear()
         self.clock.begin_step()
+        self.saves.look()
         self.step += 1
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
@@ -179,24 +192,6 @@ class SparseHookState:
                 bucket.commit(failed)
         self._failures.clear()
         self.is_whole = True
-
-
-def check_compression(config: CompressionConfig) -> None:
-    """Raise ValueError for what a hook cannot do."""
-    if config.scope == "global":
-        raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
-    if config.sparsifier == "threshold":
-        raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
-    if config.downlink != "dense":
-        raise ValueError(
-            f"compression.downlink: {config.downlink} needs a server, and here ranks take every step themselves"
-        )
-    if config.value_block:
-        raise ValueError(
-            "compression.value_block: here every tensor has a table of its own, so that unused ones send 0"
-        )
-    if config.rule == "ef21":
-        raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
 
 
 def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -257,7 +252,7 @@ def exchange_gradients(
         bucket.keep_unused(used)
     kept, size = payload.kept, WORD + payload.nbytes
     padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
-    packed = torch.cat([failed.int().view(1).view(torch.uint8), payload.data, padding])
+    packed = torch.cat([state.saves.word(failed), payload.data, padding])
     state.count(all_gather_wire(world_size, packed.nbytes), size, kept)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
@@ -273,8 +268,9 @@ def exchange_gradients(
         mean, touched = bucket.mean_of(sent, scale)
         on_cpu = not buffer.is_cuda
         rounded = mean if on_cpu and buffer.dtype == torch.float32 else buffer.copy_(mean)
+        state.saves.receive(gathered.view(world_size, -1)[:, :WORD])
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, :WORD] > 0).any() | ~_is_finite(rounded[touched])
+        anywhere = (ranks[:, 0] & 1).bool().any() | ~_is_finite(rounded[touched])
         state.note_failure(anywhere)
         if not on_cpu or anywhere:
             rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)

@@ -177,6 +177,13 @@ def all_equal(number: int, group: ProcessGroup | None) -> bool:
     return bool(extremes.sum() == 0)
 
 
+def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
+    """What every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
+    gathered: list[Any] = [None] * rank_and_size(group)[1]
+    dist.all_gather_object(gathered, own, group)
+    return gathered
+
+
 def alone_group() -> tuple[int, ProcessGroup]:
     """(this rank, a group of it alone); every rank calls it together."""
     rank, size = rank_and_size(None)

@@ -1,103 +1,220 @@
 """The hook's memory beside a checkpoint of any kind: one file per rank, since every rank remembers something else.
 
-    DIRECTORY/sparse-hook-00000-of-00002.pt
+    DIRECTORY/sparse-hook-00000-of-00002-step-300.pt
 
-DDP's, Accelerate's and DeepSpeed's own checkpoints hold nothing of it.
+DDP's, Accelerate's and DeepSpeed's own checkpoints hold nothing of it. Saving waits for nobody, since many scripts save
+on one rank only: a set of files is whole once those of all ranks are there. Loading is done by all ranks together, and
+what one of them cannot load is raised on all.
 """
 
 from __future__ import annotations
 
+import glob
 import os
-import re
+import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.distributed import all_equal, rank_and_size
+from flare_dist.comm.distributed import rank_and_size
+from flare_dist.comm.hook_files import (
+    SavedSet,
+    Views,
+    find_sets,
+    newest_set,
+    on_all_ranks,
+    read_file,
+    whole_sets,
+)
+from flare_dist.comm.hook_memory import check_saved
+from flare_dist.comm.hook_saves import name_ranks
 
 NAME = "sparse-hook"
 
 
 def save_hook_state(state: SparseHookState, directory: str | Path, name: str = NAME) -> None:
-    """Write this rank's memory to `directory`; call it on every rank, between steps.
+    """Write this rank's memory to `directory`; call it on every rank, between steps. It waits for no other rank.
 
-    Several hooks, or several process groups, need a `name` each where they save to one directory. What another number
-    of ranks had saved there is removed: it belongs to an older checkpoint.
+    Several hooks, or several process groups, need a `name` each if they save to one directory. Older files there are
+    removed once it is known that a whole set remains without them.
     """
     rank, size = rank_and_size(state.process_group)
-    path = Path(directory) / _file(name, rank, size)
+    saved = state.state_dict() | {"ranks": size, "saved_at": time.time()}
+    own = SavedSet(name, size, state.step)
+    path = Path(directory) / own.file(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for broken_off in path.parent.glob(f"{glob.escape(name)}-{rank:05d}-of-*.part"):
+        broken_off.unlink(missing_ok=True)
     temporary = path.with_suffix(".part")
-    torch.save(state.state_dict(), temporary)
+    torch.save(saved, temporary)
     os.replace(temporary, path)
-    all_equal(1, state.process_group)  # a barrier: all files of this set are there
-    for other, files in _sets(path.parent, name).items():
-        for file in files.values() if other != size else ():
-            file.unlink(missing_ok=True)
+    state.saves.look()
+    for outdated in _outdated(state, own, path):
+        outdated.unlink(missing_ok=True)
+    state.saves.count(path)
 
 
-def load_hook_state(state: SparseHookState, directory: str | Path, name: str = NAME) -> None:
-    """Restore what `save_hook_state` wrote; call it on every rank.
+def _outdated(state: SparseHookState, own: SavedSet, path: Path) -> list[Path]:
+    """The files beside `path`, which has just been written, that no whole set can need any more.
+
+    If all ranks write to one disk, the last of them sees that the set is whole. A rank with a disk of its own never
+    does; but by now the messages since the save before have told whether all ranks made that one.
+    """
+    sets = find_sets(path.parent, own.name)
+    previous = state.saves.last
+    keep = {own}
+    if len(sets[own]) < own.size:
+        if previous is None or previous.parent != path.parent or previous == path:
+            return []
+        if state.saves.is_whole is None and state.state_names:
+            return []
+        if not state.saves.is_whole:  # it never will be, or there is nothing in it
+            return [previous]
+        keep |= {key for key, files in sets.items() if previous in files.values()}
+    return [file for key, files in sets.items() if key not in keep for file in files.values()]
+
+
+def load_hook_state(
+    state: SparseHookState, directory: str | Path, name: str = NAME, missing: str = "raise", step: int | None = None
+) -> None:
+    """Restore what `save_hook_state` wrote last; call it on every rank. Raises the same ValueError on all of them.
 
     On another number of ranks each takes the mean over the ranks that saved: the mean residual, which is the update
-    still to come, stays what it was. Raises ValueError where the files are missing, incomplete or of several steps.
+    still to come, stays what it was.
+
+    Args:
+        missing: what to do if the files of some ranks are not there: raise, or zero (these ranks begin without a
+            memory, and a warning names them).
+        step: the `state.step` that the rest of the checkpoint is of; files of another step are refused.
     """
-    rank, size = rank_and_size(state.process_group)
-    own = Path(directory) / _file(name, rank, size)
-    found = list(_sets(own.parent, name)) == [size] and own.exists()
-    if all_equal(int(found), state.process_group) and found:  # each rank reads its own file, perhaps of its own disk
-        saved = [_read(own)]
-    else:
-        saved = [_read(file) for file in _complete_set(Path(directory), name)]
-    steps = {one["step"] for one in saved}
-    if not all_equal(min(steps) if len(steps) == 1 else -1 - rank, state.process_group):
-        raise ValueError(f"the sparse-hook files in {directory} were saved after different steps, or are not complete")
-    state.load_state_dict({"step": saved[0]["step"], "memory": _mean([one["memory"] for one in saved])})
+    load_named(state, directory, name, name, missing, step)
 
 
-def _file(name: str, rank: int, size: int) -> str:
-    return f"{name}-{rank:05d}-of-{size:05d}.pt"
+def load_named(
+    state: SparseHookState, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
+) -> None:
+    """`load_hook_state`, from files that an older version may have written under another name."""
+    if missing not in ("raise", "zero"):
+        raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
+    place, group = Path(directory), state.process_group
+    rank, size = rank_and_size(group)
+    seen = find_sets(place, name, old_name)
+    views = on_all_ranks(group, lambda: {key: set(files) for key, files in seen.items()})
+    candidates = _candidates(place, name, old_name, step, views)
+    if not candidates:
+        _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")
+        state.load_state_dict({"step": state.step, "memory": {}})
+        return
+    chosen = newest_set(candidates, seen, group)
+    # On the same number of ranks each reads its own file, perhaps of its own disk.
+    wanted = [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
+    lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
+    saved: list[dict[str, Any]] = []
 
+    def read() -> _Head:
+        saved.extend(_read_own(seen[chosen][number], state) for number in sorted(wanted[rank] - set(lost)))
+        return _Head.of(saved, state)
 
-def _sets(directory: Path, name: str) -> dict[int, dict[int, Path]]:
-    """The files in `directory` by the number of ranks that saved them, and by rank."""
-    sets: dict[int, dict[int, Path]] = {}
-    for path in directory.glob("*-of-*.pt"):
-        match = re.fullmatch(rf"{re.escape(name)}-(\d{{5}})-of-(\d{{5}})\.pt", path.name)
-        if match:
-            sets.setdefault(int(match[2]), {})[int(match[1])] = path
-    return sets
-
-
-def _complete_set(directory: Path, name: str) -> list[Path]:
-    """The files of one save by rank."""
-    sets = _sets(directory, name)
-    whole = {size: files for size, files in sets.items() if sorted(files) == list(range(size))}
-    if not whole:
-        found = ", ".join(f"{len(files)} of {size} ranks" for size, files in sets.items()) or "none"
-        raise ValueError(
-            f"{directory} holds no complete set of {name} files (found: {found}); save_hook_state is called on "
-            "every rank, and a checkpoint made without the hook is continued by attaching it after loading"
+    heads = on_all_ranks(group, read)
+    steps = sorted(set().union(*(head.steps for head in heads)))
+    if len(steps) > 1 or (steps and step not in (None, *steps)):
+        found = " and ".join(map(str, steps))
+        expected = "one step" if step is None else f"step {step}"
+        raise ValueError(f"{place}: the {chosen.name} files were saved after different steps: {found}, not {expected}")
+    if lost and (not steps or any(head.remembers for head in heads)):
+        loss = f"the memory of {name_ranks(lost)} is lost, and zero from now on"
+        _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
+    memories = [one["memory"] for one in saved]
+    memory = _mean(memories, 1 if chosen.size == size else chosen.size)
+    state.load_state_dict({"step": steps[0] if steps else state.step, "memory": memory})
+    if any(head.is_old for head in heads):
+        warnings.warn(
+            f"{place}: the {chosen.name} files were written by an older version, which did not note the rule, the "
+            "step and the parameters; check that they belong to this checkpoint",
+            stacklevel=3,
         )
-    if len(whole) > 1:
-        raise ValueError(f"{directory} holds sets of {', '.join(map(str, sorted(whole)))} ranks: remove all but one")
-    ((_, files),) = whole.items()
-    return [files[rank] for rank in sorted(files)]
+    added = sorted(set().union(*(head.added for head in heads)))
+    if added:
+        warnings.warn(f"{place}: the saved memory does not know {', '.join(added)}: zero from now on", stacklevel=3)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+class _Head(NamedTuple):
+    """What the other ranks have to know of the files that one rank has read."""
+
+    steps: set[int]
+    remembers: bool  # False if there is nothing in them to lose
+    is_old: bool
+    added: set[str]  # parameters that are trained now, and were not
+
+    @classmethod
+    def of(cls, saved: list[dict[str, Any]], state: SparseHookState) -> _Head:
+        return cls(
+            steps={one["step"] for one in saved},
+            remembers=any(own for one in saved for own in one["memory"].values()),
+            is_old=any("rule" not in one for one in saved),
+            added=set().union(*(set(state.shapes) - set(one.get("shapes", state.shapes)) for one in saved)),
+        )
 
 
-def _mean(memories: list[dict[str, dict[str, torch.Tensor]]]) -> dict[str, dict[str, torch.Tensor]]:
-    """The mean over ranks of each vector; a rank that holds none of a parameter counts as zero."""
+def _candidates(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
+    """The sets that may be meant: those of today, of that step if one is given; else the one of an older version."""
+    found = set().union(*views)
+    new = [key for key in found if key.name == name and key.step is not None]
+    if new:
+        return [key for key in new if step in (None, key.step)]
+    old = [key for key in found if key.name == old_name and key.step is None]
+    old = old or [key for key in found if key.name == name and key.step is None]
+    whole = whole_sets(old, views)
+    if len(old) > 1 and len(whole) != 1:
+        sizes = ", ".join(str(key.size) for key in sorted(whole or old))
+        raise ValueError(f"{place} holds sets of {sizes} ranks: remove all but one")
+    return whole or old
+
+
+def _read_own(path: Path, state: SparseHookState) -> dict[str, Any]:
+    """One file, of this state's rule and model."""
+    saved = read_file(path)
+    try:
+        check_saved(saved, state.rule_name, state.state_names, state.shapes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return saved
+
+
+def _raise_or_warn(missing: str, problem: str, consequence: str) -> None:
+    if missing == "raise":
+        raise ValueError(f"{problem}; missing='zero' goes on without")
+    warnings.warn(f"{problem}; {consequence}", stacklevel=4)
+
+
+def _nothing_found(place: Path, name: str, step: int | None, views: Views) -> str:
+    steps = sorted({key.step for view in views for key in view if key.name == name and key.step is not None})
+    return (
+        f"{place} holds no complete set of {name} files{'' if step is None else f' of step {step}'} (found: "
+        f"{', '.join(f'step {one}' for one in steps) or 'none'}); save_hook_state is called on every rank, and a "
+        "checkpoint made without the hook is continued by attaching it after loading"
+    )
+
+
+def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
+    whole = sorted(key.step for key in whole_sets(set().union(*views), views) if key.step and key.name == chosen.name)
+    of_step = "" if chosen.step is None else f" of step {chosen.step}"
+    return (
+        f"{place} holds no complete set of {chosen.name} files: those of {name_ranks(lost)} of {chosen.size} are "
+        f"missing{of_step}; call save_hook_state on every rank, outside `if rank == 0`"
+        f"{f', or load step={whole[-1]}, which is whole' if whole else ''}"
+    )
+
+
+def _mean(memories: list[dict[str, dict[str, torch.Tensor]]], count: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The mean over `count` ranks of each vector; one that holds none of a parameter, or is lost, counts as zero."""
     mean: dict[str, dict[str, torch.Tensor]] = {}
     for memory in memories:
         for name, own in memory.items():
             for kind, vector in own.items():
                 total = mean.setdefault(name, {}).setdefault(kind, torch.zeros_like(vector))
-                total.add_(vector, alpha=1 / len(memories))
+                total.add_(vector, alpha=1 / count)
     return mean

@@ -21,7 +21,6 @@ from torch.optim import SGD, Optimizer
 
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.hook_checkpoint import NAME, load_hook_state, save_hook_state
 from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.attach import attach_ddp
@@ -254,21 +253,3 @@ class AccelerateModel:
                 (loss if scaler is None else scaler.scale(loss)).backward()
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-
-def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
-    """The sparse hook on a model that `accelerator` prepared; its memory goes with save_state and load_state.
-
-    Accelerate itself would drop a hook that it does not know, and saves what is registered with it on one rank only.
-    """
-    state = attach_ddp(model, scaler=accelerator.scaler, **settings)
-    save_with(accelerator, state)
-    return state
-
-
-def save_with(accelerator: Accelerator, state: SparseHookState) -> None:
-    """Save and load the hook's memory, one file a rank, whenever `accelerator` does its own state."""
-    others = len(accelerator._save_model_state_pre_hook)  # each hook has files of its own
-    name = f"{NAME}-{others}" if others else NAME
-    accelerator.register_save_state_pre_hook(lambda models, weights, directory: save_hook_state(state, directory, name))
-    accelerator.register_load_state_pre_hook(lambda models, directory: load_hook_state(state, directory, name))

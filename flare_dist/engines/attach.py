@@ -25,14 +25,15 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
     """
     if isinstance(getattr(target, "_orig_mod", target), DistributedDataParallel):
         return attach_ddp(target, **settings)
-    from flare_dist.engines.accelerate import Accelerator, attach_accelerator, save_with  # seconds
+    from flare_dist.engines.accelerate_hook import Accelerator, attach_accelerator, check_held, save_with
 
     if isinstance(target, Accelerator):
         if model is None:
             raise ValueError("attach: give it the model that accelerator.prepare returned, too")
         if target.distributed_type == "DEEPSPEED":
+            check_held(target, model)
             state = attach(model, **settings)
-            save_with(target, state)
+            save_with(target, state, model)
             return state
         return attach_accelerator(target, model, **settings)
     if "deepspeed" in sys.modules:

@@ -1,0 +1,92 @@
+"""The files of the hook's memory in a directory: what they are called, which belong together, which were saved last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from flare_dist.comm.distributed import ProcessGroup, gather_objects
+
+T = TypeVar("T")
+
+
+class SavedSet(NamedTuple):
+    """What the files of one save have in common; it is whole if those of ranks 0 to size - 1 are there."""
+
+    name: str
+    size: int  # ranks that saved
+    step: int | None  # None: by an older version, whose file names do not tell
+
+    def file(self, rank: int) -> str:
+        step = "" if self.step is None else f"-step-{self.step}"
+        return f"{self.name}-{rank:05d}-of-{self.size:05d}{step}.pt"
+
+
+Seen = dict[SavedSet, dict[int, Path]]  # the files that a rank sees, by set and by the rank that saved them
+Views = Sequence[dict[SavedSet, set[int]]]  # the same of all ranks, without the paths
+
+
+def find_sets(directory: Path, *names: str) -> Seen:
+    """The files of these names in `directory`."""
+    sets: Seen = {}
+    for path in directory.glob("*-of-*.pt"):
+        match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(?:-step-(\d+))?\.pt", path.name)
+        if match and match[1] in names:
+            step = None if match[4] is None else int(match[4])
+            sets.setdefault(SavedSet(match[1], int(match[3]), step), {})[int(match[2])] = path
+    return sets
+
+
+def read_file(path: Path, **options: Any) -> dict[str, Any]:
+    """What one rank saved; raises ValueError with the path if it is damaged, or something else."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, **options)
+    except Exception as error:  # of a zip file, of a pickle, of a disk
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({reason}); save again, or take an older step") from error
+    if not (isinstance(saved, dict) and {"step", "memory"} <= saved.keys()):
+        raise ValueError(f"{path}: holds no memory of a sparse hook; save_hook_state writes such files")
+    return saved
+
+
+def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]:
+    """The results of `action` by rank; a ValueError or OSError of one rank is raised as ValueError on all."""
+    result, problem = None, None
+    try:
+        result = action()
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    gathered = gather_objects((result, problem), group)
+    problems = [problem for _, problem in gathered if problem is not None]
+    if problems:
+        raise ValueError(problems[0])
+    return [result for result, _ in gathered]
+
+
+def newest_set(candidates: Sequence[SavedSet], seen: Seen, group: ProcessGroup | None) -> SavedSet:
+    """The set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
+    if len(candidates) == 1:
+        return candidates[0]
+
+    def times() -> dict[SavedSet, float]:
+        return {
+            key: max(read_file(path, mmap=True).get("saved_at", 0.0) for path in seen[key].values())
+            for key in candidates
+            if key in seen
+        }
+
+    by_rank = on_all_ranks(group, times)
+    return max(candidates, key=lambda key: (max(own.get(key, 0.0) for own in by_rank), key.step, key.size))
+
+
+def whole_sets(candidates: Iterable[SavedSet], views: Views) -> list[SavedSet]:
+    """Those of which every file is seen by some rank."""
+
+    def is_whole(key: SavedSet) -> bool:
+        return set().union(*(view.get(key, set()) for view in views)) >= set(range(key.size))
+
+    return [key for key in candidates if is_whole(key)]

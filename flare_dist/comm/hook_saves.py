@@ -1,0 +1,82 @@
+"""Whether all ranks save the hook's memory: the first word of each message carries the number of its sender's saves.
+
+    | bit 0: a gradient is not finite | bits 1 to 30: saves of this rank |
+
+So nobody waits for a save of another rank, and a script that saves on rank 0 alone is told within two steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_WRAP = 2**30
+
+
+class SaveWatch:
+    """The saves of this rank, and what the messages of the others tell of theirs."""
+
+    def __init__(self) -> None:
+        self.last: Path | None = None  # the file that this rank wrote last
+        self.is_whole: bool | None = None  # whether every rank made that save; None until their next messages are there
+        self._saves = 0
+        self._known: list[int] = []  # the saves of each rank, as of the last look
+        self._arrived: Tensor | None = None  # the first words of one step's messages
+        self._event: torch.cuda.Event | None = None  # recorded behind their copy, where they came to a GPU
+        self._has_told = False
+
+    def count(self, path: Path) -> None:
+        """Note a save of this rank."""
+        self.last, self.is_whole = path, None
+        self._saves = (self._saves + 1) % _WRAP
+
+    def word(self, failed: Tensor) -> Tensor:
+        """The first word of a message as bytes; `failed` is a boolean scalar."""
+        return (failed.int() + 2 * self._saves).view(1).view(torch.uint8)
+
+    def receive(self, words: Tensor) -> None:
+        """Keep the first words of all ranks' messages, bytes of shape (ranks, 4); nobody waits for those on a GPU."""
+        if self._arrived is not None:
+            return
+        if words.is_cuda:
+            arrived = torch.empty(words.shape, dtype=torch.uint8, pin_memory=True)
+            arrived.copy_(words, non_blocking=True)
+            self._event = torch.cuda.current_stream(words.device).record_event()
+        else:
+            arrived = words.clone()
+        self._arrived = arrived
+
+    def look(self) -> None:
+        """Compare what has arrived by now, without waiting; warn once if some ranks saved and others did not."""
+        if self._arrived is None or (self._event is not None and not self._event.query()):
+            return
+        saves = [word >> 1 for word in self._arrived.contiguous().view(torch.int32).flatten().tolist()]
+        self._arrived = self._event = None
+        known, self._known = self._known or [0] * len(saves), saves
+        new = [(now - before) % _WRAP for now, before in zip(saves, known)]
+        if any(new):
+            self.is_whole = len(set(new)) == 1
+            self._tell(new)
+
+    def _tell(self, new: list[int]) -> None:
+        if self.is_whole or self._has_told:
+            return
+        self._has_told = True
+        most = max(new)
+        saved = name_ranks([rank for rank, count in enumerate(new) if count == most])
+        others = name_ranks([rank for rank, count in enumerate(new) if count < most])
+        warnings.warn(
+            f"save_hook_state: {saved} saved the sparse hook's memory and {others} did not, so what they have not sent "
+            "yet is missing from the checkpoint; call it (or accelerator.save_state) on every rank, outside "
+            "`if rank == 0` or `if accelerator.is_main_process`",
+            stacklevel=2,
+        )
+
+
+def name_ranks(ranks: list[int]) -> str:
+    """The ranks in words, the first of them if they are many."""
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
