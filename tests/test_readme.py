@@ -17,6 +17,10 @@ from tests.ranks import rank_processes, results_of
 from tests.test_launchers import free_port
 
 ROOT = Path(__file__).parent.parent
+CALLBACKS = {  # how each is added, in scripts of libraries that need not be installed
+    "transformers": ["callback = SparseGradients(trainer)", "trainer.add_callback(callback)"],
+    "Lightning": ["callback = SparseGradients()", "callbacks.append(callback)"],
+}
 SCRIPTS = {"DDP": "ddp_loop.py", "Accelerate": "accelerate_loop.py", "DeepSpeed": "deepspeed_loop.py"}
 
 
@@ -73,7 +77,30 @@ def weights(ends: list[dict[str, Any]]) -> Tensor:
 def test_there_is_a_diff_for_each() -> None:
     assert diffs().keys() == SCRIPTS.keys()
     added = [line for line in diffs()["DDP"] if line.startswith("+")]
-    assert len(added) == 4
+    assert len(added) == 5
+
+
+def callback(name: str) -> str:
+    """The Python block that follows this bold word in the README."""
+    after = (ROOT / "README.md").read_text().split(f"**{name}**", 1)[1]
+    return after.split("```python\n", 1)[1].split("```", 1)[0]
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_the_callback_makes_a_trainer_sparse(tmp_path: Path, name: str) -> None:
+    compile(callback(name), name, "exec")
+    pytest.importorskip(name.lower())
+    before = ROOT / "tests" / "scripts" / f"{name.lower()}_loop.py"
+    lines = before.read_text().replace("# callback", f"import flare_dist\n\n{callback(name)}", 1)
+    after = tmp_path / "after.py"
+    after.write_text(lines.replace("# add", "\n".join(CALLBACKS[name]), 1) + "hook = callback.hook\n")
+    straight = on_ranks(after, str(tmp_path / "straight"), "new", "12")
+    on_ranks(after, str(tmp_path / "halved"), "new", "6")
+    resumed = on_ranks(after, str(tmp_path / "halved"), "resume", "12")
+    dense = on_ranks(before, str(tmp_path / "dense"), "new", "12")
+    assert torch.equal(weights(straight), weights(resumed))
+    assert not torch.equal(weights(dense), weights(straight))
+    assert 0 < straight[0]["wire_bytes"] < 12 * 2 * 4 * weights(dense).numel() / 2
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

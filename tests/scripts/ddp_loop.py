@@ -13,14 +13,14 @@ dist.init_process_group("gloo")
 torch.manual_seed(0)
 inputs, labels = torch.randn(64, 20), torch.randint(4, (64,))
 model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-ddp = DistributedDataParallel(model)
-optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 first = 0
 if resume:
     saved = torch.load(directory / "checkpoint.pt")
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     first = saved["step"]
+ddp = DistributedDataParallel(model)
 for step in range(first, steps):
     mine = slice(dist.get_rank() + 2 * (step % 8), None, 16)
     optimizer.zero_grad()
