@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
@@ -169,7 +170,7 @@ def test_what_is_no_model_of_the_memory_is_refused() -> None:
     memory = {"weight": {"residual": torch.zeros(1, 4)}}
     with pytest.raises(ValueError, match=r"saved memory of weight is \(1, 4\), not \(6, 4\)"):
         state.load_state_dict({"step": 1, "memory": memory})
-    with pytest.raises(ValueError, match=r"cannot exchange weight, which is torch\.complex64"):
+    with pytest.raises(ValueError, match=r"cannot exchange weight, which is torch\.complex64; use density 1"):
         flare_dist.SparseHookState(nn.Linear(4, 6, dtype=torch.complex64))
 
 
@@ -227,7 +228,139 @@ def refusals(world: World, directory: str) -> list[str]:
     state = flare_dist.attach(ddp)
     refused(lambda: flare_dist.attach(ddp))
     refused(lambda: flare_dist.load_hook_state(state, directory))
+    refused(lambda: flare_dist.attach(bare, world_of_one="warn"))
+    refused(lambda: flare_dist.attach(ddp, world_of_one="no"))  # type: ignore[arg-type]
+    with torch._dynamo.config.patch(optimize_ddp="python_reducer"):
+        traced = DistributedDataParallel(net())
+    refused(lambda: flare_dist.attach(traced))
+    stepped = net()
+    _apply_optimizer_in_backward(torch.optim.SGD, stepped.parameters(), {"lr": 0.1})
+    refused(lambda: flare_dist.attach(DistributedDataParallel(stepped)))
+    late = [("first.weight", bare.first.weight)]
+    delayed = DistributedDataParallel(
+        bare, delay_all_reduce_named_params=late, param_to_hook_all_reduce=bare.last.weight
+    )
+    refused(lambda: flare_dist.attach(delayed))
+    refused(lambda: flare_dist.attach(DistributedDataParallel(Tables(sparse=True))))
+    refused(lambda: flare_dist.attach(DistributedDataParallel(Tables(sparse=True)), density=1, value_codec="fp16"))
     return said
+
+
+class Tables(nn.Module):
+    """Two tables, whose gradients are sparse tensors or not, and a dense layer."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 6, sparse=sparse)
+        self.bags = nn.EmbeddingBag(30, 6, sparse=sparse)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        places = (10 * inputs.abs()).long().clamp(0, 29)
+        scores: Tensor = self.last(self.words(places).mean(1) + self.bags(places))
+        return scores
+
+
+def sparse_gradients(world: World, settings: dict[str, Any] | None) -> Tensor:
+    """The tables after some steps, plain if there are no settings."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ddp = DistributedDataParallel(Tables(sparse=True))
+    if settings is not None:
+        state = flare_dist.attach(ddp, **settings)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.5)
+    for number in range(4):
+        step(ddp, optimizer, world.rank, number)
+    assert ddp.module.words.weight.grad.is_sparse
+    if settings is not None:
+        dense = 4 * 2 * 4 * sum(parameter.numel() for parameter in ddp.module.last.parameters())
+        rows = (state.wire_bytes - dense) / (8 + 4 * 6)  # an index and 6 values each
+        assert rows == int(rows)
+        assert 4 * 2 * 2 <= rows <= 4 * 2 * (50 + 30)
+        assert (state.step, state.state_dict()["memory"]) == (4, {})
+    return flat(ddp)
+
+
+def both(world: World) -> None:
+    assert torch.equal(sparse_gradients(world, {"density": 1}), sparse_gradients(world, None))
+
+
+def test_sparse_gradients_at_density_one_are_those_of_plain_ddp() -> None:
+    run_ranks(both, 2)
+
+
+class _FabricModule(nn.Module):
+    """What Lightning Fabric's setup returns, as far as we look."""
+
+    def __init__(self, forward_module: nn.Module) -> None:
+        super().__init__()
+        self._forward_module = forward_module
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._forward_module(*inputs)
+
+
+def wrappers(world: World) -> None:
+    """Each wrapper takes the same step."""
+
+    def compiled(model: nn.Module) -> Any:
+        return torch.compile(model, backend="eager")
+
+    expected: list[Tensor] = []
+    for wrap in (
+        lambda ddp: ddp,
+        _FabricModule,
+        compiled,
+        lambda ddp: _FabricModule(compiled(ddp)),
+        lambda ddp: compiled(_FabricModule(ddp)),
+    ):
+        model = net()
+        wrapped = wrap(DistributedDataParallel(model))
+        state = flare_dist.attach(wrapped, density=0.05)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for number in range(2):
+            step(wrapped, optimizer, world.rank, number)
+        expected.append(flat(model))
+        assert state.step == 2
+        torch.testing.assert_close(expected[-1], expected[0])
+
+
+def test_wrappers_of_a_ddp_model_are_taken_as_it_is() -> None:
+    run_ranks(wrappers, 2)
+
+
+def test_one_script_serves_one_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    with pytest.raises(ValueError, match=r"not Net; for a script that also runs as one process, give world_of_one="):
+        flare_dist.attach(model)
+    with pytest.warns(UserWarning, match=r"^attach: one process, so nothing is exchanged") as warned:
+        state = flare_dist.attach(model, world_of_one="warn", density=0.05)
+    assert [warning.filename for warning in warned] == [__file__]
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1), 0, 0)
+    assert (state.step, state.wire_bytes, state.take_back(), state.state_dict()["memory"]) == (0, 0, 0, {})
+    flare_dist.save_hook_state(state, tmp_path)
+    flare_dist.load_hook_state(state, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher's, and nothing is wrapped
+    with pytest.raises(ValueError, match="attach: takes a DistributedDataParallel model"):
+        flare_dist.attach(model, world_of_one="warn")
+
+
+def test_one_process_under_accelerate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True)
+    model = net()
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="attach: the model is Net, not DistributedDataParallel"):
+        flare_dist.attach(accelerator, prepared, density=0.05)
+    with pytest.warns(UserWarning, match="one process"):
+        state = flare_dist.attach(accelerator, prepared, density=0.05, world_of_one="warn")
+    step(prepared, optimizer, 0, 0, accelerator)
+    accelerator.save_state(tmp_path)
+    accelerator.load_state(tmp_path)
+    assert state.wire_bytes == 0
+    AcceleratorState._reset_state(True)
 
 
 def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
@@ -242,6 +375,13 @@ def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
             "attach: the model is Net, not DistributedDataParallel",
             "attach: the model has a communication hook already, sparse_hook",
             "holds no complete set of sparse-hook files",
+            "attach: takes a DistributedDataParallel model, an Accelerator or a DeepSpeed engine, not Net",
+            "attach: world_of_one must be raise or warn, got no",
+            "attach: DDP was wrapped under torch._dynamo.config.optimize_ddp = 'python_reducer'",
+            "attach: _apply_optimizer_in_backward takes DDP's only hook",
+            "attach: DDP exchanges delay_all_reduce_named_params without its hook",
+            "the gradients of bags.weight, words.weight are sparse tensors, which the hook exchanges at density 1 only",
+            "the gradients of bags.weight, words.weight are sparse tensors",
         ],
         strict=True,
     ):

@@ -17,7 +17,7 @@ Annotations are evaluated here, since DDP looks at those of a hook.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +27,20 @@ from flare_dist.comm.distributed import (
     ProcessGroup,
     all_gather_async,
     all_gather_wire,
-    all_reduce_async,
-    all_reduce_wire,
     rank_and_size,
 )
 from flare_dist.comm.exchange import ALIGNMENT
+from flare_dist.comm.hook_checks import check_parameters
+from flare_dist.comm.hook_dense import exchange_densely
 from flare_dist.comm.hook_memory import BucketMemory, check_compression, check_saved
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.hook_saves import SaveWatch
+from flare_dist.comm.hook_scale import LossScaler, is_finite, scale_of
+from flare_dist.comm.hook_updates import OptimizerSteps, Unapplied
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import WORD, Payload, check_positions
+from flare_dist.compression.payload import WORD, Payload
 from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
-
-
-class LossScaler(Protocol):
-    """What the hook needs of a torch.amp.GradScaler."""
-
-    def is_enabled(self) -> bool: ...
-
-    def scale(self, outputs: Tensor, /) -> Tensor: ...
 
 
 class SparseHookState:
@@ -65,11 +59,12 @@ class SparseHookState:
             `help(flare_dist.CompressionConfig)`.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
-    rank before padding, `kept` entries in them, `collectives`. It is not saved.
+    rank before padding, `kept` entries in them, `collectives`. It is not saved. Every synchronised backward is followed
+    by an optimizer step or by `take_back`; others belong under no_sync.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
-    would cross tensors.
+    would cross tensors. So do complex parameters and sparse gradients below density 1.
     """
 
     def __init__(
@@ -92,12 +87,8 @@ class SparseHookState:
         self.clock = StepClock()  # of this step
         self.state_names, self.rule, _ = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        check_parameters(module, self.config)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        for name, parameter in trained.items():
-            if not parameter.is_floating_point():
-                raise ValueError(f"the sparse hook cannot exchange {name}, which is {parameter.dtype}")
-            if not self.config.is_dense:
-                check_positions(parameter.numel(), name)
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object knows no hook
@@ -107,6 +98,7 @@ class SparseHookState:
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
+        self.unapplied = Unapplied(OptimizerSteps(self._names))
 
     @property
     def wire_bytes(self) -> int:
@@ -120,20 +112,21 @@ class SparseHookState:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's memory by parameter name, the number of steps, and whose it is. Call it between steps; copies."""
-        self._commit()
+        failed = self._failed()
         memory = dict(self._memory)
         for bucket in self._buckets.values():
-            memory |= bucket.by_name()
+            memory |= bucket.by_name(bucket.after_step(failed))
         names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
         whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
-        return {"step": self.step, "memory": copies} | whose
+        return {"step": self.step - (not self.is_whole), "memory": copies} | whose
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a memory that `state_dict` gave; raises ValueError if it is another rule's or another model's."""
         check_saved(state, self.rule_name, self.state_names, self.shapes)
         self._commit()
         self.step = state["step"]
+        self.unapplied.clear()
         self._buckets.clear()
         self._memory = {
             name: {kind: vector.detach().clone().float() for kind, vector in own.items()}
@@ -157,11 +150,40 @@ class SparseHookState:
 
     def begin_step(self) -> None:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
-        self._commit()
+        self.unapplied.begin(self._commit())
         self.held.clear()
         self.clock.begin_step()
         self.saves.look()
         self.step += 1
+
+    def take_back(self) -> int:
+        """Undo the synchronised backwards since the last optimizer step, for their gradients are thrown away.
+
+            if norm > limit:
+                state.take_back()
+                optimizer.zero_grad()
+                continue
+
+        Called on all ranks or on none. The memory and the number of steps become what they were at the last optimizer
+        step, and `traffic` stays: what was sent was sent. Returns how many backwards were taken back, 0 if there were
+        none. Raises RuntimeError, and changes nothing, if the memory has taken over more than the last: put the others
+        under no_sync. It waits for a GPU only if there were several. Steps are those
+        of torch.optim and DeepSpeed optimizers of these parameters, or writes to them under no_grad.
+        """
+        count, kept = self.unapplied.count()
+        if kept:
+            raise RuntimeError(
+                f"take_back: {count} synchronised backwards since the last optimizer step, of which only the last can "
+                f"be taken back and {kept} cannot; run the others under no_sync, or call take_back after each"
+            )
+        if count:
+            for bucket in self._buckets.values():
+                bucket.forget_draft()
+            self._failures.clear()
+            self.is_whole = True
+            self.step -= count
+            self.unapplied.clear()
+        return count
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
         """The place of these parameters in one flat vector, and their memory, on their device."""
@@ -181,17 +203,23 @@ class SparseHookState:
         """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
         self._failures.append(failed)  # called from several threads, as buckets arrive
 
-    def _commit(self) -> None:
-        """Make the memory of the last step the one that counts, or forget it where that step came to nothing."""
-        if not self.is_whole:
-            self._failures.append(torch.ones((), dtype=torch.bool))
-            self.step -= 1
-        if self._failures:
-            failed = torch.stack([failed.to(self._failures[0].device) for failed in self._failures]).any()
+    def _failed(self) -> Tensor | None:
+        """Whether the last step came to nothing (a boolean scalar on the device); None if it remembered nothing."""
+        failures = self._failures if self.is_whole else [*self._failures, torch.ones((), dtype=torch.bool)]
+        if not failures:
+            return None
+        return torch.stack([failed.to(failures[0].device) for failed in failures]).any()
+
+    def _commit(self) -> Tensor | None:
+        """Make the memory of the last step the one that counts, or forget it if that step came to nothing."""
+        failed = self._failed()
+        if failed is not None:
             for bucket in self._buckets.values():
                 bucket.commit(failed)
+        self.step -= not self.is_whole
         self._failures.clear()
         self.is_whole = True
+        return failed
 
 
 def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -212,22 +240,14 @@ def exchange_gradients(
     """
     rank, world_size = rank_and_size(state.process_group)
     state.clock.hand_over()
-    bucket = state.bucket_of(parameters)
     if state.config.is_dense:
-        state.count(all_reduce_wire(world_size, buffer.nbytes), buffer.nbytes, buffer.numel())
-        reduced = all_reduce_async(buffer.div_(world_size), state.process_group)
-
-        def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-            state.clock.come_back()
-            return future.value()[0]
-
-        return reduced.then(take)
-
-    scale = _scale(state, buffer.device)
+        return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+    bucket = state.bucket_of(parameters)
+    scale = scale_of(state.scaler, buffer.device)
     gradient = buffer.float().div(scale) if scale is not None else buffer.float()
     failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
     if buffer.is_cuda:  # where nothing may wait for the answer
-        failed = ~_is_finite(buffer)
+        failed = ~is_finite(buffer)
         gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
     packing = bucket.plan(state.step).packing
@@ -270,7 +290,7 @@ def exchange_gradients(
         rounded = mean if on_cpu and buffer.dtype == torch.float32 else buffer.copy_(mean)
         state.saves.receive(gathered.view(world_size, -1)[:, :WORD])
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, 0] & 1).bool().any() | ~_is_finite(rounded[touched])
+        anywhere = (ranks[:, 0] & 1).bool().any() | ~is_finite(rounded[touched])
         state.note_failure(anywhere)
         if not on_cpu or anywhere:
             rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
@@ -278,17 +298,3 @@ def exchange_gradients(
         return rounded
 
     return arrived.then(decode)
-
-
-def _is_finite(vector: Tensor) -> Tensor:
-    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
-    if not vector.numel():
-        return torch.ones((), dtype=torch.bool, device=vector.device)
-    return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
-
-
-def _scale(state: SparseHookState, device: torch.device) -> Tensor | None:
-    """The loss scale as a scalar on the device, without waiting for it."""
-    if state.scaler is None or not state.scaler.is_enabled():
-        return None
-    return state.scaler.scale(torch.ones((), device=device))

@@ -165,12 +165,16 @@ class World:
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
-    """This process's rank among the ranks of a group (None = all), and their number."""
+    """This process's rank among the ranks of a group (None = all), and their number; (0, 1) if there is no group."""
+    if group is None and not dist.is_initialized():
+        return 0, 1
     return dist.get_rank(group), dist.get_world_size(group)
 
 
 def all_equal(number: int, group: ProcessGroup | None) -> bool:
     """True where every rank of the group (None = all) has the same number; all of them call it together."""
+    if rank_and_size(group)[1] == 1:
+        return True
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     extremes = torch.tensor([number, -number], device=device)
     dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
@@ -179,7 +183,10 @@ def all_equal(number: int, group: ProcessGroup | None) -> bool:
 
 def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
     """What every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
-    gathered: list[Any] = [None] * rank_and_size(group)[1]
+    size = rank_and_size(group)[1]
+    if size == 1:
+        return [own]
+    gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, own, group)
     return gathered
 

@@ -50,10 +50,10 @@ class BucketMemory:
                 if kind in memory.get(name, {}):
                     vector.copy_(memory[name][kind])
 
-    def by_name(self) -> dict[str, dict[str, Tensor]]:
-        """What counts of the memory, by parameter name and kind: views, until the next step."""
+    def by_name(self, vectors: dict[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Vectors of the bucket's length, by default what counts, by parameter name and kind: views until next step."""
         own: dict[str, dict[str, Tensor]] = {entry.name: {} for entry in self.layout.entries}
-        for kind, vector in self.kept.items():
+        for kind, vector in (self.kept if vectors is None else vectors).items():
             for (name, flat), parameter in zip(self.layout.views(vector), self._parameters):
                 own[name][kind] = _in_memory_order(flat, parameter)
         return own
@@ -138,6 +138,18 @@ class BucketMemory:
         for kind, vector in self.kept.items():
             for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
+
+    def after_step(self, failed: Tensor | None) -> dict[str, Tensor]:
+        """What `commit` would make of the memory, which stays as it is."""
+        if failed is None or not self.is_pending:
+            return self.kept
+        if self.device.type == "cuda":
+            return {kind: torch.where(failed, vector, self.pending[kind]) for kind, vector in self.kept.items()}
+        return self.kept if failed else self.pending
+
+    def forget_draft(self) -> None:
+        """Take the step back in which it was written."""
+        self.is_pending = False
 
     def commit(self, failed: Tensor) -> None:
         """Take the draft over, unless `failed`; without asking a GPU, which would have to be waited for."""

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.ddp_hook import SparseHookState, sparse_hook
+from flare_dist.comm.distributed import rank_and_size
+from flare_dist.comm.hook_watch import HookWatch
+
+WorldOfOne = Literal["raise", "warn"]
 
 
-def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> SparseHookState:
+def attach(
+    target: Any, model: nn.Module | None = None, *, world_of_one: WorldOfOne = "raise", **settings: Any
+) -> SparseHookState:
     """Exchange gradients sparsely from now on; returns the state, to be kept for its memory and its byte count.
 
         state = attach(ddp, density=0.01)
         state = attach(accelerator, model, density=0.01)     # `model` as accelerator.prepare gave it back
         state = attach(engine, density=0.01)                 # of DeepSpeed, ZeRO stage 0 or 1
 
-    `settings` are those of `SparseHookState`. Under Accelerate the loss scaler is found, and the memory is saved and
-    loaded by accelerator.save_state and load_state: attach before load_state, or after it to start without a memory
-    (from a checkpoint that has none). Raises ValueError where gradients would not go through the hook:
-    the model is no DistributedDataParallel, or something else has taken its only hook. Never silently dense.
+    `ddp` may be compiled, or wrapped by Fabric. `settings` are those of `SparseHookState`. Under Accelerate the loss
+    scaler is found, and the memory is saved and loaded by accelerator.save_state and load_state: attach before
+    load_state, or after it to start without a memory (from a checkpoint that has none).
+
+    Raises ValueError if gradients would not go through the hook: the model is no DistributedDataParallel, or something
+    else has taken its only hook. Never silently dense. One process has nobody to exchange with: if its model is not
+    wrapped, `world_of_one="warn"` warns and returns a state that sends and remembers nothing, so that one script serves
+    any number of ranks.
+
+    A copy of the model (deepcopy, AveragedModel, torch.save) has no hook: its first synchronised backward raises
+    RuntimeError until it is attached again.
     """
-    if isinstance(getattr(target, "_orig_mod", target), DistributedDataParallel):
+    if world_of_one not in ("raise", "warn"):
+        raise ValueError(f"attach: world_of_one must be raise or warn, got {world_of_one}")
+    if isinstance(unwrapped(target), DistributedDataParallel):
         return attach_ddp(target, **settings)
+    if isinstance(target, nn.Module) and world_of_one == "warn" and is_alone() and not is_engine(target):
+        return attach_ddp(target, world_of_one, **settings)
     from flare_dist.engines.accelerate_hook import Accelerator, attach_accelerator, check_held, save_with
 
     if isinstance(target, Accelerator):
@@ -35,29 +54,83 @@ def attach(target: Any, model: nn.Module | None = None, **settings: Any) -> Spar
             state = attach(model, **settings)
             save_with(target, state, model)
             return state
-        return attach_accelerator(target, model, **settings)
-    if "deepspeed" in sys.modules:
-        from flare_dist.engines.deepspeed import DeepSpeedEngine, attach_engine
+        return attach_accelerator(target, model, world_of_one=world_of_one, **settings)
+    if is_engine(target):
+        from flare_dist.engines.deepspeed import attach_engine
 
-        if isinstance(target, DeepSpeedEngine):
-            return attach_engine(target, **settings)
+        return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
-    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}")
+    alone = "; for a script that also runs as one process, give world_of_one='warn'" if is_alone() else ""
+    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{alone}")
 
 
-def attach_ddp(model: nn.Module, **settings: Any) -> SparseHookState:
-    """Register the hook on a DDP model, compiled or not."""
-    ddp = getattr(model, "_orig_mod", model)
+def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings: Any) -> SparseHookState:
+    """Register the hook on a DDP model, compiled, wrapped by Fabric or not."""
+    ddp = unwrapped(model)
     if not isinstance(ddp, DistributedDataParallel):
+        if world_of_one == "warn" and is_alone():
+            warnings.warn("attach: one process, so nothing is exchanged and training is dense", stacklevel=3)
+            return SparseHookState(ddp, **settings)
         raise ValueError(
             f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
             "sparse (a single process, FSDP, or not prepared yet?)"
         )
+    _forget_copied_hook(ddp)
+    check_ddp(ddp)
+    state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
+    ddp.register_comm_hook(state, sparse_hook)
+    ddp.register_forward_hook(HookWatch(ddp, state))
+    return state
+
+
+def check_ddp(ddp: DistributedDataParallel) -> None:
+    """Raise ValueError if some of the gradients would not go through a hook of this model."""
+    if ddp._use_python_reducer:
+        raise ValueError(
+            "attach: DDP was wrapped under torch._dynamo.config.optimize_ddp = 'python_reducer', which hands its hooks "
+            "no buckets; set it to 'ddp_optimizer' before wrapping"
+        )
+    if any(hasattr(parameter, "_in_backward_optimizers") for parameter in ddp.parameters()):
+        raise ValueError(
+            "attach: _apply_optimizer_in_backward takes DDP's only hook; step the optimizer after backward"
+        )
+    if ddp._delay_all_reduce_params:
+        raise ValueError("attach: DDP exchanges delay_all_reduce_named_params without its hook; leave them out")
     if ddp._comm_hooks:  # DDP itself refuses only some second hooks, and after having noted them
         name = getattr(ddp._comm_hooks[0][0], "__name__", "a hook")
         raise ValueError(f"attach: the model has a communication hook already, {name}, and DDP takes only one")
     if ddp.mixed_precision is not None:
         raise ValueError("attach: DDP's mixed_precision takes the only hook; use autocast instead")
-    state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
-    ddp.register_comm_hook(state, sparse_hook)
-    return state
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside torch.compile and Fabric's wrapper."""
+    while isinstance(model, nn.Module) and not isinstance(model, DistributedDataParallel):
+        inner = [model._modules[name] for name in ("_orig_mod", "_forward_module") if name in model._modules]
+        if not inner:
+            break
+        model = inner[0]
+    return model
+
+
+def is_alone() -> bool:
+    """Whether this is the only process, of the process group or by the launcher's word."""
+    return rank_and_size(None)[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def is_engine(target: Any) -> bool:
+    """Whether `target` is a DeepSpeed engine, without importing DeepSpeed."""
+    if "deepspeed" not in sys.modules:
+        return False
+    from flare_dist.engines.deepspeed import DeepSpeedEngine
+
+    return isinstance(target, DeepSpeedEngine)
+
+
+def _forget_copied_hook(ddp: DistributedDataParallel) -> None:
+    """Remove what a copy has of the hook of the model that it was copied from: no reducer knows it."""
+    watches = {number: hook for number, hook in ddp._forward_hooks.items() if isinstance(hook, HookWatch)}
+    if watches and not any(watch.is_on(ddp) for watch in watches.values()):
+        ddp._comm_hooks.clear()
+        for number in watches:
+            del ddp._forward_hooks[number]

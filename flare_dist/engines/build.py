@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ def build_model(
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ["DS_ACCELERATOR"] = world.device.type
+    # DeepSpeed calls it by the name that torch 2.14 warns of; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)

@@ -23,6 +23,9 @@ from torch.optim import Optimizer
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
 from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
+from flare_dist.comm.hook_checks import refuse_sparse_gradients
+from flare_dist.comm.hook_scale import EngineScale
+from flare_dist.comm.hook_updates import Unapplied
 from flare_dist.data.batches import piece_sizes
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 
@@ -51,27 +54,16 @@ def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
         raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
     if getattr(engine, "_sparse_hook_state", None) is not None:
         raise ValueError("attach: the engine exchanges sparsely already")
+    refuse_sparse_gradients(engine.module)
     group = engine.data_parallel_group
-    state = SparseHookState(engine.module, process_group=group, scaler=_EngineScale(engine), **settings)
+    state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
+    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
     engine._sparse_hook_state = state
     if stage == 0:
         engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)
     else:
         _replace_average(engine.optimizer, state)
     return state
-
-
-class _EngineScale:
-    """The engine's loss scale in the shape of a GradScaler."""
-
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.engine = engine
-
-    def is_enabled(self) -> bool:
-        return bool(self.engine.fp16_enabled())
-
-    def scale(self, outputs: Tensor) -> Tensor:
-        return outputs * self.engine.optimizer.loss_scale
 
 
 def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:

@@ -1,0 +1,44 @@
+"""The loss scale, and what is not finite under it: both on the device, without waiting for it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class LossScaler(Protocol):
+    """What the hook needs of a torch.amp.GradScaler."""
+
+    def is_enabled(self) -> bool: ...
+
+    def scale(self, outputs: Tensor, /) -> Tensor: ...
+
+
+class EngineScale:
+    """The loss scale of a DeepSpeed engine, in the shape of a GradScaler."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def is_enabled(self) -> bool:
+        return bool(self.engine.fp16_enabled())
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        scaled: Tensor = outputs * self.engine.optimizer.loss_scale
+        return scaled
+
+
+def is_finite(vector: Tensor) -> Tensor:
+    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
+    if not vector.numel():
+        return torch.ones((), dtype=torch.bool, device=vector.device)
+    return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
+
+
+def scale_of(scaler: LossScaler | None, device: torch.device) -> Tensor | None:
+    """The loss scale as a scalar on the device; None without an enabled scaler."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    return scaler.scale(torch.ones((), device=device))
