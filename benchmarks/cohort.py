@@ -20,11 +20,11 @@ from timing import alternate, machine, milliseconds, print_table, ratio
 from flare_dist.clients.client import ClientResult
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run.config import Config
-from flare_dist.run.gather import set_up
+from flare_dist.rounds.setup import set_up
 
 APART, TOGETHER = "one after another", "as one batch"
 

@@ -20,10 +20,10 @@ from statistics import median
 import torch
 
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.run.config import Config, load_config
-from flare_dist.run.gather import set_up
-from flare_dist.run.rounds import federated_round
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.run.config import Config, load_config
-from flare_dist.run.gather import set_up
-from flare_dist.run.rounds import federated_round
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up
 from flare_dist.server.masks import Masks
 from flare_dist.sparse_training.learner import SparseLearner
 

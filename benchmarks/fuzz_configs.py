@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from flare_dist.run.config import Config, build_config, config_parser, to_yaml
-from flare_dist.run.config_parser import ConfigParser
+from flare_dist.config.config import Config, build_config, config_parser, to_yaml
+from flare_dist.config.parser import ConfigParser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEED = 18

@@ -28,10 +28,10 @@ import torch
 from timing import machine, print_table
 from torch import Tensor, nn
 
+from flare_dist.config.config import load_config
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
-from flare_dist.run.config import load_config
-from flare_dist.run.gather import divide
+from flare_dist.rounds.setup import divide
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "mnist_2nn.yaml"

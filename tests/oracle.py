@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import partition
 from flare_dist.models.registry import build
-from flare_dist.run.config import Config
 from flare_dist.seeding import derive_seed, generator
 from flare_dist.server.server import sample_cohort
 

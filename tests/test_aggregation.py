@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.payload import Payload
-from flare_dist.run.config import Config
+from flare_dist.config.config import Config
 from flare_dist.server.aggregation import AGGREGATORS, WEIGHTINGS, cohort_weights, mean
 
 NUM_EXAMPLES = [10, 20, 30, 40, 7, 1]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
+from flare_dist.rounds.alike import name_ranks, share_start
 from flare_dist.run import trainer
-from flare_dist.run.alike import name_ranks, share_start
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import ROUNDS
+from flare_dist.run.trainer import ROUNDS
 from flare_dist.server.config import ServerConfig
 from tests.ranks import run_ranks
 from tests.test_rounds import set_up

@@ -24,13 +24,13 @@ from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run import gather
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import federated_round
-from flare_dist.run.together import settle_together, why_not_together
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.together import settle_together, why_not_together
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests import test_rounds
@@ -60,7 +60,7 @@ def fresh_accelerate() -> Iterator[None]:
 def trainers(config: Config) -> tuple[LocalTrainer, BatchedTrainer, list[Tensor]]:
     """Both trainers over the same model, and the examples of clients of the sizes above."""
     torch.set_num_threads(1)
-    parties = gather.set_up(config, World())
+    parties = set_up(config, World())
     assert parties.batched is not None
     return parties.trainer, parties.batched, list(torch.arange(sum(SIZES)).split(SIZES))
 
@@ -477,7 +477,7 @@ def test_on_a_gpu_a_step_agrees(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which rounds either way to ten bits
     clients = replace(BASE.clients, local_steps=1, momentum=0.9)
     config = replace(BASE, model=ModelConfig(model), clients=clients)
-    parties = gather.set_up(config, World(device=torch.device("cuda", 0)))
+    parties = set_up(config, World(device=torch.device("cuda", 0)))
     assert parties.batched is not None
     parts = list(torch.arange(sum(SIZES)).split(SIZES))
     assert_alike(one_after_another(parties.trainer, parts), as_one_batch(parties.batched, parts), 1e-5)

@@ -14,9 +14,9 @@ from torch import nn
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.flare import FlareConfig
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig
 from flare_dist.run.checks import check_run, keys_without_effect
-from flare_dist.run.config import Config, load_config
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.pruning import PruningConfig

@@ -22,11 +22,11 @@ from flare_dist.comm.distributed import World
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.library_hooks import LibraryHookState, library_hook
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config, load_config, with_arguments
 from flare_dist.engines.config import EngineConfig
+from flare_dist.rounds.gradient import gradient_round
 from flare_dist.run.checks import check_run, keys_without_effect
-from flare_dist.run.config import Config, load_config, with_arguments
-from flare_dist.run.gradient import gradient_round
-from flare_dist.run.techniques import DIFFERENCES, USUAL, find_techniques
+from flare_dist.studies.techniques import DIFFERENCES, USUAL, find_techniques
 from tests.ranks import run_ranks
 from tests.test_gradient import config
 from tests.test_rounds import set_up

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.run.config import Config, as_dict, build_config, config_parser, differing_keys, load_config, to_yaml
+from flare_dist.config.config import Config, as_dict, build_config, config_parser, differing_keys, load_config, to_yaml
 
 
 def parse(*arguments: str) -> Config:

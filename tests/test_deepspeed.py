@@ -21,13 +21,13 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.build import build_model
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
-from flare_dist.run.config import load_config
-from flare_dist.run.rundir import settle
+from flare_dist.records.rundir import settle
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import random_mask

@@ -19,11 +19,11 @@ from rich.console import Console
 from flare_dist import cli
 from flare_dist.clients.slots import create
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
-from flare_dist.run import files
-from flare_dist.run.config import Config
-from flare_dist.run.files import on_all_ranks, save_model, save_state, write_text
-from flare_dist.run.tracking import METRICS, EventFile, Tracker
+from flare_dist.records import files
+from flare_dist.records.files import on_all_ranks, save_model, save_state, write_text
+from flare_dist.records.tracking import METRICS, EventFile, Tracker
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, start, straight, tiny  # noqa: F401  (straight is a fixture)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import DOWNLINKS, CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS
+from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import federated_round
+from flare_dist.rounds.federated import federated_round
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.downlink import Downlink
 from tests.ranks import run_ranks, single

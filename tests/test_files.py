@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flare_dist.run.files import replacing, save_model, save_state, sha256, write_text
+from flare_dist.records.files import replacing, save_model, save_state, sha256, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

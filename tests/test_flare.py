@@ -17,14 +17,14 @@ from flare_dist.clients.flare import FlareConfig, flare_penalty
 from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import load
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import ParameterLayout
 from flare_dist.models.registry import build
-from flare_dist.run.config import Config
-from flare_dist.run.gather import divide, gather_parties
-from flare_dist.run.rounds import Parties, federated_round
+from flare_dist.rounds.federated import Parties, federated_round
+from flare_dist.rounds.setup import build_parties, divide
 
 LAYOUT = ParameterLayout.of([("a.weight", torch.empty(30, 9)), ("a.bias", torch.empty(9)), ("b", torch.empty(1))])
 CONFIG = Config(
@@ -167,7 +167,7 @@ def set_up(config: Config) -> Parties:
     torch.set_num_threads(1)
     data = load(config.data, config.seed)
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    return gather_parties(config, World(), data, divide(config, data), model)
+    return build_parties(config, World(), data, divide(config, data), model)
 
 
 def with_clients(config: Config, **settings: Any) -> Config:

@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import load
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.registry import build
-from flare_dist.run import rundir
-from flare_dist.run.checkpoint import restore
-from flare_dist.run.config import CheckpointConfig, Config
-from flare_dist.run.gradient import gradient_round, import_memory
+from flare_dist.records import rundir
+from flare_dist.records.checkpoint import restore
+from flare_dist.rounds.gradient import gradient_round, import_memory
 from flare_dist.server.server import sample_cohort
 from tests.ranks import run_ranks
 from tests.test_rounds import set_up

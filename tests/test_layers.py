@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "flare_dist"
 # Each folder may import itself and what stands before it in one of these lists.
 GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks"}
 PURE = GROUND | {"data", "models", "compression", "sparse_training"}
+BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
@@ -27,9 +28,13 @@ MAY_IMPORT = {
     "server": PURE,
     "comm": PURE | {"clients", "server"},
     "engines": PURE | {"clients", "server", "comm"},
-    "run": PURE | {"clients", "server", "comm", "engines"},
+    "config": BELOW,
+    "records": BELOW | {"config"},
+    "rounds": BELOW | {"config"},
+    "run": BELOW | {"config", "records", "rounds"},
+    "studies": BELOW | {"config", "records", "rounds"},
     "analysis": {"layout", "units"},
-    "cli": PURE | {"clients", "server", "comm", "engines", "run", "analysis"},
+    "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
     "__init__": {"comm", "compression", "engines"},
 }
@@ -37,8 +42,8 @@ ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},
     "accelerate": {"engines/accelerate.py"},
     "deepspeed": {"engines/deepspeed.py"},
-    "jsonargparse": {"run/config.py", "run/config_parser.py"},
-    "tensorboard": {"analysis/events.py", "run/tracking.py"},
+    "jsonargparse": {"config/config.py", "config/parser.py"},
+    "tensorboard": {"analysis/events.py", "records/tracking.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
 }

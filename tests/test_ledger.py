@@ -11,9 +11,9 @@ import torch
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
-from flare_dist.run.config import Config
-from flare_dist.run.ledger import Stopwatch, break_even_density, log, report_break_even
+from flare_dist.rounds.ledger import Stopwatch, break_even_density, log, report_break_even
 
 LAYOUT = ParameterLayout.of([("weight", torch.empty(100_000))])
 

@@ -15,7 +15,7 @@ import pytest
 
 from flare_dist.data import cache
 from flare_dist.locks import HeldError, has_flock, held_path, take
-from flare_dist.run import rundir
+from flare_dist.records import rundir
 
 DIE_HOLDING = "import os, sys, filelock; lock = filelock.SoftFileLock(sys.argv[1]); lock.acquire(); os._exit(0)"
 

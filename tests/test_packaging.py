@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flare_dist.run.config import as_dict, differing_keys, load_config
+from flare_dist.config.config import as_dict, differing_keys, load_config
 
 ROOT = Path(__file__).parent.parent
 

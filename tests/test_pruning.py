@@ -13,12 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import Config
 from flare_dist.layout import Entry
 from flare_dist.models.config import ModelConfig
-from flare_dist.run.config import Config
-from flare_dist.run.parties import DivergedError
-from flare_dist.run.rounds import federated_round
-from flare_dist.run.stage_one import begin_masks
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.parties import DivergedError
+from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.pruning import (
     CRITERIA,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import Cohort, mean_in_order
 from flare_dist.compression.payload import WORD
+from flare_dist.config.config import Config
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import federated_round
+from flare_dist.rounds.federated import federated_round
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import largest_mask, layer_counts, prunable_entries
 from flare_dist.sparse_training.pruning import PruningConfig

@@ -18,11 +18,12 @@ from flare_dist.comm import distributed
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.update import HEADER_NBYTES
+from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run import gather
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import DivergedError, Parties, centralised_round, federated_round
+from flare_dist.rounds import setup
+from flare_dist.rounds.centralised import centralised_round
+from flare_dist.rounds.federated import DivergedError, Parties, federated_round
 from flare_dist.server.config import ServerConfig
 from tests.oracle import train_in_one_process
 from tests.ranks import run_ranks, single
@@ -44,7 +45,7 @@ DENSE = dataclasses.replace(SPARSE, compression=CompressionConfig(sparsifier="de
 
 
 def set_up(world: World, config: Config) -> Parties:
-    return gather.set_up(config, world)
+    return setup.set_up(config, world)
 
 
 def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, dict[int, Any], list]:

@@ -24,13 +24,13 @@ from flare_dist.comm.distributed import Launch, World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.update import HEADER_NBYTES
+from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
-from flare_dist.run.config import CheckpointConfig, Config, load_config
-from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.rounds import federated_round
-from flare_dist.run.stage_one import begin_masks
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.parties import DivergedError, Parties
+from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.run.trainer import train
 from flare_dist.server.aggregation import GatheredMasks, masked_mean_of_models, mean_of_models
 from flare_dist.server.config import ServerConfig

@@ -15,9 +15,9 @@ from flare_dist.clients.objectives import OBJECTIVES, FedDynConfig, FedProxConfi
 from flare_dist.clients.penalty import LocalContext
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
-from flare_dist.run.config import Config
-from flare_dist.run.rounds import federated_round
+from flare_dist.rounds.federated import federated_round
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests.ranks import run_ranks, single

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig
-from flare_dist.run import rundir
-from flare_dist.run import sweep as module
-from flare_dist.run.config import Config, load_config
-from flare_dist.run.sweep import Grid, Run, combinations, parse_values, sweep
-from flare_dist.run.sweep_results import results_table
+from flare_dist.records import rundir
+from flare_dist.studies import sweep as module
+from flare_dist.studies.sweep import Grid, Run, combinations, parse_values, sweep
+from flare_dist.studies.sweep_results import results_table
 
 TABLE = {  # (lr, seed) -> (validation accuracy, test accuracy); the test set would choose otherwise
     ("0.1", 0): (0.5, 0.9),

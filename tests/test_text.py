@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flare_dist.comm.distributed import World
+from flare_dist.config.config import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
@@ -18,10 +19,9 @@ from flare_dist.data.partition import partition
 from flare_dist.data.text import CHARACTERS, encode_text, load_texts
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
-from flare_dist.run.config import load_config
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import build_parties, divide
 from flare_dist.run.evaluation import evaluate
-from flare_dist.run.gather import divide, gather_parties
-from flare_dist.run.rounds import federated_round
 
 ROOT = Path(__file__).parent
 SAMPLE = ROOT / "shakespeare"
@@ -182,7 +182,7 @@ def test_the_published_configuration_learns_the_sample() -> None:
     data = load(config.data, config.seed)
     model = build("gru", "group", data.input_shape, data.num_classes, config.seed)
     assert parameter_layout(model).total == 4_048_470
-    parties = gather_parties(config, World(), data, divide(config, data), model)
+    parties = build_parties(config, World(), data, divide(config, data), model)
     losses = [federated_round(round_, config, parties)["train_loss"] for round_ in range(1, 3)]
     assert losses[-1] < losses[0] - 0.3
     parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)

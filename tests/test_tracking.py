@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flare_dist.run import tracking
-from flare_dist.run.summary import summary_table
-from flare_dist.run.tracking import Tracker, read_rows, tag
+from flare_dist.records import tracking
+from flare_dist.records.summary import summary_table
+from flare_dist.records.tracking import Tracker, read_rows, tag
 
 QUIET = Console(file=io.StringIO())
 

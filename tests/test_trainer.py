@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import Launch, World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run import rundir, trainer
-from flare_dist.run.config import CheckpointConfig, Config, load_config
+from flare_dist.records import rundir
+from flare_dist.run import trainer
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.trainer import train
 from flare_dist.server.config import ServerConfig

@@ -9,9 +9,9 @@ import torch
 from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 
 from flare_dist.comm.distributed import Launch, open_world
-from flare_dist.run.config import load_config
-from flare_dist.run.gather import set_up
-from flare_dist.run.rounds import federated_round
+from flare_dist.config.config import load_config
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "mnist_2nn.yaml"
 

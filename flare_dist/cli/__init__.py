@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 
 from flare_dist.cli import doctor, reports, sweeps, training
 from flare_dist.comm.distributed import Launch
+from flare_dist.config.parser import Parser
 from flare_dist.disk import DiskError
-from flare_dist.run.config_parser import Parser
-from flare_dist.run.parties import DIVERGED, DivergedError
+from flare_dist.rounds.parties import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
 

@@ -18,11 +18,11 @@ from rich.console import Console
 
 from flare_dist.comm.distributed import Launch
 from flare_dist.comm.probe import try_all, try_two
+from flare_dist.config.parser import Parser
 from flare_dist.disk import free_space
 from flare_dist.engines.config import default_threads
 from flare_dist.locks import has_flock
-from flare_dist.run.config_parser import Parser
-from flare_dist.run.rundir import check_writable
+from flare_dist.records.rundir import check_writable
 
 Check = tuple[str, Callable[[], str]]  # its name, and a function that returns what it found or raises
 

@@ -15,15 +15,15 @@ from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, pl
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.distributed import Launch
+from flare_dist.config.config import build_config, config_parser
+from flare_dist.config.parser import ConfigParser, Parser, user_path
+from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
-from flare_dist.run.config import build_config, config_parser
-from flare_dist.run.config_parser import ConfigParser, Parser, user_path
+from flare_dist.records.rundir import check_writable
+from flare_dist.rounds.setup import divide
 from flare_dist.run.evaluation import evaluate_run
-from flare_dist.run.gather import divide
-from flare_dist.run.rundir import check_writable
 from flare_dist.run.trainer import train
-from flare_dist.run.values import expand_home
 
 
 def train_parser() -> ConfigParser:

@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
+from flare_dist.config.config import Config, as_dict, differing_keys
 from flare_dist.layout import parameter_layout
-from flare_dist.run.config import Config, as_dict, differing_keys
-from flare_dist.run.files import is_storable
+from flare_dist.records.files import is_storable
 from flare_dist.sparse_training.masks import prunable_entries
 from flare_dist.sparse_training.methods import METHODS, Method
 from flare_dist.sparse_training.pruning import CRITERIA

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from flare_dist.config.config import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
 from flare_dist.engines.accelerate import place
 from flare_dist.layout import separate_buffers
 from flare_dist.models.registry import build
-from flare_dist.run.config import load_config
-from flare_dist.run.rundir import BEST, CONFIG, MODEL
+from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.seeding import derive_seed, seeded
 
 BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it

@@ -16,25 +16,26 @@ from rich.console import Console
 from torch import Tensor
 
 from flare_dist.comm.distributed import Launch, World, open_world
+from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.disk import explained
 from flare_dist.models.registry import build
-from flare_dist.run import checkpoint, rundir, statedir
-from flare_dist.run.alike import check_alike
+from flare_dist.records import checkpoint, rundir, statedir
+from flare_dist.records.files import on_all_ranks, save_model, write_text
+from flare_dist.records.summary import is_best, summarise, summary_table
+from flare_dist.records.tracking import Tracker, read_rows
+from flare_dist.rounds.alike import check_alike
+from flare_dist.rounds.centralised import centralised_round
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.gradient import export_memory, gradient_round, import_memory
+from flare_dist.rounds.parties import Parties
+from flare_dist.rounds.setup import build_parties, divide
+from flare_dist.rounds.smallest import settle_smallest_batch
+from flare_dist.rounds.stage_one import begin_masks, with_beginning
+from flare_dist.rounds.together import settle_together
 from flare_dist.run.checks import check_run
-from flare_dist.run.config import Config
 from flare_dist.run.evaluation import evaluate, evaluation_seed
-from flare_dist.run.files import on_all_ranks, save_model, write_text
-from flare_dist.run.gather import divide, gather_parties
-from flare_dist.run.gradient import export_memory, import_memory
-from flare_dist.run.parties import Parties
-from flare_dist.run.rounds import ROUNDS
-from flare_dist.run.smallest import settle_smallest_batch
-from flare_dist.run.stage_one import begin_masks, with_beginning
-from flare_dist.run.summary import is_best, summarise, summary_table
-from flare_dist.run.together import settle_together
-from flare_dist.run.tracking import Tracker, read_rows
 from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         if summary is not None:
             log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
-            parties = gather_parties(config, world, data, parts, model)
+            parties = build_parties(config, world, data, parts, model)
             summary = _play(config, source, parties, data, console)
     if launch.rank == 0:
         output = Console()
@@ -251,3 +252,6 @@ def _save(config: Config, round_: int, parties: Parties) -> None:
     layout = parties.trainer.model.layout.describe()
     oldest = checkpoint.save(directory, round_, parties.world, layout, server, memory, config.checkpoint.keep)
     parties.states.release(oldest)
+
+
+ROUNDS = {"federated": federated_round, "gradient": gradient_round, "centralised": centralised_round}

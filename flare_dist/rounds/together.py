@@ -7,7 +7,7 @@ import logging
 from torch import Tensor, nn
 
 from flare_dist.clients import batchable
-from flare_dist.run.config import Config, with_together
+from flare_dist.config.config import Config, with_together
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from rich.table import Table
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import hosting_ranks
 from flare_dist.compression.payload import WORD
+from flare_dist.config.config import Config
 from flare_dist.layout import Entry
-from flare_dist.run.config import Config
-from flare_dist.run.ledger import Stopwatch
-from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.prune import prune
+from flare_dist.rounds.ledger import Stopwatch
+from flare_dist.rounds.parties import DivergedError, Parties
+from flare_dist.rounds.prune import prune
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training import flash

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from flare_dist.config.config import Config, with_smallest_batch
 from flare_dist.data.batches import batch_sizes, piece_sizes
 from flare_dist.data.datasets import DataSplits
 from flare_dist.models.trial import why_not_one
-from flare_dist.run.config import Config, with_smallest_batch
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.pruning import CRITERIA
 

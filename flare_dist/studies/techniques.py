@@ -6,7 +6,7 @@ and how entries are counted and indexed.
 
 from __future__ import annotations
 
-from flare_dist.run.config import Config
+from flare_dist.config.config import Config
 
 # What each begins with, whatever the configuration says: top-k of float32 with error feedback.
 PLAIN = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.distributed import World
-from flare_dist.run.config import Config
-from flare_dist.run.parties import Parties
+from flare_dist.config.config import Config
+from flare_dist.rounds.parties import Parties
 
 
 def share_start(world: World, model: nn.Module) -> None:

@@ -23,7 +23,7 @@ from flare_dist.comm.exchange import Exchanged
 from flare_dist.comm.hook_meter import HookTraffic
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.payload import WORD, Packing
-from flare_dist.run.config import Config
+from flare_dist.config.config import Config
 
 log = logging.getLogger(__name__)
 

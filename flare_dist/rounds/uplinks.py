@@ -17,8 +17,8 @@ from flare_dist.clients.objectives import control_change, feddyn_memory
 from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink, mean_in_order
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import WORD, Payload
-from flare_dist.run.config import Config
-from flare_dist.run.parties import Parties
+from flare_dist.config.config import Config
+from flare_dist.rounds.parties import Parties
 from flare_dist.server.aggregation import DeltaSum, Receive, mean
 from flare_dist.server.masks import Assignment, Masks
 from flare_dist.sparse_training.learner import SparseLearner

@@ -23,8 +23,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from flare_dist.disk import explained
-from flare_dist.run.files import write_text
-from flare_dist.run.rundir import METRICS
+from flare_dist.records.files import write_text
+from flare_dist.records.rundir import METRICS
 from flare_dist.units import show_bytes
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,7 @@ from typing import Any
 
 import yaml
 
-from flare_dist.engines.config import default_threads, settle_device
-from flare_dist.engines.deepspeed_config import deepspeed_settings
-from flare_dist.locks import HeldError, Lock, take
-from flare_dist.run.checkpoint import complete_rounds
-from flare_dist.run.config import (
+from flare_dist.config.config import (
     Config,
     as_dict,
     differing_keys,
@@ -26,7 +22,11 @@ from flare_dist.run.config import (
     with_smallest_batch,
     with_together,
 )
-from flare_dist.run.files import write_text
+from flare_dist.engines.config import default_threads, settle_device
+from flare_dist.engines.deepspeed_config import deepspeed_settings
+from flare_dist.locks import HeldError, Lock, take
+from flare_dist.records.checkpoint import complete_rounds
+from flare_dist.records.files import write_text
 
 log = logging.getLogger(__name__)
 

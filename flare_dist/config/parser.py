@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from flare_dist.run.values import convert_text, expand_home, to_text
-from flare_dist.run.yaml_file import read_file, read_text, suggest
+from flare_dist.config.values import convert_text, expand_home, to_text
+from flare_dist.config.yaml_file import read_file, read_text, suggest
 
 WRONG_TYPE = re.compile(
     r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL

@@ -25,11 +25,11 @@ from urllib.parse import quote
 
 import yaml
 
-from flare_dist.run import rundir
-from flare_dist.run.config import Config, as_dict, differing_keys, to_yaml, with_arguments
-from flare_dist.run.files import write_text
-from flare_dist.run.parties import DIVERGED
-from flare_dist.run.sweep_results import describe, write_csv
+from flare_dist.config.config import Config, as_dict, differing_keys, to_yaml, with_arguments
+from flare_dist.records import rundir
+from flare_dist.records.files import write_text
+from flare_dist.rounds.parties import DIVERGED
+from flare_dist.studies.sweep_results import describe, write_csv
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.hook_memory import check_compression
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.config.parser import ConfigParser
+from flare_dist.config.values import expand_home
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.run.config_parser import ConfigParser
-from flare_dist.run.values import expand_home
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.comm.distributed import World
-from flare_dist.run.config import Config
-from flare_dist.run.ledger import Stopwatch, gradient_report
-from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.config.config import Config
+from flare_dist.rounds.ledger import Stopwatch, gradient_report
+from flare_dist.rounds.parties import DivergedError, Parties
 from flare_dist.seeding import derive_seed, generator, seed_draws
 
 

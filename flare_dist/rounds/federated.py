@@ -6,18 +6,16 @@ Every rank runs these functions with the same arguments, except that each hosts 
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
 
 from flare_dist.clients.state import hosting_ranks
 from flare_dist.comm.exchange import Cohort
-from flare_dist.run.config import Config
-from flare_dist.run.gradient import gradient_round
-from flare_dist.run.ledger import Stopwatch, centralised_report, federated_report
-from flare_dist.run.parties import DivergedError, Parties
-from flare_dist.run.uplinks import RoundUplink
+from flare_dist.config.config import Config
+from flare_dist.rounds.ledger import Stopwatch, federated_report
+from flare_dist.rounds.parties import DivergedError, Parties
+from flare_dist.rounds.uplinks import RoundUplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
@@ -116,23 +114,3 @@ def _publish(round_: int, parties: Parties) -> None:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
         downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))
     downlink.finish_round(round_)
-
-
-def centralised_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
-    """Passes over the pooled data on rank 0, with an optimizer that keeps its state; the other ranks wait."""
-    world, trainer, server = parties.world, parties.trainer, parties.server
-    watch = Stopwatch(world)
-    train_loss = 0.0
-    if world.rank == 0:
-        with watch.phase("compute"):
-            trainer.model.load(server.parameters.data, server.buffers)
-            train_loss = trainer.run_steps(0, round_, parties.partition[0])
-            server.parameters.data.copy_(trainer.model.parameters)
-            server.buffers.copy_(trainer.model.buffers)
-    world.wait_for_all()
-    if not world.all_true(math.isfinite(train_loss)):
-        raise DivergedError(f"round {round_}: the training loss of the pooled data is not finite")
-    return centralised_report(round_, train_loss, watch.totals())
-
-
-ROUNDS = {"federated": federated_round, "gradient": gradient_round, "centralised": centralised_round}

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from flare_dist.clients.slots import remove_versions, versions_in
-from flare_dist.run import rundir
-from flare_dist.run.config import Config
-from flare_dist.run.files import write_text
+from flare_dist.config.config import Config
+from flare_dist.records import rundir
+from flare_dist.records.files import write_text
 
 OWNER = "run.txt"
 LOCK = ".states.lock"  # not the name of the run directory's own, which may be the same directory

@@ -20,6 +20,7 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
+from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
@@ -27,13 +28,12 @@ from flare_dist.engines.build import build_model
 from flare_dist.layout import parameter_layout, separate_buffers
 from flare_dist.models.registry import build
 from flare_dist.models.trial import unused_parameters
-from flare_dist.run.alike import share_start
-from flare_dist.run.config import Config
-from flare_dist.run.ledger import report_break_even
-from flare_dist.run.parties import DataParallel, Parties
-from flare_dist.run.smallest import settle_smallest_batch
-from flare_dist.run.together import settle_together
-from flare_dist.run.uplinks import CONTROL_PREFIX
+from flare_dist.rounds.alike import share_start
+from flare_dist.rounds.ledger import report_break_even
+from flare_dist.rounds.parties import DataParallel, Parties
+from flare_dist.rounds.smallest import settle_smallest_batch
+from flare_dist.rounds.together import settle_together
+from flare_dist.rounds.uplinks import CONTROL_PREFIX
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
@@ -52,7 +52,7 @@ def divide(config: Config, data: DataSplits) -> Partition:
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
 
 
-def gather_parties(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Parties:
+def build_parties(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Parties:
     """The parties of a run on this rank, at its beginning; `model` becomes that of rank 0, if it was another."""
     clients = config.clients
     separate_buffers(model)
@@ -113,7 +113,7 @@ def set_up(config: Config, world: World | None = None) -> Parties:
     parts = divide(config, data)
     config = settle_smallest_batch(config, parts.sizes, data, model)
     config = settle_together(config, model, data.blank, world.device.type)
-    return gather_parties(config, world, data, parts, model)
+    return build_parties(config, world, data, parts, model)
 
 
 def _with_unused(config: Config, model: nn.Module, data: DataSplits) -> GradientsConfig:

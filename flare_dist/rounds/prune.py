@@ -17,9 +17,9 @@ from flare_dist.clients.state import hosting_ranks
 from flare_dist.comm.exchange import Cohort, mean_in_order
 from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD
-from flare_dist.run.config import Config
-from flare_dist.run.ledger import Stopwatch
-from flare_dist.run.parties import DivergedError, Parties
+from flare_dist.config.config import Config
+from flare_dist.rounds.ledger import Stopwatch
+from flare_dist.rounds.parties import DivergedError, Parties
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.masks import Masks

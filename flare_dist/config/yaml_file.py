@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from flare_dist.run.values import convert
+from flare_dist.config.values import convert
 
 SUGGESTIONS = 3
 STANDARD_TAG = "tag:yaml.org,2002:"
