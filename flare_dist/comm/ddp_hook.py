@@ -30,9 +30,9 @@ from flare_dist.comm.distributed import (
     rank_and_size,
 )
 from flare_dist.comm.exchange import ALIGNMENT
-from flare_dist.comm.hook_checks import check_parameters
+from flare_dist.comm.hook_checks import check_compression, check_parameters, check_saved
 from flare_dist.comm.hook_dense import exchange_densely
-from flare_dist.comm.hook_memory import BucketMemory, check_compression, check_saved
+from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.hook_saves import SaveWatch
 from flare_dist.comm.hook_scale import LossScaler, is_finite, scale_of

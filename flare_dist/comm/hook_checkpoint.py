@@ -20,6 +20,7 @@ import torch
 
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import rank_and_size
+from flare_dist.comm.hook_checks import check_saved
 from flare_dist.comm.hook_files import (
     SavedSet,
     Views,
@@ -29,7 +30,6 @@ from flare_dist.comm.hook_files import (
     read_file,
     whole_sets,
 )
-from flare_dist.comm.hook_memory import check_saved
 from flare_dist.comm.hook_saves import name_ranks
 
 NAME = "sparse-hook"

@@ -1,9 +1,8 @@
-"""What the hook keeps of one bucket's parameters between steps, and which settings and saved memories it takes."""
+"""The memory of one bucket's parameters between steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,53 +158,6 @@ class BucketMemory:
         elif self.is_pending and not failed:
             self.kept, self.pending = self.pending, self.kept
         self.is_pending = False
-
-
-def check_compression(config: CompressionConfig) -> None:
-    """Raise ValueError for what a hook cannot do."""
-    if config.scope == "global":
-        raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
-    if config.sparsifier == "threshold":
-        raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
-    if config.downlink != "dense":
-        raise ValueError(
-            f"compression.downlink: {config.downlink} needs a server, and here ranks take every step themselves"
-        )
-    if config.value_block:
-        raise ValueError(
-            "compression.value_block: here every tensor has a table of its own, so that unused ones send 0"
-        )
-    if config.rule == "ef21":
-        raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
-
-
-def check_saved(
-    saved: dict[str, Any], rule: str, state_names: Sequence[str], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """Raise ValueError if `saved` is the memory of another rule or model; fields that it lacks are not compared.
-
-    Parameters that it does not know are no reason: they had not been trained before.
-    """
-    if saved.get("rule", rule) != rule:
-        raise ValueError(
-            f"error_feedback: the memory was saved under {saved['rule']}, and here the rule is {rule}"
-            f"{' (at density 1 there is nothing to remember)' if 'none' in (rule, saved['rule']) else ''}; attach with "
-            "the settings that saved it, or do not load it"
-        )
-    found = {name: next(iter(own.values())).shape for name, own in saved["memory"].items() if own}
-    found |= saved.get("shapes", {})
-    unknown = sorted((set(saved["memory"]) | set(found)) - set(shapes))
-    if unknown:
-        raise ValueError(f"the saved memory holds parameters that the model has not: {', '.join(unknown)}")
-    for name, shape in found.items():
-        if tuple(shape) != shapes[name]:
-            raise ValueError(f"the saved memory of {name} is {tuple(shape)}, not {shapes[name]}")
-    for name, own in saved["memory"].items():
-        if set(own) != set(state_names):
-            raise ValueError(
-                f"error_feedback: the saved memory of {name} holds {', '.join(sorted(own)) or 'nothing'}, and rule "
-                f"{rule} keeps {', '.join(sorted(state_names)) or 'nothing'}; attach with the settings that saved it"
-            )
 
 
 def _in_memory_order(flat: Tensor, parameter: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.hook_memory import check_compression
+from flare_dist.comm.hook_checks import check_compression
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.parser import ConfigParser
 from flare_dist.config.values import expand_home
