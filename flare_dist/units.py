@@ -1,6 +1,10 @@
-"""Amounts as people read them: 1.04 GB, 20 kB, 8.01 h."""
+"""Amounts and lists as people read them: 1.04 GB, 20 kB, 8.01 h; ranks 1, 3 and 4."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+MOST_LISTED = 8  # numbers that a message names one by one
 
 
 def show_bytes(count: float) -> str:
@@ -17,6 +21,15 @@ def show_seconds(seconds: float) -> str:
     if seconds >= 3600:
         return f"{_three_digits(seconds / 3600)} h"
     return f"{_three_digits(seconds)} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
+
+
+def show_numbered(noun: str, numbers: Sequence[int]) -> str:
+    """Name some ranks or clients by number, e.g. rank 1, or ranks 1, 3 and 4; of many the first ones."""
+    if len(numbers) == 1:
+        return f"{noun} {numbers[0]}"
+    listed = [str(number) for number in numbers[:MOST_LISTED]]
+    last = f"{len(numbers) - MOST_LISTED} more" if len(numbers) > MOST_LISTED else listed.pop()
+    return f"{noun}s {', '.join(listed)} and {last}"
 
 
 def _three_digits(number: float) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flare_dist.comm.distributed import World
 from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
-from flare_dist.rounds.alike import name_ranks, share_start
+from flare_dist.rounds.alike import share_start
 from flare_dist.run import trainer
 from flare_dist.run.trainer import ROUNDS
 from flare_dist.server.config import ServerConfig
@@ -112,7 +112,3 @@ def test_a_model_that_depends_on_the_rank_is_refused() -> None:
     messages = run_ranks(build_other, 2)
     assert messages[0] == messages[1]
     assert messages[0].startswith("model.name: rank 1 built parameters or buffers of other names, shapes or dtypes")
-
-
-def test_ranks_are_named() -> None:
-    assert [name_ranks(ranks) for ranks in ([1], [1, 3], [1, 3, 4])] == ["rank 1", "ranks 1 and 3", "ranks 1, 3 and 4"]

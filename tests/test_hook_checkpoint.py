@@ -293,7 +293,7 @@ EXPECTED = {
     "dgc": [r"step-2.pt: error_feedback: the memory was saved under ec, and here the rule is dgc"],
     "dense": [r"saved under ec, and here the rule is none \(at density 1"],
     "another model": [r"step-2.pt: the saved memory holds parameters that the model has not: first.bias, first"],
-    "more parameters": [r"^[^:]*saves: the saved memory does not know extra.bias, extra.weight"],
+    "more parameters": [r"^[^:]*saves: the saved memory lacks extra.bias, extra.weight"],
     "crash": [r"those of rank 1 of 2 are missing of step 4.*load step=2, which is whole"],
     "crash, step 2": [],
     "crash, step 4": [r"those of rank 1 of 2 are missing of step 4"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flare_dist.units import show_bytes, show_seconds
+from flare_dist.units import show_bytes, show_numbered, show_seconds
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_bytes_have_three_digits_and_no_exponent(count: float, expected: str) ->
 )
 def test_seconds_have_no_exponent(seconds: float, expected: str) -> None:
     assert show_seconds(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([1], "rank 1"),
+        ([1, 3], "ranks 1 and 3"),
+        ([1, 3, 4], "ranks 1, 3 and 4"),
+        (range(8), "ranks 0, 1, 2, 3, 4, 5, 6 and 7"),
+        (range(12), "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more"),
+    ],
+)
+def test_ranks_are_named(numbers: list[int], expected: str) -> None:
+    assert show_numbered("rank", numbers) == expected

@@ -30,7 +30,7 @@ from flare_dist.comm.hook_files import (
     read_file,
     whole_sets,
 )
-from flare_dist.comm.hook_saves import name_ranks
+from flare_dist.units import show_numbered
 
 NAME = "sparse-hook"
 
@@ -125,7 +125,7 @@ def load_named(
         expected = "one step" if step is None else f"step {step}"
         raise ValueError(f"{place}: the {chosen.name} files were saved after different steps: {found}, not {expected}")
     if lost and (not steps or any(head.remembers for head in heads)):
-        loss = f"the memory of {name_ranks(lost)} is lost, and zero from now on"
+        loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
     memories = [one["memory"] for one in saved]
     memory = _mean(memories, 1 if chosen.size == size else chosen.size)
@@ -138,7 +138,7 @@ def load_named(
         )
     added = sorted(set().union(*(head.added for head in heads)))
     if added:
-        warnings.warn(f"{place}: the saved memory does not know {', '.join(added)}: zero from now on", stacklevel=3)
+        warnings.warn(f"{place}: the saved memory lacks {', '.join(added)}: zero from now on", stacklevel=3)
 
 
 class _Head(NamedTuple):
@@ -202,8 +202,9 @@ def _nothing_found(place: Path, name: str, step: int | None, views: Views) -> st
 def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
     whole = sorted(key.step for key in whole_sets(set().union(*views), views) if key.step and key.name == chosen.name)
     of_step = "" if chosen.step is None else f" of step {chosen.step}"
+    ranks = show_numbered("rank", lost)
     return (
-        f"{place} holds no complete set of {chosen.name} files: those of {name_ranks(lost)} of {chosen.size} are "
+        f"{place} holds no complete set of {chosen.name} files: those of {ranks} of {chosen.size} are "
         f"missing{of_step}; call save_hook_state on every rank, outside `if rank == 0`"
         f"{f', or load step={whole[-1]}, which is whole' if whole else ''}"
     )

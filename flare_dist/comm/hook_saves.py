@@ -1,4 +1,4 @@
-"""Whether all ranks save the hook's memory: the first word of each message carries the number of its sender's saves.
+"""A watch for ranks that do not save: the first word of each message carries the number of its sender's saves.
 
     | bit 0: a gradient is not finite | bits 1 to 30: saves of this rank |
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flare_dist.units import show_numbered
+
 _WRAP = 2**30
 
 
@@ -25,7 +27,7 @@ class SaveWatch:
         self._saves = 0
         self._known: list[int] = []  # the saves of each rank, as of the last look
         self._arrived: Tensor | None = None  # the first words of one step's messages
-        self._event: torch.cuda.Event | None = None  # recorded behind their copy, where they came to a GPU
+        self._event: torch.cuda.Event | None = None  # recorded behind their copy, if they came to a GPU
         self._has_told = False
 
     def count(self, path: Path) -> None:
@@ -66,17 +68,11 @@ class SaveWatch:
             return
         self._has_told = True
         most = max(new)
-        saved = name_ranks([rank for rank, count in enumerate(new) if count == most])
-        others = name_ranks([rank for rank, count in enumerate(new) if count < most])
+        saved = show_numbered("rank", [rank for rank, count in enumerate(new) if count == most])
+        others = show_numbered("rank", [rank for rank, count in enumerate(new) if count < most])
         warnings.warn(
             f"save_hook_state: {saved} saved the sparse hook's memory and {others} did not, so what they have not sent "
             "yet is missing from the checkpoint; call it (or accelerator.save_state) on every rank, outside "
             "`if rank == 0` or `if accelerator.is_main_process`",
             stacklevel=2,
         )
-
-
-def name_ranks(ranks: list[int]) -> str:
-    """The ranks in words, the first of them if they are many."""
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

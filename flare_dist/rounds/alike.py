@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from flare_dist.comm.distributed import World
 from flare_dist.config.config import Config
 from flare_dist.rounds.parties import Parties
+from flare_dist.units import show_numbered
 
 
 def share_start(world: World, model: nn.Module) -> None:
     """Overwrite the parameters and buffers of `model` with rank 0's, constants and counters among them.
 
     All ranks call it together, before the first round, to which its bytes do not count. Raises ValueError on all of
-    them where the tensors are not the same in number, name, shape or dtype.
+    them if the tensors are not the same in number, name, shape or dtype.
     """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     forms = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
     others = different_ranks(world, [repr(forms).encode()])
     if others:
         raise ValueError(
-            f"model.name: {name_ranks(others)} built parameters or buffers of other names, shapes or dtypes than "
-            "rank 0; a model may depend on the data's shape alone"
+            f"model.name: {show_numbered('rank', others)} built parameters or buffers of other names, shapes or dtypes "
+            "than rank 0; a model may depend on the data's shape alone"
         )
     for _, tensor in tensors:
         own = _bytes_of(tensor)
@@ -39,7 +40,7 @@ def share_start(world: World, model: nn.Module) -> None:
 
 
 def check_alike(round_: int, config: Config, parties: Parties) -> None:
-    """Raise ValueError on all ranks where one holds another model than rank 0; all ranks call it together.
+    """Raise ValueError on all ranks if one holds another model than rank 0; all ranks call it together.
 
     Compared is what clients are sent: their view of the parameters, the buffers, and SCAFFOLD's control variate.
     """
@@ -51,14 +52,14 @@ def check_alike(round_: int, config: Config, parties: Parties) -> None:
     others = different_ranks(parties.world, (_bytes_of(vector).cpu().numpy().data for vector in held))
     if others:
         raise ValueError(
-            f"checkpoint: after round {round_} {name_ranks(others)} held other parameters or buffers than rank 0, so "
-            "it is not written; if the machines have different processors or versions, give all ranks the same "
-            "versions and ATEN_CPU_CAPABILITY=default (the same command goes on from the checkpoint before)"
+            f"checkpoint: after round {round_} {show_numbered('rank', others)} held other parameters or buffers than "
+            "rank 0, so it is not written; if the machines have different processors or versions, give all ranks the "
+            "same versions and ATEN_CPU_CAPABILITY=default (the same command goes on from the checkpoint before)"
         )
 
 
 def different_ranks(world: World, parts: Iterable[bytes | memoryview]) -> list[int]:
-    """The ranks where the bytes of `parts` are not those of rank 0, by a hash of 62 bits; a control message."""
+    """Find the ranks whose `parts` have other bytes than rank 0's, by a hash of 62 bits; a control message."""
     if world.size == 1:
         return []
     digest = hashlib.blake2b(digest_size=8)
@@ -71,12 +72,6 @@ def different_ranks(world: World, parts: Iterable[bytes | memoryview]) -> list[i
     return [rank for rank in range(world.size) if hashes[2 * rank : 2 * rank + 2] != hashes[:2]]
 
 
-def name_ranks(ranks: list[int]) -> str:
-    """rank 1; ranks 1, 3 and 4."""
-    *firsts, last = map(str, ranks)
-    return f"ranks {', '.join(firsts)} and {last}" if firsts else f"rank {last}"
-
-
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The memory of a tensor of any dtype, uint8 and flat; a view where it lies in one piece."""
+    """The memory of a tensor of any dtype, uint8 and flat; a view if it lies in one piece."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)

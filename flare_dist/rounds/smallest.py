@@ -13,6 +13,7 @@ from flare_dist.data.datasets import DataSplits
 from flare_dist.models.trial import why_not_one
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.pruning import CRITERIA
+from flare_dist.units import show_numbered
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ def settle_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplits
         raise ValueError(f"clients.smallest_batch: must be at least 2, got 1: {because}")
     alone = [client for client, size in enumerate(sizes) if size == 1]
     if alone:
+        have = "has" if len(alone) == 1 else "have"
         raise ValueError(
-            f"data.partition: {_named(alone)} one example, but {because}; use another partition, fewer clients "
-            "(clients.num) or a model that can"
+            f"data.partition: {show_numbered('client', alone)} {have} one example, but {because}; use another "
+            "partition, fewer clients (clients.num) or a model that can"
         )
     if _held_out_size(config, data) == 1:
         raise ValueError(f"data.validation: holds out one example, but {because}")
@@ -53,7 +55,7 @@ def settle_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplits
 
 
 def _trains_on_one(config: Config, sizes: Sequence[int]) -> bool:
-    """Whether a step, or a piece of one, would be taken on one example."""
+    """Tell whether a step, or a piece of one, would be taken on one example."""
     clients, pieces = config.clients, config.engine.gradient_accumulation_steps
     if config.mode == "gradient":  # every batch is whole
         sizes = [clients.batch_size]
@@ -62,7 +64,7 @@ def _trains_on_one(config: Config, sizes: Sequence[int]) -> bool:
 
 
 def _measures_on_one(config: Config, data: DataSplits) -> bool:
-    """Whether the scores of pruning would be taken of one example that the server holds out."""
+    """Tell whether the scores of pruning would be taken of one example that the server holds out."""
     clients = config.clients
     return 1 in batch_sizes(_held_out_size(config, data), clients.batch_size, clients.smallest)
 
@@ -73,11 +75,3 @@ def _held_out_size(config: Config, data: DataSplits) -> int:
     if not is_scored or config.pruning.data != "server" or data.validation is None:
         return 0
     return len(data.validation.labels)
-
-
-def _named(clients: Sequence[int]) -> str:
-    """The first few of the clients that have something, as the subject of a sentence."""
-    if len(clients) == 1:
-        return f"client {clients[0]} has"
-    shown = ", ".join(map(str, clients[:8])) + (f" and {len(clients) - 8} more" if len(clients) > 8 else "")
-    return f"clients {shown} have"
