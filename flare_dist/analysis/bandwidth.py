@@ -228,7 +228,8 @@ def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | No
     by_link = {link.text: [_project(run, row, link, topology) for row in run.rows] for link in links}
     accuracies = [row["test_accuracy"] for row in run.rows if "test_accuracy" in row]
     reached = None
-    place = next((n for n, row in enumerate(run.rows, 1) if row.get("test_accuracy", -1.0) >= (target or math.inf)), 0)
+    least = math.inf if target is None else target
+    place = next((n for n, row in enumerate(run.rows, 1) if row.get("test_accuracy", -1.0) >= least), 0)
     if place:
         until = run.rows[:place]
         reached = {"round": float(until[-1]["round"]), "bytes_up": bytes_up(until)}
