@@ -1,4 +1,4 @@
-"""What is said if a disk does not take a file of the run: which one, why, and how much space is left."""
+"""Errors of a disk that does not take a file of the run: which one, why, and how much space is left."""
 
 from __future__ import annotations
 
@@ -36,9 +36,14 @@ def _reason(error: OSError, path: Path, nbytes: int | None) -> str:
 
 
 def free_space(path: Path) -> str:
-    """How much of the disk that holds `path`, or is to hold it, is free."""
+    """Say how much of the disk that holds `path`, or is to hold it, is free."""
     try:
-        usage = shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists()))
+        usage = shutil.disk_usage(existing(path))
     except OSError as error:
         return f"free space unknown: {error.strerror}"
     return f"{usage.free:,} of {usage.total:,} bytes are free"
+
+
+def existing(path: Path) -> Path:
+    """Find the innermost folder on the way to `path` that is there, or `path` itself if it is."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())

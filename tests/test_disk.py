@@ -23,7 +23,7 @@ from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
 from flare_dist.records import files
 from flare_dist.records.files import on_all_ranks, save_model, save_state, write_text
-from flare_dist.records.tracking import METRICS, EventFile, Tracker
+from flare_dist.records.tracking import METRICS, EventWriter, Tracker
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, start, straight, tiny  # noqa: F401  (straight is a fixture)
 
@@ -96,7 +96,7 @@ def test_logs_end_with_one_error_and_without_a_thread(tmp_path: Path) -> None:
 
 
 def test_an_event_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    events = EventFile(tmp_path)
+    events = EventWriter(tmp_path)
     for step in range(100):
         events.add_scalar("loss/train", 1.0, step, 0.0)
     for end in (events.flush, events.close):

@@ -19,7 +19,7 @@ from rich.console import Console
 from flare_dist.comm.distributed import Launch
 from flare_dist.comm.probe import try_all, try_two
 from flare_dist.config.parser import Parser
-from flare_dist.disk import free_space
+from flare_dist.disk import existing, free_space
 from flare_dist.engines.config import default_threads
 from flare_dist.locks import has_flock
 from flare_dist.records.rundir import check_writable
@@ -129,10 +129,9 @@ def _checks(output_dir: Path, launch: Launch, seconds: float) -> Iterator[Check]
 
 
 def _output_dir(directory: Path) -> str:
-    """Whether runs can be written there, how they are locked, and the free space."""
+    """Check that runs can be written there; returns how they are locked, and the free space."""
     check_writable("output_dir", directory)
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    locks = "flock" if has_flock(existing) else "no flock, a killed run leaves a lock file behind"
+    locks = "flock" if has_flock(existing(directory)) else "no flock, a killed run leaves a lock file behind"
     return f"{directory.absolute()} can be written, {locks}, {free_space(directory)}"
 
 

@@ -179,7 +179,7 @@ class BatchedTrainer:
     def draw(self, group: Sequence[int], round_: int, partition: Partition | Sequence[Tensor]) -> Batches:
         """The batches that `LocalTrainer` draws for each client of `group`, which stand in the order of their steps."""
         source, device = self.trainer.source, self.trainer.source.labels.device
-        width = max(max(self.trainer.config.batch_sizes(len(partition[client]))) for client in group)
+        width = self.trainer.config.largest_batch(len(partition[client]) for client in group)
         drawn = [self._draw_one(client, round_, partition[client], width) for client in group]
         chosen, moves, sizes = zip(*drawn)
         moved = None if moves[0] is None else pad_sequence(list(moves)).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flare_dist.clients.flare import FlareConfig
@@ -126,6 +127,10 @@ class ClientsConfig:
     def batch_sizes(self, num_examples: int) -> list[int]:
         """The sizes of the mini-batches of a pass over so many examples."""
         return batch_sizes(num_examples, self.batch_size, self.smallest)
+
+    def largest_batch(self, sizes: Iterable[int]) -> int:
+        """The size of the largest mini-batch of clients with so many examples each."""
+        return max(batch for size in set(sizes) for batch in self.batch_sizes(size))
 
     @property
     def smallest(self) -> int:

@@ -15,13 +15,13 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from flare_dist.config.values import convert_text, expand_home, to_text
+from flare_dist.config.values import convert_text, describe, expand_home, to_text
 from flare_dist.config.yaml_file import read_file, read_text, suggest
 
 WRONG_TYPE = re.compile(
     r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL
 )
-NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool)}
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
 OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
 
@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
             known = dict.fromkeys(OPTION.findall(self.format_help()))
             return f"{unknown[1]}: there is no such option{suggest(unknown[1], known)}"
         wrong = WRONG_TYPE.match(message)
-        return f"--{wrong[1]}: expected {NAMES.get(wrong[2], wrong[2])}, got {wrong[3]}" if wrong else message
+        return f"--{wrong[1]}: expected {describe(TYPES.get(wrong[2]))}, got {wrong[3]}" if wrong else message
 
 
 class ConfigParser(Parser):
@@ -66,7 +66,9 @@ class ConfigParser(Parser):
             self.add_class_arguments(configuration)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **options: Any) -> Namespace:  # type: ignore[override]
-        self.files, self.places, self._given = [], {}, set()
+        self.files = []
+        self.places = {}
+        self._given = set()
         return super().parse_args(self._checked(sys.argv[1:] if args is None else args), namespace=namespace, **options)
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:

@@ -1,4 +1,4 @@
-"""What may be written for a configuration key, in YAML and on the command line alike.
+"""Values of configuration keys as they may be written, in YAML and on the command line alike.
 
 A scalar is read by the type of its key. YAML 1.1 by itself takes `no` for False, `12:30:15` for 45,015 and `1e-3` for
 text; here `no` is a word if the key is a word, and 1e-3 is a number if the key is a number.
@@ -85,8 +85,10 @@ def expand_home(text: str, key: str) -> str:
     """A path with ~ and ~user replaced; ValueError if there is no such user."""
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
-        raise ValueError(f"{key}: no home directory is known for {text.split('/')[0]}, got {text}; write ./{text} "
-                         "if that is the name of a folder")  # fmt: skip
+        user = text.split("/")[0]
+        raise ValueError(
+            f"{key}: no home directory is known for {user}, got {text}; write ./{text} if that is the name of a folder"
+        )
     return expanded
 
 

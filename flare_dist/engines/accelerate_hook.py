@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.hook_checkpoint import NAME, load_named, save_hook_state
 from flare_dist.engines.accelerate import Accelerator
-from flare_dist.engines.attach import attach_ddp
+from flare_dist.engines.attach import attach_ddp, unwrapped
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
@@ -81,7 +81,7 @@ class _MemoryOf:
 
 
 def _is_of(hook: Any, model: nn.Module) -> bool:
-    """True if a hook of an accelerator saves or loads a memory of this model."""
+    """Tell whether a hook of an accelerator saves or loads a memory of this model."""
     owner = getattr(hook, "__self__", None)
     return isinstance(owner, _MemoryOf) and owner.model() is _bare(model)
 
@@ -97,8 +97,8 @@ def _place(accelerator: Accelerator, model: nn.Module) -> int | None:
 
 def _bare(model: nn.Module) -> nn.Module:
     """The model without what compiles it or wraps it in DDP."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", model)
-    return model if inner is model else _bare(inner)
+    inner: nn.Module = unwrapped(model)
+    return _bare(inner.module) if isinstance(inner, DistributedDataParallel) else inner
 
 
 def _name(number: int) -> str:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,42 +71,35 @@ def save(
     round of the oldest that is left. Raises DiskError on all ranks if one of them cannot write its part, which leaves
     the sets before.
     """
-    folder = _folder(directory, round_)
+    state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
+    with _new_folder(_folder(directory, round_), world) as folder:
+        path = folder / f"rank-{world.rank:05d}.pt"
+        with on_all_ranks(world):
+            save_state(path, _compact(state))
+        digests = world.all_gather(torch.tensor(list(sha256(path)), dtype=torch.uint8))
+        with on_all_ranks(world):  # no rank removes what an older set names before the new one is complete
+            if world.rank == 0:
+                files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
+                manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
+                write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+                for old in complete_rounds(directory)[:-keep]:
+                    shutil.rmtree(_folder(directory, old))
+    return min(complete_rounds(directory))
+
+
+@contextmanager
+def _new_folder(folder: Path, world: World) -> Iterator[Path]:
+    """Make the folder of a set, and remove it again if the disk does not take the whole set."""
     try:
-        return _save(folder, round_, world, layout, server, memory, keep)
+        with on_all_ranks(world), explained("output_dir", folder):
+            if world.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there does not belong to this set
+                folder.mkdir(parents=True)
+        yield folder
     except DiskError:
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # half a set only takes the space that is missing
         raise
-
-
-def _save(
-    folder: Path,
-    round_: int,
-    world: World,
-    layout: list[list[object]],
-    server: dict[str, Any],
-    memory: dict[str, Any],
-    keep: int,
-) -> int:
-    directory = folder.parent
-    with on_all_ranks(world), explained("output_dir", folder):
-        if world.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed group left there is not to be mixed with this set
-            folder.mkdir(parents=True)
-    state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
-    path = folder / f"rank-{world.rank:05d}.pt"
-    with on_all_ranks(world):
-        save_state(path, _compact(state))
-    digests = world.all_gather(torch.tensor(list(sha256(path)), dtype=torch.uint8))
-    with on_all_ranks(world):  # no rank removes what an older set names before the new one is complete
-        if world.rank == 0:
-            files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
-            manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
-            write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-            for old in complete_rounds(directory)[:-keep]:
-                shutil.rmtree(_folder(directory, old))
-    return min(complete_rounds(directory))
 
 
 def _compact(value: Any) -> Any:

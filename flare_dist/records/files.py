@@ -40,8 +40,9 @@ def replacing(path: Path, key: str = "output_dir", nbytes: int | None = None) ->
 
 
 def write_text(path: Path, text: str, key: str = "output_dir") -> None:
-    with replacing(path, key, len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with replacing(path, key, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -53,7 +54,7 @@ def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def is_storable(dtype: torch.dtype) -> bool:
-    """False for dtypes that the format of saved models does not know (complex128 is one)."""
+    """Tell whether the format of saved models has this dtype (it has no complex128)."""
     try:
         save({"none": torch.empty(0, dtype=dtype)})
     except (KeyError, ValueError, SafetensorError):
@@ -74,7 +75,7 @@ def save_state(path: Path, state: Any) -> None:
 
 
 def _nbytes(state: Any) -> int:
-    """What the tensors in plain containers take."""
+    """Add up the bytes of the tensors in plain containers."""
     if isinstance(state, Tensor):
         return state.nbytes
     if isinstance(state, (dict, list, tuple)):

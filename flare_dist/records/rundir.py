@@ -22,6 +22,7 @@ from flare_dist.config.config import (
     with_smallest_batch,
     with_together,
 )
+from flare_dist.disk import existing
 from flare_dist.engines.config import default_threads, settle_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.locks import HeldError, Lock, take
@@ -93,9 +94,8 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
 
 def check_writable(key: str, directory: Path) -> None:
     """Raise ValueError that names `key` where nothing can be written to a directory, or where it is to be."""
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".writable-", dir=existing):
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=existing(directory)):
             pass
     except OSError as error:
         raise ValueError(f"{key}: cannot write to {directory}: {error.strerror}") from error

@@ -49,12 +49,18 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
     }
 
 
+def bytes_up(row: dict[str, Any]) -> int:
+    """Add up what clients sent: their payloads, and the model's buffers, which travel with them."""
+    sent: int = row.get("uplink_bytes", 0) + (row.get("buffer_bytes") or 0)
+    return sent
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """The table that a run ends with; the model's buffers travel with the payloads and count with them."""
     table = Table(show_header=False)
     server = summary.get("server_test_accuracy")
     buffers = summary.get("buffer_bytes", 0)
-    up, dense, down = summary["uplink_bytes"] + buffers, summary["dense_bytes"] + buffers, summary["downlink_bytes"]
+    up, dense, down = bytes_up(summary), summary["dense_bytes"] + buffers, summary["downlink_bytes"]
     rows = {
         "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),

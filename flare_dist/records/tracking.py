@@ -25,6 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from flare_dist.disk import explained
 from flare_dist.records.files import write_text
 from flare_dist.records.rundir import METRICS
+from flare_dist.records.summary import bytes_up
 from flare_dist.units import show_bytes
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,6 @@ def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
     return [rows[round_] for round_ in sorted(rows) if round_ <= up_to]
 
 
-def _bytes_up(row: dict[str, Any]) -> int:
-    """What clients sent in a round; the model's buffers travel with their payloads."""
-    return row.get("uplink_bytes", 0) + row.get("buffer_bytes", 0)
-
-
 def _row(line: str) -> dict[str, Any] | None:
     """Decode a line; None if it is no row whose values can be added up and drawn."""
     try:
@@ -81,7 +77,7 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if all(isinstance(value, (int, float)) for value in numbers) else None
 
 
-class EventFile:
+class EventWriter:
     """A TensorBoard event file, written when it is told to.
 
     PyTorch's SummaryWriter has a thread for it, which on a full disk ends with a traceback beside our error.
@@ -127,7 +123,7 @@ class Tracker:
                 old.unlink()
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._metrics = self._path.open("a", encoding="utf-8")
-            self._events = EventFile(directory)
+            self._events = EventWriter(directory)
             for row in self.rows:
                 self._write_events(row)
             self._events.flush()
@@ -143,7 +139,7 @@ class Tracker:
             console=console,
             disable=not self._interactive,
         )
-        self._sent = sum(_bytes_up(row) for row in self.rows)
+        self._sent = sum(bytes_up(row) for row in self.rows)
         self._accuracy = "-"
         self._rounds_before = self.rows[-1]["round"] if self.rows else 0  # played before this process
         sent = show_bytes(self._sent)
@@ -174,7 +170,7 @@ class Tracker:
             self._metrics.flush()
             self._write_events(row)
             self._events.flush()
-        self._sent += _bytes_up(row)
+        self._sent += bytes_up(row)
         if "test_accuracy" in row:
             self._accuracy = f"{row['test_accuracy']:.4f}"
         sent = show_bytes(self._sent)

@@ -65,8 +65,7 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
     alone = config.mode != "gradient"
     room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
     if clients.together == "always":
-        batch_size = max(max(clients.batch_sizes(size)) for size in set(parts.sizes))
-        room = most_clients(model, data.blank, batch_size, world.device)
+        room = most_clients(model, data.blank, clients.largest_batch(parts.sizes), world.device)
     gradients = _with_unused(config, model, data) if config.mode == "gradient" else config.gradients
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone, clients.smallest)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
@@ -117,7 +116,7 @@ def set_up(config: Config, world: World | None = None) -> Parties:
 
 
 def _with_unused(config: Config, model: nn.Module, data: DataSplits) -> GradientsConfig:
-    """How gradients are exchanged, knowing that some parameters have none if that is so."""
+    """The settings of the exchange of gradients; find_unused_parameters is true if some parameters have none."""
     try:
         unused = unused_parameters(model, data.input_shape)
     except ValueError as error:

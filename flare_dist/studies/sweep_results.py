@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from flare_dist.records.summary import bytes_up
 from flare_dist.units import show_bytes
 
 
@@ -30,12 +31,7 @@ def describe(row: dict[str, Any]) -> str:
     if row["status"] == "diverged":
         return f"{name}: diverged"
     kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
-    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {show_bytes(_bytes_up(row) or 0)} up"
-
-
-def _bytes_up(row: dict[str, Any]) -> float | None:
-    """What clients sent, the model's buffers included; None if the run diverged."""
-    return None if row["uplink_bytes"] is None else row["uplink_bytes"] + (row.get("buffer_bytes") or 0)
+    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {show_bytes(bytes_up(row))} up"
 
 
 def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -56,7 +52,8 @@ def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
     for name, runs in points.items():
         mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
         columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
-        sent, seconds = _mean([_bytes_up(row) for row in runs]), _mean([row["seconds"] for row in runs])
+        sent = _mean([None if row["uplink_bytes"] is None else bytes_up(row) for row in runs])
+        seconds = _mean([row["seconds"] for row in runs])
         plain = ["-" if sent is None else show_bytes(sent), "-" if seconds is None else f"{seconds:.4g}"]
         table.add_row(name + mark, str(len(runs)), *columns, *plain)
     if best is not None and len(points) > 1:
