@@ -101,7 +101,7 @@ TEXTS: list[Callable[[str, random.Random], str]] = [
 
 
 def mutated(number: int, seed: int, originals: list[str]) -> bytes:
-    """The bytes of one damaged file, a function of its number and the seed."""
+    """Damage one file, as its number and the seed decide."""
     draw = random.Random(f"{seed}/{number}")
     text = draw.choice(originals)
     for _ in range(draw.randint(1, 3)):
@@ -114,8 +114,9 @@ def mutated(number: int, seed: int, originals: list[str]) -> bytes:
 
 
 def judge(parser: ConfigParser, path: Path) -> str:
-    """accepted, refused, or in words what is wrong with how it is refused."""
-    parser.files, parser.places = [], {}
+    """Tell whether a file is accepted or refused, or in words what is wrong with the refusal."""
+    parser.files = []
+    parser.places = {}
     try:
         build_config(parser, parser.parse_path(path))
     except (ValueError, ArgumentError) as error:
@@ -127,9 +128,11 @@ def judge(parser: ConfigParser, path: Path) -> str:
 
 
 def fuzz(files: int, seed: int) -> tuple[Counter[str], dict[int, str]]:
-    """How many files were accepted and refused, and what was wrong with others, by number."""
+    """Count the files that were accepted and refused; returns what was wrong with others, by number."""
     originals = [path.read_text(encoding="utf-8") for path in sorted(CONFIGS.glob("*.yaml"))] + [to_yaml(Config())]
-    parser, counts, wrong = config_parser(), Counter[str](), {}
+    parser = config_parser()
+    counts = Counter[str]()
+    wrong = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(files):
             path = Path(folder) / f"{number}.yaml"

@@ -150,7 +150,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 class _Members:
-    """What a module holds by name: tensors and plain attributes."""
+    """The tensors and plain attributes that a module holds by name."""
 
     def __init__(self, part: nn.Module) -> None:
         self.part = part

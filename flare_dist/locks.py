@@ -26,7 +26,7 @@ class HeldError(Exception):
 
 
 def has_flock(directory: Path) -> bool:
-    """Whether files in `directory` can be locked by flock; raises OSError if none can be written to it."""
+    """Tell whether files in `directory` can be locked by flock; raises OSError if none can be written to it."""
     with tempfile.TemporaryFile(dir=directory, prefix=".flock-") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +62,7 @@ def held_path(path: Path) -> Path:
 
 
 def _holder(held: Path) -> str:
-    """Who has the lock and what to do, as far as the lock's file says."""
+    """Say who has the lock and what to do, as far as the lock's file says."""
     if not held.name.endswith(HELD):
         return "wait for it to end"
     try:

@@ -65,7 +65,7 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 def states_outside_torch() -> tuple[object, ...]:
-    """The states of numpy's and Python's shared generators, to compare: torch says itself where it draws."""
+    """The states of numpy's and Python's shared generators, to compare: torch itself tells if it draws."""
     name, key, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(key).tobytes(), *rest
 

@@ -270,7 +270,8 @@ def test_totals_and_the_target(tmp_path: Path) -> None:
     }
     assert totals(read_run(tmp_path / "run", {}), [], "ranks", 0.9).target is None
     at_once = totals(read_run(tmp_path / "run", {}), [], "ranks", 0.0).target
-    assert at_once is not None and at_once["round"] == 0
+    assert at_once is not None
+    assert at_once["round"] == 0
 
 
 def test_different_work_is_refused_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

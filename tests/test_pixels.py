@@ -200,7 +200,7 @@ def with_text() -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "cannot be read (it is of no format that Pillow knows, or empty)"),
+        (b"", "cannot be read (it is of no format that Pillow reads, or empty)"),
         (b"<html>404</html>", "cannot be read (it is of no format"),
         (png(GREY, 8, 0)[:-30], "cannot be read ("),
         (png(GREY, 8, 0, (20000, 5000)), "cannot be read (20000x5000 pixels, Pillow's limit is 89478485 in all)"),

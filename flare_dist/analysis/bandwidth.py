@@ -252,7 +252,7 @@ def _has_bytes(row: Row) -> bool:
 
 
 def bytes_up(rows: Sequence[Mapping[str, Any]]) -> float:
-    """What clients sent in these rounds: their payloads and the model's buffers, which travel with them."""
+    """Add up what clients sent in these rounds: payloads, and the model's buffers, which travel with them."""
     return sum(row.get(key, 0) for row in rows for key in UP)
 
 

@@ -22,7 +22,7 @@ class Densities:
 
 
 def read_densities(directory: Path) -> Densities:
-    """What metrics.jsonl in `directory` says of masks; ValueError if it is not that of a sparse model, or damaged."""
+    """Read the masks' densities from metrics.jsonl; ValueError if it is not that of a sparse model, or damaged."""
     rows: list[dict[str, Any]] = []
     if (directory / "metrics.jsonl").exists():
         rows = [row for row in read_metrics(directory) if row.get("layer_densities")]

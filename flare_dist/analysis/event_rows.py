@@ -38,10 +38,10 @@ def rows_of(
 ) -> tuple[list[Row], list[str]]:
     """Make rows of all files, in the order in which they were written; `keys` are those that each tag stands for.
 
-    Returns them with what a reader should know of them, in words.
+    Returns them with notes for the reader.
     """
-    known = [EventFile(f.path, [s for s in f.scalars if s.tag in keys and _counts(s, keys)], None) for f in files]
-    left_out = sum(not _counts(s, keys) for f in files for s in f.scalars if s.tag in keys)
+    known = [EventFile(f.path, [s for s in f.scalars if s.tag in keys and _is_usable(s, keys)], None) for f in files]
+    left_out = sum(not _is_usable(s, keys) for f in files for s in f.scalars if s.tag in keys)
     notes = [f"{directory}: values that are not finite are left out: {left_out}"] if left_out else []
     sessions = [_steps(session, keys) for session in _sessions([file for file in known if file.scalars], keys)]
     notes += _time_rounds(directory, sessions)
@@ -52,7 +52,7 @@ def rows_of(
     return rows, notes + _repeats(directory, sessions)
 
 
-def _counts(scalar: Scalar, keys: Mapping[str, Sequence[str]]) -> bool:
+def _is_usable(scalar: Scalar, keys: Mapping[str, Sequence[str]]) -> bool:
     """Bytes, seconds and the like must be finite to be added up; an accuracy or a loss need not be."""
     return math.isfinite(scalar.value) or all(key.endswith(("_accuracy", "_loss")) for key in keys[scalar.tag])
 
@@ -124,7 +124,7 @@ def _put(step: Step, key: str, scalar: Scalar) -> None:
 
 
 def _time_rounds(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[str]:
-    """Where no seconds of rounds are logged take the times between bytes; returns what cannot be known.
+    """Take the times between bytes for rounds if no seconds are logged; returns what cannot be known.
 
     When the first round of a session began is not logged: it is taken to be as long as the second one.
     """
@@ -180,7 +180,9 @@ def _has(steps: Sequence[Step], key: str) -> bool:
 def _repeats(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[str]:
     """Say if steps were played, or logged, more than once."""
     shared = sum(step.shared for steps in sessions for step in steps)
-    notes = [f"{directory}: several files log bytes of the same steps at one time: {shared}; they are added up"]
+    notes = []
+    if shared:
+        notes.append(f"{directory}: several files log bytes of the same steps at one time: {shared}; they are added up")
     seen: set[int] = set()
     again: list[int] = []
     for step in (step for steps in sessions for step in steps if step.sent is not None):
@@ -191,4 +193,4 @@ def _repeats(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[str]:
         which = f"step {again[0]} is" if len(set(again)) == 1 else f"steps {min(again)} to {max(again)} are"
         why = "after a return to a checkpoint, or by another run; each counts"
         notes.append(f"{directory}: {which} logged again, {len(again)} in all: {why}")
-    return notes if shared else notes[1:]
+    return notes

@@ -36,7 +36,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class EventFile:
-    """What could be read of one event file."""
+    """The scalars of one event file, as far as it could be read."""
 
     path: Path
     scalars: list[Scalar]  # as they were written
@@ -73,7 +73,7 @@ def _records(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
 
 
 def _next_record(data: bytes, place: int) -> tuple[int, int]:
-    """Find the first whole record at or behind `place`; an empty one at the end where there is none."""
+    """Find the first whole record at or behind `place`; an empty one at the end if there is none."""
     for match in LENGTH.finditer(data, place):
         start = match.start()
         end = start + BEFORE + int.from_bytes(data[start : start + 8], "little") + BEHIND

@@ -39,7 +39,7 @@ def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
 
 
 def _why_not_two(tried: nn.Module, blank: Tensor) -> str | None:
-    """Why two clients cannot be trained as one batch; the model is left as they leave it."""
+    """Say why two clients cannot be trained as one batch; the model is left as they leave it."""
     start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
     buffers = list(tried.buffers())
     unchanged = [buffer.clone() for buffer in buffers]

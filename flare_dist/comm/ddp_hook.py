@@ -91,7 +91,7 @@ class SparseHookState:
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
-        self.is_attached = True  # False for a copy, whose DDP object knows no hook
+        self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
         self._memory: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
@@ -204,7 +204,7 @@ class SparseHookState:
         self._failures.append(failed)  # called from several threads, as buckets arrive
 
     def _failed(self) -> Tensor | None:
-        """Whether the last step came to nothing (a boolean scalar on the device); None if it remembered nothing."""
+        """Tell if the last step came to nothing (a boolean scalar on the device); None if it remembered nothing."""
         failures = self._failures if self.is_whole else [*self._failures, torch.ones((), dtype=torch.bool)]
         if not failures:
             return None

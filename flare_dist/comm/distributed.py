@@ -182,7 +182,7 @@ def all_equal(number: int, group: ProcessGroup | None) -> bool:
 
 
 def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
-    """What every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
+    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
     size = rank_and_size(group)[1]
     if size == 1:
         return [own]

@@ -142,7 +142,7 @@ def load_named(
 
 
 class _Head(NamedTuple):
-    """What the other ranks have to know of the files that one rank has read."""
+    """A summary of the files that one rank has read, for the other ranks."""
 
     steps: set[int]
     remembers: bool  # False if there is nothing in them to lose

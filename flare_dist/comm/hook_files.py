@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class SavedSet(NamedTuple):
-    """What the files of one save have in common; it is whole if those of ranks 0 to size - 1 are there."""
+    """The files of one save, by what they have in common; it is whole if those of ranks 0 to size - 1 are there."""
 
     name: str
     size: int  # ranks that saved
@@ -42,7 +42,7 @@ def find_sets(directory: Path, *names: str) -> Seen:
 
 
 def read_file(path: Path, **options: Any) -> dict[str, Any]:
-    """What one rank saved; raises ValueError with the path if it is damaged, or something else."""
+    """Read what one rank saved; raises ValueError with the path if it is damaged, or something else."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # of a zip file, of a pickle, of a disk
@@ -84,7 +84,7 @@ def newest_set(candidates: Sequence[SavedSet], seen: Seen, group: ProcessGroup |
 
 
 def whole_sets(candidates: Iterable[SavedSet], views: Views) -> list[SavedSet]:
-    """Those of which every file is seen by some rank."""
+    """Choose the sets of which every file is seen by some rank."""
 
     def is_whole(key: SavedSet) -> bool:
         return set().union(*(view.get(key, set()) for view in views)) >= set(range(key.size))

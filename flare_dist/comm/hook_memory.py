@@ -139,7 +139,7 @@ class BucketMemory:
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
 
     def after_step(self, failed: Tensor | None) -> dict[str, Tensor]:
-        """What `commit` would make of the memory, which stays as it is."""
+        """Return what `commit` would make of the memory, which stays as it is."""
         if failed is None or not self.is_pending:
             return self.kept
         if self.device.type == "cuda":

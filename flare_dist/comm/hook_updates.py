@@ -1,4 +1,4 @@
-"""Which exchanged gradients an optimizer has applied, so that the others can be taken back."""
+"""Bookkeeping of the exchanged gradients that an optimizer has applied, so that the others can be taken back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Unapplied:
         self._count += 1
 
     def count(self) -> tuple[int, int]:
-        """(backwards since the last optimizer step, how many the memory has taken over); the latter waits for a GPU."""
+        """Return the backwards since the last optimizer step, and how many the memory took over (waits for a GPU)."""
         if self.updates() != self._last:
             return 0, 0
         return self._count, 0 if self._kept is None else int(self._kept)

@@ -1,4 +1,4 @@
-"""What a hook cannot see from inside backward: a forward hook on the DDP module that has it."""
+"""A forward hook on the DDP module, for what a communication hook cannot see from inside backward."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class HookWatch:
         self._reducer = None
 
     def is_on(self, ddp: nn.Module) -> bool:
-        """Whether the hook is registered on this module, which is False for a copy."""
+        """Tell whether the hook is registered on this module, which is False for a copy."""
         return self._reducer is not None and self._reducer is ddp.reducer
 
     @torch._disable_dynamo  # its counters would be guards, and every step a compilation

@@ -1,4 +1,4 @@
-"""A trial of the exchange: each rank sends an update that all of them know, and looks at what comes of it."""
+"""A trial of the exchange: each rank sends an update that the others can work out, and compares what arrives."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STANDARD_TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Document:
-    """What a file says: values by dotted key, and where each of them stands, e.g. "my.yaml:3"."""
+    """The content of a file: values by dotted key, and where each of them stands, e.g. "my.yaml:3"."""
 
     values: dict[str, Any]
     places: dict[str, str]
@@ -157,7 +157,7 @@ def _place(origin: str, mark: Any) -> str:
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
-    """What is wrong with a file that is no YAML, and what often is the reason."""
+    """Say what is wrong with a file that is no YAML, and the usual reason."""
     problem = error.problem or "is not YAML"
     if "another document" in problem:
         return "expected a single document, got a second one after ---; make two files of it"
@@ -169,7 +169,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
 
 
 def _hint(value: yaml.Node) -> str:
-    """What to do about a value of the wrong type, if that is plain."""
+    """Say what to do about a value of the wrong type, if that is plain."""
     if not isinstance(value, yaml.ScalarNode):
         return ""
     if value.style in ("'", '"'):

@@ -42,7 +42,7 @@ class DataSplits:
 def load(config: DataConfig, seed: int) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.
 
-    Raises ValueError that names `data.root` where files are missing or damaged, and `data.name` where the source gives
+    Raises ValueError that names `data.root` if files are missing or damaged, and `data.name` if the source gives
     what no task takes.
     """
     source = SOURCES[config.name](config, seed)

@@ -1,4 +1,4 @@
-"""What lies in a tree of images, root/train/<class>/* and root/test/<class>/*: classes, files, and what is no image.
+"""Listing of a tree of images, root/train/<class>/* and root/test/<class>/*: classes, files, and what is no image.
 
 The order is that of torchvision's ImageFolder: classes and files sorted, folders within a class included. Hidden
 folders and files, which notebooks, NAS boxes and archives from a Mac leave behind, belong to no class.
@@ -32,7 +32,7 @@ Listing = list[tuple[str, int]]  # (path, label)
 
 @dataclass
 class _Folder:
-    """What lies in one folder of train/ or test/, whatever the depth."""
+    """The files of one folder of train/ or test/, whatever the depth."""
 
     images: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
@@ -42,7 +42,7 @@ class _Folder:
 
 
 def list_folder(root: Path) -> tuple[list[str], Listing, Listing]:
-    """(classes, train, test) of the tree at `root`.
+    """List (classes, train, test) of the tree at `root`.
 
     test/ is the test set if it has any class of train/; val/ stands in if test/ is missing or has none of them, as
     Tiny-ImageNet's unlabelled one, and the log says so. Raises ValueError that names the folder that is wrong.
@@ -138,7 +138,7 @@ def _scan(part: Path) -> tuple[dict[str, _Folder], Counter[str]]:
 
 
 def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """(folder, sorted names of files) of `place` and the visible folders in it; links are followed."""
+    """Yield (folder, sorted names of files) of `place` and the visible folders in it; links are followed."""
     here = os.path.realpath(place)
     if here in above:
         raise refusal(place, f"is a link to {shown(here)}, in which it lies")
@@ -178,7 +178,7 @@ def _suffix(name: str) -> str:
 
 
 def _suffix_left_out(name: str) -> str:
-    """Under what a file is counted that is no image; "" if it is one, or hidden and of no account."""
+    """The kind under which a file is counted that is no image; "" if it is one, or hidden and of no account."""
     suffix = _suffix(name)
     if _is_hidden(name):
         return f"hidden {suffix}" if suffix in SUFFIXES else ""
@@ -196,7 +196,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _alike(name: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that differ from `name` in case or in the composition of letters alone."""
+    """Choose those of `names` that differ from `name` in case or in the composition of letters alone."""
     return [other for other in names if other != name and _plain(other) == _plain(name)]
 
 

@@ -37,7 +37,7 @@ def read_groups(root: Path, paths: Sequence[str]) -> Tensor | None:
 
 
 def _text(table: Path) -> str:
-    """What the table holds; names of files that are not UTF-8 get surrogates, as they do when a folder is listed."""
+    """Read the table; names of files that are not UTF-8 get surrogates, as they do when a folder is listed."""
     try:
         content = table.read_bytes()
     except OSError as error:

@@ -37,13 +37,13 @@ def read_image(path: str, image_range: float | None) -> np.ndarray:
 
 
 def _decoded(path: str) -> tuple[str, np.ndarray]:
-    """(kind, pixels): uint8 [H, W, 3] of the kinds "8" and "16 colours", else grey [H, W] as it is stored."""
+    """Return (kind, pixels): uint8 [H, W, 3] of the kinds "8" and "16 colours", else grey [H, W] as it is stored."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(path)
     except UnidentifiedImageError as error:
-        raise ValueError("it is of no format that Pillow knows, or empty") from error
+        raise ValueError("it is of no format that Pillow reads, or empty") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error  # without the name of its class
     with image:

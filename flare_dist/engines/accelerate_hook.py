@@ -17,7 +17,7 @@ from flare_dist.engines.attach import attach_ddp, unwrapped
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
     """The sparse hook on a model that `accelerator` prepared; its memory goes with save_state and load_state.
 
-    Accelerate itself would drop a hook that it does not know, and saves what is registered with it on one rank only.
+    Accelerate itself would drop a hook that is not its own, and saves what is registered with it on one rank only.
     """
     if _bare(model) is not model:  # of what is not wrapped attach_ddp tells more
         check_held(accelerator, model)

@@ -114,12 +114,12 @@ def unwrapped(model: Any) -> Any:
 
 
 def is_alone() -> bool:
-    """Whether this is the only process, of the process group or by the launcher's word."""
+    """Tell whether this is the only process, of the process group or by the launcher's word."""
     return rank_and_size(None)[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def is_engine(target: Any) -> bool:
-    """Whether `target` is a DeepSpeed engine, without importing DeepSpeed."""
+    """Tell whether `target` is a DeepSpeed engine, without importing DeepSpeed."""
     if "deepspeed" not in sys.modules:
         return False
     from flare_dist.engines.deepspeed import DeepSpeedEngine
@@ -128,7 +128,7 @@ def is_engine(target: Any) -> bool:
 
 
 def _forget_copied_hook(ddp: DistributedDataParallel) -> None:
-    """Remove what a copy has of the hook of the model that it was copied from: no reducer knows it."""
+    """Remove what a copy has of the hook of the model that it was copied from: no reducer calls it."""
     watches = {number: hook for number, hook in ddp._forward_hooks.items() if isinstance(hook, HookWatch)}
     if watches and not any(watch.is_on(ddp) for watch in watches.values()):
         ddp._comm_hooks.clear()

@@ -149,7 +149,7 @@ def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: 
     """
     try:
         recorder = Recorder([*tensors, inputs, labels])
-        with draws_kept(), recorder:  # where it comes to nothing, the step that is taken instead draws anew
+        with draws_kept(), recorder:  # if it comes to nothing, the step that is taken instead draws anew
             before = states_outside_torch()
             loss = F.cross_entropy(model(inputs), labels)
             results = (loss, *torch.autograd.grad(loss, tensors))

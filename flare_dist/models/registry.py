@@ -125,7 +125,7 @@ def _replace_norms(name: str, model: nn.Module) -> None:
 
 
 def _count_norms(model: nn.Module) -> Counter[str]:
-    """How many norms over a batch there are, by the name of their class."""
+    """Count the norms over a batch by the name of their class."""
     return Counter(type(part).__name__ for part in model.modules() if isinstance(part, _BatchNorm))
 
 

@@ -40,7 +40,7 @@ def check_fit(model: nn.Module, input_shape: Shape, num_classes: int) -> None:
 
 
 def why_not_one(model: nn.Module, input_shape: Shape, num_classes: int) -> str | None:
-    """Why `model` cannot be trained on a batch of a single example; None if it can.
+    """Say why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
     """
@@ -79,7 +79,7 @@ def unused_parameters(model: nn.Module, input_shape: Shape) -> list[str]:
 
 
 def has_lazy(model: nn.Module) -> bool:
-    """Whether parameters or buffers get their sizes at the first call."""
+    """Tell whether parameters or buffers get their sizes at the first call."""
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 

@@ -42,14 +42,14 @@ def settle(config: Config, source: Path | None, is_finished: bool) -> Config:
 
 
 def of_source(config: Config, source: Path) -> Path | None:
-    """Where the run that this one goes on from has its clients' memory now, if not in its checkpoints."""
+    """Find where the run that this one goes on from has its clients' memory now, if not in its checkpoints."""
     if source == Path(config.output_dir) and config.clients.state_dir:
         return Path(config.clients.state_dir)
     return rundir.state_dir_of(source)
 
 
 def _find(given: str, saved: Path, directory: Path) -> Path:
-    """Where the memory of the clients of the run in `directory` is, which had it in `saved`."""
+    """Find the memory of the clients of the run in `directory`, which had it in `saved`."""
     places = [rundir.whole_path(given)]
     parts = Path(os.path.normpath(given)).parts
     if not Path(given).is_absolute() and saved.parts[-len(parts) :] == tuple(part for part in parts if part != ".."):
@@ -66,7 +66,7 @@ def _find(given: str, saved: Path, directory: Path) -> Path:
 
 
 def _check_source(source: Path) -> None:
-    """Raise ValueError if the run that this one goes on from has not its clients' memory where it says."""
+    """Raise ValueError if the run that this one goes on from does not have its clients' memory where it says."""
     theirs = rundir.state_dir_of(source)
     if theirs is None:
         return
@@ -144,7 +144,7 @@ def clear(directory: Path) -> None:
 
 
 def _goes_on(config: Config, state_dir: Path) -> bool:
-    """Whether the run directory holds a run with its clients' memory there; each of them may have been moved."""
+    """Tell whether the run directory holds a run with its clients' memory there; each of them may have been moved."""
     try:
         own = rundir.state_dir_of(Path(config.output_dir))
     except ValueError:  # it holds none

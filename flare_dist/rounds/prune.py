@@ -82,15 +82,15 @@ def _asked(config: Config, parties: Parties) -> list[int]:
 
 def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
     """What the criterion measures, float32 [total] and 0 where nothing is prunable; how many clients sent theirs."""
+    world, module = parties.world, parties.trainer.model.module
+    criterion = CRITERIA[config.pruning.criterion]
+    named = dict(module.named_parameters())
+    weights = [named[entry.name] for entry in masks.entries]
 
     def measure(client: int, batches: Batches) -> Tensor:
         seed_draws(derive_seed(config.seed, "pruning dropout", step, client), world.device)
         return _flat(masks, criterion.measure(module, weights, batches))
 
-    world, module = parties.world, parties.trainer.model.module
-    criterion = CRITERIA[config.pruning.criterion]
-    named = dict(module.named_parameters())
-    weights = [named[entry.name] for entry in masks.entries]
     if not criterion.needs_data:
         batch = parties.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
         return measure(SERVER, batch), 0

@@ -118,7 +118,7 @@ def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module, ranks: 
 
 
 def _check_norms(config: Config, model: nn.Module, ranks: int) -> None:
-    """ValueError if SyncBatchNorm would wait for ranks that do something else, or cannot run on the device."""
+    """Raise ValueError if SyncBatchNorm would wait for ranks that do something else, or cannot run on the device."""
     names = [name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)]
     alone = config.mode == "federated" or (config.mode == "centralised" and ranks > 1)
     if not names or not (alone or config.engine.device == "cpu"):

@@ -23,7 +23,7 @@ BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 
 
 def evaluation_seed(seed: int, split: str) -> int:
-    """What a model draws from that draws in evaluation mode, too.
+    """Derive the seed of a model that draws in evaluation mode, too.
 
     It is the same after every round: models are compared under the same draws, and a saved one gives the figure that
     its run measured, whichever round it is of.
