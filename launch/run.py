@@ -3,7 +3,8 @@
     python launch/run.py torchrun --nproc_per_node 2 -m flare_dist train --config FILE
 
 What a user can put right the ranks write into the file FLARE_DIST_ERRORS; each line of it is said once, after all that
-the launcher says. A rank that crashes writes nothing there: its traceback and the launcher's report stay.
+the launcher says. A rank that crashes writes nothing there: its traceback and the launcher's report stay. If a signal
+ends a rank or the launcher, e.g. Ctrl-C, one line says that instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +24,10 @@ REPORTS = "torch.distributed.elastic.multiprocessing.api"
 def main() -> int:
     """Run the launcher that the first argument names; returns its exit status."""
     sys.argv = sys.argv[1:]
+    ranks = os.environ.get("NPROC_PER_NODE", "auto")
+    if ranks not in ("auto", "cpu", "gpu") and not (ranks.isdecimal() and int(ranks)):
+        print(f"error: NPROC_PER_NODE: expected a number of ranks of at least 1, got {ranks!r}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="flare_dist-") as folder:
         errors = Path(folder) / "errors"
         errors.touch()
@@ -40,11 +46,25 @@ def _launch(module: str, errors: Path) -> int:
         importlib.import_module(module).main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:
+    except Exception as error:
         if errors.stat().st_size == 0:
-            raise
-        return 1
+            stopped = _stopped(error)
+            if not stopped:
+                raise
+            errors.write_text(f"error: {stopped}; the same command continues from the last checkpoint, if there is one")
+        return 128 + error.sigval if hasattr(error, "sigval") else 1
     return 0
+
+
+def _stopped(error: Exception) -> str:
+    """Say which signal stopped the launcher or the first of its ranks to end; nothing if none did."""
+    if hasattr(error, "sigval"):  # torchrun's SignalException, after it has ended the ranks
+        return f"stopped by {signal.Signals(error.sigval).name}"
+    if hasattr(error, "get_first_failure"):  # torchrun's ChildFailedError
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            return f"rank {rank} was stopped by {signal.Signals(-failure.exitcode).name}"
+    return ""
 
 
 LAUNCHERS = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import signal
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,3 +86,57 @@ def test_a_wrong_key_is_the_last_line_of_every_launcher(tmp_path: Path, script: 
     assert "Traceback" not in error + output
     assert error.count("--clients.lrr") == 1
     assert error.splitlines()[-1].startswith("error: ")
+
+
+class StoppedError(Exception):
+    """What torchrun raises: SignalException has `sigval`, ChildFailedError the first failure."""
+
+    def __init__(self, sigval: signal.Signals | None = None, exitcode: int = 0) -> None:
+        super().__init__("a page of the launcher's own")
+        if sigval:
+            self.sigval = sigval
+        else:
+            self.get_first_failure = lambda: (1, SimpleNamespace(exitcode=exitcode))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (StoppedError(signal.SIGINT), 130, "error: stopped by SIGINT; the same command continues from the last "),
+        (StoppedError(exitcode=-9), 1, "error: rank 1 was stopped by SIGKILL; the same command continues from "),
+    ],
+)
+def test_a_signal_is_told_in_one_line(
+    error: Exception, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("launch_run", "launch/run.py")
+    assert spec
+    assert spec.loader
+    launch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launch)
+
+    def main() -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "a_launcher", SimpleNamespace(main=main))
+    monkeypatch.setitem(launch.LAUNCHERS, "torchrun", "a_launcher")
+    monkeypatch.setattr(sys, "argv", ["launch/run.py", "torchrun"])
+    monkeypatch.setenv("FLARE_DIST_ERRORS", "")
+    assert launch.main() == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh", "deepspeed.sh"])
+def test_a_wrong_number_of_ranks_starts_nothing(script: str) -> None:
+    process = launched(["bash", f"launch/{script}"], {**ENVIRONMENT, "NPROC_PER_NODE": "two"})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert error == "error: NPROC_PER_NODE: expected a number of ranks of at least 1, got 'two'\n"
+
+
+def test_a_node_wants_its_place() -> None:
+    process = launched(["bash", "launch/torchrun.sh"], {**ENVIRONMENT, "NNODES": "2"})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert error.endswith("NODE_RANK: set it to the place of this node, 0 to NNODES - 1\n")
