@@ -38,8 +38,9 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--checkpoint.resume", "{tmp}"], "checkpoint.resume: {tmp} holds no complete checkpoint"),
         (["--model.name", "transformer"], "model.name: unknown model 'transformer'"),
         (["--model.name", "torchvision:nothing"], "model.name: torchvision has no classifier 'nothing'"),
+        (["--model.name", "torchvision:resnet81"], "no classifier 'resnet81'; did you mean resnet18 or "),
         (["--model.name", "torchvision:resnet18"], "it wants images of 3 channels, the data has inputs of"),
-        (["--model.name", "no_such_package:net"], "model.name: cannot import"),
+        (["--model.name", "no_such_package:net"], "start the command where it lies, or install it"),
         (["--clients.objective", "flare", "--compression.error_feedback", "none"], "clients.objective: flare pulls"),
         (["--clients.flare.percentile", "100"], "clients.flare.percentile: must be in [0, 100), got 100"),
         (["--clients.flare.decay", "0.9"], "clients.flare.decay: must be at least 1, got 0.9"),
@@ -93,6 +94,41 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for described in ("--compression.density", "smaller = more compression", "--clients.per_round", "drawn afresh"):
         assert described in text
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_names_types_as_people_do(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "<function" not in text
+    assert "<class '" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "error: a command is missing; flare-dist --help lists them\n"),
+        (["trian"], "error: trian: there is no such command; did you mean train?\n"),
+        (["xyz"], "error: xyz: there is no such command; choose from "),
+    ],
+)
+def test_a_command_that_is_not_there(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, error = run(capsys, *arguments)
+    assert status == 2
+    assert error.startswith(said)
+
+
+def test_a_file_is_not_blamed_for_a_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(f"engine: {{name: deepspeed}}\noutput_dir: {tmp_path}/run\ndata: {{name: mnist}}\n")
+    status, _, error = run(capsys, "train", "--config", str(settings), "--data.root", str(tmp_path))
+    assert status == 2
+    assert "data.root" in error
+    assert "configured by" not in error  # the command line has said it
+    status, _, error = run(capsys, "train", "--config", str(settings))
+    assert error.startswith("error: data.root: ")
+    assert error.endswith(f"(configured by {settings}, which leaves this key at its default)\n")
 
 
 def test_diverged_training_ends_with_the_round_and_the_clients(

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flare_dist.comm.distributed import Launch
 from flare_dist.comm.probe import try_all, try_two
-from flare_dist.config.parser import Parser
+from flare_dist.config.parser import Parser, user_path
 from flare_dist.disk import existing, free_space
 from flare_dist.engines.config import default_threads
 from flare_dist.locks import has_flock
@@ -32,7 +32,7 @@ def doctor_parser() -> Parser:
         description="Print what a report of a bug needs, and check that two ranks exchange a message; under a launcher "
         "(torchrun -m flare_dist doctor) that its ranks do. The exit status is 1 if a check fails.",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="Where runs are to be written.")
+    parser.add_argument("--output_dir", type=str, default="runs", help="Where runs are to be written.")
     parser.add_argument(
         "--timeout_seconds", type=float, default=60.0, help="After which ranks that do not answer have failed."
     )
@@ -45,7 +45,7 @@ def run_doctor(parser: Any, options: Any, launch: Launch, console: Console) -> N
     for name, value in [*_versions(), *_machine(launch), *_environment()]:
         say(f"{name:24} {value}")
     failed = []
-    for name, check in _checks(options.output_dir, launch, options.timeout_seconds):
+    for name, check in _checks(user_path(options.output_dir), launch, options.timeout_seconds):
         try:
             say(f"{name:24} ok: {check()}")
         except FutureTimeoutError:

@@ -28,9 +28,7 @@ def bandwidth_parser() -> Parser:
     parser = Parser(
         description="Compare what runs sent and took, and project it on other links, from their logs.",
     )
-    parser.add_argument(
-        "runs", nargs="+", type=user_path, help="Directories with metrics.jsonl or TensorBoard event files."
-    )
+    parser.add_argument("runs", nargs="+", type=str, help="Directories with metrics.jsonl or TensorBoard event files.")
     add_projections(parser)
     parser.add_argument("--ranks", type=int | None, default=None, help="How many ranks ran, where logs do not say.")
     parser.add_argument(
@@ -44,7 +42,7 @@ def bandwidth_parser() -> Parser:
     parser.add_argument(
         "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
     )
-    parser.add_argument("--output_dir", type=user_path, default=Path("runs/bandwidth"), help="For CSV, HTML and plots.")
+    parser.add_argument("--output_dir", type=str, default="runs/bandwidth", help="For CSV, HTML and plots.")
     return parser
 
 
@@ -72,12 +70,12 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
         raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
     links = parse_projections(options)
     tags = parse_tags(options.tag)
-    logs = [read_run(directory, tags, options.ranks) for directory in options.runs]
+    logs = [read_run(user_path(directory), tags, options.ranks) for directory in options.runs]
     different = check_same_work(logs)
     if different and not options.allow_different:
         raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
     notes = [f"Beware: {different}."] if different else []
-    report(logs, links, options, options.output_dir, notes)
+    report(logs, links, options, user_path(options.output_dir), notes)
 
 
 def parse_projections(options: Any) -> list[Link]:
@@ -105,11 +103,12 @@ def densities_parser() -> Parser:
     parser = Parser(
         description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
     )
-    parser.add_argument("run", type=user_path, help="Run directory.")
+    parser.add_argument("run", type=str, help="Run directory.")
     return parser
 
 
 def run_densities(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
-    densities = read_densities(options.run)
+    directory = user_path(options.run)
+    densities = read_densities(directory)
     wide_console().print(densities_table(densities))
-    make_plot(options.run / DENSITIES, partial(plot_densities, densities))
+    make_plot(directory / DENSITIES, partial(plot_densities, densities))

@@ -42,7 +42,7 @@ def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Conso
 
 def evaluate_parser() -> Parser:
     parser = Parser(description="Report the test accuracy of the model that a run saved.")
-    parser.add_argument("run", type=user_path, help="Run directory.")
+    parser.add_argument("run", type=str, help="Run directory.")
     parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
     parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
     return parser
@@ -50,7 +50,7 @@ def evaluate_parser() -> Parser:
 
 def run_evaluate(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     root = options.root and expand_home(options.root, "--root")
-    loss, accuracy = evaluate_run(options.run, options.which, root)
+    loss, accuracy = evaluate_run(user_path(options.run), options.which, root)
     print(f"test accuracy {accuracy:.4f}  test loss {loss:.4f}")
 
 

@@ -22,6 +22,7 @@ WRONG_TYPE = re.compile(
     r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL
 )
 TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool)}
+COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*)' \(choose from (.*)\)")
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
 OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
 
@@ -40,6 +41,12 @@ class Parser(ArgumentParser):
         if unknown:
             known = dict.fromkeys(OPTION.findall(self.format_help()))
             return f"{unknown[1]}: there is no such option{suggest(unknown[1], known)}"
+        if "subcommand" in message and "not provided" in message:
+            return "a command is missing; flare-dist --help lists them"
+        command = COMMAND.match(message)
+        if command:
+            similar = suggest(command[1], re.findall(r"\w+", command[2])) or f"; choose from {command[2]}"
+            return f"{command[1]}: there is no such command{similar}"
         wrong = WRONG_TYPE.match(message)
         return f"--{wrong[1]}: expected {describe(TYPES.get(wrong[2]))}, got {wrong[3]}" if wrong else message
 
@@ -98,7 +105,8 @@ class ConfigParser(Parser):
             return message
         if key in self.places:
             return f"{key}: {self.places[key]}: {problem}"
-        return f"{message} (configured by {', '.join(self.files)})" if self.files else message
+        default = ", which leaves this key at its default" if key in self.hints else ""
+        return f"{message} (configured by {', '.join(self.files)}{default})" if self.files else message
 
     def _checked(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with the values of our keys converted; ValueError names the key of one that is wrong."""

@@ -61,7 +61,7 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
     """(speaker, all that they say) from every file of a folder, in order of the files' names."""
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
-        raise refusal(folder, "there are no .json files in it")
+        raise refusal(folder, "there are no .json files in it" if folder.is_dir() else "there is no such folder")
     said_in: dict[str, Path] = {}
     for file in files:
         try:

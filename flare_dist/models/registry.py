@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from difflib import get_close_matches
 
 import torch
 from torch import nn
@@ -48,6 +49,11 @@ def find_builder(name: str) -> Builder:
     try:
         builder = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever somebody's module may raise
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            where = (
+                f"there is no module {error.name!r} in {os.getcwd()}; start the command where it lies, or install it"
+            )
+            raise ValueError(f"model.name: cannot import {name!r}: {where}") from error
         raise ValueError(f"model.name: cannot import {name!r}: {describe(error)}") from error
     if not callable(builder):
         raise ValueError(f"model.name: {name!r} is not callable")
@@ -57,8 +63,10 @@ def find_builder(name: str) -> Builder:
 def _torchvision_builder(name: str) -> Builder:
     import torchvision  # seconds, which runs without its models save
 
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"model.name: torchvision has no classifier {name!r}")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        similar = " or ".join(get_close_matches(name, known, 2)) or "one that torchvision.models.list_models() names"
+        raise ValueError(f"model.name: torchvision has no classifier {name!r}; did you mean {similar}?")
 
     def build(input_shape: Shape, num_classes: int) -> nn.Module:
         if len(input_shape) != 3 or input_shape[0] != 3:
