@@ -1,4 +1,4 @@
-"""Amounts and lists as people read them: 1.04 GB, 20 kB, 8.01 h; ranks 1, 3 and 4."""
+"""Amounts and lists as people read them: 1.04 GB, 20 kB, 8.01 h, 1 rank; ranks 1, 3 and 4."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def show_numbered(noun: str, numbers: Sequence[int]) -> str:
     listed = [str(number) for number in numbers[:MOST_LISTED]]
     last = f"{len(numbers) - MOST_LISTED} more" if len(numbers) > MOST_LISTED else listed.pop()
     return f"{noun}s {', '.join(listed)} and {last}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Write a number of things, e.g. 1 rank or 2 ranks; `many` is what they are called, if not `one` with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _three_digits(number: float) -> str:

@@ -76,10 +76,10 @@ def test_a_density_beyond_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -
             report_break_even(changed, Compressor(changed.compression, LAYOUT, 0), ranks)
         return caplog.text
 
-    assert "with 4 payloads each sparse pays below density 0.22" in said(2)
+    assert "with 4 payloads each, sparse pays below density 0.22" in said(2)
     assert "compression.density: at 0.3 the ranks move more" in said(2)
     assert "more" not in said(2, compression=CompressionConfig(density=0.1))
-    assert "with 1 payloads" in said(2, mode="gradient")
+    assert "with 1 payload each, sparse" in said(2, mode="gradient")
     beyond = said(2, compression=CompressionConfig(sparsifier="dense", value_codec="int8"))
     assert "below density 0" in beyond
     assert "at 1 the ranks move more" in beyond

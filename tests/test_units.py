@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flare_dist.units import show_bytes, show_numbered, show_seconds
+from flare_dist.units import counted, show_bytes, show_numbered, show_seconds
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,13 @@ def test_seconds_have_no_exponent(seconds: float, expected: str) -> None:
 )
 def test_ranks_are_named(numbers: list[int], expected: str) -> None:
     assert show_numbered("rank", numbers) == expected
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, "0 ranks"), (1, "1 rank"), (2, "2 ranks")])
+def test_one_has_no_s(number: int, expected: str) -> None:
+    assert counted(number, "rank") == expected
+
+
+def test_some_words_are_told_in_full() -> None:
+    assert counted(1, "client lives", "clients live") == "1 client lives"
+    assert counted(3, "client lives", "clients live") == "3 clients live"

@@ -24,6 +24,7 @@ from flare_dist.comm.hook_meter import HookTraffic
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.payload import WORD, Packing
 from flare_dist.config.config import Config
+from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
     payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
     packing, most = compressor.final_plan.packing, compressor.final_plan.max_kept
     limit = break_even_density(packing, ranks, payloads)
-    log.info("on the wire of %d ranks with %d payloads each sparse pays below density %.3g", ranks, payloads, limit)
+    sent = counted(payloads, "payload")
+    log.info("on the wire of %d ranks with %s each, sparse pays below density %.3g", ranks, sent, limit)
     if most > limit * packing.total:
         log.warning(
             "compression.density: at %g the ranks move more than with dense float32, whose payloads are summed before "

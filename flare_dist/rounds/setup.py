@@ -41,6 +41,7 @@ from flare_dist.server.server import FedDyn, Server
 from flare_dist.sparse_training.masks import prunable_entries
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.readjust import uses_of
+from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,14 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
         feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
     server = Server(*start, config.server, config.rounds, compressor.estimated, feddyn, controlled)
     downlink = Downlink(config.exchanged, local.layout, server.parameters.data)
-    machine = f"{world.size} ranks on {world.device.type} with {torch.get_num_threads()} threads each"
+    ranks, threads = counted(world.size, "rank"), counted(torch.get_num_threads(), "thread")
+    machine = f"{ranks} on {world.device.type} with {threads} each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, local.layout.total, machine)
     report_break_even(config, compressor, world.size)
     if states.names and federated:
         homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
-        log.info("%d clients live on %d ranks, %d to %d on each", clients.num, world.size, min(homed), max(homed))
+        share = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
+        log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
     parallel = None
     if config.mode == "gradient":
         hook = local.distribute(gradients, config.seed, **vars(config.exchanged))
