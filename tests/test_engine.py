@@ -211,6 +211,45 @@ def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
     assert not torch.equal(ends[0][0], start[0])
 
 
+class Limited(nn.Module):
+    """Bounds its weights' norm as models of EEG do, and replaces a buffer, in evaluation too."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = model()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.layer.get_parameter("1.weight")
+        weight.data = torch.renorm(weight.data, 2, 0, 0.2)
+        self.calls = self.calls + 1
+        scores: Tensor = self.layer(inputs)
+        return scores
+
+
+@pytest.mark.parametrize("clipping", [None, 1e9])
+def test_parameters_and_buffers_that_a_forward_pass_replaces_are_trained_and_loaded(clipping: float | None) -> None:
+    """Against plain PyTorch; `clipping` chooses steps on the flat vector."""
+    plain, inputs, labels = Limited(), torch.randn(10, 1, 4, 4), torch.arange(10) % 3
+    used = AccelerateModel(EngineConfig(threads=1), Limited(), CPU, sgd, clipping)
+    start = used.parameters.clone(), used.buffers.clone()
+    optimizer = sgd(list(plain.parameters()))
+    for _ in range(3):
+        used.step(inputs, labels)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(inputs), labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(used.parameters, torch.cat([p.detach().flatten() for p in plain.parameters()]))
+    used.collect()
+    assert used.buffers == 3
+    used.module(inputs)
+    used.load(*start)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in used.module.parameters()]), start[0])
+    assert used.module.calls == 0
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_those_asked_for(threads: int) -> None:
     torch.set_num_threads(3 - threads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -193,6 +195,45 @@ def half(input_shape: Shape, num_classes: int) -> nn.Module:
     return linear(input_shape, num_classes).half()
 
 
+class CutOff(nn.Module):
+    """Gives scores that know nothing of its parameters."""
+
+    def __init__(self, input_shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.layer = linear(input_shape, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.layer(x).detach().numpy())
+
+
+class Growing(CutOff):
+    """Keeps the scores of its last batch in a buffer."""
+
+    def __init__(self, input_shape: Shape, num_classes: int) -> None:
+        super().__init__(input_shape, num_classes)
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layer(x)
+        self.last = scores.detach()
+        return scores
+
+
+def on_meta(input_shape: Shape, num_classes: int) -> nn.Module:
+    return linear(input_shape, num_classes).to("meta")
+
+
+def uninitialised(input_shape: Shape, num_classes: int) -> nn.Module:
+    model = linear(input_shape, num_classes)
+    with torch.no_grad():
+        model.get_parameter("1.bias").fill_(math.nan)
+    return model
+
+
+def script(input_shape: Shape, num_classes: int) -> nn.Module:
+    sys.exit("usage: train.py")
+
+
 def broken(input_shape: Shape, num_classes: int) -> nn.Module:
     return linear({}["sizes"], num_classes)  # type: ignore[index]
 
@@ -344,3 +385,18 @@ def test_an_error_in_somebody_s_code_is_told_with_its_place() -> None:
         build("tests.test_models:broken", "keep", MNIST, 10, seed=0)
     with pytest.raises(ValueError, match=r"parameters of torch\.float16 \(1\.weight\); build it in torch\.float32"):
         build("tests.test_models:half", "keep", MNIST, 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("CutOff", r"CutOff gives scores without a gradient while it trains; "),
+        ("Growing", r"Growing changes the shape of its buffer last from \(1,\) to \(2, 10\); "),
+        ("on_meta", r"on_meta has 1\.weight on meta; build it on the CPU"),
+        ("uninitialised", r"uninitialised begins with weights that are not finite \(1\.bias\); "),
+        ("script", r"cannot build .*: SystemExit: usage: train\.py \(.*test_models\.py, line \d+\)$"),
+    ],
+)
+def test_models_that_would_fail_later_are_refused_by_what_is_wrong(name: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.name: .*{problem}"):
+        build(f"tests.test_models:{name}", "keep", MNIST, 10, seed=0)

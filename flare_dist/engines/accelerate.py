@@ -129,15 +129,27 @@ class AccelerateModel:
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and the buffers that no vector holds their initial ones."""
+        self._take_back()
         self.parameters.copy_(parameters)
         self.buffers.copy_(buffers)
+        for name, value in self._buffer_views.items():
+            buffer = self.module.get_buffer(name)
+            if name not in self._initial and buffer.data_ptr() != value.data_ptr():  # replaced in an evaluation
+                buffer.data = value
         for name, initial in self._initial.items():
-            value = self._buffer_views.get(name)
-            self.module.get_buffer(name).copy_(initial if value is None else in_own_dtype(value, initial))
+            kept = self._buffer_views.get(name)
+            self.module.get_buffer(name).copy_(initial if kept is None else in_own_dtype(kept, initial))
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
         self.parameters.mul_(factor)
+
+    def _take_back(self) -> None:
+        """Move parameters that a forward pass put elsewhere (`weight.data = ...`, as limits on norms do) back."""
+        for parameter, value in zip(self._tensors, self._values):
+            if parameter.data_ptr() != value.data_ptr():
+                value.copy_(parameter.detach())
+                parameter.data = value
 
     def collect(self) -> None:
         """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
@@ -214,6 +226,7 @@ class AccelerateModel:
             gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
             if len(gradients) < len(values):  # some are of what was not used
                 values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
+            self._take_back()
         torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
         return loss
 
@@ -252,4 +265,5 @@ class AccelerateModel:
                     loss = loss * (len(some_labels) / len(labels))
                 (loss if scaler is None else scaler.scale(loss)).backward()
             losses.append(loss.detach())
+        self._take_back()
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

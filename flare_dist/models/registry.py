@@ -48,7 +48,7 @@ def find_builder(name: str) -> Builder:
         sys.path.insert(0, os.getcwd())
     try:
         builder = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever somebody's module may raise
+    except (Exception, SystemExit) as error:  # whatever somebody's module, or script, may raise
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             where = (
                 f"there is no module {error.name!r} in {os.getcwd()}; start the command where it lies, or install it"
@@ -97,20 +97,32 @@ def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int)
             raise ValueError(f"model.name: {name} {error}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"model.name: {name} has no trainable parameters")
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise ValueError(
+                f"model.name: {name} begins with weights that are not finite ({parameter_name}); torch.empty and "
+                "torch.Tensor leave them as the memory was, so initialise them"
+            )
     return model
 
 
 def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
-    """The module that a builder makes; ValueError if it makes none, or one of another precision."""
+    """The module that a builder makes; ValueError if it makes none, or one elsewhere or of another precision."""
     builder = find_builder(name)
     try:
         model = builder(input_shape, num_classes)
-    except Exception as error:  # whatever somebody's code may raise
+    except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
             f"model.name: cannot build {name} for inputs of shape {input_shape}: {describe(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
+    for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"model.name: {name} has {tensor_name} on {tensor.device}; build it on the CPU, engine.device says "
+                "where it is trained"
+            )
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ValueError(

@@ -83,7 +83,7 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error of somebody's code in a line: its kind if that says something, its words and the place in their file."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -99,8 +99,10 @@ def _blank(examples: int, input_shape: Shape) -> Tensor:
 def _scores(model: nn.Module, input_shape: Shape, num_classes: int, examples: int, training: bool) -> Tensor:
     """The scores of blank examples; ValueError with the reason if there are none, or others than the loss takes."""
     try:
-        with preserved(model), torch.no_grad():
+        with preserved(model), torch.set_grad_enabled(training):
+            shapes = _buffer_shapes(model)
             scores = model.train(training)(_blank(examples, input_shape))
+            others = _buffer_shapes(model)
     except Exception as error:  # whatever somebody's code may raise
         batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
         how = "while it trains" if training else "in evaluation"
@@ -110,4 +112,16 @@ def _scores(model: nn.Module, input_shape: Shape, num_classes: int, examples: in
     if shape != (examples, num_classes, *places):
         expected = (examples, num_classes, *places)
         raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, it gives {shape}")
-    return scores
+    changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
+    if changed is not None:
+        raise ValueError(
+            f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep what "
+            "depends on the batch as a plain attribute"
+        )
+    if training and not scores.requires_grad and any(p.requires_grad for p in model.parameters()):
+        raise ValueError("gives scores without a gradient while it trains; compute them without detach() and no_grad()")
+    return scores.detach()
+
+
+def _buffer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(buffer.shape) for name, buffer in model.named_buffers() if not is_lazy(buffer)}
