@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare_dist.data import batches
 from flare_dist.data.batches import AUGMENTATIONS, BatchSource, batch_sizes, count_batches, piece_sizes
 from flare_dist.data.examples import Examples
+from flare_dist.run.evaluation import evaluate
 
 MEAN, STD = torch.tensor([100.0, 120.0, 140.0]), torch.tensor([50.0, 60.0, 70.0])
 
@@ -155,3 +156,17 @@ def test_the_device_changes_nothing() -> None:
     assert there[0].is_cuda
     torch.testing.assert_close(here[0], there[0].cpu())
     assert torch.equal(here[1], there[1].cpu())
+
+
+def test_an_evaluation_has_no_batch_of_one_example_at_its_end() -> None:
+    """A model that ends with squeeze() takes none: its scores would lose the axis of the examples."""
+    sizes: list[int] = []
+
+    class Squeezing(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            sizes.append(len(inputs))
+            return inputs.mean((2, 3)).squeeze()
+
+    examples = Examples(torch.rand(1001, 2, 2, 2), torch.zeros(1001, dtype=torch.int64))
+    evaluate(Squeezing(), BatchSource(examples, torch.zeros(2), torch.ones(2), "cpu"))
+    assert sizes == [500, 501]

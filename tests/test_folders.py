@@ -227,6 +227,12 @@ def test_broken_links_are_named(place: str, root: Path) -> None:
     refused(root, place, "is a link to /nowhere/x, which cannot be found$")
 
 
+def test_a_broken_link_for_the_test_set_does_not_make_val_stand_in(root: Path) -> None:
+    (root / "test").rename(root / "moved")
+    (root / "test").symlink_to("/nowhere/test")
+    refused(root, "test", "is a link to /nowhere/test, which cannot be found$")
+
+
 def test_a_link_to_its_own_folder_is_refused(root: Path) -> None:
     (root / "train/hor/again").symlink_to(root / "train/hor")
     refused(root, "train/hor/again", r"is a link to .*/train/hor, in which it lies$")

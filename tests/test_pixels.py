@@ -128,8 +128,30 @@ def test_values_that_are_no_brightness_are_refused(wrong: float, tmp_path: Path)
     values = GREY.astype("<f4") / 255
     values[2, 2] = wrong
     path = tree(tmp_path, "a.tif", tiff(values, 32, 3))
-    with pytest.raises(ValueError, match=rf"^data\.image_range: {path}: has values from .* not in \[0, 1\]$"):
+    problem = r"has values from .* not in \[0, 1\]" if np.isfinite(wrong) else "has NaN or infinity"
+    with pytest.raises(ValueError, match=rf"^data\.image_range: {path}: {problem}$"):
         pixels(tmp_path, 1.0)
+
+
+def test_a_pgm_says_itself_what_is_white(tmp_path: Path) -> None:
+    """Pillow scales it, so a range would be taken of other values than the file's."""
+    low = np.rint(GREY * (4095 / 255)).astype(">u2")
+    path = tree(tmp_path, "a.pgm", b"P5 6 4 4095\n" + low.tobytes())
+    assert torch.equal(pixels(tmp_path), grey(GREY))
+    with pytest.raises(ValueError, match=rf"^data\.image_range: {path}: is a PGM that says itself .*; set it to null$"):
+        pixels(tmp_path, 4095)
+
+
+def test_unused_bits_are_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """12 bits in 16 look like black images; which value is white nobody knows but the user."""
+    low = (GREY.astype(np.uint16) * 16).astype(">u2")
+    tree(tmp_path, "a.png", png(low, 16, 0))
+    assert torch.equal(pixels(tmp_path, 4080), grey(GREY))
+    assert not caplog.messages
+    pixels(tmp_path)
+    assert [message.partition("; ")[0] for message in caplog.messages] == [
+        f"data.root: {tmp_path}: the brightest value in train/ is 15 of 255"
+    ]
 
 
 def test_a_negative_of_sixteen_bits_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def _test_set(root: Path, classes: list[str]) -> tuple[dict[str, _Folder], Count
     """Scan test/ or val/; ValueError if that one has an unknown class or neither has a class of train/."""
     known, why = f"{len(classes)} classes: {_some(classes)}", ""
     for part in (root / "test", root / "val"):
+        if part.is_symlink() and not part.exists():
+            raise refusal(part, f"is a link to {shown(os.readlink(part))}, which cannot be found")
         if not part.is_dir():
             why = f"{part.name}/ is missing" + (f" and {why}" if why else "")
             continue

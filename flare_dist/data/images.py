@@ -6,6 +6,7 @@ Which files those are, `folders.py` decides; what their pixels mean, `pixels.py`
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 import time
@@ -25,9 +26,12 @@ from flare_dist.data.groups import read_groups
 from flare_dist.data.paths import reason, refusal, shown
 from flare_dist.data.pixels import read_image
 
+log = logging.getLogger(__name__)
+
 _DECODING = "rgb 2"  # part of the cache's fingerprint: change it if the same files are to become other pixels
 _BLOCK = 256  # images decoded by one task
 _THREADED_BYTES = 8192  # mean file size from which threads pay; below it they only fight over the interpreter lock
+_DARK = 64  # what is white in 14 bits of 16
 _PATIENCE_SECONDS = 2.0  # shorter work shows no progress bar
 
 
@@ -44,6 +48,14 @@ def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples,
     judge = _decoded(root, "test", test, None, image_range)
     if learn.inputs.shape[1:] != judge.inputs.shape[1:]:
         raise _sizes_differ(test[0][0], judge.inputs[0].shape, train[0][0], learn.inputs[0].shape)
+    brightest = int(learn.inputs.max())
+    if image_range is None and brightest <= _DARK:
+        log.warning(
+            "data.root: %s: the brightest value in train/ is %d of 255; if its files have 16 bits of which not all are "
+            "used, set data.image_range to the value that is white, 4095 of 12 bits",
+            shown(root),
+            brightest,
+        )
     return learn, judge, len(classes)
 
 

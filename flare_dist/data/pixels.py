@@ -14,7 +14,7 @@ import numpy as np
 from flare_dist.data.paths import reason, refusal
 
 # The value that is white, by the kind of the file; None = the file does not tell.
-_WHITE: dict[str, float | None] = {"I;16": 65535, "I;12": 4095, "I": None, "F": None}
+_WHITE: dict[str, float | None] = {"I;16": 65535, "I;12": 4095, "PGM": 65535, "I": None, "F": None}
 
 
 def read_image(path: str, image_range: float | None) -> np.ndarray:
@@ -64,7 +64,9 @@ def _kind(image: Any) -> str:
         if getattr(image, "tag_v2", {}).get(262) == 0:  # PhotometricInterpretation; Pillow inverts 8 bits only
             raise ValueError("its 16 bits are stored as a negative (WhiteIsZero); save it with black as zero")
         return "I;12" if "I;12" in stored else "I;16"
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits: PNG in Pillow before 11, PGM scaled by Pillow
+    if image.mode == "I" and image.format == "PPM":
+        return "I;16" if ";16" in stored else "PGM"  # the latter is scaled by Pillow, from the white that the file says
+    if image.mode == "I" and image.format == "PNG":  # Pillow before 11
         return "I;16"
     if image.mode in ("I", "F"):
         return str(image.mode)
@@ -73,12 +75,16 @@ def _kind(image: Any) -> str:
 
 def _scaled(path: str, kind: str, values: np.ndarray, image_range: float | None) -> np.ndarray:
     """uint8, with `image_range` or the white of the kind at 255."""
+    if kind == "PGM" and image_range is not None:
+        problem = f"is a PGM that says itself which value is white, got {image_range:g}; set it to null"
+        raise refusal(path, problem, "data.image_range")
     white = _WHITE[kind] if image_range is None else image_range
     if white is None:
         problem = f"is of mode {kind}, whose range the file does not tell; set it to the value that is white"
         raise refusal(path, problem, "data.image_range")
     least, most = values.min(), values.max()
     if not (least >= 0 and most <= white):  # so that NaN is refused too
-        problem = f"has values from {least:g} to {most:g}, not in [0, {white:g}]"
+        finite = np.isfinite(least) and np.isfinite(most)
+        problem = f"has values from {least:g} to {most:g}, not in [0, {white:g}]" if finite else "has NaN or infinity"
         raise refusal(path, problem, "data.root" if image_range is None else "data.image_range")
     return np.rint(values * (255 / white)).astype(np.uint8)

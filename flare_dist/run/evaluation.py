@@ -40,7 +40,7 @@ def evaluate(model: nn.Module, source: BatchSource, seed: int = 0) -> tuple[floa
     model.eval()
     loss_sum, correct, seen = 0.0, 0, 0
     with seeded(seed, source.labels.device):
-        for inputs, labels in source.batches(None, BATCH_SIZE, None):
+        for inputs, labels in source.batches(None, BATCH_SIZE, None, smallest=2):  # squeeze() would take one's axis
             scores = model(inputs)
             loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
             correct += int((scores.argmax(1) == labels).sum())
