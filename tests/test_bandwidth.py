@@ -125,6 +125,8 @@ def test_of_clients_trained_in_turn_a_star_takes_the_slowest(
     assert "slowest" not in capsys.readouterr().err
     assert unknown_slowest(read_run(write_run(tmp_path / "one", clients=2), {})) is None  # a client on each rank
     assert unknown_slowest(read_run(write_run(tmp_path / "gradient", steps=20, clients=8), {})) is None
+    logged = write_run(tmp_path / "events", events=True, clients=8, slowest_client_seconds=0.9)
+    assert unknown_slowest(read_run(logged, {})) is None  # the initial model's evaluation is no round
 
 
 def test_buffers_count_wherever_bytes_up_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,7 +258,7 @@ def bytes_up(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def unknown_slowest(run: RunLog) -> str | None:
     """Say of how many rounds a star cannot know how long the slowest client took, or None."""
-    count = sum(map(adds_up_clients, run.rows))
+    count = sum(adds_up_clients(row) for row in run.rows if _has_bytes(row))
     why = "older logs and clients trained as one batch lack them"
     added = "the star adds up the clients that a process trained in turn"
     return f"{run.name}: rounds without slowest_client_seconds: {count} ({why}); {added}" if count else None
