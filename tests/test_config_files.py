@@ -136,6 +136,9 @@ def test_an_empty_value_is_refused_where_the_type_has_none(parser: ConfigParser,
         ("output_dir: 12:30:15\n", "output_dir", "12:30:15"),
         ("output_dir: 2024-01-31\n", "output_dir", "2024-01-31"),
         ("output_dir: 007\n", "output_dir", "007"),
+        ("output_dir: 1e3\n", "output_dir", "1e3"),
+        ("data: {root: 2E-5}\n", "data.root", "2E-5"),
+        ("output_dir: 'a: é \U0001f600 #b'\n", "output_dir", "a: é \U0001f600 #b"),
         ("clients: {objective: none}\n", "clients.objective", "none"),
         ("clients: {flare: {exclude: [1, no]}}\n", "clients.flare.exclude", ["1", "no"]),
         ("data: {download: yes}\n", "data.download", True),
@@ -173,6 +176,12 @@ def test_the_command_line_refuses_what_a_file_refuses(read: Any, tmp_path: Path,
     with pytest.raises(ValueError, match="expected") as in_argument:
         with_arguments(Config(), [f"--{key}", text])
     assert str(in_file.value).replace(f" {tmp_path / 'my.yaml'}:1:", "") == str(in_argument.value)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "clients.state_dir", "checkpoint.resume"])
+def test_a_path_that_no_system_takes_is_refused_by_key(read: Any, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{key}: .*no path has a byte of value 0"):
+        read(f'{key}: "a\\0b"\n')
 
 
 def test_the_command_line_takes_texts_as_they_stand() -> None:

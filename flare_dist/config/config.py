@@ -132,8 +132,8 @@ class Config:
         for key in PATHS:
             section, name = key.split(".")
             path = getattr(getattr(self, section), name)
-            if isinstance(path, str) and path.startswith("~"):
-                changed = dataclasses.replace(getattr(self, section), **{name: expand_home(path, key)})
+            if isinstance(path, str) and (expanded := expand_home(path, key)) != path:
+                changed = dataclasses.replace(getattr(self, section), **{name: expanded})
                 object.__setattr__(self, section, changed)
 
     @property

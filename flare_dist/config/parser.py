@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from flare_dist.config.values import convert_text, describe, expand_home, to_text
-from flare_dist.config.yaml_file import read_file, read_text, suggest
+from flare_dist.config.yaml_file import STANDARD_TAG, read_file, read_text, suggest
 
 WRONG_TYPE = re.compile(
     r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL
@@ -25,6 +25,13 @@ TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool
 COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*)' \(choose from (.*)\)")
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
 OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
+
+
+class _Quoting(yaml.SafeDumper):
+    """Puts every text into quotation marks: jsonargparse's loader would take 1e3 for a number, which YAML does not."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar(f"{STANDARD_TAG}str", text, style='"'))
 
 
 class Parser(ArgumentParser):
@@ -82,7 +89,7 @@ class ConfigParser(Parser):
         document = read_file(Path(path), self._own_types | self.hints)
         self.files.append(str(path))
         self.places |= {key: place for key, place in document.places.items() if key not in self._given}
-        return self.parse_string(yaml.safe_dump(document.nested()), *args, **options)
+        return self.parse_string(yaml.dump(document.nested(), Dumper=_Quoting), *args, **options)
 
     @functools.cached_property
     def _own_types(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def convert(hint: Any, node: yaml.Node) -> Any:
         return _one_of(hint, node)
     if hint is Any:
         return _as_yaml_says(node)
-    if hint is type(None) and _is_null(node):
+    if hint is type(None) and is_null(node):
         return None
     if get_origin(hint) in (tuple, list) and isinstance(node, yaml.SequenceNode):
         kinds = _item_types(hint, len(node.value))
@@ -38,7 +38,7 @@ def convert(hint: Any, node: yaml.Node) -> Any:
             return [convert(kind, item) for kind, item in zip(kinds, node.value)]
     if get_origin(hint) is dict and isinstance(node, yaml.MappingNode):
         return _as_yaml_says(node)
-    if hint in (int, float, str, bool) and isinstance(node, yaml.ScalarNode) and not _is_null(node):
+    if hint in (int, float, str, bool) and isinstance(node, yaml.ScalarNode) and not is_null(node):
         value = node.value if hint is str else _read_scalar(hint, node)
         if value is not None:
             return value
@@ -82,7 +82,9 @@ def describe(hint: Any) -> str:
 
 
 def expand_home(text: str, key: str) -> str:
-    """A path with ~ and ~user replaced; ValueError if there is no such user."""
+    """A path with ~ and ~user replaced; ValueError if there is no such user, or if no system takes the path."""
+    if "\0" in text:
+        raise ValueError(f"{key}: no path has a byte of value 0, got {text!r}")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
         user = text.split("/")[0]
@@ -151,7 +153,7 @@ def _as_yaml_says(node: yaml.Node) -> Any:
     return _one_of(bool | int | float | str | None, node)
 
 
-def _is_null(node: yaml.Node) -> bool:
+def is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NULLS
 
 
@@ -161,7 +163,7 @@ def _shown(node: yaml.Node) -> str:
         return f"a list of {len(node.value)}"
     if isinstance(node, yaml.MappingNode):
         return "keys and values"
-    if _is_null(node):
+    if is_null(node):
         return node.value or "nothing"
     text = node.value if len(node.value) <= SHOWN else f"{node.value[:SHOWN]}..."
     return f"the text {text!r}" if isinstance(node, yaml.ScalarNode) and node.style else text

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from flare_dist.config.values import convert
+from flare_dist.config.values import convert, is_null
 
 SUGGESTIONS = 3
 STANDARD_TAG = "tag:yaml.org,2002:"
@@ -111,7 +111,7 @@ class _Reader:
             elif isinstance(value, yaml.MappingNode):
                 yield from self._leaves(value, f"{dotted}.")
             else:
-                got = "nothing" if isinstance(value, yaml.ScalarNode) and not value.value else "a value"
+                got = "nothing" if is_null(value) else "a value"
                 remedy = "write keys below it, or leave it out for the defaults"
                 raise ValueError(f"{dotted}: {place}: expected keys and values, got {got}; {remedy}")
 
