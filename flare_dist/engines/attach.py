@@ -60,8 +60,7 @@ def attach(
 
         return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
-    alone = "; for a script that also runs as one process, give world_of_one='warn'" if is_alone() else ""
-    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{alone}")
+    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{_hint_if_alone()}")
 
 
 def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings: Any) -> SparseHookState:
@@ -73,7 +72,7 @@ def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings:
             return SparseHookState(ddp, **settings)
         raise ValueError(
             f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
-            "sparse (a single process, FSDP, or not prepared yet?)"
+            f"sparse (a single process, FSDP, or not prepared yet?){_hint_if_alone()}"
         )
     _forget_copied_hook(ddp)
     check_ddp(ddp)
@@ -116,6 +115,10 @@ def unwrapped(model: Any) -> Any:
 def is_alone() -> bool:
     """Tell whether this is the only process, of the process group or by the launcher's word."""
     return rank_and_size(None)[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def _hint_if_alone() -> str:
+    return "; for a script that also runs as one process, give world_of_one='warn'" if is_alone() else ""
 
 
 def is_engine(target: Any) -> bool:
