@@ -150,7 +150,8 @@ class SparseHookState:
 
     def begin_step(self) -> None:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
-        self.unapplied.begin(self._commit())
+        failed = self._commit()
+        self.unapplied.begin(failed if self.state_names else None)
         self.held.clear()
         self.clock.begin_step()
         self.saves.look()
