@@ -204,6 +204,13 @@ def test_words_on_a_gpu_are_not_waited_for() -> None:
         watch.look()
 
 
+NO_MEMORIES: dict[str, Any] = {
+    "list": [1],
+    "one vector": {"first.weight": torch.zeros(3)},
+    "text": {"first.weight": {"residual": "x"}},
+}
+
+
 def story_of_loading(world: World, directory: str) -> dict[str, Any]:
     """What is loaded, and what is refused, in directories that hold more, less or something else."""
     told: dict[str, Any] = {}
@@ -254,11 +261,19 @@ def story_of_loading(world: World, directory: str) -> dict[str, Any]:
     load("crash, step 4", 4)
 
     world.wait_for_all()
+    file = place / "saves" / "sparse-hook-00001-of-00002-step-2.pt"
     if world.rank == 1:
-        file = place / "saves" / "sparse-hook-00001-of-00002-step-2.pt"
         file.write_bytes(file.read_bytes()[:1000])
     world.wait_for_all()
     load("damaged", 2)
+    for kind, memory in NO_MEMORIES.items():
+        world.wait_for_all()
+        if world.rank == 1:
+            torch.save({"step": 2, "memory": memory}, file)
+        world.wait_for_all()
+        load(f"no memory: {kind}", 2)
+    told["a file"] = said_by(lambda: flare_dist.load_hook_state(attached()[1], file))
+    world.wait_for_all()
 
     _, anew = attached()  # somebody starts over in that directory: the step is smaller, and the save is the last
     anew.step = 1
@@ -298,7 +313,9 @@ EXPECTED = {
     "crash, step 2": [],
     "crash, step 4": [r"those of rank 1 of 2 are missing of step 4"],
     "damaged": [r"00001-of-00002-step-2.pt: cannot be read"],
-    "started over, damaged": [r"00001-of-00002-step-2.pt: cannot be read"],
+    **{f"no memory: {kind}": [r"00001-of-00002-step-2.pt: holds no memory of a sparse hook"] for kind in NO_MEMORIES},
+    "a file": [r"00001-of-00002-step-2.pt: is a file; the hook's memory is in a directory"],
+    "started over, damaged": [r"00001-of-00002-step-2.pt: holds no memory"],
     "old": [r"written by an older version"],
     "old, dgc": [r"the saved memory of first.weight holds residual, and rule dgc keeps residual, velocity"],
     "old, another step": [r"saved after different steps: 4, not step 3"],
@@ -316,6 +333,23 @@ def test_what_is_loaded_fits_or_is_refused_in_one_line_on_every_rank(tmp_path: P
         for said, pattern in zip(first[name], patterns):
             assert "\n" not in said
             assert re.search(pattern, said), (name, said)
+
+
+def broken_off(world: World, directory: str) -> int:
+    """The step of what a script saves when a backward has ended in an error, as it does before it gives up."""
+    ddp, hook = attached()
+    backward(ddp, world.rank, range(2))
+    hook.begin_step()
+    hook.is_whole = False
+    flare_dist.save_hook_state(hook, directory)
+    world.wait_for_all()
+    _, fresh = attached()
+    flare_dist.load_hook_state(fresh, directory, step=2)
+    return fresh.step
+
+
+def test_a_save_after_a_backward_that_was_broken_off_is_of_the_step_before(tmp_path: Path) -> None:
+    assert run_ranks(broken_off, RANKS, str(tmp_path)) == [2, 2]
 
 
 def started_over(world: World, directory: str) -> tuple[list[str], int]:

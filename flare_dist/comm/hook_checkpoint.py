@@ -23,6 +23,7 @@ from flare_dist.comm.distributed import rank_and_size
 from flare_dist.comm.hook_checks import check_saved
 from flare_dist.comm.hook_files import (
     SavedSet,
+    Seen,
     Views,
     find_sets,
     newest_set,
@@ -43,7 +44,7 @@ def save_hook_state(state: SparseHookState, directory: str | Path, name: str = N
     """
     rank, size = rank_and_size(state.process_group)
     saved = state.state_dict() | {"ranks": size, "saved_at": time.time()}
-    own = SavedSet(name, size, state.step)
+    own = SavedSet(name, size, saved["step"])  # without a backward that was broken off
     path = Path(directory) / own.file(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     for broken_off in path.parent.glob(f"{glob.escape(name)}-{rank:05d}-of-*.part"):
@@ -101,8 +102,13 @@ def load_named(
         raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
     place, group = Path(directory), state.process_group
     rank, size = rank_and_size(group)
-    seen = find_sets(place, name, old_name)
-    views = on_all_ranks(group, lambda: {key: set(files) for key, files in seen.items()})
+    seen: Seen = {}
+
+    def look() -> dict[SavedSet, set[int]]:
+        seen.update(find_sets(place, name, old_name))
+        return {key: set(files) for key, files in seen.items()}
+
+    views = on_all_ranks(group, look)
     candidates = _candidates(place, name, old_name, step, views)
     if not candidates:
         _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")

@@ -32,6 +32,8 @@ Views = Sequence[dict[SavedSet, set[int]]]  # the same of all ranks, without the
 
 def find_sets(directory: Path, *names: str) -> Seen:
     """The files of these names in `directory`."""
+    if directory.is_file():
+        raise ValueError(f"{directory}: is a file; the hook's memory is in a directory, one file a rank")
     sets: Seen = {}
     for path in directory.glob("*-of-*.pt"):
         match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(?:-step-(\d+))?\.pt", path.name)
@@ -48,9 +50,19 @@ def read_file(path: Path, **options: Any) -> dict[str, Any]:
     except Exception as error:  # of a zip file, of a pickle, of a disk
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: cannot be read ({reason}); save again, or take an older step") from error
-    if not (isinstance(saved, dict) and {"step", "memory"} <= saved.keys()):
+    if not _is_memory(saved):
         raise ValueError(f"{path}: holds no memory of a sparse hook; save_hook_state writes such files")
     return saved
+
+
+def _is_memory(saved: Any) -> bool:
+    """Whether it is what `SparseHookState.state_dict` gives, now or in an older version."""
+    if not (isinstance(saved, dict) and isinstance(saved.get("step"), int) and isinstance(saved.get("memory"), dict)):
+        return False
+    own = list(saved["memory"].values())
+    return all(isinstance(vectors, dict) for vectors in own) and all(
+        isinstance(vector, torch.Tensor) for vectors in own for vector in vectors.values()
+    )
 
 
 def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]:
