@@ -115,10 +115,8 @@ def mutated(number: int, seed: int, originals: list[str]) -> bytes:
 
 def judge(parser: ConfigParser, path: Path) -> str:
     """Tell whether a file is accepted or refused, or in words what is wrong with the refusal."""
-    parser.files = []
-    parser.places = {}
     try:
-        build_config(parser, parser.parse_path(path))
+        build_config(parser, parser.parse_args(["--config", str(path)]))
     except (ValueError, ArgumentError) as error:
         message = str(error)
         return "refused" if str(path) in message and len(message) < 1000 else f"no path or too long: {message[:300]!r}"
@@ -129,7 +127,7 @@ def judge(parser: ConfigParser, path: Path) -> str:
 
 def fuzz(files: int, seed: int) -> tuple[Counter[str], dict[int, str]]:
     """Count the files that were accepted and refused; returns what was wrong with others, by number."""
-    originals = [path.read_text(encoding="utf-8") for path in sorted(CONFIGS.glob("*.yaml"))] + [to_yaml(Config())]
+    originals = [path.read_text(encoding="utf-8") for path in sorted(CONFIGS.rglob("*.yaml"))] + [to_yaml(Config())]
     parser = config_parser()
     counts = Counter[str]()
     wrong = {}

@@ -32,8 +32,7 @@ def read(parser: ConfigParser, tmp_path: Path) -> Any:
 
     def read(content: str | bytes) -> Config:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        parser.files, parser.places = [], {}
-        return build_config(parser, parser.parse_path(path))
+        return build_config(parser, parser.parse_args(["--config", str(path)]))
 
     return read
 
@@ -121,10 +120,10 @@ def test_an_empty_value_is_refused_where_the_type_has_none(parser: ConfigParser,
         path.write_text(f"{key}:\n")
         nullable = default is None or key in ("clients.flare.steps",)
         if nullable:
-            assert parser.parse_path(path)[key] is None
+            assert parser.parse_args(["--config", str(path)])[key] is None
         else:
             with pytest.raises(ValueError, match=rf"^{key}: {path}:1: expected .*, got nothing"):
-                parser.parse_path(path)
+                parser.parse_args(["--config", str(path)])
     assert len(defaults) > 80
 
 

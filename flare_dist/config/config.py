@@ -207,10 +207,10 @@ def build_config(parser: ConfigParser, namespace: Any) -> Config:
         return Config(**{field_.name: values[field_.name] for field_ in dataclasses.fields(Config)})
 
 
-def load_config(path: Path) -> Config:
-    """The configuration in a YAML file."""
+def load_config(*paths: Path) -> Config:
+    """The configuration in YAML files: where two set the same key the later one wins."""
     parser = config_parser()
-    return build_config(parser, parser.parse_path(path))
+    return build_config(parser, parser.parse_args([f"--config={path}" for path in paths]))
 
 
 def with_arguments(config: Config, arguments: Sequence[str]) -> Config:

@@ -8,15 +8,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from flare_dist.config.values import convert_text, describe, expand_home, to_text
-from flare_dist.config.yaml_file import STANDARD_TAG, read_file, read_text, suggest
+from flare_dist.config.values import convert_text, describe, expand_home, leaf_types, to_text
+from flare_dist.config.yaml_file import STANDARD_TAG, SUGGESTIONS, Document, read_file, read_text, suggest
 
 WRONG_TYPE = re.compile(
     r"""Parser key "([^"]+)":.*?Expected an? <class '(?!NoneType)(\w+)'>.*(?:Got|Given) value: (.*)""", re.DOTALL
@@ -24,6 +23,7 @@ WRONG_TYPE = re.compile(
 TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool)}
 COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*)' \(choose from (.*)\)")
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
+OF_SECTION = re.compile(r"(?<![\w.-])[a-z_]+(?:\.[a-z_]+)+")  # keys within a message
 OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
 
 
@@ -54,6 +54,9 @@ class Parser(ArgumentParser):
         if command:
             similar = suggest(command[1], re.findall(r"\w+", command[2])) or f"; choose from {command[2]}"
             return f"{command[1]}: there is no such command{similar}"
+        file = re.match(r"unrecognized arguments: (\S+\.ya?ml)\b", message)
+        if file:
+            return f"config: {file[1]} follows another argument's value; write --config before each file"
         wrong = WRONG_TYPE.match(message)
         return f"--{wrong[1]}: expected {describe(TYPES.get(wrong[2]))}, got {wrong[3]}" if wrong else message
 
@@ -61,9 +64,11 @@ class Parser(ArgumentParser):
 class ConfigParser(Parser):
     """A parser of the keys of one dataclass, that remembers which file says what.
 
+    Files and arguments are layers in the order of the command line: a key has the value of the last one that sets it.
+
     Attributes:
         files: the configuration files that were read, in order.
-        places: dotted key -> where it stands, e.g. "my.yaml:3", as long as no argument says otherwise.
+        places: dotted key -> where the last file that sets it does, e.g. "my.yaml:3".
     """
 
     def __init__(self, *args: Any, configuration: type | None = None, **options: Any) -> None:
@@ -71,11 +76,14 @@ class ConfigParser(Parser):
         self.hints: dict[str, Any] = {}
         self.files: list[str] = []
         self.places: dict[str, str] = {}
-        self._given: set[str] = set()
+        self._given: set[str] = set()  # keys whose last word is an argument's
+        self._documents: dict[str, Document] = {}  # by path, while a command line is parsed
         if configuration is not None:
             self.hints = leaf_types(configuration)
             self.add_argument(
-                "--config", action="config", help="YAML file with the keys that differ from the defaults."
+                "--config",
+                action="config",
+                help="YAML file with the keys that differ from the defaults; of several the later wins, key by key.",
             )
             self.add_class_arguments(configuration)
 
@@ -83,13 +91,23 @@ class ConfigParser(Parser):
         self.files = []
         self.places = {}
         self._given = set()
-        return super().parse_args(self._checked(sys.argv[1:] if args is None else args), namespace=namespace, **options)
+        try:
+            arguments = self._checked(sys.argv[1:] if args is None else args)
+            return super().parse_args(arguments, namespace=namespace, **options)
+        finally:
+            self._documents = {}
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
-        document = read_file(Path(path), self._own_types | self.hints)
-        self.files.append(str(path))
-        self.places |= {key: place for key, place in document.places.items() if key not in self._given}
+        document = self._documents.get(str(path)) or self._read(str(path))
         return self.parse_string(yaml.dump(document.nested(), Dumper=_Quoting), *args, **options)
+
+    def _read(self, path: str, section: str = "") -> Document:
+        """Read a file that is laid over what has been read and given so far."""
+        document = read_file(Path(path), self.hints if section else self._own_types | self.hints, section)
+        self.files.append(path)
+        self.places |= document.places
+        self._given -= document.places.keys()
+        return document
 
     @functools.cached_property
     def _own_types(self) -> dict[str, Any]:
@@ -108,12 +126,22 @@ class ConfigParser(Parser):
     def _locate(self, message: str) -> str:
         key, colon, problem = message.partition(": ")
         is_key = key in self.hints or any(known.startswith(f"{key}.") for known in self.hints)
-        if not colon or not is_key or key in self._given or any(file in message for file in self.files):
+        if not colon or not is_key or any(file in message for file in self.files):
             return message
-        if key in self.places:
-            return f"{key}: {self.places[key]}: {problem}"
-        default = ", which leaves this key at its default" if key in self.hints else ""
-        return f"{message} (configured by {', '.join(self.files)}{default})" if self.files else message
+        others = self._others(key, problem)
+        if key in self.places and key not in self._given:
+            return f"{key}: {self.places[key]}: {problem}{others}"
+        if key in self._given or others or not self.files:
+            return f"{message}{others}"
+        leave = "leaves" if len(self.files) == 1 else "leave"
+        default = f", which {leave} this key at its default" if key in self.hints else ""
+        return f"{message} (configured by {', '.join(self.files)}{default})"
+
+    def _others(self, key: str, problem: str) -> str:
+        """Name the places of the other keys in a message, since another file may have set them."""
+        in_files = self.places.keys() - self._given - {key}
+        named = [other for other in dict.fromkeys(OF_SECTION.findall(problem)) if other in in_files]
+        return "".join(f"; {other} is set at {self.places[other]}" for other in named[:SUGGESTIONS])
 
     def _checked(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with the values of our keys converted; ValueError names the key of one that is wrong."""
@@ -138,19 +166,20 @@ class ConfigParser(Parser):
 
     def _checked_value(self, key: str, text: str) -> str:
         if key == "config":
-            return existing_file(text)
+            path = existing_file(text)
+            self._documents[path] = self._read(path)
+            return path
         if key in self.hints:
             self._given.add(key)
-            self.places.pop(key, None)
             try:
                 return to_text(convert_text(self.hints[key], text))
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         if text.lstrip().startswith("{"):
             document = read_text(text, self.hints, f"--{key}", key)
+            self._given |= document.values.keys()
         else:
-            document = read_file(Path(existing_file(text, key)), self.hints, key)
-        self._given |= document.values.keys()
+            document = self._read(existing_file(text, key), key)
         return to_text(functools.reduce(lambda tree, name: tree.get(name, {}), key.split("."), document.nested()))
 
 
@@ -164,14 +193,6 @@ def existing_file(text: str, key: str = "config") -> str:
     if not os.access(path, os.R_OK):
         raise ValueError(f"{key}: {path}: may not be read; check its permissions")
     return path
-
-
-def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> type of everything in a tree of dataclasses."""
-    leaves: dict[str, Any] = {}
-    for name, hint in get_type_hints(configuration).items():
-        leaves |= leaf_types(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
-    return leaves
 
 
 def user_path(text: str | Path) -> Path:

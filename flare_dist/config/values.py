@@ -10,7 +10,8 @@ import math
 import os
 import re
 import types
-from typing import Any, Union, get_args, get_origin
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -65,6 +66,14 @@ def to_text(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip()
     return value if isinstance(value, str) else repr(value)
+
+
+def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of everything in a tree of dataclasses."""
+    leaves: dict[str, Any] = {}
+    for name, hint in get_type_hints(configuration).items():
+        leaves |= leaf_types(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return leaves
 
 
 def describe(hint: Any) -> str:
