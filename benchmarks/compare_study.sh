@@ -13,7 +13,7 @@ out=${OUT:-runs/compare}
 techniques=full_precision,fp16,powersgd,topk,topk_dgc,topk_fp16,topk_int8,topk_2bit,bf16_training_topk_int8
 claimed=full_precision,topk,topk_int8,bf16_training_topk_int8
 compare() {
-  flare-dist compare --config configs/compare_cnn.yaml --data.root "$cifar10" --target 0.3 "$@"
+  flare-dist compare --config configs/compare/cnn.yaml --data.root "$cifar10" --target 0.3 "$@"
 }
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 compare --output_dir "$out/rate" --techniques full_precision --tune clients.lr=0.01,0.03,0.1 "$@"

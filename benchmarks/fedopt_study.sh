@@ -20,6 +20,6 @@ declare -A settings=(
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 for method in ${METHODS:-fedavg fedavgm fedadagrad fedadam fedyogi scaffold}; do
   # shellcheck disable=SC2086 # the settings are several words
-  flare-dist sweep --config configs/fedopt_study.yaml --output_dir "${OUT:-runs/fedopt}/$method" \
+  flare-dist sweep --config configs/studies/fedopt.yaml --output_dir "${OUT:-runs/fedopt}/$method" \
     --data.root "$cifar10" --seeds 0,1,2 --tune clients.lr=0.03,0.1 ${settings[$method]} "$@"
 done

@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
-    name = "flare_fc" if options.method == "flare" else "flare_fc_ec"
-    config = _made_up(load_config(CONFIGS / f"{name}.yaml"), options.threads)
+    layers = ["flare/fc"] if options.method == "flare" else ["flare/fc", "methods/ec"]
+    config = _made_up(load_config(*[CONFIGS / f"{name}.yaml" for name in layers]), options.threads)
     if options.method in ("ef21", "dgc"):
         changed = dataclasses.replace(config.compression, error_feedback=options.method)
         config = dataclasses.replace(config, compression=changed)

@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
-    sparse = _made_up(load_config(CONFIGS / "flash_cifar10_jmwst.yaml"), options.threads, options.examples)
+    published = load_config(CONFIGS / "flash/cifar10.yaml", CONFIGS / "methods/jmwst.yaml")
+    sparse = _made_up(published, options.threads, options.examples)
     plain = dataclasses.replace(sparse, sparse_training=dataclasses.replace(sparse.sparse_training, method="dense"))
     parties, reference = set_up(sparse), set_up(plain)
     assert parties.masks is not None

@@ -38,7 +38,7 @@ for study in "${studies[@]}"; do
     [ "$method" = dense ] && densities=()
     while [ "$(jobs -pr | wc -l)" -ge "${JOBS:-2}" ]; do wait_for_one; done
     # shellcheck disable=SC2086 # the settings are several words
-    flare-dist sweep --config "configs/flash_study_$data.yaml" --output_dir "$out/${study}_$method" \
+    flare-dist sweep --config "configs/studies/flash_$data.yaml" --output_dir "$out/${study}_$method" \
       --data.root "${roots[$data]}" --data.alpha "${study#*_}" --seeds 0,1,2 --tune "clients.lr=${rates[$study]}" \
       "${densities[@]}" ${settings[$method]} "$@" > "$out/${study}_$method.log" 2>&1 &
     echo "started: $out/${study}_$method"

@@ -27,7 +27,7 @@ sweep() { # study, densities, learning rates, method, configuration, keys
   local densities=(--grid "compression.density=$2")
   [ "$4" = dense ] && densities=()
   # shellcheck disable=SC2086 # the settings are several words
-  flare-dist sweep --config "configs/$5.yaml" --output_dir "${OUT:-runs/frontier}/$1_$4" --seeds 0,1,2 \
+  flare-dist sweep --config "configs/studies/$5.yaml" --output_dir "${OUT:-runs/frontier}/$1_$4" --seeds 0,1,2 \
     --tune "clients.lr=$3" "${densities[@]}" ${settings[$4]} "${@:6}"
 }
 for method in "${methods[@]}"; do

@@ -33,7 +33,7 @@ def rounds_of(directory: Path, kind: str, rate: str | None, steps: int, rounds: 
         "flare_dist",
         "train",
         "--config",
-        str(ROOT / "configs/resnet18_gradient.yaml"),
+        str(ROOT / "configs/studies/resnet18_gradient.yaml"),
         *settings,
     ]
     link = [] if rate is None else ["bash", str(ROOT / "benchmarks/link.sh"), rate]

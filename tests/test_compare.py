@@ -34,6 +34,16 @@ from tests.test_trainer import start
 
 ROOT = Path(__file__).parent.parent
 STEPS = 5
+PUBLISHED = {
+    "baseline": [],
+    "compression": ["methods/topk_int8"],
+    "fp16_compression": ["methods/topk_int8", "methods/fp16_training"],
+}
+
+
+def published(name: str) -> Config:
+    """One of the three experiments of a published comparison."""
+    return load_config(*[ROOT / "configs" / f"{layer}.yaml" for layer in ["compare/deepspeed", *PUBLISHED[name]]])
 
 
 def net() -> nn.Module:
@@ -202,9 +212,8 @@ def test_what_cannot_be_compared_is_said_in_one_line(
 
 def test_every_technique_is_what_its_name_says_whatever_the_configuration() -> None:
     found: dict[str, Any] = {}
-    for name in ("compare_cnn", "published_baseline", "published_compression", "published_fp16_compression"):
-        config = load_config(ROOT / "configs" / f"{name}.yaml")
-        config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, name="accelerate"))
+    for original in [load_config(ROOT / "configs/compare/cnn.yaml"), *map(published, PUBLISHED)]:
+        config = dataclasses.replace(original, engine=dataclasses.replace(original.engine, name="accelerate"))
         variants = {t: with_arguments(config, own) for t, own in find_techniques(",".join(DIFFERENCES), config).items()}
         exchanges = {t: (v.exchanged, v.gradients, v.engine.mixed_precision) for t, v in variants.items()}
         assert len(set(map(str, exchanges.values()))) == len(DIFFERENCES)
@@ -244,10 +253,10 @@ def test_dgc_s_momentum_is_not_to_be_had_twice(caplog: pytest.LogCaptureFixture)
     assert "its own momentum" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["baseline", "compression", "fp16_compression"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_experiments_differ_in_precision_and_exchange_alone(name: str) -> None:
-    own = load_config(ROOT / "configs" / f"published_{name}.yaml")
-    base = load_config(ROOT / "configs" / "published_baseline.yaml")
+    own = published(name)
+    base = published("baseline")
     alike = dataclasses.replace(own, compression=base.compression, engine=base.engine, output_dir=base.output_dir)
     assert alike == base
     assert own.engine == EngineConfig(name="deepspeed", mixed_precision="fp16" if "fp16" in name else "no")

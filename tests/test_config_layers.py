@@ -84,7 +84,7 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
     """Every key in one layer at least, those of a lower one perhaps with a value that the upper one replaces."""
     draw = random.Random(seed)
     hints = leaf_types(Config)
-    given = read_file(CONFIGS / "flare_gru.yaml", hints).values
+    given = read_file(CONFIGS / "flare" / "gru.yaml", hints).values
     other = read_text(to_yaml(Config()), hints, "the defaults").values
     parts: list[dict[str, Any]] = [{}, {}, {}]
     for key, value in given.items():
@@ -93,7 +93,7 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
         for lower in parts[:last]:
             if draw.random() < 0.5:
                 lower[key] = other[key]
-    expected = load_config(CONFIGS / "flare_gru.yaml")
+    expected = load_config(CONFIGS / "flare" / "gru.yaml")
     assert with_arguments(Config(), layers(*map(yaml.safe_dump, parts))) == expected
 
 

@@ -167,9 +167,9 @@ def test_text_and_images_want_models_of_their_own() -> None:
 
 
 def test_the_published_configuration_learns_the_sample() -> None:
-    """flare_gru.yaml with fewer and larger steps: FLARE on all local steps, but not on the embedding."""
+    """flare/gru.yaml with fewer and larger steps: FLARE on all local steps, but not on the embedding."""
     torch.set_num_threads(1)
-    config = load_config(ROOT.parent / "configs" / "flare_gru.yaml")
+    config = load_config(ROOT.parent / "configs" / "flare" / "gru.yaml")
     assert config.clients.flare.exclude == ("embedding.*",)
     gentle = dataclasses.replace(config.clients.flare, tau=0.002)
     config = dataclasses.replace(
