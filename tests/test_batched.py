@@ -372,13 +372,13 @@ def test_models_fall_back_with_the_reason(model: nn.Module, reason: str | None) 
     ("changes", "reason"),
     [
         ({}, None),
-        ({"mode": "gradient"}, "mode=gradient trains one model"),
-        ({"engine": EngineConfig("deepspeed")}, "engine.name=deepspeed has an engine for one client at a time"),
-        ({"engine": EngineConfig(mixed_precision="bf16")}, "engine.mixed_precision=bf16 is for one at a time"),
-        ({"engine": EngineConfig(gradient_accumulation_steps=2)}, "engine.gradient_accumulation_steps is for one"),
-        ({"clients": ClientsConfig(objective="fedprox")}, "clients.objective=fedprox is for one at a time"),
-        ({"clients": ClientsConfig(step_ahead=0.5)}, "clients.step_ahead starts each client elsewhere"),
-        ({"sparse_training": SparseTrainingConfig("pdst", 0.5)}, "sparse_training.method=pdst has masks"),
+        ({"mode": "gradient"}, "only federated training has several clients"),
+        ({"engine": EngineConfig("deepspeed")}, "an engine of DeepSpeed's trains one client at a time"),
+        ({"engine": EngineConfig(mixed_precision="bf16")}, "mixed precision is for one client at a time"),
+        ({"engine": EngineConfig(gradient_accumulation_steps=2)}, "gradients are accumulated for one client at a time"),
+        ({"clients": ClientsConfig(objective="fedprox")}, "an objective is for one client at a time"),
+        ({"clients": ClientsConfig(step_ahead=0.5)}, "step_ahead starts each client from another model"),
+        ({"sparse_training": SparseTrainingConfig("pdst", 0.5)}, "masks are those of one client at a time"),
     ],
 )
 def test_settings_fall_back_with_the_reason(
@@ -394,9 +394,8 @@ def test_settings_fall_back_with_the_reason(
     if config.mode == "federated":
         assert (f"one after another: {reason}" if reason else "as one batch") in caplog.text
     if reason:
-        config = replace(config, clients=replace(config.clients, together="always"))
-        with pytest.raises(ValueError, match=rf"^clients\.together: always is not possible: {reason}"):
-            settle_together(config, model, blank, "cuda")
+        with pytest.raises(ValueError, match=rf"^clients\.together: {reason}, got always with "):
+            replace(config, clients=replace(config.clients, together="always"))
 
 
 def test_auto_is_for_small_models_on_gpus() -> None:

@@ -30,7 +30,10 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--compression.density", "0"], "compression.density: the fraction kept must be in (0, 1], got 0"),
         (["--compression.density", "1.5"], "compression.density: the fraction kept must be in (0, 1], got 1.5"),
         (["--compression.density", "few"], "compression.density"),
-        (["--clients.per_round", "9"], "clients.per_round: 9 clients per round are more than clients.num = 4"),
+        (
+            ["--clients.per_round", "9"],
+            "clients.per_round: more clients per round than there are, got 9 with clients.num=4;",
+        ),
         (["--clients.num", "241"], "clients.num: "),
         (["--data.name", "mnist", "--data.root", "{tmp}"], "data.download=true"),
         (["--data.name", "image_folder", "--data.root", "{tmp}"], "data.root: "),

@@ -196,7 +196,7 @@ def test_compare_trains_each_technique_with_the_same_settings(
         (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: must be at least 2 (PyTorch's), got 1"),
         (
             ["--engine.name", "deepspeed", "--techniques", "fp16"],
-            "gradients.hook: fp16 needs engine.name=accelerate, whose DDP has it",
+            "gradients.hook: needs engine.name=accelerate, whose DDP has it, got fp16 with engine.name=deepspeed",
         ),
     ],
 )

@@ -54,9 +54,13 @@ def test_a_file_is_not_changed_by_reading_it() -> None:
         ({"train_batch_size": 8}, "federated", "sets train_batch_size, which is clients.batch_size here"),
         ({"optimizer": {"type": "Adam"}}, "federated", "sets optimizer, which is clients.optimizer here"),
         ({"scheduler": {"type": "OneCycle"}}, "federated", "sets scheduler, which is clients.lr_schedule here"),
-        ({"zero_optimization": {"stage": 3}}, "federated", "stage is 3, which shards the weights themselves"),
-        ({"zero_optimization": {"stage": 2}}, "gradient", "stage is 2, which has no whole gradient to select from"),
-        ({"zero_optimization": {"stage": "x"}}, "federated", "stage is x"),
+        ({"zero_optimization": {"stage": 3}}, "federated", "shards the weights, or leaves no whole gradient"),
+        (
+            {"zero_optimization": {"stage": 2}},
+            "gradient",
+            "with zero_stage=2 and mode=gradient; use 0 to 2, in mode gradient 0 or 1",
+        ),
+        ({"zero_optimization": {"stage": "x"}}, "federated", "with zero_stage=x and mode=federated"),
         (
             {"zero_optimization": {"stage": 1, "round_robin_gradients": True}},
             "gradient",

@@ -140,7 +140,7 @@ def test_shares_of_the_cohort_get_their_budgets_whatever_its_size() -> None:
         ({"growth": "x"}, "sparse_training.growth: must be one of auto, random, gradient, got 'x'"),
         ({"hetero": ((0.5, 0.5), (0.4, 1.0))}, "sparse_training.hetero: the shares must add up to 1, got 0.9"),
         ({"hetero": ((1.0, 1.5),)}, "must be pairs of a share and a factor in (0, 1], got [[1.0, 1.5]]"),
-        ({"hetero": ((1.0, 0.5),), "method": "nst"}, "sparse_training.hetero: needs spdst or jmwst, not nst"),
+        ({"hetero": ((1.0, 0.5),), "method": "nst"}, "sparse_training.hetero: needs spdst or jmwst, got [[1.0, 0.5]]"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
-GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks"}
+GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
 PURE = GROUND | {"data", "models", "compression", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
@@ -20,6 +20,9 @@ MAY_IMPORT = {
     "units": set(),
     "disk": set(),
     "locks": set(),
+    "exclusion": set(),
+    "compatibility": {"exclusion"},
+    "cautions": {"exclusion"},
     "data": GROUND,
     "models": GROUND,
     "compression": GROUND,

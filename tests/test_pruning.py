@@ -201,7 +201,7 @@ def test_the_server_may_look_at_what_it_holds_out() -> None:
     held = dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, validation=0.2))
     row = single(stage, pruned(held, data="server"))[1]
     assert (row["uplink_bytes"], row["clients"], row["active_weights"]) == (0, 0, BUDGET)
-    with pytest.raises(ValueError, match=r"^pruning\.data: the server has examples only where data\.validation holds"):
+    with pytest.raises(ValueError, match=r"^pruning\.data: the server has examples only if data\.validation holds"):
         pruned(data="server")
 
 

@@ -518,11 +518,15 @@ def single_cohort(used: Config) -> list[int]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "gradient"}, "sparse_training.method: masks are those of federated clients, not of mode=gradient"),
+        (
+            {"mode": "gradient"},
+            "sparse_training.method: masks are those of federated clients, got jmwst with mode=gradient",
+        ),
         ({"compression": CompressionConfig(error_feedback="ef21")}, "ef21's estimates do not follow masks"),
         (
             {"compression": CompressionConfig(sparsifier="dense", downlink="changed")},
-            "compression.downlink: with sparse_training.method=jmwst active weights are sent in float32, not changed",
+            "compression.downlink: active weights of a mask are sent in float32, got changed with sparse_"
+            "training.method=jmwst",
         ),
     ],
 )

@@ -156,7 +156,7 @@ def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkey
     [
         (lambda: FedDynConfig(0.0), "clients.feddyn.alpha: must be positive and finite, got 0.0"),
         (lambda: ClientsConfig(objective="feddyn"), "clients.objective: feddyn takes the plain mean of its clients"),
-        (lambda: nova(DENSE, optimizer="adam", momentum=0.0), "server.aggregator: fednova counts steps of sgd, not of"),
+        (lambda: nova(DENSE, optimizer="adam", momentum=0.0), "server.aggregator: fednova counts steps of sgd, got"),
         (lambda: nova(DENSE, **DYN), "server.aggregator: fednova does not go with feddyn"),
         (
             lambda: dataclasses.replace(

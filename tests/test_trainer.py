@@ -343,14 +343,16 @@ def test_more_regularised_steps_than_there_are_is_worth_a_warning(
     config = tiny(tmp_path, rounds=1)
     flare = dataclasses.replace(config.clients.flare, steps=steps)
     start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, objective="flare", flare=flare)))
-    said = "clients.flare.steps: 4 are more than the 3 local steps of a round: all of them are regularised"
+    said = "clients.flare.steps: more than the local steps of a round, got 4 with local_steps=3; all are regularised"
     assert (said in caplog.messages) is warned
 
 
 def test_an_objective_without_clients_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny(tmp_path, rounds=1, mode="centralised")
     start(dataclasses.replace(config, clients=dataclasses.replace(config.clients, objective="fedprox")))
-    assert any(message.startswith("mode: centralised training has the loss alone") for message in caplog.messages)
+    assert any(
+        message.startswith("mode: clients.objective and step_ahead have no effect") for message in caplog.messages
+    )
 
 
 def test_momentum_twice_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

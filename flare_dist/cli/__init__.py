@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities, doctor."""
+"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities, compatibility, doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import doctor, reports, sweeps, training
+from flare_dist.cli import compatibility, doctor, reports, sweeps, training
 from flare_dist.comm.distributed import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.disk import DiskError
@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "compare": (sweeps.compare_parser, sweeps.run_compare),
     "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
     "densities": (reports.densities_parser, reports.run_densities),
+    "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
     "doctor": (doctor.doctor_parser, doctor.run_doctor),
 }
 

@@ -27,7 +27,10 @@ from flare_dist.run.trainer import train
 
 
 def train_parser() -> ConfigParser:
-    return config_parser(description="Train a model as configured; the same command continues an interrupted run.")
+    return config_parser(
+        description="Train a model as configured; the same command continues an interrupted run. Which "
+        "options do not go together: flare-dist compatibility."
+    )
 
 
 def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:

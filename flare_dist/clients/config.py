@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from flare_dist.clients.flare import FlareConfig
 from flare_dist.clients.objectives import MEMORIES, OBJECTIVES, FedDynConfig, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import batch_sizes, count_batches
+from flare_dist.exclusion import refuse
 from flare_dist.schedules import parse_schedule
 
 
@@ -73,14 +75,6 @@ class ClientsConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"clients.{name}: must be at least 1, got {value}")
-        if self.smallest > self.batch_size:
-            raise ValueError(
-                f"clients.smallest_batch: must be at most clients.batch_size, {self.batch_size}, got {self.smallest}"
-            )
-        if self.per_round is not None and self.per_round > self.num:
-            raise ValueError(
-                f"clients.per_round: {self.per_round} clients per round are more than clients.num = {self.num}"
-            )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"clients.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
@@ -92,8 +86,6 @@ class ClientsConfig:
                 raise ValueError(f"clients.{name}: must be finite and not negative, got {getattr(self, name)}")
         if self.gradient_clipping is not None and not 0 < self.gradient_clipping < 1e38:
             raise ValueError(f"clients.gradient_clipping: must be positive, got {self.gradient_clipping}")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"clients.momentum: {self.optimizer} has none (only sgd does)")
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
@@ -104,15 +96,8 @@ class ClientsConfig:
             raise ValueError("clients.state_dir: must name a directory (null = in memory)")
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
-        plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None
-        if self.objective == "flare" and self.flare.conserve and not plain:
-            raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay and clipping")
-        if self.objective == "feddyn" and self.weighting != "uniform":
-            raise ValueError("clients.objective: feddyn takes the plain mean of its clients, clients.weighting=uniform")
-        if self.objective == "scaffold" and (self.optimizer != "sgd" or self.momentum):
-            own = self.optimizer if self.optimizer != "sgd" else f"momentum {self.momentum:g}"
-            raise ValueError(f"clients.objective: scaffold's controls are mean gradients of plain sgd, not with {own}")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
+        refuse(EXCLUSIONS, clients=self)
 
     def steps_with(self, num_examples: int) -> int:
         """Local steps of a round on so many examples."""

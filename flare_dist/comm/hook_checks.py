@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import check_positions
+from flare_dist.exclusion import refuse
 
 
 def sparse_gradient_names(module: nn.Module) -> set[str]:
@@ -27,6 +29,11 @@ def refuse_sparse_gradients(module: nn.Module) -> None:
         raise ValueError(f"attach: the gradients of {', '.join(sorted(names))} are sparse tensors; use sparse=False")
 
 
+def check_compression(config: CompressionConfig) -> None:
+    """Raise ValueError for what does not go with an exchange in every step."""
+    refuse(EXCLUSIONS, compression=config, by_hook=True)
+
+
 def check_parameters(module: nn.Module, config: CompressionConfig) -> None:
     """Raise ValueError for what only a dense exchange can carry, if this one is not."""
     if config.is_dense:
@@ -42,24 +49,6 @@ def check_parameters(module: nn.Module, config: CompressionConfig) -> None:
             f"compression.density: the gradients of {', '.join(sorted(sparse))} are sparse tensors, which the hook "
             f"exchanges at density 1 only, got {config.density}; use density 1, or sparse=False in the embedding"
         )
-
-
-def check_compression(config: CompressionConfig) -> None:
-    """Raise ValueError for settings that a hook cannot follow."""
-    if config.scope == "global":
-        raise ValueError("compression.scope: global would let DDP's bucket sizes decide what is sent; use tensor")
-    if config.sparsifier == "threshold":
-        raise ValueError(f"compression.sparsifier: {config.sparsifier} sends too little to know how much")
-    if config.downlink != "dense":
-        raise ValueError(
-            f"compression.downlink: {config.downlink} needs a server, and here ranks take every step themselves"
-        )
-    if config.value_block:
-        raise ValueError(
-            "compression.value_block: here every tensor has a table of its own, so that unused ones send 0"
-        )
-    if config.rule == "ef21":
-        raise ValueError("compression.error_feedback: ef21 needs a server that keeps the estimates; use ec or dgc")
 
 
 def check_saved(

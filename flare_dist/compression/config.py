@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.index_codecs import INDEX_CODECS, index_codec
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS
+from flare_dist.exclusion import refuse
 
 DOWNLINKS = ("dense", "fp16", "changed", "topk")
 
@@ -84,8 +86,6 @@ class CompressionConfig:
             raise ValueError(f"compression.count: must be one of {', '.join(COUNTS)}, got {self.count!r}")
         if self.dense_below < 0:
             raise ValueError(f"compression.dense_below: must not be negative, got {self.dense_below}")
-        if self.dense_below and self.scope != "tensor":
-            raise ValueError("compression.dense_below: needs compression.scope=tensor")
         if not self.threshold >= 0:
             raise ValueError(f"compression.threshold: must not be negative, got {self.threshold}")
         if self.rule not in ERROR_FEEDBACK:
@@ -93,10 +93,6 @@ class CompressionConfig:
             raise ValueError(f"compression.error_feedback: unknown rule {self.rule!r} (choose from {known})")
         if not 0 < self.residual_decay <= 1:
             raise ValueError(f"compression.residual_decay: must be in (0, 1], got {self.residual_decay}")
-        if self.residual_decay != 1 and self.rule != "ec":
-            raise ValueError(f"compression.residual_decay: {self.rule} has none (only ec does)")
-        if self.momentum is not None and self.rule != "dgc":
-            raise ValueError(f"compression.momentum: {self.rule} has none (only error_feedback=dgc does)")
         if not 0 <= self.dgc_momentum < 1:
             raise ValueError(f"compression.momentum: must be in [0, 1), got {self.momentum}")
         if self.index_codec not in ("auto", *INDEX_CODECS):
@@ -113,10 +109,9 @@ class CompressionConfig:
             raise ValueError(f"compression.downlink_density: must be in (0, 1], got {self.downlink_density}")
         if not all(0 < density <= 1 for density in self.warmup):
             raise ValueError(f"compression.warmup: every density must be in (0, 1], got {list(self.warmup)}")
-        if self.warmup and self.sends_everything:
-            raise ValueError("compression.warmup: leads to a density below 1, not to dense updates")
         if self.warmup_rounds < 1:
             raise ValueError(f"compression.warmup_rounds: must be at least 1, got {self.warmup_rounds}")
+        refuse(EXCLUSIONS, compression=self)
 
     @property
     def rule(self) -> str:

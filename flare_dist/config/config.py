@@ -17,18 +17,18 @@ from jsonargparse import Namespace
 
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.hook_checks import check_compression
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.parser import ConfigParser
 from flare_dist.config.values import expand_home
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
+from flare_dist.exclusion import refuse
 from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.methods import METHODS
-from flare_dist.sparse_training.pruning import CRITERIA, PruningConfig
+from flare_dist.sparse_training.pruning import PruningConfig
 
 MODES = ("federated", "gradient", "centralised")
 PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
@@ -108,23 +108,10 @@ class Config:
         if self.clients.weighting not in WEIGHTINGS:
             known = ", ".join(WEIGHTINGS)
             raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
-        if self.mode == "gradient":
-            check_compression(self.compression)
-            if self.gradients.hook != "sparse" and self.engine.name != "accelerate":
-                raise ValueError(
-                    f"gradients.hook: {self.gradients.hook} needs engine.name=accelerate, whose DDP has it"
-                )
-        if self.mode == "federated":
-            self._check_residuals()
-            self._check_fednova()
-            self._check_scaffold()
-            flare = self.clients.objective == "flare" and self.clients.flare
-            if flare and flare.conserve and self.engine.mixed_precision == "fp16":
-                raise ValueError("clients.flare.conserve: not with fp16, whose skipped steps it would subtract")
-        if self.sparse_training.is_sparse:
-            self._check_masks()
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory")
+        by_hook = self.mode == "gradient" and self.gradients.hook == "sparse"
+        refuse(EXCLUSIONS, by_hook=by_hook, **vars(self))
 
     def _expand_home(self) -> None:
         """Replace `~` in every path, so that the saved configuration means the same folders wherever it is read."""
@@ -142,51 +129,6 @@ class Config:
         if self.mode == "gradient" and self.gradients.hook != "sparse":
             return CompressionConfig(sparsifier="dense")
         return self.compression if self.mode == "federated" else dataclasses.replace(self.compression, downlink="dense")
-
-    def _check_scaffold(self) -> None:
-        """Raise ValueError where control variates, a second payload, do not go with the rest."""
-        if self.clients.objective != "scaffold":
-            return
-        if self.compression.rule == "ef21" and not self.compression.is_dense:
-            raise ValueError("clients.objective: scaffold's controls have no estimates for ef21 (use ec, dgc or none)")
-        if self.sparse_training.is_sparse:
-            raise ValueError("clients.objective: scaffold does not go with sparse models")
-
-    def _check_fednova(self) -> None:
-        """Raise ValueError where there is no telling how many gradients a client's delta is worth."""
-        if self.server.aggregator != "fednova":
-            return
-        if self.clients.optimizer != "sgd":
-            raise ValueError(f"server.aggregator: fednova counts steps of sgd, not of {self.clients.optimizer}")
-        if self.clients.objective == "feddyn" or self.sparse_training.is_sparse:
-            other = "feddyn" if self.clients.objective == "feddyn" else "sparse models"
-            raise ValueError(f"server.aggregator: fednova does not go with {other}, which have a mean of their own")
-
-    def _check_masks(self) -> None:
-        """Raise ValueError where masks of the model do not go with the rest."""
-        method, compression = f"sparse_training.method={self.sparse_training.method}", self.compression
-        if self.mode != "federated":
-            raise ValueError(f"sparse_training.method: masks are those of federated clients, not of mode={self.mode}")
-        looks = CRITERIA[self.pruning.criterion].needs_data and self.pruning.data == "server"
-        if METHODS[self.sparse_training.method].is_scored and looks and not self.data.validation:
-            raise ValueError("pruning.data: the server has examples only where data.validation holds some out")
-        if compression.rule == "ef21" and not compression.is_dense:
-            raise ValueError(f"compression.error_feedback: ef21's estimates do not follow masks ({method})")
-        if compression.downlink != "dense":
-            raise ValueError(
-                f"compression.downlink: with {method} active weights are sent in float32, not {compression.downlink}"
-            )
-
-    def _check_residuals(self) -> None:
-        """Raise ValueError where clients are to follow a residual that their error feedback does not keep."""
-        compression = self.compression
-        if "residual" in compression.feedback.state_names:
-            return
-        kept = "dense updates leave" if compression.is_dense else f"compression.error_feedback={compression.rule} keeps"
-        if self.clients.objective == "flare":
-            raise ValueError(f"clients.objective: flare pulls towards the residual, and {kept} none (use ec or dgc)")
-        if self.clients.step_ahead:
-            raise ValueError(f"clients.step_ahead: follows the residual, and {kept} none (use ec or dgc)")
 
 
 def config_parser(**options: Any) -> ConfigParser:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.examples import Examples, channel_statistics, check_examples, hold_out
 from flare_dist.data.sources import SOURCES, Source
+from flare_dist.exclusion import refuse
 from flare_dist.seeding import generator
 
 if TYPE_CHECKING:
@@ -51,8 +53,7 @@ def load(config: DataConfig, seed: int) -> DataSplits:
     if config.validation > 0:
         train, validation = hold_out(train, config.validation, generator(seed, "validation"))
     if source.train.is_text:
-        if config.augment != "none":
-            raise ValueError(f"data.augment: {config.augment} is for images, {config.name} is text")
+        refuse(EXCLUSIONS, data=config, is_text=True)
         return DataSplits(train, validation, source.test, source.num_classes, torch.empty(0), torch.empty(0))
     mean, std = NORMALIZATIONS[config.normalize](train, source)
     return DataSplits(train, validation, source.test, source.num_classes, mean, std)

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.examples import Examples
+from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -54,8 +56,7 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
     """
     if not 1 <= num_clients <= len(train):
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
-    if train.is_text and config.partition not in ("iid", "consecutive", "quantity", "natural"):
-        raise ValueError(f"data.partition: {config.partition} goes by labels, of which a text has one per character")
+    refuse(EXCLUSIONS, data=config, is_text=train.is_text, num_clients=num_clients)
     rng = np.random.default_rng(derive_seed(seed, "partition"))
     owner = PARTITIONERS[config.partition](config, train, num_classes, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.exclusion import refuse
+
 NAMES = ("accelerate", "deepspeed")
 
 
@@ -60,8 +63,7 @@ def settle_device(config: EngineConfig) -> str:
     if config.device == "cuda" and not has_gpu:
         raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
     device = config.device if config.device != "auto" else "cuda" if has_gpu else "cpu"
-    if config.mixed_precision == "fp16" and device == "cpu":
-        raise ValueError("engine.mixed_precision: fp16 needs a GPU (on a CPU it would do nothing); bf16 works on both")
+    refuse(EXCLUSIONS, engine=config, device=device)
     return device
 
 

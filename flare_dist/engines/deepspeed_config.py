@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.engines.config import EngineConfig
+from flare_dist.exclusion import refuse
 
-LARGEST_STAGE = {"federated": 2, "centralised": 2, "gradient": 1}  # of ZeRO, by mode
 OURS = {
     "optimizer": "clients.optimizer",
     "scheduler": "clients.lr_schedule",
@@ -49,14 +50,7 @@ def deepspeed_settings(
     if settings.get("zero_optimization", {}).get("round_robin_gradients"):
         raise ValueError("engine.deepspeed_config: zero_optimization.round_robin_gradients must be false")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in range(LARGEST_STAGE[mode] + 1):
-        why = "shards the weights themselves" if stage == 3 else "has no whole gradient to select from"
-        raise ValueError(
-            f"engine.deepspeed_config: zero_optimization.stage is {stage}, which {why}; "
-            f"mode {mode} takes 0 to {LARGEST_STAGE[mode]}"
-        )
-    if stage == 0 and config.mixed_precision == "fp16":
-        raise ValueError("engine.deepspeed_config: fp16 needs zero_optimization.stage 1; at 0 DeepSpeed scales no loss")
+    refuse(EXCLUSIONS, engine=config, mode=mode, zero_stage=stage)
     return settings
 
 

@@ -7,6 +7,7 @@ import logging
 from torch import Tensor, nn
 
 from flare_dist.clients import batchable
+from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_together
 
 log = logging.getLogger(__name__)
@@ -20,17 +21,8 @@ def why_not_together(config: Config, model: nn.Module, blank: Tensor) -> str | N
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
     """
-    clients, engine = config.clients, config.engine
-    reasons = [
-        (config.mode != "federated", f"mode={config.mode} trains one model"),
-        (engine.name != "accelerate", f"engine.name={engine.name} has an engine for one client at a time"),
-        (engine.mixed_precision != "no", f"engine.mixed_precision={engine.mixed_precision} is for one at a time"),
-        (engine.gradient_accumulation_steps > 1, "engine.gradient_accumulation_steps is for one at a time"),
-        (clients.objective != "none", f"clients.objective={clients.objective} is for one at a time"),
-        (clients.step_ahead > 0, "clients.step_ahead starts each client elsewhere"),
-        (config.sparse_training.is_sparse, f"sparse_training.method={config.sparse_training.method} has masks"),
-    ]
-    return next((reason for holds, reason in reasons if holds), None) or batchable.why_not_batchable(model, blank)
+    reasons = (row.reason for row in ONE_BATCH if row.applies(vars(config)))
+    return next(reasons, None) or batchable.why_not_batchable(model, blank)
 
 
 def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str) -> Config:

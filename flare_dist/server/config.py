@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.exclusion import refuse
 from flare_dist.schedules import parse_schedule
 from flare_dist.server.aggregation import AGGREGATORS
 from flare_dist.server.optimizers import Settings, find_optimizer
@@ -38,18 +40,13 @@ class ServerConfig:
     aggregator: str = "mean"
 
     def __post_init__(self) -> None:
-        kind = find_optimizer(self.optimizer)
+        find_optimizer(self.optimizer)
         if not 0 < self.lr < 1e38:  # the range of float32
             raise ValueError(f"server.lr: must be positive and below 1e38, got {self.lr}")
         if self.momentum is not None and not 0 <= self.momentum < 1e38:
             raise ValueError(f"server.momentum: must be finite and not negative, got {self.momentum}")
-        if self.momentum and kind.momentum is None:
-            raise ValueError(f"server.momentum: {self.optimizer} has none (only sgd, fedavgm and rmsprop do)")
-        if self.betas is not None:
-            if kind.betas is None:
-                raise ValueError(f"server.betas: {self.optimizer} has none")
-            if not all(0 <= beta < 1 for beta in self.betas):
-                raise ValueError(f"server.betas: must be in [0, 1), got {list(self.betas)}")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"server.betas: must be in [0, 1), got {list(self.betas)}")
         if not 0 < self.tau < 1e19:  # its square is in the range of float32
             raise ValueError(f"server.tau: must be positive and below 1e19, got {self.tau}")
         if self.aggregator not in AGGREGATORS:
@@ -57,12 +54,21 @@ class ServerConfig:
                 f"server.aggregator: unknown aggregator {self.aggregator!r} (choose from {', '.join(AGGREGATORS)})"
             )
         parse_schedule(self.lr_schedule, "server.lr_schedule")
+        refuse(EXCLUSIONS, server=self)
 
     @property
     def settings(self) -> Settings:
         """What the optimizer is made with, its own where nothing was given."""
         given = Settings(self.lr, self.momentum, self.betas, self.tau)
         return find_optimizer(self.optimizer).with_defaults(given)
+
+    @property
+    def takes_momentum(self) -> bool:
+        return find_optimizer(self.optimizer).momentum is not None
+
+    @property
+    def takes_betas(self) -> bool:
+        return find_optimizer(self.optimizer).betas is not None
 
     @property
     def has_memory(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flare_dist.sparse_training.methods import METHODS
+from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.exclusion import refuse
+from flare_dist.sparse_training.methods import METHODS, Method
 
 UPDATE_MODES = ("auto", "mean", "masked_mean")
 SUBSAMPLES = ("avg", "aggregate")
@@ -84,6 +86,7 @@ class SparseTrainingConfig:
         if not 0 <= self.prune_rate < 1:
             raise ValueError(f"sparse_training.prune_rate: must be in [0, 1), got {self.prune_rate}")
         self._check_hetero()
+        refuse(EXCLUSIONS, sparse_training=self)
 
     def _check_hetero(self) -> None:
         if not self.hetero:
@@ -95,15 +98,18 @@ class SparseTrainingConfig:
         total = math.fsum(share for share, _ in budgets)
         if not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ValueError(f"sparse_training.hetero: the shares must add up to 1, got {total:g}")
-        if not METHODS[self.method].has_stage_one:
-            raise ValueError(f"sparse_training.hetero: needs spdst or jmwst, not {self.method}")
+
+    @property
+    def traits(self) -> Method:
+        """What the method does with masks."""
+        return METHODS[self.method]
 
     @property
     def resolved_growth(self) -> str:
         """random or gradient."""
         if self.growth != "auto":
             return self.growth
-        return METHODS[self.method].growth
+        return self.traits.growth
 
     @property
     def is_sparse(self) -> bool:
@@ -114,4 +120,4 @@ class SparseTrainingConfig:
         """mean or masked_mean."""
         if self.update_mode != "auto":
             return self.update_mode
-        return "masked_mean" if self.hetero else METHODS[self.method].update_mode
+        return "masked_mean" if self.hetero else self.traits.update_mode

@@ -194,6 +194,10 @@ class PruningConfig:
         if not self.threshold >= 0:
             raise ValueError(f"pruning.threshold: must not be negative, got {self.threshold}")
 
+    @property
+    def looks_at_data(self) -> bool:
+        return CRITERIA[self.criterion].needs_data
+
 
 def layer_shares(scope: str, entries: Sequence[Entry]) -> list[float] | None:
     """What each layer's number of weights is in proportion to; None where scores alone decide.
