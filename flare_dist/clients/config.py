@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flare_dist.clients.flare import FlareConfig
-from flare_dist.clients.objectives import MEMORIES, OBJECTIVES, FedDynConfig, FedProxConfig
+from flare_dist.algorithms.feddyn import FedDynConfig
+from flare_dist.algorithms.fedprox import FedProxConfig
+from flare_dist.algorithms.flare import FlareConfig
+from flare_dist.algorithms.methods import OBJECTIVES
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import batch_sizes, count_batches
 from flare_dist.schedules import parse_schedule
@@ -136,24 +138,6 @@ class ClientsConfig:
     def smallest(self) -> int:
         """Fewest examples that a step is taken on."""
         return self.smallest_batch or 1
-
-    @property
-    def memory_names(self) -> tuple[str, ...]:
-        """The vectors that a client remembers for its objective."""
-        return MEMORIES.get(self.objective, ())
-
-    def local_weight(self, num_steps: int, lr: float) -> float:
-        """||a||_1 of FedNova (Wang et al. 2020): how many gradients' worth of steps a client's delta is.
-
-        With momentum r the s-th gradient has moved the model by 1 + r + ... + r^(K - s) steps by the end; with the
-        proximal term of weight m each step first shrinks what was there by 1 - lr * m.
-        """
-        count = total = 0.0
-        shrinking = 1 - lr * self.fedprox.mu if self.objective == "fedprox" else 1.0
-        for _ in range(num_steps):
-            count = self.momentum * count + 1
-            total = total * shrinking + count
-        return total
 
     @property
     def cohort_size(self) -> int:

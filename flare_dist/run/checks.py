@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
+from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.config.config import Config, as_dict, differing_keys
 from flare_dist.layout import parameter_layout
 from flare_dist.records.files import is_storable
@@ -50,7 +51,7 @@ def _masks_differ(config: Config) -> bool:
 
 
 def _remembers(config: Config) -> bool:
-    of_clients = config.exchanged.feedback.state_names or config.clients.memory_names
+    of_clients = config.exchanged.feedback.state_names or algorithm_of(config.clients).memory
     return config.mode == "federated" and bool(of_clients)
 
 

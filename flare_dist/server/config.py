@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.algorithms.methods import AGGREGATORS
 from flare_dist.schedules import parse_schedule
-from flare_dist.server.aggregation import AGGREGATORS
 from flare_dist.server.optimizers import Settings, find_optimizer
 
 
