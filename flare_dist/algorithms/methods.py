@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm, compose
+from flare_dist.algorithms.feddc import feddc
 from flare_dist.algorithms.feddyn import feddyn
 from flare_dist.algorithms.fednova import fednova
 from flare_dist.algorithms.fedprox import fedprox
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Callable[[Any], Algorithm]] = {
     "fedprox": lambda clients: fedprox(clients.fedprox),
     "feddyn": lambda clients: feddyn(clients.feddyn),
     "scaffold": lambda clients: scaffold(),
+    "feddc": lambda clients: feddc(clients.feddc),
     "flare": lambda clients: flare(clients.flare),
 }
 # server.aggregator

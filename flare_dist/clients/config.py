@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from flare_dist.algorithms.feddc import FedDCConfig
 from flare_dist.algorithms.feddyn import FedDynConfig
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
@@ -43,9 +44,10 @@ class ClientsConfig:
             the same to rounding; the run's configuration has what auto came to.
         state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
             of in memory, for more than fits into it (null = in memory).
-        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold, feddc or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
+        feddc: settings of the feddc objective.
         flare: settings of the flare objective.
     """
 
@@ -68,6 +70,7 @@ class ClientsConfig:
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
+    feddc: FedDCConfig = field(default_factory=FedDCConfig)
     flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
@@ -109,11 +112,15 @@ class ClientsConfig:
         plain = self.optimizer == "sgd" and not self.weight_decay and self.gradient_clipping is None
         if self.objective == "flare" and self.flare.conserve and not plain:
             raise ValueError("clients.flare.conserve: needs clients.optimizer=sgd without weight decay and clipping")
-        if self.objective == "feddyn" and self.weighting != "uniform":
-            raise ValueError("clients.objective: feddyn takes the plain mean of its clients, clients.weighting=uniform")
-        if self.objective == "scaffold" and (self.optimizer != "sgd" or self.momentum):
+        if self.objective in ("feddyn", "feddc") and self.weighting != "uniform":
+            raise ValueError(
+                f"clients.objective: {self.objective} takes the plain mean of its clients, clients.weighting=uniform"
+            )
+        if self.objective in ("scaffold", "feddc") and (self.optimizer != "sgd" or self.momentum):
             own = self.optimizer if self.optimizer != "sgd" else f"momentum {self.momentum:g}"
-            raise ValueError(f"clients.objective: scaffold's controls are mean gradients of plain sgd, not with {own}")
+            raise ValueError(
+                f"clients.objective: {self.objective}'s controls are mean gradients of plain sgd, not with {own}"
+            )
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
 
     def steps_with(self, num_examples: int) -> int:

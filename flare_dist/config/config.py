@@ -145,12 +145,13 @@ class Config:
 
     def _check_scaffold(self) -> None:
         """Raise ValueError where control variates, a second payload, do not go with the rest."""
-        if self.clients.objective != "scaffold":
+        name = self.clients.objective
+        if name not in ("scaffold", "feddc"):
             return
         if self.compression.rule == "ef21" and not self.compression.is_dense:
-            raise ValueError("clients.objective: scaffold's controls have no estimates for ef21 (use ec, dgc or none)")
+            raise ValueError(f"clients.objective: {name}'s controls have no estimates for ef21 (use ec, dgc or none)")
         if self.sparse_training.is_sparse:
-            raise ValueError("clients.objective: scaffold does not go with sparse models")
+            raise ValueError(f"clients.objective: {name} does not go with sparse models")
 
     def _check_fednova(self) -> None:
         """Raise ValueError where there is no telling how many gradients a client's delta is worth."""
@@ -158,8 +159,9 @@ class Config:
             return
         if self.clients.optimizer != "sgd":
             raise ValueError(f"server.aggregator: fednova counts steps of sgd, not of {self.clients.optimizer}")
-        if self.clients.objective == "feddyn" or self.sparse_training.is_sparse:
-            other = "feddyn" if self.clients.objective == "feddyn" else "sparse models"
+        has_mean = self.clients.objective in ("feddyn", "feddc")
+        if has_mean or self.sparse_training.is_sparse:
+            other = self.clients.objective if has_mean else "sparse models"
             raise ValueError(f"server.aggregator: fednova does not go with {other}, which have a mean of their own")
 
     def _check_masks(self) -> None:

@@ -59,8 +59,9 @@ def _remembers(config: Config) -> bool:
 RULES: list[tuple[str, Callable[[Config], bool], str]] = [
     ("clients.flare.*", lambda config: config.clients.objective == "flare", "clients.objective=flare"),
     ("clients.feddyn.*", lambda config: config.clients.objective == "feddyn", "clients.objective=feddyn"),
+    ("clients.feddc.*", lambda config: config.clients.objective == "feddc", "clients.objective=feddc"),
     ("clients.fedprox.*", lambda config: config.clients.objective == "fedprox", "clients.objective=fedprox"),
-    ("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn or scaffold"),
+    ("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn, scaffold or feddc"),
     ("compression.threshold", lambda config: config.compression.sparsifier == "threshold", "sparsifier=threshold"),
     ("compression.downlink_density", lambda config: config.compression.downlink == "topk", "downlink=topk"),
     ("data.alpha", lambda config: config.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
@@ -169,8 +170,8 @@ def _check_objective(config: Config, parts: Iterable[Tensor], model: nn.Module) 
             log.warning("clients.flare.steps: %d are more than the %d local steps of a round: all of them are "
                         "regularised", flare.steps, most)  # fmt: skip
     compression = config.compression
-    if clients.objective == "scaffold" and not compression.is_dense and compression.rule == "none":
+    if clients.objective in ("scaffold", "feddc") and not compression.is_dense and compression.rule == "none":
         log.warning(
-            "clients.objective: without error feedback scaffold's server never hears of what is not sent of a change; "
-            "its control variate drifts from the mean of the clients'"
+            f"clients.objective: without error feedback {clients.objective}'s server never hears of what is not sent "
+            "of a change; its control variate drifts from the mean of the clients'"
         )
