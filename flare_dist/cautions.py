@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flare_dist.compatibility import CONTROLLED
 from flare_dist.exclusion import Exclusion, Need
 
 DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a concentration
@@ -38,6 +39,15 @@ def _remembers(c: Any) -> bool:
 
 
 # fmt: off
+def _of_controls(name: str, title: str) -> Exclusion:
+    """Make the row of an objective whose second payload is of mean gradients."""
+    return Exclusion(("clients.objective", "compression.error_feedback"), f"{title}, sparse, without error feedback",
+                     lambda c: c.mode == "federated" and c.clients.objective == name
+                     and not c.compression.is_dense and c.compression.rule == "none",
+                     "without error feedback the server never hears of what is not sent of a change, and its control "
+                     "variate drifts from the mean of the clients'", "use ec", ("mode",))
+
+
 CAUTIONS = (
     Exclusion(("sparse_training.update_mode", "sparse_training.hetero"), "budgets with the mean over all clients",
               lambda c: bool(c.sparse_training.hetero) and c.sparse_training.update_mode == "mean",
@@ -54,17 +64,14 @@ CAUTIONS = (
               lambda c: c.mode == "federated" and c.clients.objective == "flare" and c.clients.flare.steps is not None
               and c.clients.flare.steps > c.local_steps,
               "more than the local steps of a round", "all are regularised", ("mode",)),
-    Exclusion(("clients.objective", "compression.error_feedback"), "SCAFFOLD, sparse, without error feedback",
-              lambda c: c.mode == "federated" and c.clients.objective == "scaffold" and not c.compression.is_dense
-              and c.compression.rule == "none",
-              "without error feedback the server never hears of what is not sent of a change, and its control variate "
-              "drifts from the mean of the clients'", "use ec", ("mode",)),
+    *(_of_controls(name, title) for name, title in CONTROLLED.items()),
 )
 NEEDS = (  # of those that a key does not meet the first is named
     Need("clients.flare.*", lambda c: c.clients.objective == "flare", "clients.objective=flare"),
     Need("clients.feddyn.*", lambda c: c.clients.objective == "feddyn", "clients.objective=feddyn"),
+    Need("clients.feddc.*", lambda c: c.clients.objective == "feddc", "clients.objective=feddc"),
     Need("clients.fedprox.*", lambda c: c.clients.objective == "fedprox", "clients.objective=fedprox"),
-    Need("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn or scaffold"),
+    Need("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn, scaffold or feddc"),
     Need("compression.threshold", lambda c: c.compression.sparsifier == "threshold", "sparsifier=threshold"),
     Need("compression.downlink_density", lambda c: c.compression.downlink == "topk", "downlink=topk"),
     Need("data.alpha", lambda c: c.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),

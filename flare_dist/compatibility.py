@@ -15,6 +15,8 @@ from flare_dist.exclusion import Exclusion
 
 OF_TEXT = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
+OWN_MEAN = {"feddyn": "FedDyn", "feddc": "FedDC"}  # objectives with a plain mean of their own
+CONTROLLED = {"scaffold": "SCAFFOLD", "feddc": "FedDC"}  # those whose second payload is of mean gradients
 METHOD = "sparse_training.method"
 OBJECTIVE = "clients.objective"
 FEEDBACK = "compression.error_feedback"
@@ -77,6 +79,31 @@ def _only_always(row: Exclusion) -> Exclusion:
                         holds=lambda c: c.clients.together == "always" and holds(c))
 
 
+def _of_own_mean(name: str, title: str) -> list[Exclusion]:
+    """Make the rows of an objective that takes a plain mean of its own."""
+    return [
+        Exclusion((OBJECTIVE, "clients.weighting"), f"{title} with weights by examples",
+                  lambda c: c.clients.objective == name and c.clients.weighting != "uniform",
+                  f"{name} takes the plain mean of its clients", "set clients.weighting=uniform"),
+        Exclusion(("server.aggregator", OBJECTIVE), f"FedNova with {title}",
+                  lambda c: _is_fednova(c) and _trains(c, name),
+                  f"fednova does not go with {name}, which has a mean of its own", "use mean", ("mode",)),
+    ]
+
+
+def _of_controls(name: str, title: str) -> list[Exclusion]:
+    """Make the rows of an objective whose second payload is of mean gradients."""
+    return [
+        Exclusion((OBJECTIVE, "clients.optimizer", "clients.momentum"), f"{title} with momentum, adam or adamw",
+                  lambda c: c.clients.objective == name and (c.clients.optimizer != "sgd" or c.clients.momentum > 0),
+                  f"{name}'s controls are mean gradients of plain sgd", "use clients.optimizer=sgd without momentum"),
+        Exclusion((OBJECTIVE, FEEDBACK), f"{title} with ef21", lambda c: _trains(c, name) and _is_ef21(c),
+                  f"{name}'s controls have no estimates for ef21", "use ec, dgc or none", ("mode",)),
+        Exclusion((OBJECTIVE, METHOD), f"{title} with masks", lambda c: _trains(c, name) and _is_masked(c),
+                  f"{name}'s controls do not follow masks", "use another, or sparse_training.method=dense", ("mode",)),
+    ]
+
+
 EXCLUSIONS = (
     # Clients
     Exclusion(("clients.smallest_batch", "clients.batch_size"), "a smallest batch above the batch size",
@@ -101,16 +128,8 @@ EXCLUSIONS = (
     Exclusion(("clients.step_ahead", *SENT), "step_ahead without a residual",
               lambda c: c.mode == "federated" and c.clients.step_ahead > 0 and _has_no_residual(c),
               "follows the residual, and there is none", "send less, with ec or dgc", ("mode",)),
-    Exclusion((OBJECTIVE, "clients.weighting"), "FedDyn with weights by examples",
-              lambda c: c.clients.objective == "feddyn" and c.clients.weighting != "uniform",
-              "feddyn takes the plain mean of its clients", "set clients.weighting=uniform"),
-    Exclusion((OBJECTIVE, "clients.optimizer", "clients.momentum"), "SCAFFOLD with momentum, adam or adamw",
-              lambda c: c.clients.objective == "scaffold" and (c.clients.optimizer != "sgd" or c.clients.momentum > 0),
-              "scaffold's controls are mean gradients of plain sgd", "use clients.optimizer=sgd without momentum"),
-    Exclusion((OBJECTIVE, FEEDBACK), "SCAFFOLD with ef21", lambda c: _trains(c, "scaffold") and _is_ef21(c),
-              "scaffold's controls have no estimates for ef21", "use ec, dgc or none", ("mode",)),
-    Exclusion((OBJECTIVE, METHOD), "SCAFFOLD with masks", lambda c: _trains(c, "scaffold") and _is_masked(c),
-              "scaffold's controls do not follow masks", "use another, or sparse_training.method=dense", ("mode",)),
+    *(row for name, title in OWN_MEAN.items() for row in _of_own_mean(name, title)),
+    *(row for name, title in CONTROLLED.items() for row in _of_controls(name, title)),
     # Server
     Exclusion(("server.momentum", "server.optimizer"), "server momentum with an optimizer without one",
               lambda c: bool(c.server.momentum) and not c.server.takes_momentum,
@@ -121,9 +140,6 @@ EXCLUSIONS = (
     Exclusion(("server.aggregator", "clients.optimizer"), "FedNova with adam or adamw",
               lambda c: _is_fednova(c) and c.clients.optimizer != "sgd", "fednova counts steps of sgd",
               "use clients.optimizer=sgd", ("mode",)),
-    Exclusion(("server.aggregator", OBJECTIVE), "FedNova with FedDyn",
-              lambda c: _is_fednova(c) and _trains(c, "feddyn"),
-              "fednova does not go with feddyn, which has a mean of its own", "use mean", ("mode",)),
     Exclusion(("server.aggregator", METHOD), "FedNova with masks", lambda c: _is_fednova(c) and _is_masked(c),
               "fednova does not go with sparse models, which have a mean of their own", "use mean", ("mode",)),
     # Compression

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from flare_dist.algorithms.flare import FlareConfig
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.flare import FlareConfig
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig

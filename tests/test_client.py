@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty
+from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
-from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel
@@ -64,12 +64,18 @@ def batch_source() -> BatchSource:
     return BatchSource(Examples(inputs, labels), torch.zeros(1), torch.ones(1), "cpu")
 
 
-def trainer(config: ClientsConfig = BASE, model: nn.Module | None = None, seed: int = 0) -> LocalTrainer:
+def trainer(
+    config: ClientsConfig = BASE,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    penalty: Callable[[LocalContext], Penalty | None] | None = None,
+) -> LocalTrainer:
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
 
     local_model = AccelerateModel(EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer)
-    return LocalTrainer(local_model, batch_source(), config, ROUNDS, seed)
+    algorithm = Algorithm(penalty=penalty) if penalty else None
+    return LocalTrainer(local_model, batch_source(), config, ROUNDS, seed, algorithm)
 
 
 def as_built(used: LocalTrainer) -> tuple[Tensor, Tensor]:
@@ -230,29 +236,29 @@ def test_steps_without_a_fresh_start_go_on_where_the_last_ones_ended() -> None:
 
 
 @pytest.mark.parametrize("steps", [None, 3, 9])
-def test_penalties_are_added_for_their_steps(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
+def test_penalties_are_added_for_their_steps(steps: int | None) -> None:
     seen: list[Tensor] = []
-    used = trainer(replace(BASE, local_steps=7, lr=0.25))
-    start = as_built(used)
 
-    def objective(config: object, context: LocalContext) -> Penalty:
+    def penalty(context: LocalContext) -> Penalty:
         assert torch.equal(context.global_parameters, start[0])
-        assert (list(context.state), context.round, context.lr) == (["memory"], 2, 0.25)
+        assert (list(context.memory), list(context.server)) == (["memory"], ["told"])
+        assert (context.round, context.lr) == (2, 0.25)
         assert context.layout is used.model.layout
         return Penalty(lambda gradient, local: seen.append(local.clone()), steps)
 
-    monkeypatch.setitem(OBJECTIVES, "none", objective)
-    used.train(1, 2, EXAMPLES, *start, {"memory": torch.zeros(1)})
+    used = trainer(replace(BASE, local_steps=7, lr=0.25), penalty=penalty)
+    start = as_built(used)
+    used.train(1, 2, EXAMPLES, *start, {"memory": torch.zeros(1)}, told={"told": torch.zeros(1)})
     assert len(seen) == min(steps or 7, 7)
     assert torch.equal(seen[0], start[0])
     assert not torch.equal(seen[1], start[0])
 
 
-def test_the_velocity_restarts_when_the_penalty_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_velocity_restarts_when_the_penalty_ends() -> None:
     """A penalty of nothing for two steps: two steps of momentum, then three from rest."""
-    used = trainer(replace(BASE, local_steps=5, momentum=0.9))
+    ends = Penalty(lambda gradient, local: None, 2)
+    used = trainer(replace(BASE, local_steps=5, momentum=0.9), penalty=lambda context: ends)
     start = as_built(used)
-    monkeypatch.setitem(OBJECTIVES, "none", lambda config, context: Penalty(lambda gradient, local: None, 2))
     restarted = used.train(1, 2, EXAMPLES, *start, {}).model_delta.clone()
     model = net()
     batches = list(batch_source().batches(EXAMPLES, 5, generator(0, "shuffle", 2, 1)))
@@ -267,12 +273,13 @@ def test_the_velocity_restarts_when_the_penalty_ends(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(restarted, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_a_penalty_has_moved_is_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_penalty_has_moved_is_not_in_the_delta() -> None:
     used = trainer()
     start = as_built(used)
     plain = used.train(1, 2, EXAMPLES, *start, {}).model_delta.clone()
     moved = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setitem(OBJECTIVES, "none", lambda config, context: Penalty(lambda g, w: None, moved=moved))
+    moving = Penalty(lambda gradient, local: None, moved=moved)
+    used = trainer(penalty=lambda context: moving)
     assert torch.equal(used.train(1, 2, EXAMPLES, *start, {}).model_delta, plain - moved)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import flare_dist
+from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
 from flare_dist.config.config import load_config

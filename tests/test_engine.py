@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel, place

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.clients import flare
+from flare_dist.algorithms import flare
+from flare_dist.algorithms.algorithm import LocalContext, Penalty
+from flare_dist.algorithms.flare import FlareConfig, flare_penalty
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.flare import FlareConfig, flare_penalty
-from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
@@ -52,7 +52,7 @@ def penalty(
 ) -> Penalty | None:
     settings = {"lr": 0.1, "momentum": 0.0} | local
     return flare_penalty(config, LocalContext(LAYOUT, round_, settings["lr"], settings["momentum"], global_parameters,
-                                              {"residual": residual}))  # fmt: skip
+                                              {"residual": residual}, {}))  # fmt: skip
 
 
 def masks(residual: Tensor, percentile: float) -> Tensor:
@@ -91,7 +91,9 @@ def test_knowing_that_the_first_step_starts_at_the_global_parameters_changes_no_
     gradient, local, global_parameters, residual = (vector.float() for vector in vectors())
     ends = []
     for known in (True, False):
-        context = LocalContext(LAYOUT, 2, 0.1, 0.0, global_parameters, {"residual": residual}, starts_at_global=known)
+        context = LocalContext(
+            LAYOUT, 2, 0.1, 0.0, global_parameters, {"residual": residual}, {}, starts_at_global=known
+        )
         found = flare_penalty(FlareConfig(steps=None, **settings), context)
         assert found is not None
         first, second = gradient.clone(), gradient.clone()
@@ -289,7 +291,7 @@ def test_of_a_sparse_model_the_percentile_is_that_of_the_active_entries() -> Non
     _, local, global_parameters, residual = vectors()
     active = torch.arange(LAYOUT.total) % 10 == 0
     residual = residual * active
-    context = LocalContext(LAYOUT, 1, 0.1, 0.0, global_parameters, {"residual": residual}, mask=active)
+    context = LocalContext(LAYOUT, 1, 0.1, 0.0, global_parameters, {"residual": residual}, {}, mask=active)
     pull = flare_penalty(FlareConfig(percentile=50.0), context)
     assert pull is not None
     gradient = torch.zeros(LAYOUT.total, dtype=torch.float64)

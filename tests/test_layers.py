@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
 GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
-PURE = GROUND | {"data", "models", "compression", "sparse_training"}
+PURE = GROUND | {"data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "models": GROUND,
     "compression": GROUND,
+    "algorithms": GROUND,
     "sparse_training": GROUND | {"compression"},
     "clients": PURE,
     "server": PURE,

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.algorithms import fedprox as method
+from flare_dist.algorithms.algorithm import LocalContext, Penalty
+from flare_dist.algorithms.fedprox import FedProxConfig
+from flare_dist.algorithms.flare import FlareConfig
+from flare_dist.algorithms.methods import OBJECTIVES
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.flare import FlareConfig
-from flare_dist.clients.objectives import OBJECTIVES, FedProxConfig
-from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.layout import ParameterLayout
 
 
@@ -21,8 +23,8 @@ def vectors() -> tuple[Tensor, Tensor, Tensor]:
 
 def fedprox(global_parameters: Tensor, round_: int = 1, **settings: float) -> Penalty:
     layout = ParameterLayout.of([("a", global_parameters)])
-    context = LocalContext(layout, round_, 0.1, 0.0, global_parameters, {})
-    penalty = OBJECTIVES["fedprox"](ClientsConfig(fedprox=FedProxConfig(**settings)), context)
+    context = LocalContext(layout, round_, 0.1, 0.0, global_parameters, {}, {})
+    penalty = method.fedprox(FedProxConfig(**settings)).penalty(context)
     assert penalty is not None
     return penalty
 
@@ -60,14 +62,13 @@ def test_fedprox_may_decay_over_the_rounds() -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OBJECTIVES if name not in ("feddyn", "scaffold")]
-)  # which have no such coefficient
+# methods with memory have no such coefficient
+@pytest.mark.parametrize("name", [name for name, make in OBJECTIVES.items() if not make(ClientsConfig()).memory])
 def test_zero_coefficients_add_nothing(name: str) -> None:
     config = ClientsConfig(objective=name, fedprox=FedProxConfig(0.0), flare=FlareConfig(tau=0.0))
     layout = ParameterLayout.of([("a", torch.empty(3))])
-    context = LocalContext(layout, 1, 0.1, 0.0, torch.zeros(3), {"residual": torch.ones(3)})
-    assert OBJECTIVES[name](config, context) is None
+    context = LocalContext(layout, 1, 0.1, 0.0, torch.zeros(3), {"residual": torch.ones(3)}, {})
+    assert OBJECTIVES[name](config).penalty(context) is None
 
 
 @pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])

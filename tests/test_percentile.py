@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.clients.percentile import magnitude_percentile
+from flare_dist.algorithms.percentile import magnitude_percentile
 
 LONG = 300_001  # long enough to be sampled
 

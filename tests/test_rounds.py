@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.algorithms.fedprox import FedProxConfig
+from flare_dist.algorithms.flare import FlareConfig
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.flare import FlareConfig
-from flare_dist.clients.objectives import FedProxConfig
 from flare_dist.comm import distributed
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig

@@ -204,6 +204,12 @@ def test_stage_one_sends_one_number_for_each_layer_and_nothing_of_the_models() -
     assert torch.equal(parties.server.parameters.detach(), before * parties.masks.mask)
 
 
+def test_stage_one_begins_with_nothing_remembered_for_the_objective() -> None:
+    clients = dataclasses.replace(BASE.clients, objective="feddyn", weighting="uniform")
+    reports = play(World(), dataclasses.replace(BASE, clients=clients, rounds=1))[3]
+    assert [report["rejected_clients"] for report in reports] == [0, 0]
+
+
 def _stage_one_wire(world: World) -> int:
     return int(begin_masks(BASE, set_up(world, BASE), QUIET)["wire_bytes"])
 

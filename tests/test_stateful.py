@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.algorithms.algorithm import LocalContext, LocalWork, compose
+from flare_dist.algorithms.feddc import FedDCConfig
+from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
+from flare_dist.algorithms.fednova import gradients_in
+from flare_dist.algorithms.fedprox import FedProxConfig
+from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
+from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import OBJECTIVES, FedDynConfig, FedProxConfig
-from flare_dist.clients.penalty import LocalContext
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
@@ -65,9 +70,8 @@ def check_that_it_goes_on(used: Config) -> None:
 def test_feddyn_adds_the_gradient_of_its_objective() -> None:
     rng = torch.Generator().manual_seed(0)
     gradient, local, start, h = torch.randn(4, 40, generator=rng, dtype=torch.float64)
-    config = ClientsConfig(**DYN)
-    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, {"h": h})
-    penalty = OBJECTIVES["feddyn"](config, context)
+    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, {"h": h}, {})
+    penalty = feddyn(FedDynConfig(ALPHA)).penalty(context)
     assert penalty is not None
     moving = local.clone().requires_grad_()
     (-(h @ moving) + ALPHA / 2 * (moving - start).square().sum()).backward()
@@ -81,7 +85,6 @@ def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.M
     seen = spy(monkeypatch)
     used = of_clients(DENSE, **DYN)
     parties = set_up(World(), used)
-    assert parties.server.feddyn is not None
     h = torch.zeros_like(parties.server.parameters.detach()).double()
     duals: dict[int, Tensor] = {}
     for round_ in (1, 2, 3):
@@ -98,7 +101,7 @@ def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.M
             torch.testing.assert_close(parties.states.clients[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
     # the server's h is the mean of all clients', of those that never took part as well
     everybody = torch.stack([parties.states.clients[client]["h"] for client in range(used.clients.num)]).mean(0)
-    torch.testing.assert_close(parties.server.feddyn.h, everybody, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parties.server.memory["feddyn"], everybody, rtol=1e-4, atol=1e-6)
 
 
 def test_feddyn_and_fednova_work_with_sparse_uplinks_on_any_number_of_ranks() -> None:
@@ -124,12 +127,10 @@ def test_a_client_whose_update_is_rejected_remembers_nothing_of_it() -> None:
 
 
 def test_how_many_gradients_a_delta_is_worth() -> None:
-    plain = ClientsConfig()
-    assert plain.local_weight(7, 0.1) == 7
-    momentum = ClientsConfig(momentum=0.5)
-    assert momentum.local_weight(3, 0.1) == 1 + 1.5 + 1.75
-    prox = ClientsConfig(objective="fedprox", fedprox=FedProxConfig(2.0))
-    assert prox.local_weight(3, 0.1) == pytest.approx(0.8**2 + 0.8 + 1)
+    assert gradients_in(LocalWork(1, 7, 0.1, 0.0)) == 7
+    assert gradients_in(LocalWork(1, 3, 0.1, 0.5)) == 1 + 1.5 + 1.75
+    prox = algorithm_of(ClientsConfig(objective="fedprox", fedprox=FedProxConfig(2.0)), "fednova")
+    assert prox.brief(LocalWork(1, 3, 0.1, 0.0)).gradients == pytest.approx(0.8**2 + 0.8 + 1)
 
 
 def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,8 @@ def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkey
     federated_round(1, used, parties)
     examples = {client: len(parties.partition[client]) for client in seen}
     shares = {client: n / sum(examples.values()) for client, n in examples.items()}
-    norms = {c: used.clients.local_weight(used.clients.steps_with(n), 0.05) for c, n in examples.items()}
+    momentum = used.clients.momentum
+    norms = {c: gradients_in(LocalWork(1, used.clients.steps_with(n), 0.05, momentum)) for c, n in examples.items()}
     assert len(set(norms.values())) > 1
     effective = sum(shares[c] * norms[c] for c in seen)
     step = sum(shares[c] * seen[c].double() / norms[c] for c in seen)
@@ -196,20 +198,19 @@ def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None
                 parties.states.clients[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
             )
         c += change / num
-        assert parties.server.control is not None
-        torch.testing.assert_close(parties.server.control.double(), c, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parties.server.memory["control"].double(), c, rtol=1e-4, atol=1e-5)
         assert report["uplink_bytes"] == report["dense_bytes"] == 2 * 4 * len(c) * len(seen)
         assert report["downlink_bytes"] == 2 * 4 * len(c) * len(seen)
     # with everything sent the server's control variate is the mean of all clients'
     everybody = torch.stack([parties.states.clients[client]["control"] for client in range(num)]).mean(0)
-    torch.testing.assert_close(parties.server.control, everybody, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parties.server.memory["control"], everybody, rtol=1e-4, atol=1e-5)
 
 
 def test_scaffold_adds_the_difference_of_the_control_variates() -> None:
     gradient, local, start, own = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
-    state = {"control": own, "server_control": torch.full((40,), 0.5)}
-    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, state)
-    penalty = OBJECTIVES["scaffold"](ClientsConfig(**SCAFFOLD), context)
+    server = {"control": torch.full((40,), 0.5)}
+    context = LocalContext(ParameterLayout.of([("a", start)]), 1, 0.1, 0.0, start, {"control": own}, server)
+    penalty = scaffold().penalty(context)
     assert penalty is not None
     expected = gradient - own + 0.5
     penalty.add_gradient(gradient, local)
@@ -255,5 +256,69 @@ def test_scaffold_s_memory_goes_with_a_checkpoint_and_a_rejected_client_keeps_it
     ],
 )
 def test_what_does_not_go_with_scaffold_is_said(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()
+
+
+DC: dict[str, Any] = {"objective": "feddc", "feddc": FedDCConfig(ALPHA), "weighting": "uniform", "momentum": 0.0}
+
+
+def test_feddc_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """h_k += Delta_k, g_k+ = g_k - g - Delta_k / (K lr); w += mean of Delta_k + mean of all clients' h."""
+    seen, used = spy(monkeypatch), of_clients(DENSE, **DC)
+    parties = set_up(World(), used)
+    num, lr, server = used.clients.num, used.clients.lr, parties.server
+    drifts, gradients = torch.zeros(2, num, server.parameters.numel(), dtype=torch.float64)
+    for round_ in (1, 2, 3):
+        seen.clear()
+        before, g = server.parameters.detach().double().clone(), gradients.mean(0)
+        report = federated_round(round_, used, parties)
+        for client, delta in seen.items():
+            steps = used.clients.steps_with(len(parties.partition[client]))
+            drifts[client] += delta
+            gradients[client] += -g - delta.double() / (steps * lr)
+            own = parties.states.clients[client]
+            torch.testing.assert_close(own["drift"].double(), drifts[client], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(own["gradient"].double(), gradients[client], rtol=1e-4, atol=1e-4)
+        expected = before + torch.stack(list(seen.values())).double().mean(0) + drifts.mean(0)
+        torch.testing.assert_close(server.parameters.detach().double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(server.memory["gradient"].double(), gradients.mean(0), rtol=1e-4, atol=1e-4)
+        assert report["uplink_bytes"] == report["downlink_bytes"] == 2 * 4 * len(before) * len(seen)
+
+
+def test_feddc_is_feddyn_with_scaffold_s_control_variates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its penalty and its server's step are those of FedDyn, with h_k = -alpha times the drift."""
+    both = compose(feddyn(FedDynConfig(ALPHA)), scaffold())
+    monkeypatch.setitem(OBJECTIVES, "scaffold", lambda clients: both)
+    expected = single(play, of_clients(DENSE, **(DC | {"objective": "scaffold"})))[0]
+    torch.testing.assert_close(single(play, of_clients(DENSE, **DC))[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_feddc_works_with_sparse_uplinks_on_any_number_of_ranks_and_goes_with_a_checkpoint() -> None:
+    torch.set_num_threads(1)
+    used = of_clients(SPARSE, **DC)
+    parameters, _, clients, reports = single(play, used)
+    for other, *_ in run_ranks(play, 2, used):
+        assert torch.equal(other, parameters)
+    assert reports[-1]["kept"] < 0.05 * reports[-1]["total"]
+    names = {"residual", "drift", "gradient", "gradient_residual"}
+    assert all(set(state) == names for state in clients.values())
+    check_that_it_goes_on(used)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FedDCConfig(0.0), "clients.feddc.alpha: must be positive and finite, got 0.0"),
+        (lambda: ClientsConfig(objective="feddc"), "clients.objective: feddc takes the plain mean of its clients"),
+        (lambda: of_clients(DENSE, **(DC | {"momentum": 0.9})), "clients.objective: feddc's controls are mean"),
+        (lambda: nova(DENSE, **DC), "server.aggregator: fednova does not go with feddc"),
+        (
+            lambda: dataclasses.replace(of_clients(SPARSE, **DC), compression=CompressionConfig(error_feedback="ef21")),
+            "clients.objective: feddc's controls have no estimates for ef21",
+        ),
+    ],
+)
+def test_what_does_not_go_with_feddc_is_said(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         make()

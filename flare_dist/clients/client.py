@@ -6,17 +6,18 @@ A rank has one `LocalTrainer` and lends it to the clients it hosts, one after an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty
+from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.clients.objectives import OBJECTIVES
-from flare_dist.clients.penalty import LocalContext, Penalty
 from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
@@ -78,20 +79,37 @@ class ClientResult:
 
 
 class LocalTrainer:
-    """The local training loop of this rank, over a model whose flat vectors are allocated once."""
+    """The local training loop of this rank, over a model whose flat vectors are allocated once.
 
-    def __init__(self, model: LocalModel, source: BatchSource, config: ClientsConfig, rounds: int, seed: int) -> None:
+    `algorithm` may add a penalty to the loss; by default it is the clients' objective.
+    """
+
+    def __init__(
+        self,
+        model: LocalModel,
+        source: BatchSource,
+        config: ClientsConfig,
+        rounds: int,
+        seed: int,
+        algorithm: Algorithm | None = None,
+    ) -> None:
         self.model = model
         self.source = source
         self.config = config
         self.rounds = rounds
         self.seed = seed
+        self.algorithm = algorithm or algorithm_of(config)
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
         self.model_delta = torch.empty_like(model.parameters)
 
     def lr(self, round_: int) -> float:
         """The learning rate of the local optimizer; what comes before the rounds has that of the first."""
         return self.config.lr * self.schedule(max(round_, 1), self.rounds)
+
+    def work(self, round_: int, num_examples: int) -> LocalWork:
+        """Tell the numbers of a client's round on so many examples, as the algorithm has them."""
+        steps = self.config.steps_with(num_examples)
+        return self.algorithm.brief(LocalWork(round_, steps, self.lr(round_), self.config.momentum))
 
     def train(
         self,
@@ -102,9 +120,11 @@ class LocalTrainer:
         global_buffers: Tensor,
         state: dict[str, Tensor],
         learner: SparseLearner | None = None,
+        told: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> ClientResult:
         """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only.
 
+        `told` is what the server remembers for the algorithm, as far as clients are told.
         With a `learner` the model is sparse, and the delta means something where the resulting mask is true only.
         """
         start = global_parameters
@@ -121,10 +141,11 @@ class LocalTrainer:
             self.config.momentum,
             global_parameters,
             state,
+            told,
             starts_at_global=not self.config.step_ahead and learner is None,
             mask=learner.mask if learner else None,
         )
-        penalty = OBJECTIVES[self.config.objective](self.config, context)
+        penalty = self.algorithm.penalty(context)
         train_loss = self.run_steps(client, round_, examples, penalty, learner)
         torch.sub(self.model.parameters, start, out=self.model_delta)
         if penalty is not None and penalty.moved is not None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flare_dist.clients.flare import FlareConfig
-from flare_dist.clients.objectives import MEMORIES, OBJECTIVES, FedDynConfig, FedProxConfig
+from flare_dist.algorithms.feddc import FedDCConfig
+from flare_dist.algorithms.feddyn import FedDynConfig
+from flare_dist.algorithms.fedprox import FedProxConfig
+from flare_dist.algorithms.flare import FlareConfig
+from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import batch_sizes, count_batches
@@ -43,9 +46,10 @@ class ClientsConfig:
             the same to rounding; the run's configuration has what auto came to.
         state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
             of in memory, for more than fits into it (null = in memory).
-        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold or flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold, feddc or flare.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
+        feddc: settings of the feddc objective.
         flare: settings of the flare objective.
     """
 
@@ -68,6 +72,7 @@ class ClientsConfig:
     objective: str = "none"
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
+    feddc: FedDCConfig = field(default_factory=FedDCConfig)
     flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
@@ -125,20 +130,7 @@ class ClientsConfig:
     @property
     def memory_names(self) -> tuple[str, ...]:
         """The vectors that a client remembers for its objective."""
-        return MEMORIES.get(self.objective, ())
-
-    def local_weight(self, num_steps: int, lr: float) -> float:
-        """||a||_1 of FedNova (Wang et al. 2020): how many gradients' worth of steps a client's delta is.
-
-        With momentum r the s-th gradient has moved the model by 1 + r + ... + r^(K - s) steps by the end; with the
-        proximal term of weight m each step first shrinks what was there by 1 - lr * m.
-        """
-        count = total = 0.0
-        shrinking = 1 - lr * self.fedprox.mu if self.objective == "fedprox" else 1.0
-        for _ in range(num_steps):
-            count = self.momentum * count + 1
-            total = total * shrinking + count
-        return total
+        return algorithm_of(self).memory
 
     @property
     def cohort_size(self) -> int:

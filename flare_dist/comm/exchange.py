@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -50,12 +50,22 @@ class Exchanged:
     gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
     mask_bytes: int = 0  # the part of uplink_bytes that is there for the masks' sake
     squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, where they measured
+    beside: dict[str, Tensor] = field(default_factory=dict)  # means of the payloads beside the delta, on every rank
 
     @property
     def mean_vector(self) -> Tensor:
         """The mean delta where it is a vector: everywhere but on the way to a plain step of the server."""
         assert isinstance(self.mean_delta, Tensor)
         return self.mean_delta
+
+    def with_payload(self, name: str, other: Exchanged) -> Exchanged:
+        """Add the mean of another payload of the same clients, and its bytes."""
+        return replace(
+            self,
+            beside=self.beside | {name: other.mean_vector},
+            kept=self.kept + other.kept,
+            uplink_bytes=self.uplink_bytes + other.uplink_bytes,
+        )
 
 
 def _exchanged(

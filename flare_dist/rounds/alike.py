@@ -42,13 +42,11 @@ def share_start(world: World, model: nn.Module) -> None:
 def check_alike(round_: int, config: Config, parties: Parties) -> None:
     """Raise ValueError on all ranks if one holds another model than rank 0; all ranks call it together.
 
-    Compared is what clients are sent: their view of the parameters, the buffers, and SCAFFOLD's control variate.
+    Compared is what clients are sent: their view of the parameters, the buffers, and what the algorithm's server tells.
     """
     if config.mode == "centralised":  # rank 0 trains alone
         return
-    held = [parties.downlink.view, parties.server.buffers]
-    if parties.server.control is not None:
-        held.append(parties.server.control)
+    held = [parties.downlink.view, parties.server.buffers, *parties.server.told.values()]
     others = different_ranks(parties.world, (_bytes_of(vector).cpu().numpy().data for vector in held))
     if others:
         raise ValueError(

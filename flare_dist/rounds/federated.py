@@ -52,19 +52,22 @@ def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, 
         log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
 
     # The server's step, and what clients are to hold of it.
+    algorithm, senders = parties.trainer.algorithm, uplink.senders(exchanged.accepted)
     if parties.steps_here:
         if masks:
             masks.to_mean_of_models(exchanged.mean_vector, server.parameters.data, exchanged.gathered)
-        server.step(round_, exchanged.mean_delta, len(exchanged.accepted))
+        algorithm.after_wire(exchanged.mean_delta, server.memory, senders)
+        server.step(round_, exchanged.mean_delta)
         if masks:
             masks.settle(round_, server, exchanged.gathered, exchanged.squares)
+    algorithm.after_round(exchanged.beside, server.told, senders)
     if masks:
         masks.remember(exchanged.accepted, exchanged.gathered)
     server.buffers.add_(exchanged.mean_buffer_delta)
     _publish(round_, parties)
     traffic, seconds = world.traffic, watch.totals()
     report = federated_report(
-        round_, exchanged, uplink.payloads, downlink_bytes, server.buffers.numel(), traffic, seconds
+        round_, exchanged, len(algorithm.sends), downlink_bytes, server.buffers.numel(), traffic, seconds
     )
     if masks:
         report |= masks.report(server.parameters.data, exchanged.gathered, exchanged.mask_bytes)
@@ -82,7 +85,9 @@ def _train_one_after_another(
             with watch.phase("compute"):
                 learner = uplink.prepare(client, state)
                 examples = parties.partition[client]
-                result = parties.trainer.train(client, round_, examples, view, buffers, state, learner)
+                result = parties.trainer.train(
+                    client, round_, examples, view, buffers, state, learner, parties.server.told
+                )
             with watch.phase("select"):
                 uplink.add(result, state)
 

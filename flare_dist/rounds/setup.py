@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
+from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
@@ -33,11 +35,11 @@ from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.parties import DataParallel, Parties
 from flare_dist.rounds.smallest import settle_smallest_batch
 from flare_dist.rounds.together import settle_together
-from flare_dist.rounds.uplinks import CONTROL_PREFIX
+from flare_dist.rounds.uplinks import feedback_names
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
-from flare_dist.server.server import FedDyn, Server
+from flare_dist.server.server import Server
 from flare_dist.sparse_training.masks import prunable_entries
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.readjust import uses_of
@@ -70,23 +72,17 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
     gradients = _with_unused(config, model, data) if config.mode == "gradient" else config.gradients
     local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone, clients.smallest)
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
-    trainer = LocalTrainer(local, source, clients, config.rounds, config.seed)
+    federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
+    algorithm = algorithm_of(clients, config.server.aggregator) if federated else FEDAVG
+    trainer = LocalTrainer(local, source, clients, config.rounds, config.seed, algorithm)
     batched = BatchedTrainer(trainer, room) if room else None
     compressor = Compressor(config.exchanged, local.layout, config.seed, world.device)
-    federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
-    own = clients.memory_names if federated else ()
-    controlled = federated and clients.objective == "scaffold"
-    if controlled:  # the change of the control variate is a second payload, with a memory of its own
-        own = (*own, *(CONTROL_PREFIX + name for name in compressor.state_names))
-    remembered = ((*compressor.state_names, *own), local.layout.total, world.device)
+    remembered = (_remembered(algorithm, compressor), local.layout.total, world.device)
     states: ClientStates | SpilledStates = ClientStates(*remembered)
     if clients.state_dir is not None and federated and states.names:
         states = SpilledStates(*remembered, Path(clients.state_dir), (world.rank, world.size))
     start = (local.parameters, local.buffers)
-    feddyn = None
-    if federated and clients.objective == "feddyn":
-        feddyn = FedDyn(clients.feddyn.alpha, clients.num, local.parameters)
-    server = Server(*start, config.server, config.rounds, compressor.estimated, feddyn, controlled)
+    server = Server(*start, config.server, config.rounds, compressor.estimated, algorithm)
     downlink = Downlink(config.exchanged, local.layout, server.parameters.data)
     ranks, threads = counted(world.size, "rank"), counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"
@@ -102,6 +98,12 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
     return Parties(world, trainer, compressor, states, server, downlink, parts, batched, masks, held_out, parallel)
+
+
+def _remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
+    """The names of the vectors that a client remembers: error feedback's of each payload, and the algorithm's."""
+    fed_back = [feedback_names(compressor, payload) for payload in algorithm.sends]
+    return tuple(fed_back[0].values()) + algorithm.memory + tuple(n for names in fed_back[1:] for n in names.values())
 
 
 def set_up(config: Config, world: World | None = None) -> Parties:

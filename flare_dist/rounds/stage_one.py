@@ -66,8 +66,9 @@ def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) 
     drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
     clients = dataclasses.replace(config.clients, local_epochs=settings.init_epochs, local_steps=None)
-    trainer = LocalTrainer(parties.trainer.model, parties.trainer.source, clients, config.rounds, config.seed)
-    nothing_kept = {name: torch.zeros_like(parties.server.parameters.data) for name in parties.compressor.state_names}
+    model, source, algorithm = parties.trainer.model, parties.trainer.source, parties.trainer.algorithm
+    trainer = LocalTrainer(model, source, clients, config.rounds, config.seed, algorithm)
+    nothing_kept = {name: torch.zeros_like(parties.server.parameters.data) for name in parties.states.names}
     hosts = hosting_ranks(drawn, world.size, stateful=False)
     watch = Stopwatch(world)
     sensitivities = torch.zeros(len(drawn), len(entries), device=world.device)
@@ -79,7 +80,7 @@ def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) 
             continue
         with watch.client(), watch.phase("compute"):
             view, buffers = parties.downlink.view, parties.server.buffers
-            result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner)
+            result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner, parties.server.told)
             if result.is_finite:
                 active = layer_counts(learner.mask, entries)
                 sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, entries)])

@@ -1,20 +1,20 @@
 """How a round's updates travel: what each client puts on the uplink, and the mean that comes of it.
 
-Beside the model deltas some methods send or change a little more: sparse models the active weights alone, FedNova
-deltas by the local step, SCAFFOLD the change of its control variates as a second payload.
+An algorithm decides what each client sends: its model delta, and other payloads beside it with a residual of their own.
+Of sparse models the active weights alone are sent.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
-from flare_dist.clients.objectives import control_change, feddyn_memory
 from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink, mean_in_order
+from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import WORD, Payload
 from flare_dist.config.config import Config
@@ -24,7 +24,11 @@ from flare_dist.server.masks import Assignment, Masks
 from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
 
-CONTROL_PREFIX = "control_"  # of what a client remembers for error feedback on the change of its control variate
+
+def feedback_names(compressor: Compressor, payload: str) -> dict[str, str]:
+    """Name what a client remembers for error feedback on one of its payloads, by the names that a rule uses."""
+    prefix = "" if payload == "delta" else f"{payload}_"
+    return {name: prefix + name for name in compressor.state_names}
 
 
 class RoundUplink:
@@ -41,31 +45,25 @@ class RoundUplink:
         self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
         self.assigned = _assign_masks(round_, config, cohort, parties)
         self._squares: dict[int, Tensor] = {}  # of the clients on this rank, where the server asks for them
-        self._work = _local_work(round_, config, cohort, parties)
-        self._controls = None
-        if parties.server.control is not None:
-            self._controls = ControlUplink(round_, config, cohort, parties)
+        self.algorithm = parties.trainer.algorithm
+        self._works = {c: parties.trainer.work(round_, parties.partition.sizes[c]) for c in cohort.hosts}
+        beside = [name for name in self.algorithm.sends if name != "delta"]
+        self._beside = {name: _open_beside(round_, config, cohort, parties) for name in beside}
         if parties.masks:
             self._uplink = _open_masked(round_, config, cohort, self.assigned, parties)
         else:
             server = parties.server
             self._uplink = _open(round_, config, cohort, parties, server.receive, server.buffers.numel())
 
-    @property
-    def payloads(self) -> int:
-        """How many of the model's size each client sends, and is sent."""
-        return 2 if self._controls else 1
-
     def downlink_nbytes(self) -> int:
-        """What a star sends to the cohort before it trains; call it once."""
+        """Count what a star sends to the cohort before it trains; call it once."""
         if self.parties.masks:
             return self.parties.masks.downlink_nbytes(self.assigned)
-        return self.payloads * self.parties.downlink.nbytes_to(list(self.cohort.hosts), self.round)
+        vectors = 1 + len(self.algorithm.told)
+        return vectors * self.parties.downlink.nbytes_to(list(self.cohort.hosts), self.round)
 
     def prepare(self, client: int, state: State) -> SparseLearner | None:
         """What a client trains with, besides its memory `state`, which is made ready for it."""
-        if self.parties.server.control is not None:
-            state["server_control"] = self.parties.server.control
         if not self.parties.masks:
             return None
         learner = self.parties.masks.learner(self.round, client, self.assigned[client])
@@ -76,15 +74,15 @@ class RoundUplink:
         """Send what a client brings back, and keep in `state` what it remembers; nothing of what is not finite."""
         if not result.is_finite:
             self._uplink.reject(result)
-            if self._controls:
-                self._controls.reject(result)
+            for beside in self._beside.values():
+                beside.reject(_alone(result))
             return
-        if self.config.clients.objective == "feddyn":
-            feddyn_memory(self.config.clients, state, result.model_delta)
-        if self._controls:
-            self._controls.add(result, state)
-        if self._work:
-            result.model_delta.div_(self._work[result.client])
+        trained = Trained(result.model_delta, self._works[result.client])
+        payloads = self.algorithm.before_wire(trained, state, self.parties.server.told)
+        for name, beside in self._beside.items():
+            own = {kind: state[kept] for kind, kept in feedback_names(self.parties.compressor, name).items()}
+            payload = self.parties.compressor.compress(self.round, result.client, payloads[name], own)
+            beside.add(_alone(result), payload)
         if result.squares is not None:
             self._squares[result.client] = result.squares
         form = None
@@ -92,19 +90,22 @@ class RoundUplink:
             form = self.assigned[result.client].form
             self.dropped[result.client] += drop_outside(list(state.values()), result.mask)  # of what it has pruned
         compress = self.parties.compressor.compress
-        payload = compress(self.round, result.client, result.model_delta, state, form, result.mask)
+        payload = compress(self.round, result.client, payloads["delta"], state, form, result.mask)
         self._uplink.add(result, payload)
 
     def exchange(self) -> Exchanged:
         """The mean of what the cohort has sent; all ranks call it together."""
         exchanged = self._uplink.exchange(self.parties.world)
-        if self._controls:
-            exchanged = self._controls.exchange(exchanged)
+        for name, uplink in self._beside.items():
+            exchanged = exchanged.with_payload(name, uplink.exchange(self.parties.world))
         if self.parties.masks and self.parties.masks.schedule.measures_in(self.round):
             exchanged = self._exchange_squares(self.parties.masks, exchanged)
-        if self._work and exchanged.accepted:
-            exchanged.mean_delta.mul_(_mean_work(self._work, self.cohort, exchanged.accepted))
         return exchanged
+
+    def senders(self, accepted: list[int]) -> Senders:
+        """Tell the algorithm whose payloads were accepted."""
+        weights = {client: self.cohort.weights[client] for client in accepted}
+        return Senders(self._works, weights, self.config.clients.num)
 
     def _exchange_squares(self, masks: Masks, exchanged: Exchanged) -> Exchanged:
         """The mean of the squared gradients of the prunable weights, which clients send in float32."""
@@ -125,45 +126,18 @@ class RoundUplink:
         return int(sum(self.parties.world.largest([float(count) for count in self.dropped.values()])))
 
 
-class ControlUplink:
-    """The second payload of SCAFFOLD: the changes of the clients' control variates, with a residual of their own.
+def _alone(result: ClientResult) -> ClientResult:
+    """Address another payload of a client; the model's buffers go with its delta."""
+    return replace(result, buffer_delta=result.buffer_delta.new_empty(0))
 
-    Every rank adds them up, because the clients on it need the server's control variate.
+
+def _open_beside(round_: int, config: Config, cohort: Cohort, parties: Parties) -> DenseUplink | SparseUplink:
+    """Open the uplink of another payload than the delta, of which clients count alike.
+
+    Every rank adds it up, because the clients on it need what the algorithm makes of it.
     """
-
-    def __init__(self, round_: int, config: Config, cohort: Cohort, parties: Parties) -> None:
-        self.round = round_
-        self.config = config
-        self.parties = parties
-        even = Cohort(cohort.hosts, dict.fromkeys(cohort.hosts, 1 / len(cohort.hosts)))
-        self.uplink = _open(round_, config, even, parties, _add, 0, everywhere=True)
-
-    def add(self, result: ClientResult, state: State) -> None:
-        """Move a client's control variate, and send by how much."""
-        steps = self.config.clients.steps_with(result.num_examples)
-        change = control_change(state, result.model_delta, steps, self.parties.trainer.lr(self.round))
-        compressor = self.parties.compressor
-        own = {name: state[CONTROL_PREFIX + name] for name in compressor.state_names}
-        payload = compressor.compress(self.round, result.client, change, own)
-        self.uplink.add(self._envelope(result, change), payload)
-
-    def reject(self, result: ClientResult) -> None:
-        self.uplink.reject(self._envelope(result, result.model_delta))
-
-    def _envelope(self, result: ClientResult, change: Tensor) -> ClientResult:
-        return replace(result, model_delta=change, buffer_delta=change.new_empty(0))
-
-    def exchange(self, exchanged: Exchanged) -> Exchanged:
-        """Step the server's control variate, c <- c + (1 / N) * the sum of the changes; the bytes of both payloads."""
-        control = self.parties.server.control
-        assert control is not None
-        controls = self.uplink.exchange(self.parties.world)
-        control.add_(controls.mean_vector, alpha=len(controls.accepted) / self.config.clients.num)
-        return replace(
-            exchanged,
-            kept=exchanged.kept + controls.kept,
-            uplink_bytes=exchanged.uplink_bytes + controls.uplink_bytes,
-        )
+    even = Cohort(cohort.hosts, dict.fromkeys(cohort.hosts, 1 / len(cohort.hosts)))
+    return _open(round_, config, even, parties, _add, 0, everywhere=True)
 
 
 def _open(
@@ -222,17 +196,3 @@ def _assign_masks(round_: int, config: Config, cohort: Cohort, parties: Parties)
     sizes = {client: len(parties.partition[client]) for client in cohort.hosts}
     steps = {c: (config.clients.steps_with(size), config.clients.epoch_steps(size)) for c, size in sizes.items()}
     return parties.masks.assign(round_, steps, parties.server.parameters.data, parties.compressor)
-
-
-def _local_work(round_: int, config: Config, cohort: Cohort, parties: Parties) -> dict[int, float]:
-    """How many gradients' worth of steps each client takes, for fednova; nothing otherwise."""
-    if config.server.aggregator != "fednova":
-        return {}
-    clients, lr = config.clients, parties.trainer.lr(round_)
-    return {c: clients.local_weight(clients.steps_with(len(parties.partition[c])), lr) for c in cohort.hosts}
-
-
-def _mean_work(work: dict[int, float], cohort: Cohort, accepted: list[int]) -> float:
-    """tau_eff of FedNova (Wang et al. 2020): sum of p_k * ||a_k||_1 over the clients that were accepted."""
-    present = math.fsum(cohort.weights[client] for client in accepted)
-    return math.fsum(cohort.weights[client] * work[client] for client in accepted) / present

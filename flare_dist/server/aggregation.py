@@ -50,7 +50,6 @@ class SparseSum:
 
 
 DeltaSum = Tensor | SparseSum
-Aggregator = Callable[[DeltaSum, Payload, float], None]
 Receive = Callable[[DeltaSum, int, Payload, float], None]  # what is made of (total, client, payload, weight)
 
 
@@ -120,7 +119,6 @@ def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: Gath
 
 
 WEIGHTINGS: dict[str, Callable[[Sequence[int]], list[float]]] = {"num_examples": by_num_examples, "uniform": uniform}
-AGGREGATORS: dict[str, Aggregator] = {"mean": mean, "fednova": mean}  # fednova's deltas are normalised before
 UPDATE_MODES: dict[str, Callable[[Tensor, Tensor, GatheredMasks], Tensor]] = {
     "mean": mean_of_models,
     "masked_mean": masked_mean_of_models,

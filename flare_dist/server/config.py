@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.algorithms.methods import AGGREGATORS
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.exclusion import refuse
 from flare_dist.schedules import parse_schedule
-from flare_dist.server.aggregation import AGGREGATORS
 from flare_dist.server.optimizers import Settings, find_optimizer
 
 

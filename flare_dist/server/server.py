@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.compression.payload import Payload
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
-from flare_dist.server.aggregation import AGGREGATORS, DeltaSum, SparseSum
+from flare_dist.server.aggregation import DeltaSum, SparseSum, mean
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import find_optimizer, load_optimizer_state, optimizer_state
 
@@ -24,28 +25,11 @@ def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]
     return sorted(torch.randperm(num, generator=generator(seed, "cohort", round_))[:per_round].tolist())
 
 
-class FedDyn:
-    """The server's part of FedDyn (Acar et al. 2021): h, minus alpha times what all clients' deltas have come to.
-
-    h <- h - (alpha / N) * sum of Delta_k over the round's clients, of N in all; w <- w + mean of Delta_k - h / alpha.
-    """
-
-    def __init__(self, alpha: float, num_clients: int, parameters: Tensor) -> None:
-        self.alpha = alpha
-        self.num_clients = num_clients
-        self.h = torch.zeros_like(parameters)
-
-    def correct(self, mean_delta: Tensor, clients: int) -> None:
-        """Take one round's deltas into account, and make of their mean the server's step, in place."""
-        self.h.sub_(mean_delta, alpha=self.alpha * clients / self.num_clients)
-        mean_delta.sub_(self.h, alpha=1 / self.alpha)
-
-
 class Server:
     """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
-    Where payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate; where
-    gradients are `controlled` (SCAFFOLD), a control variate.
+    If payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate. `memory`
+    holds the vectors that `algorithm` needs by name, and `told` those of them that every rank holds.
     """
 
     def __init__(
@@ -55,8 +39,7 @@ class Server:
         config: ServerConfig,
         rounds: int,
         estimated: bool = False,
-        feddyn: FedDyn | None = None,
-        controlled: bool = False,
+        algorithm: Algorithm = FEDAVG,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
@@ -65,9 +48,9 @@ class Server:
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
         self.estimated = estimated
         self.estimates: dict[int, Tensor] = {}  # by client
-        self.feddyn = feddyn
-        self.control = torch.zeros_like(parameters) if controlled else None  # SCAFFOLD's c, the same on every rank
-        self.aggregate = AGGREGATORS[config.aggregator]
+        self.algorithm = algorithm
+        self.memory = {name: torch.zeros_like(parameters) for name in algorithm.server}
+        self.told = {name: self.memory[name] for name in algorithm.told}
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
 
     @property
@@ -76,7 +59,7 @@ class Server:
 
         It depends on this round's payloads alone then, and every rank may take it by itself.
         """
-        return not self.config.has_memory and not self.estimated and not self.feddyn
+        return not self.config.has_memory and not self.estimated and not self.algorithm.remembers_alone
 
     def new_sum(self, most_kept: int) -> DeltaSum:
         """Where a round's payloads of at most `most_kept` entries in all are added up.
@@ -95,17 +78,15 @@ class Server:
             if client not in self.estimates:
                 self.estimates[client] = torch.zeros_like(total)
             payload = Payload(None, self.estimates[client].index_add_(0, payload.indices, payload.values))
-        self.aggregate(total, payload, weight)
+        mean(total, payload, weight)
 
-    def step(self, round_: int, mean_delta: DeltaSum, clients: int = 1) -> None:
-        """One optimizer step on the pseudo-gradient, minus the mean delta of so many clients (changed in place)."""
+    def step(self, round_: int, mean_delta: DeltaSum) -> None:
+        """Take one optimizer step on the pseudo-gradient, minus the mean delta (changed in place)."""
         lr = self.config.lr * self.schedule(round_, self.rounds)
         if isinstance(mean_delta, SparseSum):
             assert self.is_plain, "only a plain step can be taken entry by entry"
             mean_delta.add_to_(self.parameters.data, lr)
             return
-        if self.feddyn:
-            self.feddyn.correct(mean_delta, clients)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.parameters.grad = mean_delta.neg_()
@@ -134,12 +115,11 @@ class Server:
             "buffers": self.buffers,
             "optimizer": optimizer,
             "estimates": self.estimates,
-            "feddyn": self.feddyn.h if self.feddyn else None,
-            "control": self.control,
+            "algorithm": self.memory,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy parameters, buffers, estimates and the optimizer's state; its settings stay those of the configuration.
+        """Copy parameters, buffers, memory and the optimizer's state; its settings stay those of the configuration.
 
         Raises ValueError where the state is another optimizer's.
         """
@@ -149,7 +129,7 @@ class Server:
         if self.estimated:
             device, saved = self.parameters.device, state.get("estimates", {})
             self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
-        if self.feddyn and state.get("feddyn") is not None:
-            self.feddyn.h.copy_(state["feddyn"])
-        if self.control is not None and state.get("control") is not None:
-            self.control.copy_(state["control"])
+        saved = state.get("algorithm", state)  # older checkpoints have these vectors beside the rest
+        for name, vector in self.memory.items():
+            if saved.get(name) is not None:
+                vector.copy_(saved[name])

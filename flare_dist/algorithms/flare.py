@@ -1,4 +1,7 @@
-"""FLARE: accumulated pulling with regularisation (Greidi & Cohen 2024, and the authors' code).
+"""FLARE: a client's residual pulls its local training to where error feedback has yet to take the model.
+
+Ran Greidi, Kobi Cohen, "Sparse Training for Federated Learning with Regularized Error Correction", 2023,
+https://arxiv.org/abs/2312.13795, and the authors' code.
 
 In round r a client minimises f(w) + tau_r * sum_li M_li * |w_li - (w_t,li + A_li)| for its first local steps, with
 its residual A, tau_r = tau / decay^r and the mask M_l = |A_l| > its percentile, strictly, tensor by tensor. The
@@ -15,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flare_dist.clients.penalty import LocalContext, Penalty
-from flare_dist.clients.percentile import magnitude_percentile
+from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty
+from flare_dist.algorithms.percentile import magnitude_percentile
 from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**16  # entries handled at once on a CPU, so that temporaries stay in its cache
@@ -56,10 +59,15 @@ class FlareConfig:
             raise ValueError(f"clients.flare.steps: must not be negative, got {self.steps}")
 
 
+def flare(config: FlareConfig) -> Algorithm:
+    """Pull towards the residual, which error feedback keeps."""
+    return Algorithm(penalty=lambda context: flare_penalty(config, context))
+
+
 def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
-    """The pull of one client's round; None where there is nothing to pull, which leaves plain local training."""
+    """Make the pull of one client's round; None if there is nothing to pull, which leaves plain local training."""
     tau = config.tau * config.decay**-context.round
-    residual = context.state["residual"]
+    residual = context.memory["residual"]
     if config.steps == 0 or context.lr * tau < torch.finfo(torch.float32).tiny:
         return None
     if not any(part.any() for part in residual.split(2**20)):

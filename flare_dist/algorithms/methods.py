@@ -1,0 +1,35 @@
+"""The methods by name: which record stands behind a key of the configuration.
+
+A new one is a file beside this one and a line in a table at the foot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm, compose
+from flare_dist.algorithms.feddc import feddc
+from flare_dist.algorithms.feddyn import feddyn
+from flare_dist.algorithms.fednova import fednova
+from flare_dist.algorithms.fedprox import fedprox
+from flare_dist.algorithms.flare import flare
+from flare_dist.algorithms.scaffold import scaffold
+
+
+def algorithm_of(clients: Any, aggregator: str = "mean") -> Algorithm:
+    """Make the record of a run: its objective with its settings, a section of `clients`, and then its aggregator."""
+    return compose(OBJECTIVES[clients.objective](clients), AGGREGATORS[aggregator]())
+
+
+# clients.objective
+OBJECTIVES: dict[str, Callable[[Any], Algorithm]] = {
+    "none": lambda clients: FEDAVG,
+    "fedprox": lambda clients: fedprox(clients.fedprox),
+    "feddyn": lambda clients: feddyn(clients.feddyn),
+    "scaffold": lambda clients: scaffold(),
+    "feddc": lambda clients: feddc(clients.feddc),
+    "flare": lambda clients: flare(clients.flare),
+}
+# server.aggregator
+AGGREGATORS: dict[str, Callable[[], Algorithm]] = {"mean": lambda: FEDAVG, "fednova": fednova}
