@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
 GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks"}
-PURE = GROUND | {"data", "models", "compression", "sparse_training"}
+PURE = GROUND | {"tasks", "data", "models", "compression", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "units": set(),
     "disk": set(),
     "locks": set(),
-    "data": GROUND,
-    "models": GROUND,
+    "tasks": GROUND,
+    "data": GROUND | {"tasks"},
+    "models": GROUND | {"tasks"},
     "compression": GROUND,
-    "sparse_training": GROUND | {"compression"},
+    "sparse_training": GROUND | {"tasks", "compression"},
     "clients": PURE,
     "server": PURE,
     "comm": PURE | {"clients", "server"},
@@ -33,10 +34,10 @@ MAY_IMPORT = {
     "rounds": BELOW | {"config"},
     "run": BELOW | {"config", "records", "rounds"},
     "studies": BELOW | {"config", "records", "rounds"},
-    "analysis": {"layout", "units"},
+    "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"comm", "compression", "engines"},
+    "__init__": {"tasks", "comm", "compression", "engines"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},

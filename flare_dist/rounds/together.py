@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from flare_dist.clients import batchable
 from flare_dist.config.config import Config, with_together
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Task, has_loss_of_each
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +17,7 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not_together(config: Config, model: nn.Module, blank: Tensor) -> str | None:
+def why_not_together(config: Config, model: nn.Module, blank: Tensor, task: Task = CLASSIFICATION) -> str | None:
     """Why the clients of this run cannot be trained as one batch; None where they can.
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
@@ -28,19 +30,22 @@ def why_not_together(config: Config, model: nn.Module, blank: Tensor) -> str | N
         (engine.gradient_accumulation_steps > 1, "engine.gradient_accumulation_steps is for one at a time"),
         (clients.objective != "none", f"clients.objective={clients.objective} is for one at a time"),
         (clients.step_ahead > 0, "clients.step_ahead starts each client elsewhere"),
+        (not has_loss_of_each(task), "the task has no criterion(outputs, labels, reduction='none')"),
         (config.sparse_training.is_sparse, f"sparse_training.method={config.sparse_training.method} has masks"),
     ]
     return next((reason for holds, reason in reasons if holds), None) or batchable.why_not_batchable(model, blank)
 
 
-def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str) -> Config:
+def settle_together(
+    config: Config, model: nn.Module, blank: Tensor, device: str, task: Task = CLASSIFICATION
+) -> Config:
     """The configuration with `clients.together` always or never, on which the bits of a run depend; `device` is cpu or
     cuda. Raises ValueError with the reason where it is always and cannot be.
     """
     wanted = config.clients.together
     if wanted == "never":
         return config
-    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank)
+    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank, task)
     if reason and wanted == "always":
         raise ValueError(f"clients.together: always is not possible: {reason}")
     if config.mode == "federated":
