@@ -83,9 +83,8 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     held_out = {"test": data.test, "validation": data.validation}
     for name, split in held_out.items():
         assert split is not None
-        result[f"{name}_loss"], result[f"{name}_accuracy"] = evaluate(
-            model, BatchSource(split, data.mean, data.std, "cpu")
-        )
+        found = evaluate(model, BatchSource(split, data.mean, data.std, "cpu"), data.task)
+        result |= {f"{name}_{metric}": value for metric, value in found.items()}
     return result
 
 

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from flare_dist.comm.hook_checkpoint import save_hook_state as save_hook_state
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
     from flare_dist.engines.attach import attach as attach
+    from flare_dist.tasks.task import Task as Task
 
 _HOMES = {
     "CompressionConfig": "flare_dist.compression.config",
     "SparseHookState": "flare_dist.comm.ddp_hook",
+    "Task": "flare_dist.tasks.task",
     "attach": "flare_dist.engines.attach",
     "load_hook_state": "flare_dist.comm.hook_checkpoint",
     "save_hook_state": "flare_dist.comm.hook_checkpoint",

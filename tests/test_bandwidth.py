@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from flare_dist import cli
 from flare_dist.analysis import plots
 from flare_dist.analysis.bandwidth import (
-    accuracy_against_bytes,
     check_same_work,
+    metric_against_bytes,
     parse_tags,
     read_run,
     totals,
@@ -137,7 +137,7 @@ def test_buffers_count_wherever_bytes_up_are_shown(tmp_path: Path, capsys: pytes
     assert run.compression == pytest.approx(5.5)
     assert run.target is not None
     assert run.target["bytes_up"] == 2 * 800_000
-    assert accuracy_against_bytes(log.rows) == [(800_000, 0.1), (1_600_000, 0.2), (2_400_000, 0.3)]
+    assert metric_against_bytes(log) == [(800_000, 0.1), (1_600_000, 0.2), (2_400_000, 0.3)]
     command = ["bandwidth", str(directory), "--target", "0.15", "--output_dir", str(tmp_path / "report")]
     assert cli.main(command) == 0
     printed = {cells[1].strip(): cells[2].strip() for cells in table_of(capsys.readouterr().out)}
@@ -259,7 +259,7 @@ def test_gradient_runs_of_other_rank_counts_are_other_work(tmp_path: Path) -> No
 
 def test_totals_and_the_target(tmp_path: Path) -> None:
     run = totals(read_run(write_run(tmp_path / "run"), {}), [Link("slow", 1e6)], "ranks", 0.15)
-    assert (run.rounds, run.accuracy, run.compression) == (3, 0.3, 10)
+    assert (run.rounds, run.value, run.compression) == (3, 0.3, 10)
     assert run.amounts["uplink_bytes"] == 3 * 400_000
     assert run.communicating == pytest.approx(0.05)
     assert run.projected == {"slow": pytest.approx(3 * 5.9)}

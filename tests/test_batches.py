@@ -10,6 +10,7 @@ from flare_dist.data import batches
 from flare_dist.data.batches import AUGMENTATIONS, BatchSource, batch_sizes, count_batches, piece_sizes
 from flare_dist.data.examples import Examples
 from flare_dist.run.evaluation import evaluate
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 MEAN, STD = torch.tensor([100.0, 120.0, 140.0]), torch.tensor([50.0, 60.0, 70.0])
 
@@ -168,5 +169,5 @@ def test_an_evaluation_has_no_batch_of_one_example_at_its_end() -> None:
             return inputs.mean((2, 3)).squeeze()
 
     examples = Examples(torch.rand(1001, 2, 2, 2), torch.zeros(1001, dtype=torch.int64))
-    evaluate(Squeezing(), BatchSource(examples, torch.zeros(2), torch.ones(2), "cpu"))
+    evaluate(Squeezing(), BatchSource(examples, torch.zeros(2), torch.ones(2), "cpu"), CLASSIFICATION)
     assert sizes == [500, 501]

@@ -32,6 +32,7 @@ from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.learner import SparseLearner
 from flare_dist.sparse_training.masks import random_mask
 from flare_dist.sparse_training.schedule import falling_rates
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests import test_trainer
 from tests.ranks import run_ranks
 from tests.test_attach import make_accelerator, steps_of
@@ -221,7 +222,7 @@ def clients_of(
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
     rng = torch.Generator().manual_seed(world.rank)  # ranks have different clients
     examples = Examples(torch.randn(40, 1, 4, 4, generator=rng), torch.randint(3, (40,), generator=rng))
-    local = build_model(engine, model, world, make_optimizer, config.gradient_clipping, alone=True)
+    local = build_model(engine, model, world, make_optimizer, config.gradient_clipping, alone=True, task=CLASSIFICATION)
     trainer = LocalTrainer(local, BatchSource(examples, torch.zeros(1), torch.ones(1), "cpu"), config, 1, 0)
     start, buffers = local.parameters.clone(), local.buffers.clone()
     results = []

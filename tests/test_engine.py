@@ -113,7 +113,8 @@ def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
     def slope(weight: float) -> float:
         return (1 / (1 + math.exp(-weight)) - 1 + 2 / (1 + math.exp(-2 * weight))) / 2
 
-    loss = used.step(inputs, labels)
+    loss, count = used.step(inputs, labels)
+    assert count == len(labels)
     assert loss.item() == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(6))) / 2)
     after_one = 3 - 0.5 * slope(3)
     assert used.parameters.item() == net.weight.item() == pytest.approx(after_one)
@@ -156,7 +157,7 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
     ends, penalties = {}, []
     for pieces in (1, 2, 3, 9):
         used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd)
-        loss = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
+        loss, _ = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
         ends[pieces] = loss.item(), used.parameters.item()
         AcceleratorState._reset_state(True)
     assert all(end == pytest.approx(ends[1]) for end in ends.values())

@@ -108,7 +108,7 @@ def test_an_evaluator_that_outlives_a_requeue_joins_no_sessions(tmp_path: Path) 
     assert amounts(tmp_path) == (20, 20, pytest.approx(20))
     log, found = read(tmp_path, target=0.5)
     assert found.target is not None
-    assert (found.target["bytes_up"], found.accuracy, log.notes) == (15_000, pytest.approx(0.6), [])
+    assert (found.target["bytes_up"], found.value, log.notes) == (15_000, pytest.approx(0.6), [])
 
 
 def test_bytes_of_one_step_alone_tell_no_time(tmp_path: Path) -> None:

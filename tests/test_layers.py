@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
 GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
-PURE = GROUND | {"data", "models", "compression", "algorithms", "sparse_training"}
+PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "locks": set(),
     "exclusion": set(),
     "compatibility": {"exclusion"},
-    "cautions": {"exclusion"},
-    "data": GROUND,
-    "models": GROUND,
+    "cautions": {"exclusion", "compatibility"},
+    "tasks": GROUND,
+    "data": GROUND | {"tasks"},
+    "models": GROUND | {"tasks"},
     "compression": GROUND,
     "algorithms": GROUND,
-    "sparse_training": GROUND | {"compression"},
+    "sparse_training": GROUND | {"tasks", "compression"},
     "clients": PURE,
     "server": PURE,
     "comm": PURE | {"clients", "server"},
@@ -37,10 +38,10 @@ MAY_IMPORT = {
     "rounds": BELOW | {"config"},
     "run": BELOW | {"config", "records", "rounds"},
     "studies": BELOW | {"config", "records", "rounds"},
-    "analysis": {"layout", "units"},
+    "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"comm", "compression", "engines"},
+    "__init__": {"tasks", "comm", "compression", "engines"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},

@@ -29,6 +29,7 @@ from flare_dist.sparse_training.pruning import (
     highest,
     layer_shares,
 )
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.ranks import run_ranks, single
 from tests.test_rounds import set_up
 from tests.test_sparse_training import BASE, BUDGET, PRUNABLE, config
@@ -82,7 +83,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_all_batches() -> None:
     module = net()
     weights, flat = weights_of(module)
     expected = torch.autograd.functional.jacobian(lambda w: loss_of(module, w), flat)
-    measured = torch.cat([part.flatten() for part in gradient(module, weights, batches())])
+    measured = torch.cat([part.flatten() for part in gradient(module, weights, batches(), CLASSIFICATION)])
     torch.testing.assert_close(measured, expected, rtol=0, atol=1e-12)
     snip = CRITERIA["snip"].finish(flat, measured)
     torch.testing.assert_close(snip, (flat * expected).abs(), rtol=0, atol=1e-12)
@@ -94,7 +95,7 @@ def test_grasp_is_the_weight_times_the_hessian_times_the_gradient() -> None:
     weights, flat = weights_of(module)
     hessian = torch.autograd.functional.hessian(lambda w: loss_of(module, w), flat)
     slope = torch.autograd.functional.jacobian(lambda w: loss_of(module, w), flat)
-    measured = torch.cat([part.flatten() for part in hessian_gradient(module, weights, batches())])
+    measured = torch.cat([part.flatten() for part in hessian_gradient(module, weights, batches(), CLASSIFICATION)])
     torch.testing.assert_close(measured, hessian @ slope, rtol=0, atol=1e-12)
     torch.testing.assert_close(CRITERIA["grasp"].finish(flat, measured), flat * (hessian @ slope), rtol=0, atol=1e-12)
 
@@ -105,7 +106,9 @@ def test_synflow_of_a_chain_is_the_product_of_the_paths_through_each_weight() ->
     first, second = torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([[-5.0, 6.0], [7.0, 8.0]])
     weight(module, 0).data, weight(module, 3).data = first, second
     module.eval()
-    measured = flow(module, [weight(module, 0), weight(module, 3)], [(torch.zeros(1, 2), torch.zeros(1))])
+    measured = flow(
+        module, [weight(module, 0), weight(module, 3)], [(torch.zeros(1, 2), torch.zeros(1))], CLASSIFICATION
+    )
     # columns of the second: 12 and 14; rows of the first: 3 and 7
     scores = [CRITERIA["synflow"].finish(w.double(), m) for w, m in zip((first, second), measured)]
     expected = [torch.tensor([[12.0, 24.0], [42.0, 56.0]]), torch.tensor([[15.0, 42.0], [21.0, 56.0]])]
@@ -123,7 +126,7 @@ def test_a_look_at_the_data_leaves_the_model_as_it_was() -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     data = [(inputs.float(), labels) for inputs, labels in batches()]
     for measure in (gradient, hessian_gradient, flow):
-        measure(module, [weight(module, 0), weight(module, 3)], data)
+        measure(module, [weight(module, 0), weight(module, 3)], data, CLASSIFICATION)
         assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
         assert all(p.grad is None for p in module.parameters())
         assert not module.training

@@ -117,8 +117,10 @@ def test_one_seed_is_one_run(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "first", tmp_path / "again")
     assert_same_run(tmp_path / "first", tmp_path / "killed", wire=False)
     summary = json.loads((tmp_path / "first" / "summary.json").read_text())
-    assert evaluate_run(tmp_path / "first", "final", None) == (summary["test_loss"], summary["test_accuracy"])
-    assert evaluate_run(tmp_path / "first", "best", None)[1] == summary["best_accuracy"]
+    assert evaluate_run(tmp_path / "first", "final", None) == {
+        name: summary[f"test_{name}"] for name in ("accuracy", "loss")
+    }
+    assert evaluate_run(tmp_path / "first", "best", None)["accuracy"] == summary["best_accuracy"]
 
 
 @pytest.mark.parametrize("mode", ["centralised", "gradient", "pruned", "stage one"])

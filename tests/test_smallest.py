@@ -176,7 +176,7 @@ def test_a_trial_leaves_the_model_and_the_generator_alone(caplog: pytest.LogCapt
     model = on_maps(SHAPE, CLASSES).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    assert why_not_one(model, SHAPE, CLASSES) is None
+    assert why_not_one(model, torch.zeros(1, *SHAPE), CLASSES) is None
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part.training for part in model.modules())

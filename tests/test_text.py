@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from flare_dist.data.text import CHARACTERS, encode_text, load_texts
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import build_parties, divide
+from flare_dist.rounds.setup import build_for, build_parties, divide
 from flare_dist.run.evaluation import evaluate
+from flare_dist.tasks.builtin import NEXT_TOKEN
 
 ROOT = Path(__file__).parent
 SAMPLE = ROOT / "shakespeare"
@@ -163,7 +165,7 @@ def test_text_and_images_want_models_of_their_own() -> None:
         build("gru", "group", (1, 28, 28), 10, 0)
     for name in ("2nn", "cnn", "torchvision:resnet18"):
         with pytest.raises(ValueError, match=rf"^model\.name: .*{name}.* inputs of shape \(30,\)"):
-            build(name, "group", (30,), 86, 0)
+            build(name, "group", (30,), 86, 0, NEXT_TOKEN, torch.int64)
 
 
 def test_the_published_configuration_learns_the_sample() -> None:
@@ -180,12 +182,13 @@ def test_the_published_configuration_learns_the_sample() -> None:
         compression=dataclasses.replace(config.compression, density=0.01),
     )
     data = load(config.data, config.seed)
-    model = build("gru", "group", data.input_shape, data.num_classes, config.seed)
+    model = build_for(config, data)
     assert parameter_layout(model).total == 4_048_470
     parties = build_parties(config, World(), data, divide(config, data), model)
     losses = [federated_round(round_, config, parties)["train_loss"] for round_ in range(1, 3)]
     assert losses[-1] < losses[0] - 0.3
     parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
-    loss, accuracy = evaluate(parties.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"))
-    assert loss < 4.0
-    assert accuracy > 0.1
+    found = evaluate(parties.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"), data.task)
+    assert found["loss"] < 4.0
+    assert found["accuracy"] > 0.1
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))

@@ -141,8 +141,8 @@ def test_run_directory_is_complete(straight: Path) -> None:
 
 def test_evaluate_reports_what_the_run_measured(straight: Path) -> None:
     summary = json.loads((straight / "summary.json").read_text())
-    assert evaluate_run(straight, "final", None) == (summary["test_loss"], summary["test_accuracy"])
-    assert evaluate_run(straight, "best", None)[1] == summary["best_accuracy"]
+    assert evaluate_run(straight, "final", None) == {name: summary[f"test_{name}"] for name in ("accuracy", "loss")}
+    assert evaluate_run(straight, "best", None)["accuracy"] == summary["best_accuracy"]
 
 
 @pytest.mark.parametrize("kill_in_round", [1, 3, 4, 6, 7])
@@ -473,7 +473,9 @@ def test_the_saved_model_has_the_user_s_dtypes(tmp_path: Path, mode: str) -> Non
     assert (saved["halved"] != 1).any()
     fresh.load_state_dict(saved, assign=True)  # copying is refused by an expanded tensor
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
-    assert evaluate_run(tmp_path / "one", "final", None) == (summary["test_loss"], summary["test_accuracy"])
+    assert evaluate_run(tmp_path / "one", "final", None) == {
+        name: summary[f"test_{name}"] for name in ("accuracy", "loss")
+    }
 
 
 def test_never_starts_over(straight: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What runs sent, how long it took and what accuracy it bought.
+"""What runs sent, how long it took and how good a model it bought.
 
 Read from metrics.jsonl where there is one and from TensorBoard event files otherwise, also those of other trainers.
 """
@@ -19,6 +19,8 @@ import yaml
 from flare_dist.analysis.event_rows import STATES, Row, rows_of
 from flare_dist.analysis.events import read_event_file
 from flare_dist.analysis.links import Link, adds_up_clients, project
+from flare_dist.tasks.builtin import TASKS
+from flare_dist.tasks.task import Best, goodness
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class RunLog:
     rows: list[Row]  # of the rounds in order, 0 being the initial model
     work: dict[str, Any] = field(default_factory=dict)  # of SAME_WORK what its configuration says; empty without one
     notes: list[str] = field(default_factory=list)  # what of its logs is damaged or was logged twice, in words
+    best: Best = ("accuracy", "max")  # by which metric its task compares models
 
 
 def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
@@ -50,7 +53,8 @@ def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None)
     if ranks is not None:
         for row in rows:
             row.setdefault("ranks", ranks)
-    return RunLog(str(directory), rows, _work(directory, rows), notes)
+    config = _config(directory)
+    return RunLog(str(directory), rows, _work(config, rows), notes, _best(config))
 
 
 def read_metrics(directory: Path) -> list[Row]:
@@ -154,19 +158,33 @@ def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def _work(directory: Path, rows: Sequence[Row]) -> dict[str, Any]:
+def _config(directory: Path) -> dict[str, Any]:
+    """The configuration of the run in `directory`; empty if there is none, as in logs of other trainers."""
     try:
         config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict):
         return {}
-    work = {}
-    for key in SAME_WORK:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        work[key] = value
+    return config if isinstance(config, dict) else {}
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None if it is not there."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _best(config: Mapping[str, Any]) -> Best:
+    """By which metric the task of a run compares models; accuracy if the configuration names no task."""
+    name = _value(config, "task.name")
+    return TASKS[name].best if isinstance(name, str) and name in TASKS else ("accuracy", "max")
+
+
+def _work(config: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    if not config:
+        return {}
+    work = {key: _value(config, key) for key in SAME_WORK}
     if config.get("mode") == "gradient":
         work["ranks"] = rows[-1].get("ranks")  # batch_size is that of a rank
     else:
@@ -194,7 +212,8 @@ class Totals:
     rounds: int
     amounts: dict[str, float]  # by key of metrics.jsonl: bytes and seconds
     projected: dict[str, float]  # by link: seconds of all rounds
-    accuracy: float | None
+    metric: str  # of the task, "accuracy" of most
+    value: float | None  # of it, in the last evaluation
     target: dict[str, float] | None  # when the target was reached: round, bytes, seconds and seconds by link
 
     @property
@@ -220,23 +239,26 @@ class Totals:
 
 
 def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | None) -> Totals:
-    """Sums, projections and when the `target` accuracy was reached."""
+    """Sums, projections and when the `target` of the task's best metric was reached."""
     rounds = [row for row in run.rows if _has_bytes(row)]
     played = sum("stage_one" not in row for row in rounds)  # what comes before the rounds costs, and is none
     keys = dict.fromkeys(key for row in run.rows for key in row if key.endswith(("_bytes", "_seconds")))
     amounts = {key: sum(row.get(key, 0.0) for row in run.rows) for key in keys if key != "elapsed_seconds"}
     by_link = {link.text: [_project(run, row, link, topology) for row in run.rows] for link in links}
-    accuracies = [row["test_accuracy"] for row in run.rows if "test_accuracy" in row]
+    metric, _ = run.best
+    key = f"test_{metric}"
+    evaluated = [(n, row[key]) for n, row in enumerate(run.rows, 1) if key in row]
     reached = None
-    least = math.inf if target is None else target
-    place = next((n for n, row in enumerate(run.rows, 1) if row.get("test_accuracy", -1.0) >= least), 0)
+    least = math.inf if target is None else goodness(run.best, target)
+    place = next((n for n, value in evaluated if goodness(run.best, value) >= least), 0)
     if place:
         until = run.rows[:place]
         reached = {"round": float(until[-1]["round"]), "bytes_up": bytes_up(until)}
         reached |= {key: sum(row.get(key, 0.0) for row in until) for key in ("downlink_bytes", "round_seconds")}
         reached |= {link: sum(seconds[:place]) for link, seconds in by_link.items()}
     projected = {link: sum(seconds) for link, seconds in by_link.items()}
-    return Totals(run.name, played, amounts, projected, accuracies[-1] if accuracies else None, reached)
+    last = evaluated[-1][1] if evaluated else None
+    return Totals(run.name, played, amounts, projected, metric, last, reached)
 
 
 def _project(run: RunLog, row: Row, link: Link, topology: str) -> float:
@@ -264,7 +286,8 @@ def unknown_slowest(run: RunLog) -> str | None:
     return f"{run.name}: rounds without slowest_client_seconds: {count} ({why}); {added}" if count else None
 
 
-def accuracy_against_bytes(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """(bytes sent up so far, test accuracy) of each evaluation after something was sent."""
-    sent = itertools.accumulate(bytes_up([row]) for row in rows)
-    return [(x, row["test_accuracy"]) for x, row in zip(sent, rows) if x and "test_accuracy" in row]
+def metric_against_bytes(run: RunLog) -> list[tuple[float, float]]:
+    """(bytes sent up so far, the task's best metric on the test set) of each evaluation after something was sent."""
+    sent = itertools.accumulate(bytes_up([row]) for row in run.rows)
+    key = f"test_{run.best[0]}"
+    return [(x, row[key]) for x, row in zip(sent, run.rows) if x and key in row]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+from flare_dist.analysis.bandwidth import RunLog, Totals, metric_against_bytes
 from flare_dist.analysis.densities import Densities, spread
 
 if TYPE_CHECKING:
@@ -38,17 +38,19 @@ def plot_label_table(counts: Tensor, path: Path) -> None:
 
 
 def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path) -> None:
-    """Write a PNG of test accuracy against all bytes sent up so far, buffers included, one colour for each label.
+    """Write a PNG of test accuracy, or the task's best metric, against all bytes sent up, one colour for each label.
 
-    Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError where matplotlib is not
-    installed or `path` cannot be written.
+    Buffers are included. Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError where
+    matplotlib is not installed or `path` cannot be written.
     """
     figure = _figure(9, 5)
-    axes = figure.add_subplot(xlabel="bytes up of all clients, buffers included", ylabel="test accuracy", xscale="log")
+    metrics = " or ".join(dict.fromkeys(log.best[0] for logs in runs.values() for log in logs))
+    axes = figure.add_subplot(xlabel="bytes up of all clients, buffers included", xscale="log")
+    axes.set_ylabel(f"test {metrics or 'accuracy'}")
     for (label, logs), style in zip(runs.items(), itertools.cycle(["-", "--", ":"])):
         colour = axes.plot([], [], style, label=_as_text(label))[0].get_color()
         for log in logs:
-            points = accuracy_against_bytes(log.rows)
+            points = metric_against_bytes(log)
             axes.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flare_dist.analysis import links
 from flare_dist.analysis import plots as plots_module
-from flare_dist.analysis.bandwidth import RunLog, Totals, accuracy_against_bytes
+from flare_dist.analysis.bandwidth import RunLog, Totals, metric_against_bytes
 from flare_dist.units import show_bytes, show_seconds
 
 Lines = list[tuple[str, list[str]]]  # (what, its value for each run)
@@ -44,13 +44,14 @@ def lines(runs: Sequence[Totals], target: float | None) -> Lines:
             rows.append((title, _against_first([run.amounts.get(key) for run in runs], show)))
     rows.append(("compression of the uplink", _against_first([run.compression for run in runs], "{:.1f} x".format)))
     rows.append(("share of time communicating", [_plain(run.communicating, "{:.1%}") for run in runs]))
-    rows.append(("final test accuracy", [_plain(run.accuracy, "{:.4f}") for run in runs]))
+    metric = " or ".join(dict.fromkeys(run.metric for run in runs))
+    rows.append((f"final test {metric}", [_plain(run.value, "{:.4f}") for run in runs]))
     for link in runs[0].projected:
         a_round = [run.projected[link] / max(run.rounds, 1) for run in runs]
         rows.append((f"a round at {link}", _against_first(a_round, show_seconds)))
         rows.append((f"all rounds at {link}", _against_first([run.projected[link] for run in runs], show_seconds)))
     if target is not None:
-        reached = {"round": f"round with accuracy {target:g}", "bytes_up": "bytes up until then"}
+        reached = {"round": f"round with {metric} {target:g}", "bytes_up": "bytes up until then"}
         reached |= {"downlink_bytes": "bytes down until then", "round_seconds": "seconds until then"}
         reached |= {link: f"the same at {link}" for link in runs[0].projected}
         for key, title in reached.items():
@@ -101,7 +102,7 @@ def _plots(directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals]) -> l
     with contextlib.suppress(plots_module.MissingMatplotlibError):
         plots_module.plot_seconds(runs, directory / "seconds.png")
         plots.append(directory / "seconds.png")
-        if any(accuracy_against_bytes(run.rows) for run in logs):
+        if any(map(metric_against_bytes, logs)):
             plots_module.plot_accuracy_against_bytes({run.name: [run] for run in logs}, directory / "accuracy.png")
             plots.append(directory / "accuracy.png")
     return plots
@@ -112,7 +113,7 @@ def write_csv(path: Path, runs: Sequence[Totals]) -> None:
     table = []
     for run in runs:
         row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
-        row |= {"compression": run.compression, "test_accuracy": run.accuracy}
+        row |= {"compression": run.compression, f"test_{run.metric}": run.value}
         row |= {f"seconds at {link}": seconds for link, seconds in run.projected.items()}
         row |= {f"until target: {key}": value for key, value in (run.target or {}).items()}
         table.append(row)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,20 @@ def add_projections(parser: Any) -> None:
         default="ranks",
         help="Who has such a link: every rank, or, in a star around the server, every client.",
     )
-    parser.add_argument("--target", type=float | None, default=None, help="Test accuracy to be reached, in [0, 1].")
+    parser.add_argument(
+        "--target",
+        type=float | None,
+        default=None,
+        help="Test accuracy to be reached, in (0, 1], or what else the task compares models by.",
+    )
 
 
 def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     if options.ranks is not None and options.ranks < 1:
         raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
-    links = parse_projections(options)
     tags = parse_tags(options.tag)
     logs = [read_run(user_path(directory), tags, options.ranks) for directory in options.runs]
+    links = parse_projections(options, {log.best[0] for log in logs})
     different = check_same_work(logs)
     if different and not options.allow_different:
         raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
@@ -78,10 +84,13 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
     report(logs, links, options, user_path(options.output_dir), notes)
 
 
-def parse_projections(options: Any) -> list[Link]:
-    """The links asked for; ValueError where one, or the target, makes no sense."""
-    if options.target is not None and not 0 < options.target <= 1:
-        raise ValueError(f"--target: an accuracy in (0, 1], got {options.target}")
+def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
+    """The links asked for; ValueError if one, or the target of these metrics, makes no sense."""
+    target = options.target
+    if target is not None and "accuracy" in metrics and not 0 < target <= 1:
+        raise ValueError(f"--target: an accuracy in (0, 1], got {target}")
+    if target is not None and not math.isfinite(target):
+        raise ValueError(f"--target: must be finite, got {target}")
     return [Link.parse(text) for text in options.link]
 
 

@@ -23,6 +23,7 @@ from flare_dist.rounds.parties import DivergedError
 from flare_dist.studies.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
 from flare_dist.studies.sweep_results import by_point, results_table, write_csv
 from flare_dist.studies.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques
+from flare_dist.tasks.config import AUTO, find_task
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def _add_repetitions(group: Any, each: str, ranks: int) -> None:
         action="append",
         type=str,
         default=[],
-        help=f"KEY=VALUE,VALUE,...: for each {each} the best value by validation accuracy is chosen with the first "
+        help=f"KEY=VALUE,VALUE,...: for each {each} the best value on the validation set is chosen with the first "
         "seed (a tenth is held out unless data.validation says otherwise), then all seeds are trained.",
     )
     group.add_argument("--seeds", type=str, default="0", help="Seeds, separated by commas.")
@@ -101,8 +102,10 @@ def compare_parser() -> ConfigParser:
 
 def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     _begin("compare", launch)
-    grid, links = _parse_grid(options, {}), parse_projections(options)
+    grid = _parse_grid(options, {})
     config = build_config(parser, options)
+    best = "accuracy" if config.task.name == AUTO else find_task(config.task.name).best[0]
+    links = parse_projections(options, {best})
     if config.mode != "gradient":
         raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")
     directory, rows = Path(config.output_dir), []

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,7 @@ def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Conso
 
 
 def evaluate_parser() -> Parser:
-    parser = Parser(description="Report the test accuracy of the model that a run saved.")
+    parser = Parser(description="Report the test metrics of the model that a run saved.")
     parser.add_argument("run", type=str, help="Run directory.")
     parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
     parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
@@ -53,8 +54,8 @@ def evaluate_parser() -> Parser:
 
 def run_evaluate(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     root = options.root and expand_home(options.root, "--root")
-    loss, accuracy = evaluate_run(user_path(options.run), options.which, root)
-    print(f"test accuracy {accuracy:.4f}  test loss {loss:.4f}")
+    metrics = evaluate_run(user_path(options.run), options.which, root)
+    print("  ".join(f"test {name} {value:.4f}" for name, value in metrics.items()))
 
 
 def partition_parser() -> ConfigParser:
@@ -65,9 +66,12 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     config = build_config(parser, options)
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
-        data = load(config.data, config.seed)
-        counts = label_table(divide(config, data), data.train.labels, data.num_classes)
-    table = Table("client", *map(str, range(data.num_classes)), "examples")
+        data = load(config.data, config.seed, config.task.name)
+        labels, classes = data.train.labels, data.num_classes
+        if labels.is_floating_point():  # numbers, of which there are no classes
+            labels, classes = torch.zeros(len(labels), dtype=torch.int64), 1
+        counts = label_table(divide(config, data), labels, classes)
+    table = Table("client", *map(str, range(classes)), "examples")
     for client, row in enumerate(counts.tolist()):
         table.add_row(str(client), *map(str, row), str(sum(row)))
     wide_console().print(table)

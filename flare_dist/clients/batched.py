@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
@@ -23,6 +22,8 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.partition import Partition
 from flare_dist.seeding import generator
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Step:
     """One mini-batch of each of the n clients that still train, filled up to the same length."""
 
     inputs: Tensor  # [n, b, *input_shape]
-    labels: Tensor  # int64 [n, b], of text [n, b, T]
+    labels: Tensor  # [n, b, *label_shape]
     sizes: Tensor  # int64 [n]: how many of the b examples count, the first ones
 
 
@@ -58,36 +59,54 @@ def train_stacked(
     steps: Iterable[Step],
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
     gradient_clipping: float | None = None,
-) -> tuple[list[Tensor], Tensor]:
+    task: Task = CLASSIFICATION,
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Local training of so many clients from the parameters `start` by name; `steps` may get fewer clients, not more.
 
-    Returns (what the parameters have become, each [clients, *shape], in the order of `start`; the sum over its examples
-    of each client's loss, [clients]), in the precision of `start`. The module's own parameters are not touched.
+    Returns (what the parameters have become, each [clients, *shape], in the order of `start`; each client's sum of
+    losses, and of what `losses_of` counts, [clients]), in the precision of `start`. The module's own parameters are not
+    touched.
     """
     rows = stack(start, clients)
     ends = [row.data for row in rows]  # all of them, also when the parameters have become the first few
     optimizer = make_optimizer(rows)
     loss_sums = torch.zeros(clients, dtype=rows[0].dtype, device=rows[0].device)
+    counts = torch.zeros_like(loss_sums)
     for step in steps:
-        training, length = step.labels.shape[:2]
+        training = len(step.labels)
         if training < len(rows[0]):
             _leave(optimizer, rows, training)
         leaves = [row.detach().requires_grad_() for row in rows]
         scores = forward(module, dict(zip(start, leaves)), step.inputs)
-        losses = F.cross_entropy(scores.flatten(0, 1), step.labels.flatten(0, 1), reduction="none")
-        if losses.dim() > 1:
-            losses = losses.mean(1)  # of a text over its places
-        fills_up = torch.arange(length, device=losses.device) >= step.sizes[:, None]
-        sums = losses.view(training, length).masked_fill(fills_up, 0).sum(1)
+        sums, counting = losses_of(task, scores, step)
         # Of each client's mean loss. What it does not use has the gradient 0, not none: weight decay counts there, too.
-        gradients = torch.autograd.grad(sums, leaves, 1 / step.sizes.to(sums.dtype), materialize_grads=True)
+        weights = 1 / counting.clamp(min=1).to(sums.dtype)
+        gradients = torch.autograd.grad(sums, leaves, weights, materialize_grads=True)
         if gradient_clipping is not None:
             gradients = _clip(gradients, gradient_clipping)
         for row, gradient in zip(rows, gradients):
             row.grad = gradient
         optimizer.step()
         loss_sums[:training].add_(sums.detach())
-    return ends, loss_sums
+        counts[:training].add_(counting)
+    return ends, loss_sums, counts
+
+
+def losses_of(task: Task, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Each client's sum of losses in a step, and its count: [n] each.
+
+    Examples are counted, each with the mean of its labels' losses; or labels, if the task leaves some out.
+    """
+    assert task.criterion is not None
+    clients, length = step.labels.shape[:2]
+    losses = task.criterion(scores.flatten(0, 1), step.labels.flatten(0, 1), reduction="none")
+    fills_up = torch.arange(length, device=losses.device) >= step.sizes[:, None]
+    if task.ignored is None:
+        losses = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+        return losses.view(clients, length).masked_fill(fills_up, 0).sum(1), step.sizes
+    is_counted = (step.labels != task.ignored).flatten(2) & ~fills_up[:, :, None]
+    losses = losses.view(is_counted.shape).masked_fill(fills_up[:, :, None], 0)
+    return losses.flatten(1).sum(1), is_counted.flatten(1).sum(1)
 
 
 def _leave(optimizer: Optimizer, rows: list[nn.Parameter], training: int) -> None:
@@ -124,8 +143,8 @@ class Batches:
         for step, n in enumerate(self.training):
             chosen = self.chosen[step, :n]
             moves = None if self.moves is None else self.moves[step, :n].flatten(0, 1)
-            inputs = self.source.prepare(chosen.flatten(), moves)
-            yield Step(inputs.unflatten(0, chosen.shape), self.source.labels[chosen], self.sizes[step, :n])
+            inputs, labels = self.source.prepare(chosen.flatten(), moves)
+            yield Step(inputs.unflatten(0, chosen.shape), labels.unflatten(0, chosen.shape), self.sizes[step, :n])
 
 
 class BatchedTrainer:
@@ -134,8 +153,9 @@ class BatchedTrainer:
     For what allows it see `flare_dist.clients.batchable` and `flare_dist.rounds.together`.
     """
 
-    def __init__(self, trainer: LocalTrainer, most: int) -> None:
+    def __init__(self, trainer: LocalTrainer, most: int, task: Task = CLASSIFICATION) -> None:
         self.trainer = trainer
+        self.task = task
         self.most = most
 
     def groups(self, clients: Sequence[int], partition: Partition | Sequence[Tensor]) -> list[list[int]]:
@@ -164,11 +184,11 @@ class BatchedTrainer:
         def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
             return OPTIMIZERS[config.optimizer](parameters, lr, config.momentum, config.weight_decay)
 
-        ends, loss_sums = train_stacked(
-            model.module, start, len(group), batches, make_optimizer, config.gradient_clipping
+        ends, loss_sums, counts = train_stacked(
+            model.module, start, len(group), batches, make_optimizer, config.gradient_clipping, self.task
         )
         deltas = torch.cat([end.flatten(1) for end in ends], dim=1).sub_(global_parameters)
-        losses = (loss_sums / batches.sizes.sum(0)).tolist()
+        losses = (loss_sums / counts.clamp(min=1)).tolist()
         unmoved = torch.zeros_like(global_buffers)
         results = [
             ClientResult(client, len(partition[client]), loss, delta, unmoved)

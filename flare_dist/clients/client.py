@@ -23,6 +23,7 @@ from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.tasks.task import Count, at_least_one
 
 
 class LocalModel(Protocol):
@@ -54,8 +55,13 @@ class LocalModel(Protocol):
     def reset(self) -> None:
         """Forget what earlier clients left in the optimizer and the loss scale."""
 
-    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
-        """One optimizer step on a batch; returns its mean loss. `penalty` adds to (gradient, parameters) before it."""
+    def step(
+        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
+    ) -> tuple[Tensor, Count]:
+        """Take one optimizer step on a batch; returns its mean loss and how many labels count in it.
+
+        `penalty` adds to (gradient, parameters) before the step.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class ClientResult:
 
     client: int
     num_examples: int
-    train_loss: float  # mean over the examples seen
+    train_loss: float  # mean over the labels that counted
     model_delta: Tensor  # float32 [total]: local - global
     buffer_delta: Tensor  # float32 [b]: change of the model's floating-point buffers; of a constant exactly zero
     mask: Tensor | None = None  # bool [total]: of a sparse model, the mask that the client ended with
@@ -167,7 +173,8 @@ class LocalTrainer:
         for group in self.model.optimizer.param_groups:
             group["lr"] = self.lr(round_)
         self.model.module.train()
-        loss_sum, seen = torch.zeros((), device=self.model.parameters.device), 0
+        loss_sum = torch.zeros((), device=self.model.parameters.device)
+        seen: Count = 0
         for step, (inputs, labels) in enumerate(self._batches(client, round_, examples)):
             if penalty is not None and step == penalty.steps:
                 self.model.optimizer.state.clear()
@@ -175,14 +182,16 @@ class LocalTrainer:
             add_gradient = penalty.add_gradient if penalty else None
             if learner is not None:
                 add_gradient = learner.watch(step + 1, add_gradient)
-            loss = self.model.step(inputs, labels, add_gradient)
+            loss, count = self.model.step(inputs, labels, add_gradient)
             if learner is not None:
                 self._mask(learner, step + 1)
-            count = labels.shape[0]  # len() of a tensor takes a tenth of a small model's step
-            loss_sum.add_(loss, alpha=count)
-            seen += count
+            if isinstance(count, Tensor):
+                loss_sum.add_(loss * count)
+            else:
+                loss_sum.add_(loss, alpha=count)
+            seen = seen + count
         self.model.collect()
-        return loss_sum.item() / seen
+        return loss_sum.item() / float(at_least_one(seen))
 
     def _mask(self, learner: SparseLearner, step: int) -> None:
         """Zero what is not active; where the mask is due to move, what has left it as well, and what is new is zero."""

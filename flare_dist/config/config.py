@@ -29,6 +29,7 @@ from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.pruning import PruningConfig
+from flare_dist.tasks.config import TaskConfig
 
 MODES = ("federated", "gradient", "centralised")
 PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
@@ -70,7 +71,8 @@ class Config:
         eval_every: rounds between evaluations on the test set; the initial and the final model are always evaluated.
             In mode gradient the steps of a round, each of which ends with an evaluation.
         output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
-        data: what is learnt, and how it is divided among the clients.
+        data: from which examples the model learns, and how they are divided among the clients.
+        task: what is learnt from them.
         model: which model is trained.
         clients: who takes part and how clients train.
         compression: what of a client's model delta travels to the server, or of a rank's gradients to the others.
@@ -88,6 +90,7 @@ class Config:
     eval_every: int = 1
     output_dir: str = "runs/default"
     data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
@@ -179,6 +182,11 @@ def with_machine(config: Config, threads: int, device: str) -> Config:
 def with_together(config: Config, together: str) -> Config:
     """The configuration with clients.together settled, on which the bits of a run depend as well."""
     return dataclasses.replace(config, clients=dataclasses.replace(config.clients, together=together))
+
+
+def with_task(config: Config, name: str) -> Config:
+    """The configuration with task.name settled."""
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, name=name))
 
 
 def with_smallest_batch(config: Config, smallest: int | None) -> Config:

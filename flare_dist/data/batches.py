@@ -24,9 +24,19 @@ class BatchSource:
     """A data set resident on the training device; batches are normalised and augmented there."""
 
     def __init__(
-        self, examples: Examples, mean: Tensor, std: Tensor, device: torch.device | str, augment: str = "none"
+        self,
+        examples: Examples,
+        mean: Tensor,
+        std: Tensor,
+        device: torch.device | str,
+        augment: str = "none",
+        outside: int | None = None,
     ) -> None:
-        """`mean` and `std` are float32 [C] in raw pixel units; `augment` is a key of AUGMENTATIONS."""
+        """`mean` and `std` are float32 [C] in raw pixel units; `augment` is a key of AUGMENTATIONS.
+
+        With `outside` each pixel has a label, which moves with it; pixels from outside of the image are labelled so.
+        """
+        self.outside = outside
         self.is_text = examples.is_text
         self.inputs = examples.inputs.to(device)
         self.labels = examples.labels.to(device)
@@ -40,9 +50,9 @@ class BatchSource:
     def batches(
         self, indices: Tensor | None, batch_size: int, generator: torch.Generator | None, smallest: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels int64 [b].
+        """One epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels [b, ...].
 
-        Of text both are int64 [b, T].
+        Inputs of text are int64 [b, T].
 
         With a CPU `generator`: shuffled and augmented, all draws made on it at the start of the epoch. Without: in
         order, as they are. The last batch may be smaller; of fewer than `smallest` examples it goes with the one before
@@ -59,20 +69,24 @@ class BatchSource:
             own = sizes[first : first + count]
             start = first * batch_size
             chunk = order[start : start + sum(own)]
-            inputs = self.prepare(chunk, None if moves is None else moves[start : start + sum(own)])
-            yield from zip(inputs.split(own), self.labels[chunk].split(own))
+            inputs, labels = self.prepare(chunk, None if moves is None else moves[start : start + sum(own)])
+            yield from zip(inputs.split(own), labels.split(own))
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """What an epoch draws: `indices` shuffled, and how the input of each is moved (int64 [n, 3]; None = not)."""
         return indices[torch.randperm(len(indices), generator=generator)], self.moves(len(indices), generator)
 
-    def prepare(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
-        """The inputs at `chosen` (int64 [b] on the device), normalised and moved: float32 [b, C, H, W]."""
-        inputs = self.inputs.index_select(0, chosen)
+    def prepare(self, chosen: Tensor, moves: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The examples at `chosen` (int64 [b] on the device), normalised and moved: inputs [b, C, H, W] and labels."""
+        inputs, labels = self.inputs.index_select(0, chosen), self.labels[chosen]
         if self.is_text:
-            return inputs.long()
+            return inputs.long(), labels
         inputs = inputs.float().sub_(self.mean).div_(self.std)  # subtracting from integers takes four times as long
-        return inputs if moves is None else move(inputs, moves)
+        if moves is None:
+            return inputs, labels
+        if self.outside is not None:
+            labels = move(labels[:, None], moves, self.outside)[:, 0]
+        return move(inputs, moves), labels
 
 
 def count_batches(num_examples: int, batch_size: int, smallest: int = 1) -> int:
@@ -126,14 +140,14 @@ def check_enough(num_examples: int, batch_size: int, size: int) -> None:
         )
 
 
-def move(inputs: Tensor, moves: Tensor) -> Tensor:
-    """Crop each of [b, C, H, W] at its own place in its zero-padded self, then mirror it where told.
+def move(inputs: Tensor, moves: Tensor, outside: int = 0) -> Tensor:
+    """Crop each of [b, C, H, W] at its own place in itself, padded by `outside`, then mirror it if told.
 
     `moves` is int64 [b, 3]: top and left of the crop in 0 to 8 (4 = unmoved), and 1 to mirror. Zero is the mean colour
     of normalised inputs.
     """
     b, c, h, w = inputs.shape
-    padded = F.pad(inputs, (_PADDING,) * 4)
+    padded = F.pad(inputs, (_PADDING,) * 4, value=outside)
     top, left, mirrored = moves[:, :, None].unbind(1)
     column = torch.arange(w, device=inputs.device)
     rows = top + torch.arange(h, device=inputs.device)

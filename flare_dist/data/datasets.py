@@ -14,6 +14,8 @@ from flare_dist.data.examples import Examples, channel_statistics, check_example
 from flare_dist.data.sources import SOURCES, Source
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import generator
+from flare_dist.tasks.config import AUTO, find_task
+from flare_dist.tasks.task import Task
 
 if TYPE_CHECKING:
     from flare_dist.data.config import DataConfig
@@ -29,6 +31,8 @@ class DataSplits:
     num_classes: int
     mean: Tensor  # float32 [C], in raw pixel units; of text [0]
     std: Tensor  # float32 [C], in raw pixel units; of text [0]
+    task: Task
+    task_name: str
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -41,30 +45,36 @@ class DataSplits:
         return torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.train.is_text else torch.float32)
 
 
-def load(config: DataConfig, seed: int) -> DataSplits:
+def load(config: DataConfig, seed: int, task_name: str = AUTO) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.
 
-    Raises ValueError that names `data.root` if files are missing or damaged, and `data.name` if the source gives
-    what no task takes.
+    The task is the data's natural one, unless `task_name` names another.
+
+    Raises ValueError that names `data.root` if files are missing or damaged, and `data.name` if the task does not
+    take what the source gives.
     """
     source = SOURCES[config.name](config, seed)
-    _check_source(config.name, source)
+    task_name = source.task if task_name == AUTO else task_name
+    task = find_task(task_name)
+    _check_source(config.name, source, task_name)
     train, validation = source.train, None
     if config.validation > 0:
         train, validation = hold_out(train, config.validation, generator(seed, "validation"))
     if source.train.is_text:
         refuse(EXCLUSIONS, data=config, is_text=True)
-        return DataSplits(train, validation, source.test, source.num_classes, torch.empty(0), torch.empty(0))
-    mean, std = NORMALIZATIONS[config.normalize](train, source)
-    return DataSplits(train, validation, source.test, source.num_classes, mean, std)
+        mean, std = torch.empty(0), torch.empty(0)
+    else:
+        mean, std = NORMALIZATIONS[config.normalize](train, source)
+    return DataSplits(train, validation, source.test, source.num_classes, mean, std, task, task_name)
 
 
-def _check_source(name: str, source: Source) -> None:
+def _check_source(name: str, source: Source, task_name: str) -> None:
+    another = f" (task.name={task_name})" if task_name != source.task else ""
     for part, examples in (("train", source.train), ("test", source.test)):
         try:
-            check_examples(examples, source.num_classes)
+            check_examples(examples, source.num_classes, find_task(task_name))
         except ValueError as error:
-            raise ValueError(f"data.name: {name}: {part}: {error}") from error
+            raise ValueError(f"data.name: {name}: {part}: {error}{another}") from error
     trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))
     if trained != tested:
         raise ValueError(f"data.name: {name}: test: inputs have the shape {tested}, those of train {trained}")

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from flare_dist.tasks.builtin import CLASSIFICATION, shown
+from flare_dist.tasks.task import Task
+
+TOKENS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 _CHUNK = 256  # examples converted to float64 at once; few, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Examples:
-    """n labelled images, or n sequences of characters, each labelled with the one that follows it."""
+    """n labelled images, or n sequences of tokens; what labels look like is up to the task."""
 
-    inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; text uint8 [n, T]
-    labels: Tensor  # int64 [n]; of text int64 [n, T]
+    inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; tokens [n, T] of any integer type
+    labels: Tensor  # [n, ...]
     groups: Tensor | None = None  # int64 [n], the natural client (writer, device, …) of each example
+    is_text: bool = False  # whether inputs are tokens
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def is_text(self) -> bool:
-        return self.inputs.dim() == 2
 
 
 def subset(examples: Examples, indices: Tensor) -> Examples:
     """Copies of the examples at `indices`, int64 [m], in that order."""
     groups = None if examples.groups is None else examples.groups[indices]
-    return Examples(examples.inputs[indices], examples.labels[indices], groups)
+    return dataclasses.replace(
+        examples, inputs=examples.inputs[indices], labels=examples.labels[indices], groups=groups
+    )
 
 
 def hold_out(examples: Examples, fraction: float, rng: torch.Generator) -> tuple[Examples, Examples]:
@@ -63,27 +68,19 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def check_examples(examples: Examples, num_classes: int) -> None:
-    """Raise ValueError that says what of `examples` no task here takes: types, shapes, labels beyond the classes."""
+def check_examples(examples: Examples, num_classes: int, task: Task = CLASSIFICATION) -> None:
+    """Raise ValueError that says which of the `examples` the task does not take: types, shapes, values."""
     inputs, labels, groups = examples.inputs, examples.labels, examples.groups
-    dims = 2 if inputs.dim() == 2 else 4
-    allowed = (torch.uint8,) if dims == 2 else (torch.uint8, torch.float32)
+    dims, allowed = (2, TOKENS) if examples.is_text else (4, (torch.uint8, torch.float32))
     if inputs.dim() != dims or inputs.dtype not in allowed:
-        kinds = "images uint8 or float32 [n, C, H, W], or text uint8 [n, T]"
-        raise ValueError(f"inputs must be {kinds}, got {_kind(inputs)}")
-    shape = inputs.shape if examples.is_text else inputs.shape[:1]
-    if labels.dtype != torch.int64 or labels.shape != shape:
-        raise ValueError(f"labels must be int64 {list(shape)}, one class for each, got {_kind(labels)}")
-    if groups is not None and (groups.dtype != torch.int64 or groups.shape != shape[:1]):
-        raise ValueError(f"groups must be int64 {list(shape[:1])}, got {_kind(groups)}")
-    if not len(labels):
+        kinds = "tokens [n, T] of an integer type" if examples.is_text else "images uint8 or float32 [n, C, H, W]"
+        raise ValueError(f"inputs must be {kinds}, got {shown(inputs)}")
+    if not len(inputs):
         raise ValueError("there are no examples")
-    least, most = (int(end) for end in labels.aminmax())
-    if least < 0 or most >= num_classes:
-        raise ValueError(f"labels must be classes 0 to {num_classes - 1}, got {least if least < 0 else most}")
+    task.check_labels(labels, tuple(inputs.shape), num_classes)
+    if labels.shape[:1] != inputs.shape[:1]:
+        raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {shown(labels)}")
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != inputs.shape[:1]):
+        raise ValueError(f"groups must be int64 {list(inputs.shape[:1])}, got {shown(groups)}")
     if inputs.is_floating_point() and not all(chunk.isfinite().all() for chunk in inputs.split(_CHUNK)):
         raise ValueError("inputs must be finite, got infinite ones or NaN")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.compatibility import EXCLUSIONS, OF_TEXT
 from flare_dist.data.examples import Examples
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
@@ -57,6 +57,11 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
     if not 1 <= num_clients <= len(train):
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
     refuse(EXCLUSIONS, data=config, is_text=train.is_text, num_clients=num_clients)
+    by_label = config.partition not in OF_TEXT
+    if by_label and (train.labels.dim() > 1 or train.labels.is_floating_point()):
+        raise ValueError(
+            f"data.partition: {config.partition} goes by labels, of which an example has more than one class"
+        )
     rng = np.random.default_rng(derive_seed(seed, "partition"))
     owner = PARTITIONERS[config.partition](config, train, num_classes, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
@@ -66,8 +71,9 @@ def partition(config: DataConfig, train: Examples, num_classes: int, num_clients
 
 
 def label_table(parts: Iterable[Tensor], labels: Tensor, num_classes: int) -> Tensor:
-    """How many examples of each class each client has: int64 [clients, classes]."""
-    return torch.stack([torch.bincount(labels[part].flatten(), minlength=num_classes) for part in parts])
+    """Count each client's labels of each class, those that are ignored left out: int64 [clients, classes]."""
+    own = (labels[part].flatten() for part in parts)
+    return torch.stack([torch.bincount(some[some >= 0], minlength=num_classes) for some in own])
 
 
 def iid(

@@ -31,8 +31,9 @@ class Source:
 
     train: Examples
     test: Examples
-    num_classes: int
+    num_classes: int  # of regression, how many numbers
     white: float = 255.0  # the largest pixel value
+    task: str = "classification"  # the natural one of these data
 
 
 def digits(config: DataConfig, seed: int) -> Source:
@@ -76,7 +77,8 @@ def image_folder(config: DataConfig, seed: int) -> Source:
 
 def shakespeare(config: DataConfig, seed: int) -> Source:
     """Texts of many speakers at `data.root`; see `text.py`."""
-    return Source(*load_texts(Path(config.root).expanduser(), config.sequence_length), len(CHARACTERS))
+    texts = load_texts(Path(config.root).expanduser(), config.sequence_length)
+    return Source(*texts, len(CHARACTERS), task="next_token")
 
 
 def torchvision_source(

@@ -54,7 +54,7 @@ def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> E
         problem = f"no speaker in {shown(root / part)} says {length + 1} characters"
         raise ValueError(f"data.sequence_length: {problem}")
     sequences = torch.cat(rows)
-    return Examples(sequences[:, :-1].contiguous(), sequences[:, 1:].long(), torch.tensor(groups))
+    return Examples(sequences[:, :-1].contiguous(), sequences[:, 1:].long(), torch.tensor(groups), is_text=True)
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -35,6 +34,8 @@ from flare_dist.layout import (
     parameter_layout,
 )
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
 
 # By these `accelerate launch` says what to wrap the model in; but the launcher only starts ranks, we choose the engine.
 WRAPPERS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_DYNAMO_")
@@ -72,8 +73,11 @@ class AccelerateModel:
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         gradient_clipping: float | None = None,
         smallest_batch: int = 1,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
+        self._task = task
+        self._rank_weight: Callable[[Count], Count] | None = None
         self._parallel: DistributedDataParallel | None = None  # around the module, once distributed
         self._micro_batches, self._smallest_batch = config.gradient_accumulation_steps, smallest_batch
         self._gradient_clipping = gradient_clipping
@@ -102,14 +106,19 @@ class AccelerateModel:
         is_sgd = type(self.optimizer) is SGD and not (settings["momentum"] or settings["weight_decay"])
         self._steps_plainly = is_sgd and whole and scaler is None and gradient_clipping is None
         is_plain = device.type == "cpu" and config.mixed_precision == "no" and whole
-        records = is_plain and why_not_recorded(self.module) is None
-        self._recordings = Recordings(self.module, self._tensors) if records else None
+        is_wanted = config.recorded == "auto" and task.criterion is not None
+        records = is_wanted and is_plain and why_not_recorded(self.module) is None
+        self._recordings = Recordings(self.module, self._tensors, task) if records else None
 
-    def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState | LibraryHookState:
+    def distribute(
+        self, gradients: GradientsConfig, seed: int, rank_weight: Callable[[Count], Count], **settings: Any
+    ) -> SparseHookState | LibraryHookState:
         """From now on each `step` takes the mean gradient of all ranks, exchanged by the hook that is asked for.
 
-        `settings` are those of the sparse one. All ranks call it, and `step`, together. Buffers stay each rank's own.
+        `rank_weight` gives this rank's weight in the mean, from how many of its labels count; `settings` are those of
+        the sparse hook. All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
+        self._rank_weight = None if counts_all(self._task) else rank_weight
         device = self.parameters.device
         one_bucket = ONE_BUCKET_MB if gradients.hook == "powersgd" else None
         with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones only this
@@ -177,8 +186,12 @@ class AccelerateModel:
         if self._initial_scale is not None:
             self._accelerator.scaler.load_state_dict(self._initial_scale)
 
-    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
-        """One optimizer step on a batch, in `engine.gradient_accumulation_steps` pieces; returns the mean loss.
+    def step(
+        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
+    ) -> tuple[Tensor, Count]:
+        """Take one optimizer step on a batch, in `engine.gradient_accumulation_steps` pieces.
+
+        Returns the mean loss, once distributed as this rank's part of the mean over ranks, and how many labels count.
 
         `penalty` adds to (gradient, parameters) before the step, on unscaled gradients. With fp16 a step whose
         gradients overflowed is skipped and the loss scale halved.
@@ -186,7 +199,7 @@ class AccelerateModel:
         if self._steps_plainly and penalty is None and self._parallel is None:
             return self._plain_step(inputs, labels)
         scaler = self._accelerator.scaler
-        loss = self._backward(inputs, labels)
+        loss, count = self._backward(inputs, labels)
         if penalty is not None or self._gradient_clipping is not None:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
         if penalty is not None:
@@ -195,19 +208,19 @@ class AccelerateModel:
             nn.utils.clip_grad_norm_([self._flat], self._gradient_clipping)
         # Without a loss scale Accelerate's step only looks for optional packages, which costs a small model time.
         (self.optimizer if scaler is None else self._scaled_optimizer).step()
-        return loss
+        return loss, count
 
-    def _recorded(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]] | None:
-        """Mean loss and gradients of a batch by a recording; None where the step has to be taken by autograd."""
+    def _recorded(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor], Count] | None:
+        """Mean loss, gradients and count of a batch by a recording; None if the step has to be taken by autograd."""
         if self._recordings is None or self._parallel is not None:
             return None
         recording = self._recordings.of(inputs, labels)
         if recording is None:
             return None
         loss, *gradients = recording(*self._values, inputs, labels)
-        return loss, gradients
+        return loss, gradients, counted(labels, self._task.ignored)
 
-    def _plain_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def _plain_step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
         """`step` for SGD without anything else, with the same bits.
 
         It is taken on the tensors one by one, with gradients of their own: adding these to a vector of zeros, and
@@ -216,11 +229,11 @@ class AccelerateModel:
         values = self._values
         recorded = self._recorded(inputs, labels)
         if recorded is not None:
-            loss, gradients = recorded
+            loss, gradients, count = recorded
         else:
             for parameter in self._tensors:
                 parameter.grad = None
-            loss = F.cross_entropy(self.module(inputs), labels)
+            loss, count = mean_loss(self._task, self.module, (inputs, labels))
             loss.backward()
             loss = loss.detach()
             gradients = [parameter.grad for parameter in self._tensors if parameter.grad is not None]
@@ -228,12 +241,12 @@ class AccelerateModel:
                 values = [value for value, p in zip(values, self._tensors) if p.grad is not None]
             self._take_back()
         torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
-        return loss
+        return loss, count
 
-    def _forward(self, inputs: Tensor) -> Tensor:
-        """The scores of a batch, or of a piece of one."""
+    def _mean_loss(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
+        """The mean loss of a batch, or of a piece of one, and how many labels count in it."""
         try:
-            scores: Tensor = (self._parallel or self.module)(inputs)
+            return mean_loss(self._task, self._parallel or self.module, (inputs, labels))
         except RuntimeError as error:
             if "find_unused_parameters" not in str(error):
                 raise
@@ -241,29 +254,40 @@ class AccelerateModel:
                 "gradients.find_unused_parameters: must be true for this model, some of whose parameters took no part "
                 "in a step"
             ) from error
-        return scores
 
-    def _backward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The gradient of a batch, in pieces, into the flat vector; returns the mean loss."""
+    def _backward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
+        """The gradient of a batch, in pieces, into the flat vector; returns the mean loss and how many labels count."""
         scaler = self._accelerator.scaler
         self._gradient.zero_()
         recorded = self._recorded(inputs, labels)
         if recorded is not None:
-            loss, own = recorded
+            loss, own, count = recorded
             torch._foreach_add_(self._slots, own)
-            return loss
+            return loss, count
         for parameter, slot in zip(self._tensors, self._slots):
             parameter.grad = slot
-        losses = []
+        losses: list[Tensor] = []
+        seen: Count = 0
         sizes = piece_sizes(labels.shape[0], self._micro_batches, self._smallest_batch)
         pieces = list(zip(inputs.split(sizes), labels.split(sizes)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
             waits = number < len(pieces)  # gradients are exchanged with the last piece only
             with self._parallel.no_sync() if waits and self._parallel else nullcontext():
-                loss = F.cross_entropy(self._forward(some_inputs), some_labels)
-                if len(pieces) > 1:
-                    loss = loss * (len(some_labels) / len(labels))
+                loss, count = self._mean_loss(some_inputs, some_labels)
+                seen = seen + count
+                if len(pieces) > 1 and counts_all(self._task):
+                    loss = loss * (count / labels.numel())
+                elif len(pieces) > 1:  # only now is it known how much the earlier pieces weigh
+                    earlier = (seen - count) / at_least_one(seen)
+                    self._gradient.mul_(earlier)
+                    losses = [each * earlier for each in losses]
+                    loss = loss * (count / at_least_one(seen))
+                losses.append(loss.detach())
+                if self._rank_weight is not None and not waits:
+                    weight = self._rank_weight(seen)
+                    self._gradient.mul_(weight)
+                    losses = [each * weight for each in losses]
+                    loss = loss * weight
                 (loss if scaler is None else scaler.scale(loss)).backward()
-            losses.append(loss.detach())
         self._take_back()
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), seen

@@ -56,7 +56,7 @@ def attach(
             return state
         return attach_accelerator(target, model, world_of_one=world_of_one, **settings)
     if is_engine(target):
-        from flare_dist.engines.deepspeed import attach_engine
+        from flare_dist.engines.deepspeed_hook import attach_engine
 
         return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flare_dist.comm.distributed import World
 from flare_dist.engines.config import EngineConfig
+from flare_dist.tasks.task import Task
 
 if TYPE_CHECKING:
     from flare_dist.engines.accelerate import AccelerateModel
@@ -25,6 +26,7 @@ def build_model(
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
     gradient_clipping: float | None,
     alone: bool,
+    task: Task,
     smallest_batch: int = 1,
 ) -> AccelerateModel | DeepSpeedModel:
     """`model` on this rank's device; `alone` where each rank trains by itself, as federated clients do.
@@ -35,7 +37,7 @@ def build_model(
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch)
+        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch, task)
     # What DeepSpeed would ask its own launcher for; the process group is there already.
     where = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
     for name, value in where.items():
@@ -48,4 +50,4 @@ def build_model(
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)
-    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch, task)

@@ -25,6 +25,8 @@ class EngineConfig:
         device: auto (a GPU where there is one), cpu or cuda.
         gradient_accumulation_steps: pieces in which a mini-batch goes through the model, to save memory; the optimizer
             takes one step for all of them.
+        recorded: auto (steps of a small model on a CPU are recorded and called without autograd, with the same bits) or
+            off.
         deepspeed_config: JSON file of DeepSpeed's own settings, or the settings themselves, for name: deepspeed; "auto"
             in it is what the keys here and under clients say, and a value that contradicts them is refused.
         threads: intra-op threads of each rank (null = cores divided by the ranks of this machine); the bits of a run
@@ -36,6 +38,7 @@ class EngineConfig:
     mixed_precision: str = "no"
     device: str = "auto"
     gradient_accumulation_steps: int = 1
+    recorded: str = "auto"
     deepspeed_config: str | dict[str, Any] = "deepspeed_config.json"
     threads: int | None = None
     timeout_seconds: float = 60.0
@@ -51,6 +54,8 @@ class EngineConfig:
             raise ValueError(
                 f"engine.gradient_accumulation_steps: must be at least 1, got {self.gradient_accumulation_steps}"
             )
+        if self.recorded not in ("auto", "off"):
+            raise ValueError(f"engine.recorded: must be auto or off, got {self.recorded!r}")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"engine.threads: must be in [1, 1024], got {self.threads}")
         if not 1 <= self.timeout_seconds <= 1e7:

@@ -1,10 +1,4 @@
-"""Models in DeepSpeed engines: each rank's own for federated clients, or one of a data-parallel group.
-
-The sparse hook goes inside an engine, which has no hook of its own (DeepSpeed#886).
-At ZeRO stage 0 DeepSpeed averages all gradients after backward, in `buffered_allreduce_fallback`; at stage 1 bucket by
-bucket in the optimizer's `average_tensor`. Both are replaced on the engine, and nothing else: accumulation, clipping,
-the loss scale and its skipped steps stay DeepSpeed's.
-"""
+"""Models in DeepSpeed engines: each rank's own for federated clients, or one of a data-parallel group."""
 
 from __future__ import annotations
 
@@ -14,86 +8,19 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.nn.functional as F
 from deepspeed import DeepSpeedEngine as DeepSpeedEngine
 from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
+from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.distributed import ProcessGroup, all_gather_async, alone_group, rank_and_size
-from flare_dist.comm.hook_checks import refuse_sparse_gradients
-from flare_dist.comm.hook_scale import EngineScale
-from flare_dist.comm.hook_updates import Unapplied
 from flare_dist.data.batches import piece_sizes
+from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
-
-
-def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
-    """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason where it cannot."""
-    stage = engine.zero_optimization_stage()
-    if stage >= 2:
-        raise ValueError(
-            f"attach: ZeRO stage {stage} reduces the gradients of every micro-batch apart, shard by shard, so that "
-            "there is no whole gradient to select from; use stage 0 or 1"
-        )
-    if engine.fp16_enabled() and stage == 0:
-        raise ValueError("attach: DeepSpeed does not scale the loss with fp16 at ZeRO stage 0; use stage 1 or bf16")
-    if engine.has_moe_layers or engine.pipeline_parallelism:
-        raise ValueError("attach: experts and pipelines reduce their gradients in groups of their own")
-    if len(set(engine.get_data_types())) > 1:
-        raise ValueError("attach: data_types.grad_accum_dtype keeps a second set of gradients; leave it out")
-    if stage == 1 and engine.zero_round_robin_gradients():
-        raise ValueError("attach: set zero_optimization.round_robin_gradients to false")
-    if stage == 1 and engine.optimizer.overlap_comm:
-        raise ValueError("attach: set zero_optimization.overlap_comm to false: its buckets end at random moments")
-    if stage == 1 and not engine.optimizer.contiguous_gradients:
-        raise ValueError("attach: set zero_optimization.contiguous_gradients to true")
-    if stage == 0 and hasattr(engine.optimizer, "get_grads_for_reduction"):
-        raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
-    if getattr(engine, "_sparse_hook_state", None) is not None:
-        raise ValueError("attach: the engine exchanges sparsely already")
-    refuse_sparse_gradients(engine.module)
-    group = engine.data_parallel_group
-    state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
-    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
-    engine._sparse_hook_state = state
-    if stage == 0:
-        engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)
-    else:
-        _replace_average(engine.optimizer, state)
-    return state
-
-
-def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
-    """Stage 0: the mean of all gradients, written back to where DeepSpeed reads them."""
-    state.begin_step()
-    parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
-    gradients, _ = engine._get_gradients_for_reduction()
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    exchanged = exchange_gradients(state, parameters, flat).wait()
-    for gradient, mean in zip(gradients, exchanged.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def _replace_average(optimizer: Any, state: SparseHookState) -> None:
-    """Stage 1: the mean of each bucket in place, of which the optimizer then keeps its own part."""
-    reduce_gradients = optimizer.reduce_gradients
-
-    def begin_and_reduce(*arguments: Any, **options: Any) -> None:
-        state.begin_step()
-        reduce_gradients(*arguments, **options)
-
-    def average_tensor(tensor: Tensor, communication_data_type: torch.dtype) -> None:
-        bucket = optimizer.ipg_buckets[communication_data_type]
-        parameters = [optimizer.bit16_groups[group][index] for group, index, _ in bucket.params]
-        mean = exchange_gradients(state, parameters, tensor).wait()
-        if mean is not tensor:
-            tensor.copy_(mean)
-
-    optimizer.reduce_gradients = begin_and_reduce
-    optimizer.average_tensor = average_tensor
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
 
 
 class DeepSpeedModel:
@@ -112,8 +39,11 @@ class DeepSpeedModel:
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         alone: bool,
         smallest_batch: int = 1,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self._smallest_batch = smallest_batch
+        self._task = task
+        self._rank_weight: Callable[[Count], Count] | None = None
         self.layout, self.buffer_layout = parameter_layout(model), buffer_layout(model)
         self.dtypes = dtypes_of(model)
         self.module = model.to(device)
@@ -140,14 +70,26 @@ class DeepSpeedModel:
             model.register_forward_hook(lambda module, inputs, outputs: outputs.float())
         self._shards = 1 if alone or not self._engine.zero_optimization_stage() else self._engine.dp_world_size
         self._initial_scale = copy.deepcopy(getattr(self._engine.optimizer, "loss_scaler", None))
+        pieces = self._engine.gradient_accumulation_steps()
+        if task.criterion is None and pieces > 1:
+            raise ValueError(
+                f"engine.gradient_accumulation_steps: must be 1 with engine.name=deepspeed, got {pieces}: the task "
+                "has no criterion, and DeepSpeed must know in advance how many labels count"
+            )
 
     def _to_model(self, value: Any) -> Any:
         """Floating-point inputs in the model's precision."""
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def distribute(self, gradients: GradientsConfig, seed: int, **settings: Any) -> SparseHookState:
-        """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings."""
+    def distribute(
+        self, gradients: GradientsConfig, seed: int, rank_weight: Callable[[Count], Count], **settings: Any
+    ) -> SparseHookState:
+        """From now on each `step` takes the mean gradient of all ranks, exchanged sparsely by these settings.
+
+        `rank_weight` gives this rank's weight in the mean, from how many of its labels count.
+        """
         assert gradients.hook == "sparse", "the others are hooks of DistributedDataParallel"
+        self._rank_weight = None if counts_all(self._task) else rank_weight
         return attach_engine(self._engine, seed=seed, **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
@@ -238,8 +180,12 @@ class DeepSpeedModel:
         if self._initial_scale is not None:
             vars(self._engine.optimizer.loss_scaler).update(copy.deepcopy(vars(self._initial_scale)))
 
-    def step(self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
-        """One optimizer step on a batch, in `gradient_accumulation_steps` pieces; returns the mean loss.
+    def step(
+        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
+    ) -> tuple[Tensor, Count]:
+        """Take one optimizer step on a batch, in `gradient_accumulation_steps` pieces.
+
+        Returns the mean loss, once distributed as this rank's part of the mean over ranks, and how many labels count.
 
         `penalty` adds to (gradient, parameters) before the step, on unscaled float32 copies.
         """
@@ -248,13 +194,17 @@ class DeepSpeedModel:
         pieces = list(zip(inputs.split(sizes), labels.split(sizes)))
         for number, (some_inputs, some_labels) in enumerate(pieces, 1):
             self._engine.set_gradient_accumulation_boundary(number == len(pieces))
-            loss = F.cross_entropy(self._engine(some_inputs), some_labels) * (len(some_labels) / len(labels))
+            loss, count = mean_loss(self._task, self._engine, (some_inputs, some_labels))
+            if number == 1:  # and the only one, if the loss alone tells how many labels count
+                total = count if self._task.criterion is None else counted(labels, self._task.ignored)
+                weight = 1.0 if self._rank_weight is None else self._rank_weight(total)
+            loss = loss * (count / at_least_one(total)) * weight
             self._engine.backward(loss, scale_wrt_gas=False)
             if penalty is not None and number == len(pieces):
                 self._penalise(penalty)
             self._engine.step()
             loss_sum += loss.detach()
-        return loss_sum
+        return loss_sum, total
 
     def _penalise(self, penalty: Callable[[Tensor, Tensor], None]) -> None:
         optimizer = self._engine.optimizer

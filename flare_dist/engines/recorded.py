@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Task, mean_criterion
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
@@ -122,8 +123,9 @@ class Recordings:
     Nothing else may become of the model than other weights: neither hooks nor frozen parameters.
     """
 
-    def __init__(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, tensors: Sequence[Tensor], task: Task = CLASSIFICATION) -> None:
         self._model = model
+        self._task = task
         self._tensors = tensors
         self._by_form: dict[tuple[Any, ...], Recording | None] = {}
 
@@ -134,15 +136,17 @@ class Recordings:
         """
         if not self._model.training:
             return None
-        form = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride())
+        form = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride(), labels.dtype)
         if form not in self._by_form:
             if len(self._by_form) == SHAPES:
                 return None
-            self._by_form[form] = record(self._model, self._tensors, inputs, labels)
+            self._by_form[form] = record(self._model, self._tensors, inputs, labels, self._task)
         return self._by_form[form]
 
 
-def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> Recording | None:
+def record(
+    model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task = CLASSIFICATION
+) -> Recording | None:
     """A function (*tensors, inputs, labels) -> (mean loss, gradient of each tensor), for batches of these shapes.
 
     `tensors` are the parameters of `model`. None where a pass cannot be recorded, or does not repeat its bits.
@@ -151,7 +155,7 @@ def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: 
         recorder = Recorder([*tensors, inputs, labels])
         with draws_kept(), recorder:  # if it comes to nothing, the step that is taken instead draws anew
             before = states_outside_torch()
-            loss = F.cross_entropy(model(inputs), labels)
+            loss, _ = mean_criterion(task, model(inputs), labels)
             results = (loss, *torch.autograd.grad(loss, tensors))
             if states_outside_torch() != before:
                 raise NotRecordableError("a draw from numpy or random, which would be the same at every step")

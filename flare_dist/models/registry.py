@@ -18,9 +18,11 @@ from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
-from flare_dist.models.trial import Shape, check_fit, describe, has_lazy
+from flare_dist.models.trial import blank_of, check_fit, describe, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed, seeded
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
 
@@ -78,21 +80,29 @@ def _torchvision_builder(name: str) -> Builder:
     return build
 
 
-def build(name: str, norm: str, input_shape: Shape, num_classes: int, seed: int) -> nn.Module:
-    """The model with initial weights drawn from `seed`, on the CPU, trying it on inputs of `input_shape`.
+def build(
+    name: str,
+    norm: str,
+    input_shape: Shape,
+    num_classes: int,
+    seed: int,
+    task: Task = CLASSIFICATION,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The model with initial weights drawn from `seed`, on the CPU, trying it on inputs of `input_shape` and `dtype`.
 
     `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
-    model.name if the model does not take such inputs or does not give one score a class.
+    model.name if the model does not take such inputs or does not give the outputs that the task needs.
     """
     find_builder(name)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
-        model = _construct(name, input_shape, num_classes)
+        model, blank = _construct(name, input_shape, num_classes), blank_of(input_shape, dtype)
         try:
             if norm == "group":
                 if has_lazy(model):  # lazy norms become BatchNorm2d at the first call
-                    check_fit(model, input_shape, num_classes)
+                    check_fit(model, blank, num_classes, task)
                 _replace_norms(name, model)
-            check_fit(model, input_shape, num_classes)
+            check_fit(model, blank, num_classes, task)
         except ValueError as error:
             raise ValueError(f"model.name: {name} {error}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from flare_dist.layout import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-
-Shape = tuple[int, ...]  # channels, height, width; of text the length
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that always use what they have
 DRAWS = 16  # of models that may skip layers at random
@@ -26,20 +27,20 @@ DRAWS = 16  # of models that may skip layers at random
 NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
-def check_fit(model: nn.Module, input_shape: Shape, num_classes: int) -> None:
-    """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs of this shape.
+def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> None:
+    """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs like `blank`, [1, ...].
 
     Evaluation comes first: lazy parameters are made there, and norms do not learn from it.
     """
     for training in (False, True):
-        _scores(model, input_shape, num_classes, 2, training)
+        _outputs(model, blank, num_classes, task, 2, training)
     unmade = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if unmade:
         shown = ", ".join(unmade[:4])
         raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
 
 
-def why_not_one(model: nn.Module, input_shape: Shape, num_classes: int) -> str | None:
+def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task = CLASSIFICATION) -> str | None:
     """Say why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
@@ -47,15 +48,15 @@ def why_not_one(model: nn.Module, input_shape: Shape, num_classes: int) -> str |
     with seeded(derive_seed(0, "trial")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is found out here
         try:
-            one = _scores(model, input_shape, num_classes, 1, training=True)
+            one = _outputs(model, blank, num_classes, task, 1, training=True)
         except ValueError as error:
             return str(error)
-        if one.isfinite().all() or not _scores(model, input_shape, num_classes, 2, training=True).isfinite().all():
+        if _is_finite(one) or not _is_finite(_outputs(model, blank, num_classes, task, 2, training=True)):
             return None
     return "gives scores that are not finite"  # as the standard deviation of one example
 
 
-def unused_parameters(model: nn.Module, input_shape: Shape) -> list[str]:
+def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
     """The trainable parameters of `model` that take no part in its scores, or not in all of a few draws.
 
     Raises ValueError with the reason if its scores cannot be differentiated.
@@ -67,9 +68,7 @@ def unused_parameters(model: nn.Module, input_shape: Shape) -> list[str]:
         for draw in range(draws):
             seed_draws(derive_seed(0, "trial", draw), CPU)
             try:
-                parts = torch.autograd.grad(
-                    model(_blank(2, input_shape)).sum(), list(named.values()), allow_unused=True
-                )
+                parts = torch.autograd.grad(model(_copies(blank, 2)).sum(), list(named.values()), allow_unused=True)
             except Exception as error:  # whatever somebody's code may raise
                 raise ValueError(f"has no gradient: {describe(error)}") from error
             unused = [name for name, part in zip(named, parts) if part is None]
@@ -91,26 +90,35 @@ def describe(error: BaseException) -> str:
     return f"{kind}{error}{place}"
 
 
-def _blank(examples: int, input_shape: Shape) -> Tensor:
-    """Inputs of zeros: codes of a text, or images."""
-    return torch.zeros(examples, *input_shape, dtype=torch.long if len(input_shape) == 1 else torch.float)
+def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
+    """One input of zeros, [1, ...]."""
+    return torch.zeros(1, *input_shape, dtype=dtype)
 
 
-def _scores(model: nn.Module, input_shape: Shape, num_classes: int, examples: int, training: bool) -> Tensor:
-    """The scores of blank examples; ValueError with the reason if there are none, or others than the loss takes."""
+def _copies(blank: Tensor, examples: int) -> Tensor:
+    return blank.expand(examples, *blank.shape[1:]).clone()
+
+
+def _is_finite(outputs: Any) -> bool:
+    """Whether no output is NaN or infinite; only tensors can be."""
+    return not isinstance(outputs, Tensor) or bool(outputs.isfinite().all())
+
+
+def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, examples: int, training: bool) -> Any:
+    """The outputs for blank examples; ValueError with the reason if there are none, or others than the task takes."""
+    input_shape = tuple(blank.shape[1:])
     try:
         with preserved(model), torch.set_grad_enabled(training):
             shapes = _buffer_shapes(model)
-            scores = model.train(training)(_blank(examples, input_shape))
+            outputs = model.train(training)(_copies(blank, examples))
             others = _buffer_shapes(model)
     except Exception as error:  # whatever somebody's code may raise
         batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
         how = "while it trains" if training else "in evaluation"
         raise ValueError(f"does not take {batch} {how}: {describe(error)}") from error
-    places = input_shape if len(input_shape) == 1 else ()  # a text has a label at every place
-    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if shape != (examples, num_classes, *places):
-        expected = (examples, num_classes, *places)
+    expected = None if task.outputs is None else (examples, *task.outputs(input_shape, num_classes))
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if expected is not None and shape != expected:
         raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, it gives {shape}")
     changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
     if changed is not None:
@@ -118,9 +126,11 @@ def _scores(model: nn.Module, input_shape: Shape, num_classes: int, examples: in
             f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep what "
             "depends on the batch as a plain attribute"
         )
-    if training and not scores.requires_grad and any(p.requires_grad for p in model.parameters()):
+    if not isinstance(outputs, Tensor):
+        return outputs
+    if training and not outputs.requires_grad and any(p.requires_grad for p in model.parameters()):
         raise ValueError("gives scores without a gradient while it trains; compute them without detach() and no_grad()")
-    return scores.detach()
+    return outputs.detach()
 
 
 def _buffer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from flare_dist.config.config import (
     with_defaults,
     with_machine,
     with_smallest_batch,
+    with_task,
     with_together,
 )
 from flare_dist.disk import existing
@@ -28,6 +29,7 @@ from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.locks import HeldError, Lock, take
 from flare_dist.records.checkpoint import complete_rounds
 from flare_dist.records.files import write_text
+from flare_dist.tasks.config import AUTO
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     settle_device(config.engine)
     if source == directory and config.clients.together == "auto":
         config = with_together(config, saved["clients"]["together"])
+    if source == directory and config.task.name == AUTO:
+        config = with_task(config, saved["task"]["name"])
     if source == directory and config.clients.smallest_batch is None:
         config = with_smallest_batch(config, saved["clients"]["smallest_batch"])
     if config.model.norm == "keep" and saved["model"]["norm"] == "group":  # the default of the run's version, or typed

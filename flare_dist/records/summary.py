@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from flare_dist.tasks.task import Best, goodness
 from flare_dist.units import show_bytes
 
-# What some runs measure beside the test set: what is held out, and the server's own parameters under a lossy downlink.
-OPTIONAL = ("validation_accuracy", "validation_loss", "server_test_accuracy", "server_test_loss")
+# What is evaluated: the test set, what is held out, and the server's own parameters under a lossy downlink.
+EVALUATIONS = ("test_", "validation_", "server_test_")
 
 
-def is_best(row: dict[str, Any], earlier: list[dict[str, Any]]) -> bool:
-    """True where `row` has an evaluation that beats every earlier one of the run."""
-    return "test_accuracy" in row and selection_accuracy(row) > max(
-        (selection_accuracy(r) for r in earlier if "test_accuracy" in r), default=-1.0
-    )
+def is_best(row: dict[str, Any], earlier: list[dict[str, Any]], best: Best) -> bool:
+    """Whether `row` has an evaluation that beats every earlier one of the run by the task's `best` metric."""
+    key = f"test_{best[0]}"
+    beaten = max((selection(r, best) for r in earlier if key in r), default=-math.inf)
+    return key in row and selection(row, best) > beaten
 
 
-def selection_accuracy(row: dict[str, Any]) -> float:
-    """What the best model is chosen by: validation accuracy where part of the training set is held out."""
-    return row.get("validation_accuracy", row["test_accuracy"])
+def selection(row: dict[str, Any], best: Best) -> float:
+    """The value that chooses the best model, larger is better: on the validation set if there is one."""
+    name, _ = best
+    return goodness(best, row.get(f"validation_{name}", row[f"test_{name}"]))
 
 
-def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, Any]) -> dict[str, Any]:
-    """summary.json: final and best accuracy, total bytes each way, wall-clock seconds, versions and hardware."""
-    evaluated = [row for row in rows if "test_accuracy" in row]
-    best = max(evaluated, key=selection_accuracy)
+def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, Any], best: Best) -> dict[str, Any]:
+    """summary.json: final and best metrics, total bytes each way, wall-clock seconds, versions and hardware."""
+    metric, direction = best
+    evaluated = [row for row in rows if f"test_{metric}" in row]
+    chosen = max(evaluated, key=partial(selection, best=best))
     sums = ("uplink_bytes", "downlink_bytes", "buffer_bytes", "dense_bytes", "wire_bytes", "kept", "total")
     packages = ("flare_dist", "torch", "torchvision", "accelerate", "deepspeed", "numpy")
     on_gpu = hardware["device"] == "cuda"
     processor = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "rounds": rows[-1]["round"],
-        "test_accuracy": evaluated[-1]["test_accuracy"],
-        "test_loss": evaluated[-1]["test_loss"],
-        **{key: evaluated[-1][key] for key in OPTIONAL if key in evaluated[-1]},
-        "best_accuracy": best["test_accuracy"],
-        "best_round": best["round"],
+        **{key: value for key, value in evaluated[-1].items() if key.startswith(EVALUATIONS)},
+        f"best_{metric}": chosen[f"test_{metric}"],
+        "best_round": chosen["round"],
+        "metric": metric,
+        "better": direction,
         **{key: sum(row.get(key, 0) for row in rows) for key in (*sums, "rejected_clients")},
         "seconds": seconds,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -58,11 +63,12 @@ def bytes_up(row: dict[str, Any]) -> int:
 def summary_table(summary: dict[str, Any]) -> Table:
     """The table that a run ends with; the model's buffers travel with the payloads and count with them."""
     table = Table(show_header=False)
-    server = summary.get("server_test_accuracy")
+    metric = summary.get("metric", "accuracy")
+    server = summary.get(f"server_test_{metric}")
     buffers = summary.get("buffer_bytes", 0)
     up, dense, down = bytes_up(summary), summary["dense_bytes"] + buffers, summary["downlink_bytes"]
     rows = {
-        "test accuracy": f"{summary['test_accuracy']:.4f} (best {summary['best_accuracy']:.4f})",
+        f"test {metric}": f"{summary[f'test_{metric}']:.4f} (best {summary[f'best_{metric}']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),
         "rounds": str(summary["rounds"]),
         "bytes up": f"{up:,} ({show_bytes(up)})",

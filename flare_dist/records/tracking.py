@@ -26,6 +26,7 @@ from flare_dist.disk import explained
 from flare_dist.records.files import write_text
 from flare_dist.records.rundir import METRICS
 from flare_dist.records.summary import bytes_up
+from flare_dist.tasks.task import Best
 from flare_dist.units import show_bytes
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ def tag(key: str) -> str | None:
     for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
         if key.endswith(suffix):
             return f"{group}/{key.removesuffix(suffix)}"
+    for part in ("server_validation", "server_test", "validation", "test"):
+        if key.startswith(f"{part}_"):
+            return f"{key.removeprefix(f'{part}_')}/{part}"
     groups = {
         "clients": ("clients", "rejected_clients"),
         "ranks": ("ranks", "collectives", "steps"),
@@ -110,7 +114,15 @@ class Tracker:
     Raises DiskError if the disk does not take them.
     """
 
-    def __init__(self, directory: Path, rows: Iterable[dict[str, Any]], rounds: int, console: Console) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        rows: Iterable[dict[str, Any]],
+        rounds: int,
+        console: Console,
+        best: Best = ("accuracy", "max"),
+    ) -> None:
+        self._metric, _ = best
         self.rows = list(rows)
         self.rounds = rounds
         self._earlier_seconds = self.rows[-1].get("elapsed_seconds", 0.0) if self.rows else 0.0
@@ -131,7 +143,7 @@ class Tracker:
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("accuracy {task.fields[accuracy]}"),
+            TextColumn(self._metric + " {task.fields[value]}"),
             TextColumn("{task.fields[sent]} sent"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
@@ -140,10 +152,10 @@ class Tracker:
             disable=not self._interactive,
         )
         self._sent = sum(bytes_up(row) for row in self.rows)
-        self._accuracy = "-"
+        self._value = "-"
         self._rounds_before = self.rows[-1]["round"] if self.rows else 0  # played before this process
         sent = show_bytes(self._sent)
-        self._task = self._progress.add_task("", total=rounds, completed=self._rounds_before, accuracy="-", sent=sent)
+        self._task = self._progress.add_task("", total=rounds, completed=self._rounds_before, value="-", sent=sent)
 
     def __enter__(self) -> Tracker:
         self._progress.start()
@@ -171,15 +183,16 @@ class Tracker:
             self._write_events(row)
             self._events.flush()
         self._sent += bytes_up(row)
-        if "test_accuracy" in row:
-            self._accuracy = f"{row['test_accuracy']:.4f}"
+        if f"test_{self._metric}" in row:
+            self._value = f"{row[f'test_{self._metric}']:.4f}"
         sent = show_bytes(self._sent)
-        self._progress.update(self._task, completed=row["round"], accuracy=self._accuracy, sent=sent)
+        self._progress.update(self._task, completed=row["round"], value=self._value, sent=sent)
         if not self._interactive and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             done, left = row["round"], self.rounds - row["round"]
             eta = left * (self._last_line - self._start) / max(1, done - self._rounds_before)
-            log.info("round %d/%d  accuracy %s  %s sent  ETA %.0f s", done, self.rounds, self._accuracy, sent, eta)
+            value = f"{self._metric} {self._value}"
+            log.info("round %d/%d  %s  %s sent  ETA %.0f s", done, self.rounds, value, sent, eta)
 
     def _write_events(self, row: dict[str, Any]) -> None:
         for key, value in row.items():

@@ -20,6 +20,7 @@ from flare_dist.config.config import Config
 from flare_dist.rounds.ledger import Stopwatch, gradient_report
 from flare_dist.rounds.parties import DivergedError, Parties
 from flare_dist.seeding import derive_seed, generator, seed_draws
+from flare_dist.tasks.task import Count
 
 
 def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
             indices = parallel.epochs.indices(hook.step, world.rank)
             draws = generator(config.seed, "augment", hook.step, world.rank)
             for inputs, labels in parties.trainer.source.batches(indices, len(indices), draws):
-                loss_sum.add_(model.step(inputs, labels))
+                loss, _ = model.step(inputs, labels)
+                loss_sum.add_(loss)
             if world.device.type == "cpu":  # a GPU is behind this clock
                 buckets.append([(clock - start, wire_bytes) for clock, wire_bytes in hook.clock.sent])
                 selecting += hook.clock.select_seconds
@@ -62,6 +64,12 @@ def gradient_round(round_: int, config: Config, parties: Parties) -> dict[str, A
     moved, mean = hook.traffic.since(before), _mean_step(buckets)
     seconds = watch.totals() | {"late_seconds": late}
     return gradient_report(round_, train_loss, steps, moved, mean, buffer_bytes, world.traffic, seconds)
+
+
+def rank_weight(world: World, count: Count) -> Tensor:
+    """The weight of this rank in a mean over ranks that weighs by counts; all ranks call it together."""
+    own = torch.as_tensor(count, device=world.device)
+    return own * world.size / world.all_reduce_(own.clone()).clamp(min=1)
 
 
 def _mean_step(steps: list[list[tuple[float, int]]]) -> list[tuple[float, int]]:

@@ -17,6 +17,7 @@ from flare_dist.data.partition import Partition
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server
+from flare_dist.tasks.task import Task
 
 DIVERGED = "diverged: "  # how the command line begins to say so; a sweep looks for it in a run's output
 
@@ -44,6 +45,7 @@ class Parties:
     server: Server
     downlink: Downlink
     partition: Partition  # the indices of each client's examples
+    task: Task
     batched: BatchedTrainer | None = None  # where clients are trained as one batch
     masks: Masks | None = None  # of sparse models
     held_out: BatchSource | None = None  # the server's own examples, for pruning

@@ -89,7 +89,7 @@ def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int], s
 
     def measure(client: int, batches: Batches) -> Tensor:
         seed_draws(derive_seed(config.seed, "pruning dropout", step, client), world.device)
-        return _flat(masks, criterion.measure(module, weights, batches))
+        return _flat(masks, criterion.measure(module, weights, batches, parties.task))
 
     if not criterion.needs_data:
         batch = parties.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
@@ -120,12 +120,18 @@ def _batches(config: Config, parties: Parties, client: int) -> list[tuple[Tensor
     clients = config.clients
     epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)
     batches = list(itertools.islice(epoch, config.pruning.batches))
-    if any(bool((labels < 0).any()) for _, labels in batches):
+    if any(_lacks_labels(labels, parties.task.ignored) for _, labels in batches):
         raise ValueError(
             f"pruning.criterion: {config.pruning.criterion} needs labels, and some examples have none "
             "(magnitude, synflow and random need none)"
         )
     return batches
+
+
+def _lacks_labels(labels: Tensor, ignored: int | None) -> bool:
+    """Whether some labels are no classes, other than those that the task leaves out."""
+    missing = labels < 0 if ignored is None else (labels < 0) & (labels != ignored)
+    return not labels.is_floating_point() and bool(missing.any())
 
 
 def _flat(masks: Masks, parts: list[Tensor]) -> Tensor:

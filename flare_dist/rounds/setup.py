@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from flare_dist.layout import parameter_layout, separate_buffers
 from flare_dist.models.registry import build
 from flare_dist.models.trial import unused_parameters
 from flare_dist.rounds.alike import share_start
+from flare_dist.rounds.gradient import rank_weight
 from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.parties import DataParallel, Parties
 from flare_dist.rounds.smallest import settle_smallest_batch
@@ -55,6 +57,12 @@ def divide(config: Config, data: DataSplits) -> Partition:
     return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
 
 
+def build_for(config: Config, data: DataSplits) -> nn.Module:
+    """The configured model for these data, with its initial weights."""
+    shape, dtype = data.input_shape, data.blank.dtype
+    return build(config.model.name, config.model.norm, shape, data.num_classes, config.seed, data.task, dtype)
+
+
 def build_parties(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Parties:
     """The parties of a run on this rank, at its beginning; `model` becomes that of rank 0, if it was another."""
     clients = config.clients
@@ -70,12 +78,15 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
     if clients.together == "always":
         room = most_clients(model, data.blank, clients.largest_batch(parts.sizes), world.device)
     gradients = _with_unused(config, model, data) if config.mode == "gradient" else config.gradients
-    local = build_model(config.engine, model, world, make_optimizer, clients.gradient_clipping, alone, clients.smallest)
-    source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment)
+    local = build_model(
+        config.engine, model, world, make_optimizer, clients.gradient_clipping, alone, data.task, clients.smallest
+    )
+    outside = data.task.ignored if data.task.is_dense else None
+    source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment, outside)
     federated = config.mode == "federated"  # elsewhere nobody is sent a view of the parameters
     algorithm = algorithm_of(clients, config.server.aggregator) if federated else FEDAVG
     trainer = LocalTrainer(local, source, clients, config.rounds, config.seed, algorithm)
-    batched = BatchedTrainer(trainer, room) if room else None
+    batched = BatchedTrainer(trainer, room, data.task) if room else None
     compressor = Compressor(config.exchanged, local.layout, config.seed, world.device)
     remembered = (_remembered(algorithm, compressor), local.layout.total, world.device)
     states: ClientStates | SpilledStates = ClientStates(*remembered)
@@ -94,10 +105,12 @@ def build_parties(config: Config, world: World, data: DataSplits, parts: Partiti
         log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
     parallel = None
     if config.mode == "gradient":
-        hook = local.distribute(gradients, config.seed, **vars(config.exchanged))
+        hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))
         parallel = DataParallel(hook, SharedEpochs(len(source), clients.batch_size, world.size, config.seed))
     held_out = BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None
-    return Parties(world, trainer, compressor, states, server, downlink, parts, batched, masks, held_out, parallel)
+    return Parties(
+        world, trainer, compressor, states, server, downlink, parts, data.task, batched, masks, held_out, parallel
+    )
 
 
 def _remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
@@ -112,18 +125,18 @@ def set_up(config: Config, world: World | None = None) -> Parties:
     Without a `world` there is this process alone, on the device that the configuration names.
     """
     world = world or World(device=torch.device(config.engine.device))
-    data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    data = load(config.data, config.seed, config.task.name)
+    model = build_for(config, data)
     parts = divide(config, data)
     config = settle_smallest_batch(config, parts.sizes, data, model)
-    config = settle_together(config, model, data.blank, world.device.type)
+    config = settle_together(config, model, data.blank, world.device.type, data.task)
     return build_parties(config, world, data, parts, model)
 
 
 def _with_unused(config: Config, model: nn.Module, data: DataSplits) -> GradientsConfig:
     """The settings of the exchange of gradients; find_unused_parameters is true if some parameters have none."""
     try:
-        unused = unused_parameters(model, data.input_shape)
+        unused = unused_parameters(model, data.blank)
     except ValueError as error:
         raise ValueError(f"model.name: {config.model.name} {error}") from error
     if not unused or config.gradients.find_unused_parameters:

@@ -28,7 +28,7 @@ def settle_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplits
     clients, pieces = config.clients, config.engine.gradient_accumulation_steps
     if not (_trains_on_one(config, sizes) or _measures_on_one(config, data)):
         return config
-    reason = why_not_one(model, data.input_shape, data.num_classes)
+    reason = why_not_one(model, data.blank, data.num_classes, data.task)
     if reason is None:
         return config
     because = f"{config.model.name} cannot be trained on one example ({reason})"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from flare_dist.clients import batchable
 from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_together
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Task, has_loss_of_each
 
 log = logging.getLogger(__name__)
 
@@ -16,23 +18,27 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not_together(config: Config, model: nn.Module, blank: Tensor) -> str | None:
+def why_not_together(config: Config, model: nn.Module, blank: Tensor, task: Task = CLASSIFICATION) -> str | None:
     """Why the clients of this run cannot be trained as one batch; None where they can.
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
     """
     reasons = (row.reason for row in ONE_BATCH if row.applies(vars(config)))
+    if not has_loss_of_each(task):
+        return next(reasons, "the task has no criterion(outputs, labels, reduction='none')")
     return next(reasons, None) or batchable.why_not_batchable(model, blank)
 
 
-def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str) -> Config:
+def settle_together(
+    config: Config, model: nn.Module, blank: Tensor, device: str, task: Task = CLASSIFICATION
+) -> Config:
     """The configuration with `clients.together` always or never, on which the bits of a run depend; `device` is cpu or
     cuda. Raises ValueError with the reason where it is always and cannot be.
     """
     wanted = config.clients.together
     if wanted == "never":
         return config
-    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank)
+    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank, task)
     if reason and wanted == "always":
         raise ValueError(f"clients.together: always is not possible: {reason}")
     if config.mode == "federated":

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on a data set."""
+"""The loss and the metrics of a model on a data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,9 +14,10 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
 from flare_dist.engines.accelerate import place
 from flare_dist.layout import separate_buffers
-from flare_dist.models.registry import build
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
+from flare_dist.rounds.setup import build_for
 from flare_dist.seeding import derive_seed, seeded
+from flare_dist.tasks.task import Amount, Task, add, finish, measure
 
 BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 
@@ -32,24 +32,23 @@ def evaluation_seed(seed: int, split: str) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, source: BatchSource, seed: int = 0) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in [0, 1]) of `model` in evaluation mode over all labels of `source`.
+def evaluate(model: nn.Module, source: BatchSource, task: Task, seed: int = 0) -> dict[str, float]:
+    """Measure `model` in evaluation mode over all of `source`: the mean loss and the task's metrics, by name.
 
     What the model draws follows from `seed`, and the caller's generators are left as they are.
     """
     model.eval()
-    loss_sum, correct, seen = 0.0, 0, 0
+    totals: dict[str, Amount] = {}
     with seeded(seed, source.labels.device):
-        for inputs, labels in source.batches(None, BATCH_SIZE, None, smallest=2):  # squeeze() would take one's axis
-            scores = model(inputs)
-            loss_sum += F.cross_entropy(scores, labels, reduction="sum").item()
-            correct += int((scores.argmax(1) == labels).sum())
-            seen += labels.numel()
-    return loss_sum / seen, correct / seen
+        for batch in source.batches(None, BATCH_SIZE, None, smallest=2):  # squeeze() would take one's axis
+            totals = add(totals, measure(task, model, batch))
+    return finish(task, totals)
 
 
-def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, float]:
-    """(loss, accuracy) on the test set of the model that a run saved, `which` final or best; `root` moves the data.
+def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:
+    """The metrics on the test set of the model that a run saved, the task's best metric first.
+
+    `which` is final or best; `root` moves the data.
 
     Raises ValueError where `directory` holds no such model.
     """
@@ -62,15 +61,17 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> tuple[float, 
             )
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
-    data = load(data_config, config.seed)
+    data = load(data_config, config.seed, config.task.name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = config.engine
     if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway
         engine = dataclasses.replace(engine, mixed_precision="no")
     torch.set_num_threads(engine.threads or 1)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model = build_for(config, data)
     separate_buffers(model)
     model.load_state_dict(load_file(path))
     _, model = place(engine, model, device)
     test = BatchSource(data.test, data.mean, data.std, device)
-    return evaluate(model, test, evaluation_seed(config.seed, "test"))
+    found = evaluate(model, test, data.task, evaluation_seed(config.seed, "test"))
+    metric, _ = data.task.best
+    return {metric: found[metric]} | found

@@ -16,11 +16,10 @@ from rich.console import Console
 from torch import Tensor
 
 from flare_dist.comm.distributed import Launch, World, open_world
-from flare_dist.config.config import Config
+from flare_dist.config.config import Config, with_task
 from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.disk import explained
-from flare_dist.models.registry import build
 from flare_dist.records import checkpoint, rundir, statedir
 from flare_dist.records.files import on_all_ranks, save_model, write_text
 from flare_dist.records.summary import is_best, summarise, summary_table
@@ -30,7 +29,7 @@ from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.gradient import export_memory, gradient_round, import_memory
 from flare_dist.rounds.parties import Parties
-from flare_dist.rounds.setup import build_parties, divide
+from flare_dist.rounds.setup import build_for, build_parties, divide
 from flare_dist.rounds.smallest import settle_smallest_batch
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.rounds.together import settle_together
@@ -59,12 +58,13 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
         source = None
     if summary is None:
-        data = load(config.data, config.seed)
+        data = load(config.data, config.seed, config.task.name)
+        config = with_task(config, data.task_name)
         parts = divide(config, data)
-        model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+        model = build_for(config, data)
         check_run(config, parts, model, launch.size)
         config = settle_smallest_batch(config, parts.sizes, data, model)
-        config = settle_together(config, model, data.blank, config.engine.device)
+        config = settle_together(config, model, data.blank, config.engine.device, data.task)
         if config.mode == "gradient":
             check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
 
@@ -96,7 +96,8 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
         beginning = begin_masks(config, parties, console)
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with on_all_ranks(world):
-        opened = Tracker(directory, rows, config.rounds, console) if world.rank == 0 else nullcontext()
+        best = parties.task.best
+        opened = Tracker(directory, rows, config.rounds, console, best) if world.rank == 0 else nullcontext()
     with opened as tracker:
         evaluate_global = _evaluator(config, parties, data) if tracker else None
         with on_all_ranks(world):
@@ -123,14 +124,14 @@ def _play(config: Config, source: Path | None, parties: Parties, data: DataSplit
             if tracker:
                 save_global(directory / rundir.MODEL, parties)
                 hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
-                summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware)
+                summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware, best)
                 write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
         return summary
 
 
 def _record(tracker: Tracker, row: dict[str, Any], directory: Path, parties: Parties) -> None:
     """Write one row to the logs, and the model where it is the best so far."""
-    if is_best(row, tracker.rows):
+    if is_best(row, tracker.rows, parties.task.best):
         save_global(directory / rundir.BEST, parties)
     tracker.write(row)
 
@@ -152,7 +153,7 @@ def save_global(path: Path, parties: Parties) -> None:
 
 
 def _evaluator(config: Config, parties: Parties, data: DataSplits) -> Callable[[], dict[str, float]]:
-    """A function that gives the global model's loss and accuracy on what is held out.
+    """A function that gives the global model's loss and metrics on what is held out.
 
     Where clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
     """
@@ -169,8 +170,8 @@ def _evaluator(config: Config, parties: Parties, data: DataSplits) -> Callable[[
         for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
             parties.trainer.model.load(view, parties.server.buffers)
             seed = evaluation_seed(config.seed, name)
-            loss, accuracy = evaluate(parties.trainer.model.module, source, seed)
-            metrics |= {f"{prefix}{name}_loss": loss, f"{prefix}{name}_accuracy": accuracy}
+            found = evaluate(parties.trainer.model.module, source, parties.task, seed)
+            metrics |= {f"{prefix}{name}_{metric}": value for metric, value in found.items()}
         return metrics
 
     return evaluate_global

@@ -1,8 +1,8 @@
 """Pruning scores: what is kept is what scores highest, so that a sparse model can be trained from the beginning.
 
-A criterion is a function (module, weights, batches) -> one tensor for each weight. Those that look at data return a sum
-over examples' mean losses, a gradient or a Hessian-vector product, which can be averaged over clients before `finish`
-makes scores of it: the server then scores by the gradient of the federation's loss.
+A criterion is a function (module, weights, batches, task) -> one tensor for each weight. Those that look at data return
+a gradient of the mean loss or a Hessian-vector product, which can be averaged over clients before `finish` makes scores
+of it: the server then scores by the gradient of the federation's loss.
 
 magnitude |w| (Han et al. 2015), snip |w * g| (Lee et al. 2019), grasp w * (H g) (Wang et al. 2020, its sign turned so
 that the largest are kept), synflow |w * dR/dw| with R = 1^T prod |W_l| 1 (Tanaka et al. 2020), threshold |g| >= t,
@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flare_dist.layout import Entry, preserved
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, none_empty
+from flare_dist.tasks.task import Count, Task, at_least_one, mean_loss
 
 SCOPES = ("global", "erk", "uniform")
 DATA = ("clients", "server")
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (inputs, labels)
-Measure = Callable[[nn.Module, Sequence[Tensor], Batches], list[Tensor]]
+Measure = Callable[[nn.Module, Sequence[Tensor], Batches, Task], list[Tensor]]
 Finish = Callable[[Tensor, Tensor], Tensor]  # (weight, measured) -> score
 
 # Layers whose output is no product of weights and input: for synflow they are left out.
@@ -42,26 +42,27 @@ class Criterion(NamedTuple):
     needs_data: bool = False
 
 
-def nothing(module: nn.Module, weights: Sequence[Tensor], batches: Batches) -> list[Tensor]:
+def nothing(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: Task) -> list[Tensor]:
     """For criteria that look at the weights alone."""
     return [torch.zeros_like(weight) for weight in weights]
 
 
-def gradient(module: nn.Module, weights: Sequence[Tensor], batches: Batches) -> list[Tensor]:
-    """The gradient of the mean loss, averaged over the batches by their sizes; buffers keep their values."""
+def gradient(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: Task) -> list[Tensor]:
+    """The gradient of the mean loss, averaged over the batches by their counts; buffers keep their values."""
     with _untouched(module):
-        return _summed(module, weights, batches, create_graph=False)
+        mean, _ = _averaged(module, weights, batches, task, create_graph=False)
+        return mean
 
 
-def hessian_gradient(module: nn.Module, weights: Sequence[Tensor], batches: Batches) -> list[Tensor]:
+def hessian_gradient(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: Task) -> list[Tensor]:
     """H g, by differentiating g^T stop(g); the Hessian of these weights, at the gradient over all the batches."""
     with _untouched(module):
         kept = list(batches)
-        fixed = [g.detach() for g in _summed(module, weights, kept, create_graph=False)]
-        seen = sum(len(labels) for _, labels in kept)
+        mean, seen = _averaged(module, weights, kept, task, create_graph=False)
+        fixed = [g.detach() for g in mean]
         total = [torch.zeros_like(weight) for weight in weights]
         for batch in kept:
-            gradients = _summed(module, weights, [batch], create_graph=True)
+            gradients, count = _averaged(module, weights, [batch], task, create_graph=True)
             product = sum((g * f).sum() for g, f in zip(gradients, fixed))
             assert isinstance(product, Tensor)
             if not product.requires_grad:  # a loss that is linear in the weights
@@ -70,11 +71,11 @@ def hessian_gradient(module: nn.Module, weights: Sequence[Tensor], batches: Batc
             parts = torch.autograd.grad(product, list(weights), allow_unused=True)
             for slot, part in zip(total, parts):
                 if part is not None:
-                    slot.add_(part, alpha=len(batch[1]) / seen)
+                    slot.add_(part, alpha=float(count / at_least_one(seen)))
         return total
 
 
-def flow(module: nn.Module, weights: Sequence[Tensor], batches: Batches) -> list[Tensor]:
+def flow(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: Task) -> list[Tensor]:
     """dR/d|w| of R = 1^T prod |W_l| 1, the sum of scores of an input of ones, up to a factor; in float64.
 
     Of `batches` only the shape of the first input counts. Norms, dropout and softmax are left out and biases are zero.
@@ -89,15 +90,18 @@ def flow(module: nn.Module, weights: Sequence[Tensor], batches: Batches) -> list
         return [part / scale for part in found]
 
 
-def _summed(module: nn.Module, weights: Sequence[Tensor], batches: Batches, create_graph: bool) -> list[Tensor]:
+def _averaged(
+    module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: Task, create_graph: bool
+) -> tuple[list[Tensor], Count]:
+    """The gradient of the mean loss over all batches, and how many labels count in it."""
     total = [torch.zeros_like(weight) for weight in weights]
-    seen = 0
-    for inputs, labels in batches:
-        loss = F.cross_entropy(module(inputs), labels)
+    seen: Count = 0
+    for batch in batches:
+        loss, count = mean_loss(task, module, batch)
         parts = torch.autograd.grad(loss, list(weights), create_graph=create_graph, allow_unused=True)
-        total = [t if p is None else t + p * len(labels) for t, p in zip(total, parts)]
-        seen += len(labels)
-    return [slot / seen for slot in total]
+        total = [t if p is None else t + p * count for t, p in zip(total, parts)]
+        seen = seen + count
+    return [slot / at_least_one(seen) for slot in total], seen
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from flare_dist.config.config import Config, as_dict, differing_keys, to_yaml, w
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
 from flare_dist.rounds.parties import DIVERGED
-from flare_dist.studies.sweep_results import describe, write_csv
+from flare_dist.studies.sweep_results import best_of, describe, write_csv
+from flare_dist.tasks.task import goodness
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ TUNING = "tuning"
 LONGEST_NAME = 200  # characters of a run directory's name; file systems end at 255
 TUNING_VALIDATION = 0.1  # held out while a key is tuned, where the configuration itself holds nothing out
 BYTES = ("uplink_bytes", "buffer_bytes", "downlink_bytes")
-MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", *BYTES, "seconds")
+MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", *BYTES, "seconds")  # of every run
 
 Values = dict[str, str]  # dotted key -> value as on the command line
 
@@ -183,22 +184,25 @@ def _choices(grid: Grid) -> list[Values]:
 
 
 def _best(tried: list[dict[str, Any]], tune: dict[str, list[str]]) -> Values | None:
-    """The values of the tuned keys with the best validation accuracy, the first of equals; none to choose: {}."""
+    """The values of the tuned keys that are best on the validation set, the first of equals; none to choose: {}."""
     if not tune:
         return {}
     finished = [row for row in tried if row["status"] == "finished"]
     if not finished:
         return None
-    best = max(finished, key=lambda row: row["validation_accuracy"])
+    metric, direction = best_of(finished)
+    key_metric = f"validation_{metric}"
+    best = max(finished, key=lambda row: goodness((metric, direction), row[key_metric]))
     for key, values in tune.items():
         if best[key] in _ends(values):
             log.warning("%s = %s is at the edge of what was tried: a better value may lie beyond it", key, best[key])
     for row in finished:
         log.info(
-            "%s %s: validation accuracy %.4f",
+            "%s %s: validation %s %.4f",
             "chosen:" if row is best else "  not:",
             ", ".join(f"{key} = {row[key]}" for key in tune),
-            row["validation_accuracy"],
+            metric,
+            row[key_metric],
         )
     return {key: best[key] for key in tune}
 
@@ -239,6 +243,9 @@ def _play(run: Run, config: Config, sweep_directory: Path, ranks: int) -> dict[s
     row: dict[str, Any] = {**run.values, "seed": run.seed, "purpose": "tuning" if run.tuning else "result"}
     row["status"] = "diverged" if summary is None else "finished"
     row |= {key: (summary or {}).get(key) for key in MEASURED}
+    metric = (summary or {}).get("metric", "accuracy")
+    if summary and metric != "accuracy":
+        row |= {key: summary.get(key) for key in (f"validation_{metric}", f"test_{metric}", "metric", "better")}
     return row | {"directory": str(directory)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from flare_dist.records.summary import bytes_up
+from flare_dist.tasks.task import Best, goodness
 from flare_dist.units import show_bytes
 
 
@@ -30,8 +32,14 @@ def describe(row: dict[str, Any]) -> str:
     name = Path(row["directory"]).name + (" (tuning)" if row["purpose"] == "tuning" else "")
     if row["status"] == "diverged":
         return f"{name}: diverged"
-    kind = "validation_accuracy" if row["purpose"] == "tuning" else "test_accuracy"
-    return f"{name}: {kind.replace('_', ' ')} {row[kind]:.4f}, {show_bytes(bytes_up(row))} up"
+    part = "validation" if row["purpose"] == "tuning" else "test"
+    metric, _ = best_of([row])
+    return f"{name}: {part} {metric} {row[f'{part}_{metric}']:.4f}, {show_bytes(bytes_up(row))} up"
+
+
+def best_of(rows: Sequence[dict[str, Any]]) -> Best:
+    """By which metric runs are compared, and in which direction it is better; diverged ones do not tell."""
+    return next(((row["metric"], row["better"]) for row in rows if row.get("metric")), ("accuracy", "max"))
 
 
 def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -44,20 +52,22 @@ def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[
 
 
 def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
-    """Mean and spread over the seeds of every setting; the best by validation accuracy, if any, is marked."""
-    table = Table("setting", "seeds", "validation accuracy", "test accuracy", "bytes up", "seconds")
+    """Mean and spread over the seeds of every setting; the best on the validation set, if any, is marked."""
+    metric, direction = best_of(rows)
+    table = Table("setting", "seeds", f"validation {metric}", f"test {metric}", "bytes up", "seconds")
     points = by_point(rows, keys)
-    means = {name: _mean([row["validation_accuracy"] for row in runs]) for name, runs in points.items()}
-    best = max((value for value in means.values() if value is not None), default=None)
+    means = {name: _mean([row.get(f"validation_{metric}") for row in runs]) for name, runs in points.items()}
+    present = [value for value in means.values() if value is not None]
+    best = max(present, key=partial(goodness, (metric, direction)), default=None)
     for name, runs in points.items():
         mark = " *" if best is not None and means[name] == best and len(points) > 1 else ""
-        columns = [_spread([row[key] for row in runs]) for key in ("validation_accuracy", "test_accuracy")]
+        columns = [_spread([row.get(f"{part}_{metric}") for row in runs]) for part in ("validation", "test")]
         sent = _mean([None if row["uplink_bytes"] is None else bytes_up(row) for row in runs])
         seconds = _mean([row["seconds"] for row in runs])
         plain = ["-" if sent is None else show_bytes(sent), "-" if seconds is None else f"{seconds:.4g}"]
         table.add_row(name + mark, str(len(runs)), *columns, *plain)
     if best is not None and len(points) > 1:
-        table.caption = "* best by validation accuracy"
+        table.caption = f"* best by validation {metric}"
     return table
 
 

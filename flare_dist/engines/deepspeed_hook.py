@@ -1,0 +1,87 @@
+"""The sparse hook inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
+
+At ZeRO stage 0 DeepSpeed averages all gradients after backward, in `buffered_allreduce_fallback`; at stage 1 bucket by
+bucket in the optimizer's `average_tensor`. Both are replaced on the engine, and nothing else: accumulation, clipping,
+the loss scale and its skipped steps stay DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
+from flare_dist.comm.hook_checks import refuse_sparse_gradients
+from flare_dist.comm.hook_scale import EngineScale
+from flare_dist.comm.hook_updates import Unapplied
+
+if TYPE_CHECKING:
+    from flare_dist.engines.deepspeed import DeepSpeedEngine
+
+
+def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
+    """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason where it cannot."""
+    stage = engine.zero_optimization_stage()
+    if stage >= 2:
+        raise ValueError(
+            f"attach: ZeRO stage {stage} reduces the gradients of every micro-batch apart, shard by shard, so that "
+            "there is no whole gradient to select from; use stage 0 or 1"
+        )
+    if engine.fp16_enabled() and stage == 0:
+        raise ValueError("attach: DeepSpeed does not scale the loss with fp16 at ZeRO stage 0; use stage 1 or bf16")
+    if engine.has_moe_layers or engine.pipeline_parallelism:
+        raise ValueError("attach: experts and pipelines reduce their gradients in groups of their own")
+    if len(set(engine.get_data_types())) > 1:
+        raise ValueError("attach: data_types.grad_accum_dtype keeps a second set of gradients; leave it out")
+    if stage == 1 and engine.zero_round_robin_gradients():
+        raise ValueError("attach: set zero_optimization.round_robin_gradients to false")
+    if stage == 1 and engine.optimizer.overlap_comm:
+        raise ValueError("attach: set zero_optimization.overlap_comm to false: its buckets end at random moments")
+    if stage == 1 and not engine.optimizer.contiguous_gradients:
+        raise ValueError("attach: set zero_optimization.contiguous_gradients to true")
+    if stage == 0 and hasattr(engine.optimizer, "get_grads_for_reduction"):
+        raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
+    if getattr(engine, "_sparse_hook_state", None) is not None:
+        raise ValueError("attach: the engine exchanges sparsely already")
+    refuse_sparse_gradients(engine.module)
+    group = engine.data_parallel_group
+    state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
+    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
+    engine._sparse_hook_state = state
+    if stage == 0:
+        engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)
+    else:
+        _replace_average(engine.optimizer, state)
+    return state
+
+
+def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
+    """Stage 0: the mean of all gradients, written back to where DeepSpeed reads them."""
+    state.begin_step()
+    parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
+    gradients, _ = engine._get_gradients_for_reduction()
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    exchanged = exchange_gradients(state, parameters, flat).wait()
+    for gradient, mean in zip(gradients, exchanged.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _replace_average(optimizer: Any, state: SparseHookState) -> None:
+    """Stage 1: the mean of each bucket in place, of which the optimizer then keeps its own part."""
+    reduce_gradients = optimizer.reduce_gradients
+
+    def begin_and_reduce(*arguments: Any, **options: Any) -> None:
+        state.begin_step()
+        reduce_gradients(*arguments, **options)
+
+    def average_tensor(tensor: Tensor, communication_data_type: torch.dtype) -> None:
+        bucket = optimizer.ipg_buckets[communication_data_type]
+        parameters = [optimizer.bit16_groups[group][index] for group, index, _ in bucket.params]
+        mean = exchange_gradients(state, parameters, tensor).wait()
+        if mean is not tensor:
+            tensor.copy_(mean)
+
+    optimizer.reduce_gradients = begin_and_reduce
+    optimizer.average_tensor = average_tensor

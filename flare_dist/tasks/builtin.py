@@ -1,0 +1,166 @@
+"""The built-in tasks.
+
+classification: a class for each example. next_token: a class at each place of a sequence, so that language models learn
+what follows. segmentation: a class for each pixel of an image. regression: numbers for each example.
+Labels of next_token and segmentation that are -100, as padding is, count in neither loss nor metrics.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flare_dist.tasks.task import Batch, Shape, Task, Totals, counted, of_outputs, ratio, ratios
+
+IGNORED = -100  # torch.nn.functional.cross_entropy's default
+
+
+def classes_right(model: nn.Module, batch: Batch) -> Totals:
+    """The loss, and how many labels have the highest score."""
+    inputs, labels = batch
+    scores = model(inputs)
+    return {
+        "loss": (F.cross_entropy(scores, labels, reduction="sum"), labels.numel()),
+        "accuracy": ((scores.argmax(1) == labels).sum(), labels.numel()),
+    }
+
+
+def tokens_right(model: nn.Module, batch: Batch) -> Totals:
+    """The loss, and how many of the tokens that count have the highest score."""
+    inputs, labels = batch
+    scores, count = model(inputs), counted(labels, IGNORED)
+    return {
+        "loss": (F.cross_entropy(scores, labels, reduction="sum"), count),
+        "accuracy": ((scores.argmax(1) == labels).sum(), count),
+    }
+
+
+def with_perplexity(totals: Totals) -> dict[str, float]:
+    """exp(mean loss): between how many tokens the model is undecided."""
+    found = ratios(totals)
+    return found | {"perplexity": math.exp(found["loss"]) if found["loss"] < 700 else math.inf}
+
+
+def confusion(model: nn.Module, batch: Batch) -> Totals:
+    """The loss, and how many pixels of each class are taken for each other: int64 [true, predicted]."""
+    inputs, labels = batch
+    scores = model(inputs)
+    classes, counts = scores.shape[1], labels != IGNORED
+    pairs = labels[counts] * classes + scores.argmax(1)[counts]
+    table = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+    return {"loss": (F.cross_entropy(scores, labels, reduction="sum"), counts.sum()), "confusion": table}
+
+
+def overlaps(totals: Totals) -> dict[str, float]:
+    """Accuracy, and iou: intersection over union, its mean over the classes that are there or are predicted."""
+    table = totals["confusion"]
+    assert isinstance(table, Tensor)
+    right = table.diagonal()
+    union = table.sum(0) + table.sum(1) - right
+    iou = (right[union > 0] / union[union > 0]).mean().item()
+    return {"accuracy": ratio("accuracy", (right.sum(), table.sum())), "iou": iou}
+
+
+def errors(model: nn.Module, batch: Batch) -> Totals:
+    """The squared and the absolute errors."""
+    inputs, labels = batch
+    outputs = model(inputs)
+    return {
+        "loss": (F.mse_loss(outputs, labels, reduction="sum"), labels.numel()),
+        "mae": (F.l1_loss(outputs, labels, reduction="sum"), labels.numel()),
+    }
+
+
+def with_root(totals: Totals) -> dict[str, float]:
+    """The mean absolute error, and the root of the mean squared one."""
+    found = ratios(totals)
+    return found | {"rmse": math.sqrt(found["loss"])}
+
+
+def one_class(labels: Tensor, inputs: Shape, classes: int) -> None:
+    """Refuse all but int64 [n] of classes."""
+    _check_classes(labels, inputs[:1], classes, None)
+
+
+def class_per_token(labels: Tensor, inputs: Shape, classes: int) -> None:
+    """Refuse all but int64 [n, T] of classes or -100."""
+    _check_classes(labels, inputs, classes, IGNORED)
+
+
+def class_per_pixel(labels: Tensor, inputs: Shape, classes: int) -> None:
+    """Refuse all but int64 [n, H, W] of classes or -100."""
+    _check_classes(labels, (inputs[0], *inputs[2:]), classes, IGNORED)
+
+
+def _check_classes(labels: Tensor, shape: Shape, classes: int, ignored: int | None) -> None:
+    if labels.dtype != torch.int64 or labels.shape != shape:
+        raise ValueError(f"labels must be int64 {list(shape)}, one class for each, got {shown(labels)}")
+    counting = labels if ignored is None else labels[labels != ignored]
+    if not counting.numel():
+        raise ValueError(f"labels must not all be {ignored}")
+    least, most = (int(end) for end in counting.aminmax())
+    if least < 0 or most >= classes:
+        raise ValueError(f"labels must be classes 0 to {classes - 1}, got {least if least < 0 else most}")
+
+
+def finite_numbers(labels: Tensor, inputs: Shape, classes: int) -> None:
+    """Refuse all but finite float32 [n, outputs]."""
+    if labels.dtype != torch.float32 or labels.shape != (inputs[0], classes):
+        raise ValueError(f"labels must be float32 {[inputs[0], classes]}, got {shown(labels)}")
+    if not labels.isfinite().all():
+        raise ValueError("labels must be finite, got infinite ones or NaN")
+
+
+def shown(tensor: Tensor) -> str:
+    """The kind of a tensor for an error, as in "uint8 [4, 2]"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+CLASSIFICATION = Task(
+    loss=of_outputs(F.cross_entropy),
+    metrics=classes_right,
+    best=("accuracy", "max"),
+    outputs=lambda input_shape, classes: (classes,),
+    criterion=F.cross_entropy,
+    check_labels=one_class,
+)
+NEXT_TOKEN = Task(
+    loss=of_outputs(F.cross_entropy, IGNORED),
+    metrics=tokens_right,
+    finish=with_perplexity,
+    best=("accuracy", "max"),
+    outputs=lambda input_shape, classes: (classes, *input_shape),
+    criterion=F.cross_entropy,
+    ignored=IGNORED,
+    check_labels=class_per_token,
+)
+SEGMENTATION = Task(
+    loss=of_outputs(F.cross_entropy, IGNORED),
+    metrics=confusion,
+    finish=overlaps,
+    best=("iou", "max"),
+    outputs=lambda input_shape, classes: (classes, *input_shape[1:]),
+    criterion=F.cross_entropy,
+    ignored=IGNORED,
+    check_labels=class_per_pixel,
+    is_dense=True,
+)
+REGRESSION = Task(
+    loss=of_outputs(F.mse_loss),
+    metrics=errors,
+    finish=with_root,
+    best=("rmse", "min"),
+    outputs=lambda input_shape, numbers: (numbers,),
+    criterion=F.mse_loss,
+    check_labels=finite_numbers,
+)
+
+TASKS: dict[str, Task] = {
+    "classification": CLASSIFICATION,
+    "next_token": NEXT_TOKEN,
+    "segmentation": SEGMENTATION,
+    "regression": REGRESSION,
+}
