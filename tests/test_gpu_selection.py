@@ -142,7 +142,7 @@ def test_the_compiler_takes_the_kernels(
     compiled = triton.compile(
         ASTSource(kernel, types, values, aligned),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": 32 if name == "find_bound" else 4},
+        options={"num_warps": 32 if name == "find_bound" else 4, **gpu_selection._INTEGERS},
     )
     if name != "find_bound":  # which reads a sample
         assert re.search(r"ld\.global(\.\w+)*\.v4", compiled.asm["ptx"])

@@ -59,8 +59,7 @@ class SparseHookState:
             `help(flare_dist.CompressionConfig)`.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
-    rank before padding, `kept` entries in them, `collectives`. It is not saved. Every synchronised backward is followed
-    by an optimizer step or by `take_back`; others belong under no_sync.
+    rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
