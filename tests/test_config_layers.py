@@ -113,21 +113,23 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
             ["clients:\n  num: 3\n", "clients: {per_round: 4}"],
             [],
             [],
-            "clients.per_round: {tmp}/1.yaml:1: 4 clients per round are more than clients.num = 3; "
+            "clients.per_round: {tmp}/1.yaml:1: more clients per round than there are, got 4 with clients.num=3; choose at "
+            "most clients.num, or null for all; "
             "clients.num is set at {tmp}/0.yaml:2",
         ),
         (
             ["clients: {num: 3}"],
             [],
             ["--clients.per_round=4"],
-            "clients.per_round: 4 clients per round are more than clients.num = 3; "
+            "clients.per_round: more clients per round than there are, got 4 with clients.num=3; choose at "
+            "most clients.num, or null for all; "
             "clients.num is set at {tmp}/0.yaml:1",
         ),
         (
             ["clients: {per_round: 4}", "seed: 1"],
             [],
             ["--clients.num=3"],
-            "clients.per_round: {tmp}/0.yaml:1: 4 clients per round are more than clients.num = 3",
+            "clients.per_round: {tmp}/0.yaml:1: more clients per round than there are, got 4 with clients.num=3",
         ),
         (["rounds: 1"], [], ["more.yaml"], "config: more.yaml follows another argument's value; write --config before"),
     ],
@@ -148,7 +150,9 @@ def test_a_section_from_a_file_has_lines_too(layers: Any, tmp_path: Path) -> Non
     section = f"--clients={tmp_path}/0.yaml"
     assert with_arguments(Config(), [f"--config={tmp_path}/1.yaml", section]).clients.lr == 0.5
     assert with_arguments(Config(), [section, f"--config={tmp_path}/1.yaml"]).clients.lr == 0.1
-    with pytest.raises(ValueError, match=rf"^clients\.per_round: 6 .*; clients\.num is set at {tmp_path}/0.yaml:1$"):
+    with pytest.raises(
+        ValueError, match=rf"^clients\.per_round: .* got 6 .*; clients\.num is set at {tmp_path}/0.yaml:1$"
+    ):
         with_arguments(Config(), [section, "--clients.per_round=6"])
 
 
@@ -174,5 +178,12 @@ def test_the_resolved_configuration_is_printed_and_saved(
     assert load_config(printed) == resolved
     assert cli.main(["train", *arguments]) == 0
     saved = load_config(tmp_path / "run" / "config.yaml")
-    settled = {"data.root", "engine.threads", "engine.device", "clients.together", "clients.smallest_batch"}
+    settled = {
+        "data.root",
+        "engine.threads",
+        "engine.device",
+        "clients.together",
+        "clients.smallest_batch",
+        "task.name",
+    }
     assert set(differing_keys(as_dict(resolved), as_dict(saved))) <= settled

@@ -91,7 +91,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, Spa
         result = plain(self, *arguments)
         if arguments[1] > 0:
             copy = dataclasses.replace(result, model_delta=result.model_delta.clone())
-            seen.append((copy, self.model.parameters.clone(), arguments[-1]))
+            seen.append((copy, self.model.parameters.clone(), arguments[6]))
         return result
 
     monkeypatch.setattr(LocalTrainer, "train", train_and_tell)
@@ -306,7 +306,7 @@ def test_memory_outside_a_clients_mask_is_dropped_and_counted(growth: str, monke
     plain = LocalTrainer.train
 
     def look_and_train(self: LocalTrainer, *arguments: Any) -> ClientResult:
-        state, learner = arguments[-2:]
+        state, learner = arguments[5:7]
         stale.append(int(state["residual"][~learner.mask].count_nonzero()))  # nothing comes back when weights regrow
         return plain(self, *arguments)
 
