@@ -113,16 +113,16 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
             ["clients:\n  num: 3\n", "clients: {per_round: 4}"],
             [],
             [],
-            "clients.per_round: {tmp}/1.yaml:1: more clients per round than there are, got 4 with clients.num=3; choose at "
-            "most clients.num, or null for all; "
+            "clients.per_round: {tmp}/1.yaml:1: more clients per round than there are, got 4 with clients.num=3; "
+            "choose at most clients.num, or null for all; "
             "clients.num is set at {tmp}/0.yaml:2",
         ),
         (
             ["clients: {num: 3}"],
             [],
             ["--clients.per_round=4"],
-            "clients.per_round: more clients per round than there are, got 4 with clients.num=3; choose at "
-            "most clients.num, or null for all; "
+            "clients.per_round: more clients per round than there are, got 4 with clients.num=3; "
+            "choose at most clients.num, or null for all; "
             "clients.num is set at {tmp}/0.yaml:1",
         ),
         (
