@@ -67,6 +67,12 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("TRITON_INTERPRET", "1")
             pool.submit(torch.set_num_threads, 1).result()  # the process starts here
+        try:
+            pool.submit(_select, torch.ones(4), 1).result()
+        except Exception as error:
+            if "only 0-dimensional arrays can be converted" not in str(error):
+                raise
+            pytest.skip("Triton's interpreter (3.4, of torch 2.8) does not go with numpy 2.4 or later")
         yield pool
 
 
