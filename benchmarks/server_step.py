@@ -16,7 +16,8 @@ from timing import alternate, machine, milliseconds, print_table, ratio
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import Sparse
 from flare_dist.compression.sparsifiers import count_kept
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.config import ServerConfig
@@ -40,13 +41,13 @@ def main() -> None:
     layout = ParameterLayout((Entry("all", (total,), 0),))
     packing = Packing.of(CompressionConfig(density=options.density), layout, [], device)
 
-    def payload() -> Payload:
+    def payload() -> Sparse:
         at = torch.randint(total, (kept + kept // 8,), generator=draws).unique()
         at = at[torch.randperm(len(at), generator=draws)[:kept]].sort().values
         return packing.pack(at.to(device), torch.randn(kept, generator=draws).to(device))
 
     payloads = [payload() for _ in range(options.clients)]
-    union = torch.cat([p.indices.long() for p in payloads if p.indices is not None]).unique()
+    union = torch.cat([p.indices.long() for p in payloads]).unique()
     values, touched = torch.randn(len(union), device=device), torch.zeros(total, device=device)
     server = Server(torch.zeros(total, device=device), torch.zeros(0), ServerConfig(), 1)
     weight = 1 / options.clients
@@ -59,7 +60,7 @@ def main() -> None:
         server.step(1, mean_delta)
 
     def decode() -> list[Tensor]:
-        return [packing.unpack_checked(p.data, kept).values for p in payloads if p.data is not None]
+        return [packing.unpack_checked(p.data, kept).values for p in payloads]
 
     ways = {
         "union": lambda: touched.index_add_(0, union, values),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import permutations
 
 import pytest
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.config.config import Config
 from flare_dist.server.aggregation import WEIGHTINGS, cohort_weights, mean
+from tests.helpers.payloads import unencoded
 
 NUM_EXAMPLES = [10, 20, 30, 40, 7, 1]
-Weighted = tuple[float, Payload]
+Weighted = tuple[float, Sparse]
 
 
 def weighted_payloads(total: int = 60, clients: int = 5) -> list[Weighted]:
@@ -26,24 +27,24 @@ def weighted_payloads(total: int = 60, clients: int = 5) -> list[Weighted]:
     sent = []
     for client, weight in enumerate(weights):
         indices = torch.randperm(total, generator=rng)[: 10 + client].sort().values.int()
-        sent.append((float(weight / weights.sum()), Payload(indices, torch.randn(10 + client, generator=rng))))
+        sent.append((float(weight / weights.sum()), unencoded(indices, torch.randn(10 + client, generator=rng))))
     return sent
 
 
 def scattered(payload: Payload, total: int = 60) -> Tensor:
     """The payload as a vector of all entries."""
-    if payload.indices is None:
+    if isinstance(payload, Dense):
         return payload.values.clone()
     vector = torch.zeros(total)
     vector[payload.indices.long()] = payload.values
     return vector
 
 
-def in_dense_form(sent: list[Weighted]) -> list[Weighted]:
-    return [(weight, Payload(None, scattered(payload))) for weight, payload in sent]
+def in_dense_form(sent: list[Weighted]) -> list[tuple[float, Payload]]:
+    return [(weight, Dense(scattered(payload))) for weight, payload in sent]
 
 
-def summed(sent: Iterable[Weighted], total: int = 60) -> Tensor:
+def summed(sent: Iterable[tuple[float, Payload]], total: int = 60) -> Tensor:
     vector = torch.zeros(total)
     for weight, payload in sent:
         mean(vector, payload, weight)
@@ -90,8 +91,7 @@ def test_payloads_are_added_in_place_and_left_alone(dense: bool) -> None:
 @pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
 def test_one_client_of_weight_one_is_passed_on_exactly(index_type: torch.dtype) -> None:
     _, payload = weighted_payloads()[0]
-    assert payload.indices is not None
-    got = summed([(1.0, Payload(payload.indices.to(index_type), payload.values))])
+    got = summed([(1.0, Sparse(payload.indices.to(index_type), payload.values, payload.data))])
     assert torch.equal(got[payload.indices.long()], payload.values)
     assert got.count_nonzero() == payload.kept
     assert torch.equal(summed(in_dense_form([(1.0, payload)])), got)
@@ -111,15 +111,20 @@ def test_the_order_hardly_matters() -> None:
         torch.testing.assert_close(each, means[0], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("at", [torch.tensor([0]), None], ids=["sparse", "dense"])
-def test_sums_are_taken_in_the_order_given(at: Tensor | None) -> None:
+def at_zero(values: Tensor) -> Sparse:
+    return unencoded(torch.tensor([0]), values)
+
+
+@pytest.mark.parametrize("payload", [at_zero, Dense], ids=["sparse", "dense"])
+def test_sums_are_taken_in_the_order_given(payload: Callable[[Tensor], Payload]) -> None:
     """1 is lost beside 2^24, unless 2^24 has gone before: every rank must therefore add in client order."""
-    big, one = Payload(at, torch.tensor([2.0**24])), Payload(at, torch.tensor([1.0]))
+    big = payload(torch.tensor([2.0**24]))
+    one = payload(torch.tensor([1.0]))
     given = [(1.0, big), (1.0, one), (-1.0, big)]
     assert summed(given, 1).tolist() == [0.0]
     assert summed([given[0], given[2], given[1]], 1).tolist() == [1.0]
 
 
 def test_an_empty_payload_adds_nothing() -> None:
-    empty = Payload(torch.empty(0, dtype=torch.int32), torch.empty(0))
+    empty = unencoded(torch.empty(0), torch.empty(0))
     assert torch.equal(summed([(1.0, empty)], 4), torch.zeros(4))

@@ -12,7 +12,7 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Dense, Payload
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS
 from flare_dist.layout import ParameterLayout
 
@@ -33,7 +33,7 @@ def fresh_state(used: Compressor) -> dict[str, Tensor]:
 
 
 def pairs(payload: Payload) -> tuple[Tensor, Tensor]:
-    assert payload.indices is not None
+    assert not isinstance(payload, Dense)
     return payload.indices, payload.values
 
 
@@ -181,7 +181,7 @@ def test_dense_deltas_are_passed_on_and_leave_no_memory(settings: dict[str, Any]
     (delta,) = deltas(1)
     before, state = delta.clone(), fresh_state(used)
     payload = used.compress(1, 0, delta, state)
-    assert payload.indices is None
+    assert isinstance(payload, Dense)
     assert payload.values is delta
     assert (payload.kept, payload.nbytes) == (LAYOUT.total, 4 * LAYOUT.total)
     assert torch.equal(delta, before)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Compress, dgc, ec, ef21, none
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Sparse
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
+from tests.helpers.payloads import unencoded
 
 N, K = 90, 7
 PLAIN = CompressionConfig(error_feedback="dgc", momentum=0.0)
@@ -23,19 +24,18 @@ def sparsify(sparsifier: str) -> Compress:
     rng = seeded()
     segments = [Segment(0, 50, 4), Segment(50, 40, 3)]
 
-    def compress(vector: Tensor) -> Payload:
+    def compress(vector: Tensor) -> Sparse:
         indices = select(vector, segments, SPARSIFIERS[sparsifier], rng, 0.5)
-        return Payload(indices.int(), vector[indices])
+        return unencoded(indices, vector[indices])
 
     return compress
 
 
-def pairs(payload: Payload) -> tuple[Tensor, Tensor]:
-    assert payload.indices is not None
+def pairs(payload: Sparse) -> tuple[Tensor, Tensor]:
     return payload.indices.long(), payload.values
 
 
-def dense(payload: Payload) -> Tensor:
+def dense(payload: Sparse) -> Tensor:
     indices, values = pairs(payload)
     vector = torch.zeros(N)
     vector[indices] = values
@@ -78,8 +78,8 @@ def test_over_many_rounds_nothing_is_lost(sparsifier: str) -> None:
 def test_what_is_remembered_is_what_the_server_does_not_decode() -> None:
     """A lossy payload: the loss of rounding stays with the client, not only the entries left out."""
 
-    def rounded(vector: Tensor) -> Payload:
-        return Payload(torch.arange(N, dtype=torch.int32), vector.round())
+    def rounded(vector: Tensor) -> Sparse:
+        return unencoded(torch.arange(N), vector.round())
 
     state, delta = {"residual": torch.full((N,), 0.25)}, torch.randint(-90, 90, (N,), generator=seeded(1)) / 8
     payload = ec(PLAIN, delta, state, rounded)
@@ -140,9 +140,9 @@ def test_dgc_corrects_momentum_and_forgets_it_where_it_sent() -> None:
         {"residual": torch.zeros(3), "velocity": torch.zeros(3)},
     )
 
-    def largest(vector: Tensor) -> Payload:
+    def largest(vector: Tensor) -> Sparse:
         index = vector.abs().argmax().view(1)
-        return Payload(index.int(), vector[index])
+        return unencoded(index, vector[index])
 
     for brought, sent, residual, velocity in [
         ([4.0, 2.0, 1.0], (0, 4.0), [0.0, 2.0, 1.0], [0.0, 2.0, 1.0]),

@@ -13,7 +13,8 @@ from flare_dist.comm import exchange
 from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Exchanged, SparseUplink
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.update import HEADER_NBYTES, slot_nbytes
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.aggregation import DeltaSum, mean
@@ -31,7 +32,7 @@ def update(client: int) -> tuple[Tensor, Tensor]:
     return torch.randn(TOTAL, generator=rng), torch.randn(BUFFERS, generator=rng)
 
 
-def first_entries(client: int) -> Payload:
+def first_entries(client: int) -> Sparse:
     """A payload of a client-dependent number of entries."""
     indices = torch.arange(client % 5)
     return PACKING.pack(indices, update(client)[0][indices])
@@ -63,9 +64,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
         if client in rejected:
             uplink.reject(result)
         else:
-            uplink.add(
-                result, first_entries(client) if isinstance(uplink, SparseUplink) else Payload(None, model_delta)
-            )
+            uplink.add(result, first_entries(client) if isinstance(uplink, SparseUplink) else Dense(model_delta))
     return uplink.exchange(world), world.take_traffic().wire_bytes
 
 

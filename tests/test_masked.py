@@ -14,6 +14,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import bound_bits
 from flare_dist.compression.masked import HEADER, MaskedForm, active_layout, change_nbytes
+from flare_dist.compression.payload import Dense, Masked
 from flare_dist.layout import ParameterLayout
 
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 300), ("bias", 7), ("b", 500))])
@@ -47,15 +48,12 @@ def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: fl
     used = form(compressor, known, most_removed=removed + 3, most_grown=grown + 1)
     delta = torch.randn(LAYOUT.total, generator=torch.Generator().manual_seed(seed))
     payload = compressor.compress(1, 0, delta, {}, used, mask)
+    assert isinstance(payload, Masked)
     data = payload.data
-    assert data is not None
     assert data.numel() <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
     padded = torch.cat([data, data.new_zeros(9)])
     assert used.length(padded, payload.kept) == data.numel()
     got = used.unpack_checked(data, payload.kept)
-    assert got.indices is not None
-    assert payload.indices is not None
-    assert got.mask is not None
     assert torch.equal(got.mask, mask)
     assert torch.equal(got.indices, payload.indices)
     assert torch.equal(got.values, delta[got.indices])
@@ -85,11 +83,12 @@ def test_a_known_mask_costs_nothing() -> None:
     compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)
     used = form(compressor, mask)
     payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    assert isinstance(payload, Masked)
     assert (payload.nbytes, payload.mask_nbytes) == (4 * int(mask.sum()), 0)
     common = form(compressor, mask, is_common=True)
     delta = torch.randn(LAYOUT.total)
     summed = compressor.compress(1, 0, delta, {}, common, mask)
-    assert summed.indices is None
+    assert isinstance(summed, Dense)
     assert torch.equal(summed.values, delta[mask])
 
 
@@ -99,7 +98,7 @@ def test_error_feedback_selects_among_what_is_active_and_keeps_the_rest() -> Non
     used, state = form(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
     delta, before = torch.randn(LAYOUT.total), state["residual"].clone()
     payload = compressor.compress(1, 0, delta, state, used, mask)
-    assert payload.indices is not None
+    assert isinstance(payload, Masked)
     sent = torch.zeros(LAYOUT.total).index_add_(0, payload.indices, payload.values)
     assert torch.equal(sent + state["residual"], (before + delta) * mask)
     assert not sent[~mask].any()
@@ -129,6 +128,7 @@ def test_damaged_changes_are_errors(damage: Any) -> None:
     mask = known ^ (random(1, 0.1) & (torch.arange(LAYOUT.total) > 310))
     used = form(compressor, known, most_removed=100, most_grown=100)
     payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    assert isinstance(payload, Masked)
     with pytest.raises(ValueError, match=r"mask|payload|entries"):
         used.unpack_checked(damage(payload.data), payload.kept)
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Sparse
 from flare_dist.server.aggregation import DeltaSum, SparseSum
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import OPTIMIZERS, find_optimizer, load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server, sample_cohort
+from tests.helpers.payloads import unencoded
 
 TOTAL, ROUNDS = 50, 10
 
@@ -49,12 +50,12 @@ def test_sgd_at_rate_one_is_fedavg_exactly() -> None:
         assert torch.equal(used.parameters.data, expected)
 
 
-def payloads(clients: int, kept: int, disjoint: bool) -> list[Payload]:
+def payloads(clients: int, kept: int, disjoint: bool) -> list[Sparse]:
     """Of each client `kept` entries, at its own places or anywhere."""
     draws = torch.Generator().manual_seed(clients)
     order = torch.randperm(TOTAL, generator=draws)
     places = [order[c * kept : (c + 1) * kept] if disjoint else order.roll(7 * c)[:kept] for c in range(clients)]
-    return [Payload(at.sort().values.int(), torch.randn(kept, generator=draws)) for at in places]
+    return [unencoded(at.sort().values, torch.randn(kept, generator=draws)) for at in places]
 
 
 @pytest.mark.parametrize("disjoint", [True, False])
@@ -250,8 +251,8 @@ def test_the_server_owns_its_model() -> None:
     assert torch.equal(buffers, torch.arange(3.0))
 
 
-def pair(index: int, value: float) -> Payload:
-    return Payload(torch.tensor([index], dtype=torch.int32), torch.tensor([value]))
+def pair(index: int, value: float) -> Sparse:
+    return unencoded(torch.tensor([index]), torch.tensor([value]))
 
 
 def test_payloads_are_added_up_as_they_come_unless_they_are_changes_of_estimates() -> None:

@@ -23,6 +23,7 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import Launch, World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
+from flare_dist.compression.payload import Masked
 from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
@@ -268,10 +269,9 @@ def test_a_weight_that_nobody_has_becomes_zero_under_both_means() -> None:
         torch.testing.assert_close(combined, torch.tensor(expected))
 
 
-def _with_mask(mask: Tensor) -> Any:
-    from flare_dist.compression.payload import Payload
-
-    return Payload(None, torch.empty(0), None, mask, 7)
+def _with_mask(mask: Tensor) -> Masked:
+    none = torch.empty(0)
+    return Masked(none.int(), none, none.byte(), mask, 7)
 
 
 def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest.MonkeyPatch) -> None:

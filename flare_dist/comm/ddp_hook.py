@@ -38,7 +38,7 @@ from flare_dist.comm.hook_saves import SaveWatch
 from flare_dist.comm.hook_scale import LossScaler, is_finite, scale_of
 from flare_dist.comm.hook_updates import OptimizerSteps, Unapplied
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import WORD, Payload
+from flare_dist.compression.payload import WORD, Sparse
 from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
 
@@ -252,7 +252,7 @@ def exchange_gradients(
     used = bucket.is_used(gradient)
     packing = bucket.plan(state.step).packing
 
-    def compress(update: Tensor) -> Payload:
+    def compress(update: Tensor) -> Sparse:
         chosen = bucket.select(update, (state.seed, state.step, rank))
         indices = packing.indices(chosen)
         values = update[indices] * used[packing.tensors_of(indices)]
@@ -267,7 +267,6 @@ def exchange_gradients(
     except NotFiniteError:  # on a CPU, where selecting notices it; what is sent instead will not count
         failed.fill_(True)
         payload = state.rule(state.config, gradient.zero_(), bucket.kept, compress, bucket.draft())
-    assert payload.data is not None
     if state.config.residual_decay != 1 or "velocity" in state.state_names:
         bucket.keep_unused(used)
     kept, size = payload.kept, WORD + payload.nbytes

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
-from flare_dist.compression.payload import Form, Payload
+from flare_dist.compression.packing import Form
+from flare_dist.compression.payload import Dense, Masked, Payload
 from flare_dist.compression.update import Update, decode, encode, slot_nbytes
 from flare_dist.server.aggregation import DeltaSum, GatheredMasks, Receive
 
@@ -127,7 +128,9 @@ class SparseUplink:
         self.updates: dict[int, Update] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
-        """One client's update."""
+        """Add one client's update. Raises TypeError for a dense payload, which is summed and has no encoding."""
+        if isinstance(payload, Dense):
+            raise TypeError("a dense payload has no encoding: DenseUplink sums it")
         self.updates[result.client] = Update(result.client, result.train_loss, payload, result.buffer_delta)
 
     def reject(self, result: ClientResult) -> None:
@@ -144,7 +147,7 @@ class SparseUplink:
             if update.payload is not None:
                 weight = self.cohort.weights[update.client]
                 self.receive(self.delta_sum, update.client, update.payload, weight)
-                if gathered:
+                if gathered and isinstance(update.payload, Masked):
                     gathered.add(update.payload, weight)
                 buffer_sum.add_(update.buffers, alpha=weight)
                 losses[update.client] = update.train_loss

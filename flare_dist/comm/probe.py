@@ -14,7 +14,8 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import Dense, Payload
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.aggregation import DeltaSum, mean
 
@@ -72,7 +73,7 @@ def _exchange(world: World) -> None:
     for uplink in (sparse, dense):
 
         def payload(rank: int, is_sparse: bool = uplink is sparse) -> Payload:
-            return sent(rank) if is_sparse else Payload(None, delta(rank))
+            return sent(rank) if is_sparse else Dense(delta(rank))
 
         expected = torch.zeros(TOTAL, device=world.device)
         for rank, weight in cohort.weights.items():

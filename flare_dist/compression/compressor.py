@@ -11,7 +11,8 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.masked import MaskedForm, active_layout
-from flare_dist.compression.payload import Packing, Payload
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
@@ -88,25 +89,25 @@ class Compressor:
         """
         if form is None or mask is None:
             if self.config.is_dense:
-                return Payload(None, model_delta)
+                return Dense(model_delta)
             return self._select(self.plan(round_), round_, client, model_delta, state)
         active = form.active_in(mask)
         delta = model_delta[active]
         if self.config.is_dense and form.is_common:
-            return Payload(None, delta)
+            return Dense(delta)
         kept = {name: state[name][active] for name in self.state_names}
         payload = self._select(self.plan_within(round_, mask), round_, client, delta, kept)
         for name, vector in kept.items():
             state[name].index_copy_(0, active, vector)
         return form.wrap(payload, mask)
 
-    def _select(self, plan_: Plan, round_: int, client: int, model_delta: Tensor, state: State) -> Payload:
+    def _select(self, plan_: Plan, round_: int, client: int, model_delta: Tensor, state: State) -> Sparse:
         """Error feedback around the selection by a plan."""
         draws = generator(self.seed, "sparsifier", round_, client)
         rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
         segments, packing = plan_
 
-        def sparsify(vector: Tensor) -> Payload:
+        def sparsify(vector: Tensor) -> Sparse:
             chosen = packing.whole[:0]
             if segments:
                 chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Sparse
 
 
 class ErrorFeedbackConfig(Protocol):
@@ -28,7 +28,7 @@ class ErrorFeedbackConfig(Protocol):
 
 
 State = dict[str, Tensor]
-Compress = Callable[[Tensor], Payload]
+Compress = Callable[[Tensor], Sparse]
 
 
 class Rule(Protocol):
@@ -42,7 +42,7 @@ class Rule(Protocol):
         compress: Compress,
         into: State | None = None,
         /,
-    ) -> Payload: ...
+    ) -> Sparse: ...
 
 
 class ErrorFeedback(NamedTuple):
@@ -55,7 +55,7 @@ class ErrorFeedback(NamedTuple):
 
 def ec(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
-) -> Payload:
+) -> Sparse:
     """EF14 (Seide et al. 2014; Stich et al. 2018): U = b * A + Delta, send S = C(U), A <- U - S.
 
     b is `residual_decay`, 1 but in SparseLoCo (2025). The new residual is U first and then loses what was sent.
@@ -64,14 +64,13 @@ def ec(
     if config.residual_decay != 1:
         old = torch.mul(old, config.residual_decay, out=residual)
     payload = compress(torch.add(old, model_delta, out=residual))
-    assert payload.indices is not None
     residual.index_add_(0, payload.indices.long(), payload.values, alpha=-1)  # slower by int32
     return payload
 
 
 def dgc(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
-) -> Payload:
+) -> Sparse:
     """Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
 
     Both the velocity u and the residual V are zeroed where something was sent (momentum factor masking). Local momentum
@@ -81,7 +80,6 @@ def dgc(
     velocity = torch.mul(state["velocity"], config.dgc_momentum, out=into["velocity"]).add_(model_delta)
     residual = torch.add(state["residual"], velocity, out=into["residual"])
     payload = compress(residual)
-    assert payload.indices is not None
     residual.index_add_(0, payload.indices.long(), payload.values, alpha=-1)
     velocity.index_fill_(0, payload.indices.long(), 0)
     return payload
@@ -89,21 +87,20 @@ def dgc(
 
 def ef21(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
-) -> Payload:
+) -> Sparse:
     """EF21 (Richtarik et al. 2021): send S = C(Delta - g), g <- g + S, from g = 0.
 
     The server keeps the same g for every client and averages those of the clients present, as in FLARE's comparison.
     """
     estimate = state["estimate"]
     payload = compress(model_delta - estimate)
-    assert payload.indices is not None
     torch.index_add(estimate, 0, payload.indices, payload.values, out=(into or state)["estimate"])
     return payload
 
 
 def none(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
-) -> Payload:
+) -> Sparse:
     """No memory: what is not sent is lost."""
     return compress(model_delta)
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.index_codecs import check_indices, index_codec
-from flare_dist.compression.payload import MOST_ENTRIES, WORD, Packing, Payload, check_positions
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import MOST_ENTRIES, WORD, Masked, Sparse, check_positions
 from flare_dist.layout import Entry, ParameterLayout
 
 HEADER = 3 * WORD
@@ -76,14 +77,12 @@ class MaskedForm:
     def active_in(self, mask: Tensor) -> Tensor:
         return mask.nonzero().squeeze(1) if self.moves else self.active
 
-    def wrap(self, payload: Payload, mask: Tensor) -> Payload:
+    def wrap(self, payload: Sparse, mask: Tensor) -> Masked:
         """What is sent: a payload of the active entries, behind the change of the mask where it may have moved."""
-        assert payload.indices is not None
-        assert payload.data is not None
         change = self._encode(mask) if self.moves else payload.data[:0]
         nbytes = torch.tensor([WORD + change.numel() + payload.data.numel()], dtype=torch.int32)
         head = [nbytes.view(torch.uint8).to(change.device), change] if self.moves else []
-        return Payload(
+        return Masked(
             self.active_in(mask)[payload.indices].int(),
             payload.values,
             torch.cat([*head, payload.data]),
@@ -102,16 +101,15 @@ class MaskedForm:
             raise ValueError(f"a payload behind the change of a mask cannot have {nbytes} bytes")
         return nbytes
 
-    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
+    def unpack_checked(self, data: Tensor, kept: int) -> Masked:
         """The payload in `data`; waits for a GPU. Raises ValueError where it holds none."""
         mask, packing, used = self.mask, self.packing if not self.moves else None, 0
         if packing is None:
             mask, used = self._decode(data)
             packing = self.packing_of(mask)
         payload = packing.unpack_checked(data[used:], kept)
-        assert payload.indices is not None
         active = self.active_in(mask)
-        return Payload(active[payload.indices].int(), payload.values, data, mask, used)
+        return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
     def most_nbytes(self, most_payload: int) -> int:
         """No payload is longer, that of the active entries having at most `most_payload` bytes.

@@ -1,25 +1,14 @@
-"""A payload: what is sent of a flat vector, and which bytes that becomes.
+"""Payloads: what is sent of a flat vector, in three types.
 
-Some tensors are sent whole in every payload, so that only their values need to travel; of the others the chosen
-positions travel as well:
-
-    | chosen indices, by an index codec | values of the chosen and of the whole tensors, by a value codec |
-
-How long that is follows from the number of entries alone.
+`Dense` is summed before the wire and has no encoding. `Sparse` and `Masked` are encoded (packing.py, masked.py): their
+values are those that a receiver decodes from `data`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
-
-from flare_dist.compression.index_codecs import IndexCodec, check_indices, index_codec
-from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
-from flare_dist.layout import Entry, ParameterLayout
 
 WORD = 4
 MOST_ENTRIES = 2**31 - 1  # positions, counts and lengths travel as int32
@@ -34,44 +23,11 @@ def check_positions(total: int, what: str) -> None:
         )
 
 
-class Form(Protocol):
-    """How the payloads of a client are read."""
-
-    def length(self, data: Tensor, kept: int) -> int:
-        """Length of the payload of `kept` entries at the front of `data`, uint8."""
-
-    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
-        """That payload; ValueError where `data` holds none."""
-
-
-class Codecs(Protocol):
-    """What a packing reads of the compression's configuration."""
-
-    @property
-    def index_codec(self) -> str: ...
-
-    @property
-    def block(self) -> int: ...
-
-    @property
-    def value_codec(self) -> str: ...
-
-    @property
-    def value_block(self) -> int: ...
-
-
 @dataclass(frozen=True)
-class Payload:
-    """What is sent of a model delta: `values` float32 [kept] at `indices` int32 [kept], or all of it (None).
+class Dense:
+    """Every entry of a vector: `values` float32 [total]."""
 
-    The values are those that a receiver decodes from `data`, its encoding; a dense payload is summed, not encoded.
-    """
-
-    indices: Tensor | None
     values: Tensor
-    data: Tensor | None = None  # uint8
-    mask: Tensor | None = None  # bool [total]: of a sparse model, which of the client's weights are active
-    mask_nbytes: int = 0  # how many bytes of `data` say so
 
     @property
     def kept(self) -> int:
@@ -79,111 +35,44 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Length of the encoding in bytes; of a dense payload 4 an entry."""
-        if self.data is None:
-            assert self.indices is None, "only dense payloads have no encoding"
-            return WORD * self.kept
+        return WORD * self.kept
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Some entries of a vector: `values` float32 [kept] at `indices` int32 [kept], encoded as `data` uint8 [nbytes]."""
+
+    indices: Tensor
+    values: Tensor
+    data: Tensor
+
+    @property
+    def kept(self) -> int:
+        return self.values.numel()
+
+    @property
+    def nbytes(self) -> int:
         return self.data.numel()
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The form of the payloads of one layout: `whole` are the positions (int64, ascending) that all of them hold."""
+class Masked:
+    """Some of the active entries of a sparse model: a sparse payload, and the mask that its client has now."""
 
-    codecs: Codecs
-    total: int
-    whole: Tensor
-    ends: Tensor  # int64: where each tensor ends, for those value codecs that have a table for each
+    indices: Tensor  # int32 [kept], in the whole vector
+    values: Tensor  # float32 [kept]
+    data: Tensor  # uint8 [nbytes]
+    mask: Tensor  # bool [total]: which of the client's weights are active
+    mask_nbytes: int  # how many bytes of `data` encode the mask
 
-    @staticmethod
-    def of(codecs: Codecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
-        """The packing of a layout whose tensors `whole` are always sent.
+    @property
+    def kept(self) -> int:
+        return self.values.numel()
 
-        Raises ValueError if positions in the layout do not fit into int32.
-        """
-        check_positions(layout.total, "one vector")
-        positions = [torch.arange(entry.offset, entry.end) for entry in whole]
-        always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
-        ends = torch.tensor([entry.end for entry in layout.entries])
-        return Packing(codecs, layout.total, always.to(device), ends.to(device))
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel()
 
-    def nbytes(self, kept: int) -> int:
-        """Length of a payload of `kept` entries, those that are always sent included.
 
-        Raises ValueError where a payload cannot have so many.
-        """
-        chosen = kept - self.whole.numel()
-        if not 0 <= chosen <= self.total:
-            raise ValueError(f"{kept} of {self.total} entries make no payload ({self.whole.numel()} are always sent)")
-        return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
-
-    def length(self, data: Tensor, kept: int) -> int:
-        """Length of the payload of `kept` entries at the front of `data`, which does not matter here."""
-        return self.nbytes(kept)
-
-    def most_nbytes(self, kept: int) -> int:
-        """No payload of at most `kept` entries is longer: fewer may take a byte or two more, being rounded."""
-        return self.nbytes(kept) + WORD
-
-    def indices(self, chosen: Tensor) -> Tensor:
-        """Where the entries of a payload lie: at `chosen` (ascending, none of them in `whole`) and then at `whole`."""
-        return torch.cat([chosen, self.whole])
-
-    def tensors_of(self, indices: Tensor) -> Tensor:
-        """The number of the tensor that each index lies in, int64."""
-        return torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
-
-    def pack(self, indices: Tensor, values: Tensor, draws: Tensor | None = None) -> Payload:
-        """The payload with `values` (float32 [kept]) at these `indices`, as the method of that name gives them.
-
-        Its values are what a receiver decodes. With `draws`, uniform
-        in [0, 1) for each of them, what lies between two levels of a value codec is rounded at random.
-        """
-        chosen = indices[: indices.numel() - self.whole.numel()]
-        codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)
-        coded = codec.encode(values, groups, draws)
-        parts = [coded]
-        if chosen.numel():
-            parts = [self._index_codec(chosen.numel()).encode(chosen, self.total), coded]
-        return Payload(indices.int(), codec.decode(coded, groups), torch.cat(parts))
-
-    def unpack(self, data: Tensor, kept: int) -> Payload:
-        """The payload of `kept` entries that `data`, uint8 [nbytes(kept)], holds; its indices are not looked at."""
-        chosen = kept - self.whole.numel()
-        index_nbytes = self._index_nbytes(chosen)
-        coded, values = data.split([index_nbytes, data.numel() - index_nbytes])
-        indices = self.whole
-        if chosen:
-            indices = self.indices(self._index_codec(chosen).decode(coded, self.total, chosen))
-        decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
-        return Payload(indices.int(), decoded, data)
-
-    def unpack_checked(self, data: Tensor, kept: int) -> Payload:
-        """The same for data that may be broken; waits for a GPU. Raises ValueError where it holds no such payload."""
-        if data.numel() != self.nbytes(kept):
-            raise ValueError(f"a payload of {kept} entries has {self.nbytes(kept)} bytes, not {data.numel()}")
-        payload = self.unpack(data, kept)
-        assert payload.indices is not None
-        check_indices(payload.indices[: kept - self.whole.numel()], self.total)
-        return payload
-
-    def _index_codec(self, chosen: int) -> IndexCodec:
-        return index_codec(self.codecs.index_codec, self.total, chosen, self.codecs.block)
-
-    def _index_nbytes(self, chosen: int) -> int:
-        return self._index_codec(chosen).nbytes(self.total, chosen) if chosen else 0
-
-    def _groups(self, kept: int) -> int:
-        """How many tables there are."""
-        return -(-kept // self.codecs.value_block) if self.codecs.value_block else self.ends.numel()
-
-    def _grouped(self, indices: Tensor) -> Groups:
-        """The table of each entry; nothing where the codec has none."""
-        kept = indices.numel()
-        if not VALUE_CODECS[self.codecs.value_codec].table:
-            return Groups(self.ends.new_empty(0), 0)
-        if self.codecs.value_block:
-            of = torch.arange(kept, device=indices.device) // self.codecs.value_block
-        else:
-            of = self.tensors_of(indices)
-        return Groups(of, self._groups(kept))
+Encoded = Sparse | Masked  # what has bytes of its own
+Payload = Dense | Encoded

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flare_dist.compression.payload import WORD, Form, Payload
+from flare_dist.compression.packing import Form
+from flare_dist.compression.payload import WORD, Encoded
 
 HEADER_NBYTES = 16
 FIELDS = HEADER_NBYTES - WORD  # bytes of the header before its checksum
@@ -29,7 +30,7 @@ class Update:
 
     client: int
     train_loss: float
-    payload: Payload | None
+    payload: Encoded | None
     buffers: Tensor  # float32 [b]: the change of the model's floating-point buffers
 
     @property
@@ -47,7 +48,6 @@ def encode(update: Update, slot: Tensor) -> None:
     """Write `update` to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is."""
     payload, body = update.payload, slot.new_empty(0)
     if payload:
-        assert payload.data is not None, "dense payloads are summed, not encoded"
         body = torch.cat([update.buffers.float().contiguous().view(torch.uint8), payload.data])
     counts = torch.tensor([update.client, payload.kept if payload else -1], dtype=torch.int32)
     loss = torch.tensor([update.train_loss], dtype=torch.float32)

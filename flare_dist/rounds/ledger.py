@@ -22,7 +22,8 @@ from flare_dist.comm.distributed import Traffic, World, all_gather_wire, all_red
 from flare_dist.comm.exchange import Exchanged
 from flare_dist.comm.hook_meter import HookTraffic
 from flare_dist.compression.compressor import Compressor
-from flare_dist.compression.payload import WORD, Packing
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
 from flare_dist.units import counted
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Dense, Masked, Payload
 
 
 class SparseSum:
@@ -69,7 +69,7 @@ def cohort_weights(cohort: Sequence[int], num_examples: Sequence[int], weighting
 
 def mean(total: DeltaSum, payload: Payload, weight: float) -> None:
     """Add one client's payload, times its weight, to `total` in place; call in client order, for the bits' sake."""
-    if payload.indices is None:
+    if isinstance(payload, Dense):
         assert isinstance(total, Tensor), "a dense payload has no place in a sparse sum"
         total.add_(payload.values, alpha=weight)
     else:
@@ -86,9 +86,8 @@ class GatheredMasks:
         self.weights: list[float] = []
         self.mask_nbytes = 0
 
-    def add(self, payload: Payload, weight: float) -> None:
+    def add(self, payload: Masked, weight: float) -> None:
         """Take note of one client's mask."""
-        assert payload.mask is not None
         self._held.add_(payload.mask.float(), alpha=weight)
         self._weight.add_(weight)
         self.masks.append(payload.mask)

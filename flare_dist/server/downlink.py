@@ -72,9 +72,7 @@ class Downlink:
         chosen = select(residual, self._plan.segments, SPARSIFIERS["topk"], generator(0, "unused"))
         packing = self._plan.packing
         indices = packing.indices(chosen)
-        data = packing.pack(indices, residual[indices]).data
-        assert data is not None
-        return data
+        return packing.pack(indices, residual[indices]).data
 
     def receive(self, message: Tensor) -> None:
         """Take a message over into the view."""
@@ -82,7 +80,6 @@ class Downlink:
             self.view.copy_(FP16.decode(message, NO_GROUPS))
             return
         payload = self._plan.packing.unpack_checked(message, self._plan.max_kept)
-        assert payload.indices is not None
         self.view.index_add_(0, payload.indices, payload.values)
 
     def finish_round(self, round_: int) -> None:

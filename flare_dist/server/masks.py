@@ -18,7 +18,8 @@ from torch import Tensor
 from flare_dist.compression.bits import set_bits, unpack_bits
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.masked import MaskedForm, positions_nbytes
-from flare_dist.compression.payload import WORD, Packing
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import WORD
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import UPDATE_MODES, GatheredMasks

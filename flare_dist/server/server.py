@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
-from flare_dist.compression.payload import Payload
+from flare_dist.compression.payload import Dense, Payload
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import DeltaSum, SparseSum, mean
@@ -73,11 +73,11 @@ class Server:
     def receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
         if self.estimated:
-            assert payload.indices is not None
+            assert not isinstance(payload, Dense), "estimates follow sparse changes"
             assert isinstance(total, Tensor)
             if client not in self.estimates:
                 self.estimates[client] = torch.zeros_like(total)
-            payload = Payload(None, self.estimates[client].index_add_(0, payload.indices, payload.values))
+            payload = Dense(self.estimates[client].index_add_(0, payload.indices, payload.values))
         mean(total, payload, weight)
 
     def step(self, round_: int, mean_delta: DeltaSum) -> None:
