@@ -11,7 +11,7 @@ from torch import Tensor
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm import exchange
 from flare_dist.comm.distributed import World
-from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Exchanged, SparseUplink
+from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Received, SparseUplink
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
@@ -42,7 +42,7 @@ def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> No
     mean(total, payload, weight)
 
 
-def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
+def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "GATHER_LIMIT", limit)
@@ -52,12 +52,12 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Ex
         )
 
 
-def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
+def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
     cohort = Cohort({client: client * world.size // 7 for client in range(7)}, WEIGHTS)
     return _exchange(world, DenseUplink(cohort, receive, TOTAL, BUFFERS, torch.device("cpu")), rejected)
 
 
-def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Exchanged, int]:
+def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Received, int]:
     for client in uplink.cohort.hosted_by(world.rank):
         model_delta, buffers = update(client)
         result = ClientResult(client, 1, float(client), model_delta, buffers)
@@ -68,7 +68,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
     return uplink.exchange(world), world.take_traffic().wire_bytes
 
 
-def assert_equal(one: Exchanged, other: Exchanged, exact: bool = True) -> None:
+def assert_equal(one: Received, other: Received, exact: bool = True) -> None:
     rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
     torch.testing.assert_close(one.mean_vector, other.mean_vector, rtol=rtol, atol=atol)
     torch.testing.assert_close(one.mean_buffer_delta, other.mean_buffer_delta, rtol=rtol, atol=atol)

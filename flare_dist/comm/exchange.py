@@ -18,9 +18,9 @@ from torch import Tensor
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
 from flare_dist.compression.packing import Form
-from flare_dist.compression.payload import Dense, Masked, Payload
+from flare_dist.compression.payload import Dense, Payload
 from flare_dist.compression.update import Update, decode, encode, slot_nbytes
-from flare_dist.server.aggregation import DeltaSum, GatheredMasks, Receive
+from flare_dist.server.aggregation import DeltaSum, Receive
 
 ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -38,8 +38,8 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Exchanged:
-    """What comes of an exchange: the means over the accepted clients, and what was sent for them."""
+class Received:
+    """The means over the accepted clients, and what was sent for them."""
 
     mean_delta: DeltaSum  # of float32 [total]; zero where nobody was accepted, and on ranks that do not step the server
     mean_buffer_delta: Tensor  # float32 [b]
@@ -48,9 +48,6 @@ class Exchanged:
     train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
-    gathered: GatheredMasks | None = None  # of sparse models, where the clients' masks may differ
-    mask_bytes: int = 0  # the part of uplink_bytes that is there for the masks' sake
-    squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, where they measured
     beside: dict[str, Tensor] = field(default_factory=dict)  # means of the payloads beside the delta, on every rank
 
     @property
@@ -59,7 +56,7 @@ class Exchanged:
         assert isinstance(self.mean_delta, Tensor)
         return self.mean_delta
 
-    def with_payload(self, name: str, other: Exchanged) -> Exchanged:
+    def with_payload(self, name: str, other: Received) -> Received:
         """Add the mean of another payload of the same clients, and its bytes."""
         return replace(
             self,
@@ -69,9 +66,9 @@ class Exchanged:
         )
 
 
-def _exchanged(
+def _received(
     cohort: Cohort, losses: dict[int, float], delta_sum: DeltaSum, buffer_sum: Tensor, kept: int, uplink_bytes: int
-) -> Exchanged:
+) -> Received:
     """The means, from weighted sums over the clients in `losses`, which are those accepted."""
     accepted = list(losses)
     rejected = [client for client in cohort.hosts if client not in losses]
@@ -80,7 +77,7 @@ def _exchanged(
         delta_sum.div_(present)
         buffer_sum.div_(present)
     train_loss = math.fsum(cohort.weights[client] * loss for client, loss in losses.items()) / (present or 1.0)
-    return Exchanged(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)
+    return Received(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)
 
 
 def mean_in_order(
@@ -105,7 +102,7 @@ class SparseUplink:
     """Collects the updates of this rank's clients and gathers everybody's.
 
     They are added up in `delta_sum`, zero at first. `forms` says how each client's payloads are read, none of which is
-    longer than `most_nbytes`. Where the clients' `masks_differ` what is known of them afterwards goes with the means.
+    longer than `most_nbytes`.
     """
 
     def __init__(
@@ -116,14 +113,12 @@ class SparseUplink:
         buffers: int,
         forms: Mapping[int, Form],
         most_nbytes: int,
-        masks_differ: bool = False,
     ) -> None:
         self.cohort = cohort
         self.receive = receive
         self.delta_sum = delta_sum
         self.buffers = buffers
         self.forms = forms
-        self.masks_differ = masks_differ
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
         self.updates: dict[int, Update] = {}
 
@@ -137,23 +132,19 @@ class SparseUplink:
         """Leave one client out of the round."""
         self.updates[result.client] = Update(result.client, result.train_loss, None, result.buffer_delta.new_empty(0))
 
-    def exchange(self, world: World) -> Exchanged:
+    def exchange(self, world: World) -> Received:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
         buffer_sum = torch.zeros(self.buffers, device=world.device)
-        gathered = GatheredMasks(self.delta_sum.numel(), world.device) if self.masks_differ else None
         losses, kept, uplink_bytes = {}, 0, 0
         for update in self._gather(world):
             uplink_bytes += update.nbytes
             if update.payload is not None:
                 weight = self.cohort.weights[update.client]
                 self.receive(self.delta_sum, update.client, update.payload, weight)
-                if gathered and isinstance(update.payload, Masked):
-                    gathered.add(update.payload, weight)
                 buffer_sum.add_(update.buffers, alpha=weight)
                 losses[update.client] = update.train_loss
                 kept += update.payload.kept
-        exchanged = _exchanged(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
-        return replace(exchanged, gathered=gathered, mask_bytes=gathered.mask_nbytes if gathered else 0)
+        return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
 
     def _gather(self, world: World) -> Iterator[Update]:
         """All updates of the cohort in its order, gathered in runs of consecutive clients."""
@@ -214,7 +205,7 @@ class DenseUplink:
     def reject(self, result: ClientResult) -> None:
         """Leave one client out of the round: its places stay zero."""
 
-    def exchange(self, world: World) -> Exchanged:
+    def exchange(self, world: World) -> Received:
         """One all-reduce of the sums."""
         world.all_reduce_(self.sums)
         reports = torch.stack(list(self.reports.values())).tolist()
@@ -223,4 +214,4 @@ class DenseUplink:
         delta_sum = self.delta_sum
         if self.active is not None:
             delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
-        return _exchanged(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)
+        return _received(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)
