@@ -29,8 +29,8 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.one_batch import resolve_together, why_not_one_batch
 from flare_dist.rounds.setup import set_up_federation
-from flare_dist.rounds.together import settle_together, why_not_together
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests import test_rounds
@@ -387,9 +387,9 @@ def test_settings_fall_back_with_the_reason(
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     caplog.set_level("INFO")
     config, model, blank = replace(Config(), **changes), nn.Linear(4, 4), torch.zeros(1, 4)
-    found = why_not_together(config, model, blank)
+    found = why_not_one_batch(config, model, blank)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
-    settled = settle_together(config, model, blank, "cuda")
+    settled = resolve_together(config, model, blank, "cuda")
     assert settled.clients.together == ("never" if reason else "always")
     if config.mode == "federated":
         assert (f"one after another: {reason}" if reason else "as one batch") in caplog.text
@@ -401,7 +401,7 @@ def test_settings_fall_back_with_the_reason(
 def test_auto_is_for_small_models_on_gpus() -> None:
     def settled(together: str, model: nn.Module, device: str) -> str:
         config = replace(Config(), clients=ClientsConfig(together=together))
-        return settle_together(config, model, torch.zeros(1, 1024), device).clients.together
+        return resolve_together(config, model, torch.zeros(1, 1024), device).clients.together
 
     small, large = nn.Linear(1024, 8), nn.Linear(1024, 1025)
     assert settled("auto", small, "cuda") == "always"

@@ -23,10 +23,10 @@ from flare_dist.sparse_training.masks import (
     layer_counts,
     mask_mismatch,
     none_empty,
-    prunable_entries,
     random_mask,
     random_places,
 )
+from flare_dist.sparse_training.prunable import prunable_entries
 
 CPU = torch.device("cpu")
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 40), ("bias", 5), ("b", 400))])

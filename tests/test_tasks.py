@@ -28,7 +28,7 @@ from flare_dist.data.sources import SOURCES, Source
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.rounds.gradient import rank_weight
-from flare_dist.sparse_training.pruning import gradient
+from flare_dist.sparse_training.criteria import gradient
 from flare_dist.tasks.builtin import NEXT_TOKEN, REGRESSION, SEGMENTATION, TASKS
 from flare_dist.tasks.config import find_task
 from flare_dist.tasks.task import Amount, Batch, Task, add, finish, mean_loss, measure

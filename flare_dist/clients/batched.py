@@ -150,7 +150,7 @@ class Batches:
 class BatchedTrainer:
     """Trains the clients of a rank as `trainer` does one after another, `most` of them at a time as one batch.
 
-    For what allows it see `flare_dist.clients.batchable` and `flare_dist.rounds.together`.
+    For what allows it see `flare_dist.clients.batchable` and `flare_dist.rounds.one_batch`.
     """
 
     def __init__(self, trainer: LocalTrainer, most: int, task: Task = CLASSIFICATION) -> None:

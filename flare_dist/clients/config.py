@@ -42,7 +42,7 @@ class ClientsConfig:
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
         together: whether the clients of a rank are trained as one batch: auto (a small model on a GPU, where it and the
-            other settings allow it), always (an error where they do not) or never (one after another). The result is
+            other settings allow it), always (an error if they do not) or never (one after another). The result is
             the same to rounding; the run's configuration has what auto came to.
         state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
             of in memory, for more than fits into it (null = in memory).
@@ -105,31 +105,31 @@ class ClientsConfig:
         refuse(EXCLUSIONS, clients=self)
 
     def steps_with(self, num_examples: int) -> int:
-        """Local steps of a round on so many examples."""
+        """Count the local steps of a round on so many examples."""
         if self.local_steps is not None:
             return self.local_steps
         return self.local_epochs * self.epoch_steps(num_examples)
 
     def epoch_steps(self, num_examples: int) -> int:
-        """Local steps of a pass over so many examples."""
+        """Count the local steps of a pass over so many examples."""
         return count_batches(num_examples, self.batch_size, self.smallest)
 
     def batch_sizes(self, num_examples: int) -> list[int]:
-        """The sizes of the mini-batches of a pass over so many examples."""
+        """Return the sizes of the mini-batches of a pass over so many examples."""
         return batch_sizes(num_examples, self.batch_size, self.smallest)
 
     def largest_batch(self, sizes: Iterable[int]) -> int:
-        """The size of the largest mini-batch of clients with so many examples each."""
+        """Return the size of the largest mini-batch of clients with so many examples each."""
         return max(batch for size in set(sizes) for batch in self.batch_sizes(size))
 
     @property
     def smallest(self) -> int:
-        """Fewest examples that a step is taken on."""
+        """Return the fewest examples that a step is taken on."""
         return self.smallest_batch or 1
 
     @property
     def memory_names(self) -> tuple[str, ...]:
-        """The vectors that a client remembers for its objective."""
+        """Name the vectors that a client remembers for its objective."""
         return algorithm_of(self).memory
 
     @property

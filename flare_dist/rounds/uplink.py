@@ -166,5 +166,5 @@ def leave_to_rank_0(total: DeltaSum, client: int, payload: Payload, weight: floa
 
 
 def _alone(result: ClientResult) -> ClientResult:
-    """Address another payload of a client; the model's buffers go with its delta."""
+    """Strip the model's buffers, which go with the delta, for another payload of a client."""
     return replace(result, buffer_delta=result.buffer_delta.new_empty(0))

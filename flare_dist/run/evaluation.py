@@ -73,11 +73,11 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
 
 
 def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:
-    """The metrics on the test set of the model that a run saved, the task's best metric first.
+    """Measure the model that a run saved on the test set; returns the task's best metric first.
 
     `which` is final or best; `root` moves the data.
 
-    Raises ValueError where `directory` holds no such model.
+    Raises ValueError if `directory` holds no such model.
     """
     path = directory / {"final": MODEL, "best": BEST}[which]
     for needed in (directory / CONFIG, path):
