@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,3 +27,13 @@ def as_it_began() -> Iterator[None]:
     log.propagate = True
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of one rank without interruption; tests copy what they change."""
+    from tests.helpers.runs import start, tiny  # here, for most tests import no trainer
+
+    directory = tmp_path_factory.mktemp("straight")
+    start(tiny(directory))
+    return directory

@@ -34,8 +34,8 @@ from flare_dist.rounds.setup import set_up_federation
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests import test_rounds
+from tests.helpers.runs import results, start, tiny
 from tests.ranks import run_ranks, single
-from tests.test_trainer import results, start, tiny
 
 SIZES = [1, 9, 8, 30, 17, 30]  # of the clients; batches of 8: one example, batch_size + 1, just a batch, ...
 DATA = DataConfig(

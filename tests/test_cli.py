@@ -11,7 +11,6 @@ import torch
 
 from flare_dist import cli
 from flare_dist.run import trainer
-from tests.test_trainer import straight, tiny  # noqa: F401  (straight is a fixture)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

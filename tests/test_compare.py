@@ -29,9 +29,9 @@ from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.setup import set_up
 from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.studies.techniques import DIFFERENCES, USUAL, find_techniques
+from tests.helpers.runs import start
 from tests.ranks import run_ranks
 from tests.test_gradient import config
-from tests.test_trainer import start
 
 ROOT = Path(__file__).parent.parent
 STEPS = 5

@@ -33,7 +33,7 @@ from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import random_mask
 from flare_dist.sparse_training.schedule import falling_rates
 from flare_dist.tasks.builtin import CLASSIFICATION
-from tests import test_trainer
+from tests.helpers import runs
 from tests.ranks import run_ranks
 from tests.test_attach import make_accelerator, steps_of
 from tests.test_ddp_hook import STEPS, batch, flat, net, train
@@ -301,14 +301,14 @@ def test_pieces_of_a_batch_are_one_step_of_the_engine(served: Any) -> None:
 
 def test_a_federated_run_is_accelerate_s_and_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     engine = EngineConfig(name="deepspeed", deepspeed_config=str(ROOT / "deepspeed_config.json"))
-    test_trainer.start(test_trainer.tiny(tmp_path / "run", engine=engine), 2, kill_in_round=5)
-    test_trainer.start(test_trainer.tiny(tmp_path / "run", engine=engine), 3)
-    test_trainer.start(test_trainer.tiny(tmp_path / "accelerate"), 2)
-    model, expected = test_trainer.results(tmp_path / "run")[0], test_trainer.results(tmp_path / "accelerate")[0]
+    runs.start(runs.tiny(tmp_path / "run", engine=engine), 2, kill_in_round=5)
+    runs.start(runs.tiny(tmp_path / "run", engine=engine), 3)
+    runs.start(runs.tiny(tmp_path / "accelerate"), 2)
+    model, expected = runs.results(tmp_path / "run")[0], runs.results(tmp_path / "accelerate")[0]
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
     saved = load_config(tmp_path / "run" / "config.yaml").engine.deepspeed_config
     assert isinstance(saved, dict)  # what was in the file, which may change
     assert saved["zero_optimization"]["stage"] == 1
     other = replace(engine, deepspeed_config={**saved, "zero_optimization": {"stage": 2}})
     with pytest.raises(ValueError, match=r"^engine\.deepspeed_config\.zero_optimization\.stage: "):
-        settle(test_trainer.tiny(tmp_path / "run", engine=replace(other, device="cpu", threads=1)), 1)
+        settle(runs.tiny(tmp_path / "run", engine=replace(other, device="cpu", threads=1)), 1)

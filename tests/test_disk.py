@@ -24,8 +24,8 @@ from flare_dist.disk import DiskError, explained
 from flare_dist.records import files
 from flare_dist.records.files import on_all_ranks, save_model, save_state, write_text
 from flare_dist.records.tracking import METRICS, EventWriter, Tracker
+from tests.helpers.runs import assert_same_run, start, start_rank, tiny
 from tests.ranks import run_ranks
-from tests.test_trainer import _start, assert_same_run, start, straight, tiny  # noqa: F401  (straight is a fixture)
 
 
 def fill(path: Path) -> None:
@@ -138,13 +138,13 @@ def start_on_a_filling_disk(world: World, config: Config) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files.torch, "save", save)
         try:
-            _start(world, config, None)
+            start_rank(world, config, None)
         except DiskError as error:
             return str(error)
     return ""
 
 
-def test_a_run_that_filled_its_disk_goes_on_bitwise(straight: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_that_filled_its_disk_goes_on_bitwise(straight: Path, tmp_path: Path) -> None:
     one, other = run_ranks(start_on_a_filling_disk, 2, tiny(tmp_path))
     assert one == other
     assert one.startswith(

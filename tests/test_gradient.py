@@ -25,8 +25,8 @@ from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.setup import set_up
 from flare_dist.server.server import sample_cohort
+from tests.helpers.runs import assert_same_run, results, start, tiny
 from tests.ranks import run_ranks
-from tests.test_trainer import assert_same_run, results, start, tiny
 
 
 def config(directory: Path | str, **changes: Any) -> Config:

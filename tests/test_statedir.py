@@ -18,8 +18,8 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.records import rundir, statedir
 from flare_dist.studies.sweep import Grid, check_settings
+from tests.helpers.runs import assert_same_run, results, start, start_rank, tiny
 from tests.ranks import run_ranks
-from tests.test_trainer import _start, assert_same_run, results, start, tiny
 
 RULES = {
     "ec": CompressionConfig(density=0.02),
@@ -79,7 +79,7 @@ def start_and_die(world: World, config: Config, lends: int) -> None:
 
     if world.rank == 1:
         SpilledStates.lend = lend_or_die  # type: ignore[method-assign]
-    _start(world, config, None)
+    start_rank(world, config, None)
 
 
 @pytest.mark.parametrize(("lends", "ranks"), [(1, 2), (6, 2), (6, 3)])
