@@ -20,7 +20,8 @@ from statistics import median
 import torch
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from flare_dist.config.config import Config, build_config, config_parser, to_yaml
-from flare_dist.config.parser import ConfigParser
+from flare_dist.config.config import Config
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser
+from flare_dist.config.saved import to_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEED = 18

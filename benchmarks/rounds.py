@@ -28,7 +28,7 @@ import torch
 from timing import machine, print_table
 from torch import Tensor, nn
 
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
 from flare_dist.rounds.setup import divide

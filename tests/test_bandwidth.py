@@ -25,7 +25,7 @@ from flare_dist.analysis.bandwidth import (
 from flare_dist.analysis.densities import read_densities
 from flare_dist.analysis.links import TOPOLOGIES, Link, project
 from flare_dist.analysis.report import lines
-from flare_dist.records.tracking import tag
+from flare_dist.records.tensorboard import tag
 
 ROW = {
     "clients": 4,

@@ -22,7 +22,8 @@ from flare_dist.comm.distributed import World
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
 from flare_dist.comm.library_hooks import LibraryHookState, library_hook
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import Config, load_config, with_arguments
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config, with_arguments
 from flare_dist.engines.config import EngineConfig
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round

@@ -21,7 +21,8 @@ from flare_dist.cli.compatibility import page
 from flare_dist.cli.training import train_parser
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.config.config import Config, config_parser
+from flare_dist.config.config import Config
+from flare_dist.config.load import config_parser
 from flare_dist.exclusion import Exclusion, messages, refuse
 
 # Options as somebody sets them, each with what it needs by itself.

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import Config, as_dict, build_config, config_parser, differing_keys, load_config, to_yaml
+from flare_dist.config.config import Config
+from flare_dist.config.load import build_config, config_parser, load_config
+from flare_dist.config.saved import as_dict, differing_keys, to_yaml
 
 
 def parse(*arguments: str) -> Config:

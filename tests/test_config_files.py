@@ -14,8 +14,10 @@ import yaml
 
 from flare_dist import cli
 from flare_dist.cli.sweeps import sweep_parser
-from flare_dist.config.config import Config, as_dict, build_config, config_parser, load_config, to_yaml, with_arguments
-from flare_dist.config.parser import ConfigParser
+from flare_dist.config.config import Config
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser, load_config, with_arguments
+from flare_dist.config.saved import as_dict, to_yaml
 
 FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz_configs.py"
 

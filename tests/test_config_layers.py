@@ -1,7 +1,8 @@
-"""Files and arguments as layers: the later wins, key by key, and errors name the one that had the last word."""
+"""Layers: of files the later wins, arguments win over files, and errors name the layer that set a key."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from argparse import ArgumentError
@@ -15,16 +16,10 @@ import yaml
 from flare_dist import cli
 from flare_dist.cli.sweeps import compare_parser, sweep_parser
 from flare_dist.cli.training import partition_parser, train_parser
-from flare_dist.config.config import (
-    Config,
-    as_dict,
-    build_config,
-    differing_keys,
-    load_config,
-    to_yaml,
-    with_arguments,
-)
-from flare_dist.config.parser import ConfigParser
+from flare_dist.config.config import Config
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, load_config, with_arguments
+from flare_dist.config.saved import as_dict, differing_keys, to_yaml
 from flare_dist.config.values import leaf_types
 from flare_dist.config.yaml_file import read_file, read_text
 
@@ -104,7 +99,8 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
         (["rounds: 1", "\nrounds: 0"], [], [], "rounds: {tmp}/1.yaml:2: must be at least 1, got 0"),
         (["rounds: 0", "seed: 1"], [], [], "rounds: {tmp}/0.yaml:1: must be at least 1, got 0"),
         (["rounds: 1", "seed: 1"], [], ["--rounds=0"], "rounds: must be at least 1, got 0"),
-        (["rounds: 0"], ["--rounds=3"], [], "rounds: {tmp}/0.yaml:1: must be at least 1, got 0"),
+        (["rounds: 0"], ["--rounds=1"], [], ""),
+        (["rounds: 1"], ["--rounds=0"], [], "rounds: must be at least 1, got 0"),
         (["rounds: 1", "rounds: x"], [], ["--rounds=3"], "rounds: {tmp}/1.yaml:1: expected a whole number, got x"),
         (["rounds: 1", "rounds: 2\nrounds: 2"], [], [], "rounds: {tmp}/1.yaml:2: is written twice, at {tmp}/1.yaml:1"),
         (["rounds: 1", "round: 2"], [], [], "round: {tmp}/1.yaml:1: there is no such key; did you mean rounds?"),
@@ -134,7 +130,7 @@ def test_a_file_divided_into_layers_is_the_file(layers: Any, seed: int) -> None:
         (["rounds: 1"], [], ["more.yaml"], "config: more.yaml follows another argument's value; write --config before"),
     ],
 )
-def test_errors_name_the_file_that_has_the_last_word(
+def test_errors_name_the_layer_that_sets_the_key(
     layers: Any, tmp_path: Path, contents: list[str], before: list[str], after: list[str], said: str
 ) -> None:
     arguments = [*before, *layers(*contents), *after]
@@ -143,6 +139,23 @@ def test_errors_name_the_file_that_has_the_last_word(
         return
     with pytest.raises((ValueError, ArgumentError), match="^" + re.escape(said.replace("{tmp}", str(tmp_path)))):
         with_arguments(Config(), arguments)
+
+
+@pytest.mark.parametrize("argument", [["--clients.lr=0.25"], ["--clients.lr", "0.25"], ["--clients", "{lr: 0.25}"]])
+def test_an_argument_wins_over_files_whatever_their_order(layers: Any, argument: list[str]) -> None:
+    lower, upper = layers("clients: {lr: 0.1, num: 3}", "lr: 0.2")
+    section = ["--clients", upper.removeprefix("--config=")]
+    for arguments in itertools.permutations([[lower], section, argument]):
+        clients = with_arguments(Config(), [part for parts in arguments for part in parts]).clients
+        assert (clients.lr, clients.num) == (0.25, 3)
+
+
+def test_a_command_reads_files_before_arguments(layers: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = layers("clients: {lr: 0.1}\nrounds: 3")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--clients.lr", "0.25", *file.split("="), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["clients"]["lr"], printed["rounds"]) == (0.25, 3)
 
 
 def test_a_section_from_a_file_has_lines_too(layers: Any, tmp_path: Path) -> None:

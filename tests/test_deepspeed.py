@@ -21,13 +21,13 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.distributed import World
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.build import build_model
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
-from flare_dist.records.rundir import settle
+from flare_dist.records.resume import resolve
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import random_mask
@@ -311,4 +311,4 @@ def test_a_federated_run_is_accelerate_s_and_goes_on_with_another_number_of_rank
     assert saved["zero_optimization"]["stage"] == 1
     other = replace(engine, deepspeed_config={**saved, "zero_optimization": {"stage": 2}})
     with pytest.raises(ValueError, match=r"^engine\.deepspeed_config\.zero_optimization\.stage: "):
-        settle(runs.tiny(tmp_path / "run", engine=replace(other, device="cpu", threads=1)), 1)
+        resolve(runs.tiny(tmp_path / "run", engine=replace(other, device="cpu", threads=1)), 1)

@@ -23,7 +23,9 @@ from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
 from flare_dist.records import files
 from flare_dist.records.files import on_all_ranks, save_model, save_state, write_text
-from flare_dist.records.tracking import METRICS, EventWriter, Tracker
+from flare_dist.records.rundir import METRICS
+from flare_dist.records.tensorboard import EventWriter
+from flare_dist.records.tracking import Tracker
 from tests.helpers.runs import assert_same_run, start, start_rank, tiny
 from tests.ranks import run_ranks
 

@@ -47,8 +47,8 @@ ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},
     "accelerate": {"engines/accelerate.py"},
     "deepspeed": {"engines/deepspeed.py"},
-    "jsonargparse": {"config/config.py", "config/parser.py"},
-    "tensorboard": {"analysis/events.py", "records/tracking.py"},
+    "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},
+    "tensorboard": {"analysis/events.py", "records/tensorboard.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
 }

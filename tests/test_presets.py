@@ -12,7 +12,9 @@ import pytest
 
 from flare_dist.cli.sweeps import compare_parser, sweep_parser
 from flare_dist.cli.training import partition_parser, train_parser
-from flare_dist.config.config import Config, as_dict, build_config, differing_keys, with_arguments
+from flare_dist.config.config import Config
+from flare_dist.config.load import build_config, with_arguments
+from flare_dist.config.saved import as_dict, differing_keys
 from flare_dist.run.checks import keys_without_effect
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.records import rundir
+from flare_dist.records import resume, rundir
 from flare_dist.server.config import ServerConfig
 from tests.helpers.runs import assert_same_run, results, start, tiny
 
@@ -32,9 +32,9 @@ def test_keys_that_an_older_version_did_not_have_are_no_change(straight: Path, t
     saved = yaml.safe_load((copy / "config.yaml").read_text())
     del saved["compression"]["dense_below"], saved["data"]["normalize"]
     (copy / "config.yaml").write_text(yaml.safe_dump(saved))
-    rundir.settle(tiny(copy), 1)
+    resume.resolve(tiny(copy), 1)
     with pytest.raises(ValueError, match=r"different: compression\.dense_below"):
-        rundir.settle(tiny(copy, compression=dataclasses.replace(tiny(copy).compression, dense_below=5)), 1)
+        resume.resolve(tiny(copy, compression=dataclasses.replace(tiny(copy).compression, dense_below=5)), 1)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

@@ -25,7 +25,8 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.payload import Masked
 from flare_dist.compression.update import HEADER_NBYTES
-from flare_dist.config.config import CheckpointConfig, Config, load_config
+from flare_dist.config.config import CheckpointConfig, Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build

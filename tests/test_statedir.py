@@ -15,8 +15,9 @@ import torch
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import CheckpointConfig, Config, load_config
-from flare_dist.records import rundir, statedir
+from flare_dist.config.config import CheckpointConfig, Config
+from flare_dist.config.load import load_config
+from flare_dist.records import statedir
 from flare_dist.studies.sweep import Grid, check_settings
 from tests.helpers.runs import assert_same_run, results, start, start_rank, tiny
 from tests.ranks import run_ranks
@@ -150,7 +151,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one, kill_in_round=3)
     two = dataclasses.replace(one, output_dir=str(tmp_path / "two"), checkpoint=resume(tmp_path / "one"))
     with pytest.raises(
-        ValueError, match=r"^clients\.state_dir: .*one-states holds what the clients of .*/one remember"
+        ValueError, match=r"^clients\.state_dir: .*one-states holds the memory of the clients of .*/one;"
     ):
         start(two)
     with statedir.claim(one), pytest.raises(ValueError, match=r"^clients\.state_dir: another run is writing to"):
@@ -158,7 +159,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one)
     shutil.move(tmp_path / "one", tmp_path / "moved")
     statedir.check(dataclasses.replace(one, output_dir=str(tmp_path / "moved")))
-    with pytest.raises(ValueError, match=r"/one, which is not there any more, remember; remove it or choose another"):
+    with pytest.raises(ValueError, match=r"/one, which is not there any more; remove it, or choose another"):
         statedir.check(dataclasses.replace(two, checkpoint=CheckpointConfig()))
     (tmp_path / "one-states" / statedir.OWNER).unlink()
     with pytest.raises(ValueError, match="a run that left no name"):
@@ -217,7 +218,7 @@ def test_a_relative_path_is_the_same_from_elsewhere(places: Path, monkeypatch: p
     start(relative(run))  # which is finished
     assert_same_run(places / "straight", run)
     assert not list((places / "there").iterdir())
-    assert rundir.state_dir_of(run) == places / "here" / "st"
+    assert statedir.state_dir_of(run) == places / "here" / "st"
     assert load_config(run / "config.yaml").data.root == str(places / "there" / "data")
 
 
@@ -230,7 +231,7 @@ def test_a_run_is_moved_with_its_states(places: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(places / "there")
     start(relative(places / "there" / "run"))
     assert_same_run(places / "straight", places / "there" / "run")
-    assert rundir.state_dir_of(places / "there" / "run") == places / "there" / "st"
+    assert statedir.state_dir_of(places / "there" / "run") == places / "there" / "st"
 
 
 def test_states_that_are_not_there_are_missed_before_the_run_starts(
@@ -242,7 +243,9 @@ def test_states_that_are_not_there_are_missed_before_the_run_starts(
     monkeypatch.chdir(places / "there")
     with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to where its command was started; "):
         start(relative(run))
-    with pytest.raises(ValueError, match=r"^checkpoint\.resume: what the clients of .* is not in st, .*; start from"):
+    with pytest.raises(
+        ValueError, match=r"^checkpoint\.resume: the memory of the clients of .* is not in st, .*; start from"
+    ):
         start(tiny(places / "two", compression=RULES["ec"], checkpoint=resume(run)))
     assert not list((places / "there").iterdir())
     monkeypatch.chdir(places / "here")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig
 from flare_dist.records import rundir
 from flare_dist.studies import sweep as module

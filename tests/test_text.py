@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flare_dist.comm.distributed import World
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load

@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flare_dist.records import tracking
+from flare_dist.records import progress
+from flare_dist.records.metrics import read_rows
 from flare_dist.records.summary import summary_table
-from flare_dist.records.tracking import Tracker, read_rows, tag
+from flare_dist.records.tensorboard import tag
+from flare_dist.records.tracking import Tracker
 
 QUIET = Console(file=io.StringIO())
 
@@ -68,7 +70,7 @@ def test_unreadable_lines_are_left_out_with_a_warning(
 def test_lines_of_progress_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     with Tracker(tmp_path, [], 4, QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
         tracker.write(row(0))
@@ -96,7 +98,7 @@ def test_tags(key: str, expected: str | None) -> None:
 def test_bytes_of_buffers_count_in_the_bar_and_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with Tracker(tmp_path, [], 2, QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
         tracker.write(row(1) | {"uplink_bytes": 10**9, "buffer_bytes": 4 * 10**7})
     assert "1.04 GB sent" in caplog.text

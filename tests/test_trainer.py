@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.models.config import ModelConfig
 from flare_dist.run import trainer
 from flare_dist.run.evaluation import evaluate_run

@@ -9,7 +9,7 @@ import torch
 from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 
 from flare_dist.comm.distributed import Launch, open_world
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
 

@@ -16,8 +16,9 @@ from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, pl
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.distributed import Launch
-from flare_dist.config.config import build_config, config_parser
-from flare_dist.config.parser import ConfigParser, Parser, user_path
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser
+from flare_dist.config.parser import Parser, user_path
 from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flare_dist.clients import batchable
 from flare_dist.compatibility import ONE_BATCH
-from flare_dist.config.config import Config, with_together
+from flare_dist.config.config import Config, with_values
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Task, has_loss_of_each
 
@@ -45,7 +45,7 @@ def resolve_together(
     if config.mode == "federated":
         how = f"one after another: {reason}" if reason else "as one batch"
         log.info("the clients of a rank are trained %s", how)
-    return with_together(config, "never" if reason else "always")
+    return with_values(config, {"clients.together": "never" if reason else "always"})
 
 
 def _why_slower(model: nn.Module, device: str) -> str | None:

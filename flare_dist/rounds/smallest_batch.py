@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flare_dist.config.config import Config, with_smallest_batch
+from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import batch_sizes, piece_sizes
 from flare_dist.data.datasets import DataSplits
 from flare_dist.models.trial import why_not_one
@@ -51,7 +51,7 @@ def resolve_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplit
     if _held_out_size(config, data) == 1:
         raise ValueError(f"data.validation: holds out one example, but {because}")
     log.info("clients.smallest_batch: 2: a last example goes with the batch before it: %s", because)
-    return with_smallest_batch(config, clients.smallest_batch or 2)
+    return with_values(config, {"clients.smallest_batch": clients.smallest_batch or 2})
 
 
 def _trains_on_one(config: Config, sizes: Sequence[int]) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from flare_dist.cautions import CAUTIONS, NEEDS
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.config.config import Config, as_dict, differing_keys
+from flare_dist.config.config import Config
+from flare_dist.config.saved import as_dict, differing_keys
 from flare_dist.exclusion import messages, refuse
 from flare_dist.layout import parameter_layout
 from flare_dist.records.files import is_storable

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.accelerate import place

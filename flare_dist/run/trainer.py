@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from flare_dist.comm.distributed import Launch, open_world
-from flare_dist.config.config import Config, with_task
+from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import on_all_ranks, write_text
+from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.centralised import centralised_round
@@ -45,9 +46,9 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     """
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
-    config, source = rundir.settle(config, launch.local_size)
+    config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
-    config = statedir.settle(config, source, is_finished=summary is not None)
+    config = statedir.resolve(config, source, is_finished=summary is not None)
     torch.set_num_threads(config.engine.threads or 1)
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
@@ -56,7 +57,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         source = None
     if summary is None:
         data = load(config.data, config.seed, config.task.name)
-        config = with_task(config, data.task_name)
+        config = with_values(config, {"task.name": data.task_name})
         parts = divide(config, data)
         model = build_for(config, data)
         check_run(config, parts, model, launch.size)

@@ -25,7 +25,9 @@ from urllib.parse import quote
 
 import yaml
 
-from flare_dist.config.config import Config, as_dict, differing_keys, to_yaml, with_arguments
+from flare_dist.config.config import Config
+from flare_dist.config.load import with_arguments
+from flare_dist.config.saved import as_dict, differing_keys, to_yaml
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
 from flare_dist.rounds.diverged import DIVERGED
