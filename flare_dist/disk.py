@@ -12,14 +12,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskError(RuntimeError):
-    """A file of the run cannot be written; the message is for the user."""
+    """Raised if a file of the run cannot be written; the message is for the user."""
 
 
 @contextmanager
 def explained(key: str, path: Path, nbytes: int | None = None) -> Iterator[None]:
     """Raise DiskError that names the configuration's `key`, the path and the space left if the block meets an OSError.
 
-    `nbytes` is what is to be written, if that is known.
+    `nbytes` is the size of what is to be written, if that is known.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def explained(key: str, path: Path, nbytes: int | None = None) -> Iterator[None]
 
 
 def _reason(error: OSError, path: Path, nbytes: int | None) -> str:
-    """The error in the system's words, and what helps."""
+    """Give the error in the system's words, and what to do."""
     if error.errno not in NO_ROOM:
         return f"{error.strerror or error}; the same command continues once it can be written"
     needed = f"it needs {nbytes:,} bytes, " if nbytes else ""

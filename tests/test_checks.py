@@ -49,7 +49,7 @@ def test_what_has_none_is_named_with_what_it_would_need() -> None:
         ({"sparse_training": SPARSE}, ""),
         ({"sparse_training": replace(SPARSE, update_mode="mean")}, "weights that clients with a smaller budget lack"),
         ({"sparse_training": replace(SPARSE, update_mode="masked_mean")}, ""),
-        ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "its control variate drifts"),
+        ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "control variate drifts"),
         ({"clients": SCAFFOLD}, ""),
     ],
 )

@@ -55,7 +55,10 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--mode", "gossip"], "mode: must be one of federated, gradient, centralised"),
         (["--rounds", "0"], "rounds: must be at least 1"),
         (["--checkpoint.keep", "1"], "checkpoint.keep: must be at least 2"),
-        (["--clients.lr_schedule", "step:x"], "clients.lr_schedule: cannot read 'step:x': expected step:FACTOR@"),
+        (
+            ["--clients.lr_schedule", "step:x"],
+            "clients.lr_schedule: cannot read the schedule, got 'step:x'; write step",
+        ),
         (["--config", "{tmp}/nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -19,10 +19,11 @@ from rich.console import Console
 from flare_dist import cli
 from flare_dist.clients.slots import create
 from flare_dist.comm.distributed import World
+from flare_dist.comm.failures import on_all_ranks
 from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
 from flare_dist.records import files
-from flare_dist.records.files import on_all_ranks, save_model, save_state, write_text
+from flare_dist.records.files import save_model, save_state, write_text
 from flare_dist.records.rundir import METRICS
 from flare_dist.records.tensorboard import EventWriter
 from flare_dist.records.tracking import Tracker

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
-GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
+GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "preserved", "exclusion", "conditions"}
+GROUND |= {"compatibility", "cautions"}
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
@@ -21,8 +22,10 @@ MAY_IMPORT = {
     "disk": set(),
     "locks": set(),
     "exclusion": set(),
-    "compatibility": {"exclusion"},
-    "cautions": {"exclusion", "compatibility"},
+    "preserved": set(),
+    "conditions": set(),
+    "compatibility": {"exclusion", "conditions"},
+    "cautions": {"exclusion", "conditions", "compatibility"},
     "tasks": GROUND,
     "data": GROUND | {"tasks"},
     "models": GROUND | {"tasks"},

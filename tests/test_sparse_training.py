@@ -473,7 +473,7 @@ def single_cohort(used: Config) -> list[int]:
     [
         (
             {"mode": "gradient"},
-            "sparse_training.method: masks are those of federated clients, got jmwst with mode=gradient",
+            "sparse_training.method: only federated clients train with masks, got jmwst with mode=gradient",
         ),
         ({"compression": CompressionConfig(error_feedback="ef21")}, "ef21's estimates do not follow masks"),
         (

@@ -151,7 +151,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one, kill_in_round=3)
     two = dataclasses.replace(one, output_dir=str(tmp_path / "two"), checkpoint=resume(tmp_path / "one"))
     with pytest.raises(
-        ValueError, match=r"^clients\.state_dir: .*one-states holds the memory of the clients of .*/one;"
+        ValueError, match=r"^clients\.state_dir: .*one-states holds the memory of the clients of .*/one"
     ):
         start(two)
     with statedir.claim(one), pytest.raises(ValueError, match=r"^clients\.state_dir: another run is writing to"):
@@ -241,10 +241,10 @@ def test_states_that_are_not_there_are_missed_before_the_run_starts(
     start(relative(run), kill_in_round=5)
     config.write_text(config.read_text().replace(str(places / "here" / "st"), "st"))  # as older versions wrote it
     monkeypatch.chdir(places / "there")
-    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to where its command was started; "):
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to the start of its command: start"):
         start(relative(run))
     with pytest.raises(
-        ValueError, match=r"^checkpoint\.resume: the memory of the clients of .* is not in st, .*; start from"
+        ValueError, match=r"^checkpoint\.resume: the memory of the clients of .* is not in st; start from"
     ):
         start(tiny(places / "two", compression=RULES["ec"], checkpoint=resume(run)))
     assert not list((places / "there").iterdir())

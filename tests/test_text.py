@@ -146,9 +146,9 @@ def test_clients_are_speakers() -> None:
     parts = partition(data_config(partition="natural"), data.train, data.num_classes, 5, 0)
     assert data.train.groups is not None
     assert [len(data.train.groups[part].unique()) for part in parts] == [1] * 5
-    with pytest.raises(ValueError, match=r"^data\.partition: goes by labels"):
+    with pytest.raises(ValueError, match=r"^data\.partition: this partition divides by labels"):
         partition(data_config(partition="dirichlet"), data.train, data.num_classes, 5, 0)
-    with pytest.raises(ValueError, match=r"^data\.augment: is for images"):
+    with pytest.raises(ValueError, match=r"^data\.augment: augmentation is for images"):
         load(data_config(augment="crop"), 0)
 
 

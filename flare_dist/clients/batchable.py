@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from flare_dist.clients.batched import forward, stack
-from flare_dist.layout import preserved
+from flare_dist.preserved import preserved
 from flare_dist.seeding import seeded, states_outside_torch
 
 REFUSED: list[tuple[type[nn.Module], str]] = [

@@ -25,14 +25,7 @@ from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, why_not_recorded
-from flare_dist.layout import (
-    bind_buffers,
-    bind_parameters,
-    buffer_layout,
-    dtypes_of,
-    in_own_dtype,
-    parameter_layout,
-)
+from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from flare_dist.layout import preserved
+from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Shape, Task

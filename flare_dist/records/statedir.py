@@ -63,10 +63,10 @@ def _find(given: str, saved: Path, directory: Path) -> Path:
     moved = [place for place in places if any(versions_in(place)) and not _is_run(_owner(place))]
     if ours or moved:
         return (ours or moved)[0]
-    relative = "" if saved.is_absolute() else ", a path relative to where its command was started; start it there or"
+    started = "" if saved.is_absolute() else ", relative to the start of its command: start it there, or"
     raise ValueError(
-        f"clients.state_dir: what the clients of {directory} remember is not in {places[0]}, the run had it in "
-        f"{saved}{relative or ';'} give the whole path to where it is"
+        f"clients.state_dir: the memory of the clients of {directory} is not in {places[0]}, the run had it in {saved}"
+        f"{started or ';'} give its absolute path"
     )
 
 
@@ -77,10 +77,10 @@ def _check_source(source: Path) -> None:
         return
     owner = _owner(theirs)
     if not theirs.is_dir() or (owner != source.resolve() and _is_run(owner)):
-        relative = "" if theirs.is_absolute() else "start from where its command was started, or "
+        start_there = "" if theirs.is_absolute() else "start from the directory of its command, or "
         raise ValueError(
-            f"checkpoint.resume: the memory of the clients of {source} is not in {theirs}, where the run had it; "
-            f"{relative}write the absolute path to it into {source / rundir.CONFIG} (clients.state_dir)"
+            f"checkpoint.resume: the memory of the clients of {source} is not in {theirs}; {start_there}write the "
+            f"absolute path to it into {source / rundir.CONFIG} (clients.state_dir)"
         )
 
 

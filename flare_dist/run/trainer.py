@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from flare_dist.comm.distributed import Launch, open_world
+from flare_dist.comm.failures import on_all_ranks
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.records import rundir, statedir
-from flare_dist.records.files import on_all_ranks, write_text
+from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
 from flare_dist.records.tracking import Tracker

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flare_dist.layout import preserved
+from flare_dist.preserved import preserved
 from flare_dist.tasks.task import Count, Task, at_least_one, mean_loss
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (inputs, labels)
