@@ -128,7 +128,7 @@ def restore(directory: Path, world: World, layout: list[list[object]], state_dir
 
 
 def _problems(folder: Path, layout: list[list[object]], state_dir: Path | None, was_read: bool) -> list[str]:
-    """List what is wrong with a set, of all ranks; `was_read` tells that the set is whole, but not its clients' files."""
+    """List what is wrong with a set, of all ranks; if it `was_read`, that is in files of clients."""
     if was_read:
         problems = load_set(folder, layout, state_dir, 0, 1).problems
         return problems if len(problems) <= 3 else [*problems[:3], f"{len(problems) - 3} more"]
