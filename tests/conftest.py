@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,3 +39,19 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("straight")
     start(tiny(directory))
     return directory
+
+
+@pytest.fixture
+def read_yaml(tmp_path: Path) -> Any:
+    """Return a function from the content of my.yaml to the configuration."""
+    from tests.helpers.configs import read_yaml
+
+    return partial(read_yaml, tmp_path / "my.yaml")
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Any:
+    """Return a function from the contents of 0.yaml, 1.yaml, ... to arguments that lay one over the other."""
+    from tests.helpers.configs import layers
+
+    return partial(layers, tmp_path)
