@@ -7,7 +7,6 @@ import functools
 import itertools
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flare_dist import cli
-from flare_dist.cautions import CAUTIONS, NEEDS
+from flare_dist.cautions import CAUTIONS
 from flare_dist.cli.compatibility import page
 from flare_dist.cli.training import train_parser
 from flare_dist.comm.ddp_hook import SparseHookState
@@ -152,20 +151,6 @@ def test_no_row_is_about_the_defaults() -> None:
     assert not list(messages(CAUTIONS, **given))
     for row in (*EXCLUSIONS, *CAUTIONS):
         assert set(row.reads) <= given.keys()
-
-
-@pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.pattern)
-def test_keys_that_need_others_exist(need: Any) -> None:
-    assert any(Path(key).match(need.pattern) for key in KEYS)
-
-
-def test_rows_about_what_is_not_given_are_passed_over() -> None:
-    row = Exclusion(("a.x", "b.y"), "x with y", lambda c: c.a.x and c.b.y, "not so", "do this", ("fact",))
-    both = {"a": SimpleNamespace(x=True), "b": SimpleNamespace(y=(1, None))}
-    refuse([row], **both)
-    refuse([row], a=both["a"], fact=True)
-    with pytest.raises(ValueError, match=r"^a\.x: not so, got true with b\.y=\[1, null\]; do this$"):
-        refuse([row], **both, fact=False)
 
 
 def test_a_hook_refuses_what_the_mode_refuses() -> None:

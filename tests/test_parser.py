@@ -10,7 +10,7 @@ from flare_dist import cli
 
 
 def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of a command that is refused."""
+    """Run a command that is refused, and return its one line."""
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -33,7 +33,7 @@ from tests.helpers.runs import assert_same_run, start, tiny
         ((1, "model"), 9170347345600110061),
     ],
 )
-def test_pinned(arguments: tuple[int, str, int, int], seed: int) -> None:
+def test_seeds_are_pinned(arguments: tuple[int, str, int, int], seed: int) -> None:
     """Whoever changes these numbers changes every result that was ever published with this package."""
     assert derive_seed(*arguments) == seed
 

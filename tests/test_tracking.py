@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flare_dist.disk import DiskError
 from flare_dist.records.metrics import read_rows
+from flare_dist.records.rundir import METRICS
 from flare_dist.records.tracking import Tracker
+from tests.helpers.disks import no_file_longer_than
 
 QUIET = Console(file=io.StringIO())
 
@@ -48,3 +53,17 @@ def test_both_logs_are_cut_back_to_the_round_resumed_from(tmp_path: Path) -> Non
     assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
     assert steps(tmp_path, "accuracy/test") == [0, 1, 2, 3]
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+
+
+def test_logs_end_with_one_error_and_without_a_thread(tmp_path: Path) -> None:
+    row = {"round": 0, "test_loss": 1.0}
+
+    def write_until_full() -> None:
+        with Tracker(tmp_path, [], 3, Console(file=io.StringIO())) as tracker, no_file_longer_than(300):
+            for _ in range(100):
+                tracker.write(row)
+
+    before = threading.active_count()
+    with pytest.raises(DiskError, match=rf"^output_dir: cannot write {tmp_path / METRICS}: File too large"):
+        write_until_full()
+    assert threading.active_count() == before

@@ -45,7 +45,8 @@ def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys whose values differ between two nested dictionaries, in order."""
     for key in [*one, *(key for key in other if key not in one)]:
-        left, right = one.get(key), other.get(key)
+        left = one.get(key)
+        right = other.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             yield from differing_keys(left, right, f"{prefix}{key}.")
         elif left != right:

@@ -102,7 +102,8 @@ class _Reader:
 
     def _leaves(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Node, str]]:
         for name, (key, value) in self._keys(node, prefix).items():
-            dotted, place = prefix + name, _place(self.origin, key.start_mark)
+            dotted = prefix + name
+            place = _place(self.origin, key.start_mark)
             if not value.tag.startswith(STANDARD_TAG) or value.tag.startswith(f"{STANDARD_TAG}python"):
                 raise ValueError(f"{dotted}: {place}: the tag {value.tag} is not known here; leave it out")
             if dotted in self.hints:

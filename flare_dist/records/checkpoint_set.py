@@ -63,7 +63,7 @@ def load_set(folder: Path, layout: list[list[object]], state_dir: Path | None, r
     """Read what a set has for one of `size` ranks; files are mapped, so that only what is taken from them is read."""
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
-    spilled = []
+    in_files: list[Any] = []
     for name in sorted(digests_of(folder)):
         state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
         if state["layout"] != layout:
@@ -73,14 +73,14 @@ def load_set(folder: Path, layout: list[list[object]], state_dir: Path | None, r
         server = state["server"] or server
         clients.update({c: own for c, own in state["clients"].items() if c % size == rank})
         if "slots" in state:
-            spilled.append(state["slots"])
+            in_files.append(state["slots"])
     round_ = int(folder.name.removeprefix("round-"))
-    if not spilled:
+    if not in_files:
         return Restored(round_, server, clients, [])
     if state_dir is None:
         raise ValueError(
             f"checkpoint.resume: {folder} needs the clients.state_dir of its run, and its config.yaml has none; "
             "write the path into it"
         )
-    slots = Slots.of(state_dir, spilled, lambda client: client % size == rank)
-    return Restored(round_, server, slots, slots.problems())
+    states = Slots.of(state_dir, in_files, lambda client: client % size == rank)
+    return Restored(round_, server, states, states.problems())

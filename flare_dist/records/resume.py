@@ -68,7 +68,8 @@ def resolve(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
 
 def _with_deepspeed(config: Config) -> Config:
     """Put DeepSpeed's settings into the configuration in place of their file: the bits of a run depend on them."""
-    engine, clients = config.engine, config.clients
+    engine = config.engine
+    clients = config.clients
     if engine.name != "deepspeed":
         return config
     settings = deepspeed_settings(engine, clients.batch_size, clients.gradient_clipping, config.mode)

@@ -66,7 +66,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
     metric = summary.get("metric", "accuracy")
     server = summary.get(f"server_test_{metric}")
     buffers = summary.get("buffer_bytes", 0)
-    up, dense, down = bytes_up(summary), summary["dense_bytes"] + buffers, summary["downlink_bytes"]
+    up = bytes_up(summary)
+    dense = summary["dense_bytes"] + buffers
+    down = summary["downlink_bytes"]
     rows = {
         f"test {metric}": f"{summary[f'test_{metric}']:.4f} (best {summary[f'best_{metric}']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),
