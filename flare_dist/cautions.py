@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flare_dist.compatibility import CONTROLLED
+from flare_dist.algorithms.methods import CAUTIONS as METHODS_CAUTION
 from flare_dist.conditions import (
     exchanges_sparsely,
     grows_masks,
@@ -18,15 +18,6 @@ DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a c
 
 
 # fmt: off
-def _of_controls(name: str, title: str) -> Exclusion:
-    """Make the row of an objective whose second payload is of mean gradients."""
-    return Exclusion(("clients.objective", "compression.error_feedback"), f"{title}, sparse, without error feedback",
-                     lambda c: c.mode == "federated" and c.clients.objective == name
-                     and not c.compression.is_dense and c.compression.rule == "none",
-                     "without error feedback the unsent part of a change is lost, and the server's control variate "
-                     "drifts from the mean of the clients'", "use ec", ("mode",))
-
-
 CAUTIONS = (
     Exclusion(("sparse_training.update_mode", "sparse_training.hetero"), "budgets with the mean over all clients",
               lambda c: bool(c.sparse_training.hetero) and c.sparse_training.update_mode == "mean",
@@ -43,7 +34,7 @@ CAUTIONS = (
               lambda c: c.mode == "federated" and c.clients.objective == "flare" and c.clients.flare.steps is not None
               and c.clients.flare.steps > c.local_steps,
               "more than the local steps of a round", "all are regularised", ("mode",)),
-    *(_of_controls(name, title) for name, title in CONTROLLED.items()),
+    *METHODS_CAUTION,
 )
 NEEDS = (  # of several that a key lacks, the first is named
     Need("clients.flare.*", lambda c: c.clients.objective == "flare", "clients.objective=flare"),

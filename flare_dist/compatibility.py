@@ -1,7 +1,7 @@
 """Refuse options that do not go together: the table of all refusals of combinations, with their reasons.
 
-`flare-dist compatibility` prints it together with cautions.py as docs/compatibility.md. A new restriction is one row.
-Rows read sections of `Config` under their names (`c.clients`), and facts:
+`flare-dist compatibility` prints it together with cautions.py as docs/compatibility.md. A new restriction is one row;
+those of a method stand in its file under algorithms/. Rows read sections of `Config` by name (`c.clients`), and facts:
 
 by_hook            the exchange is that of every optimizer step
 is_text            the data are text
@@ -14,21 +14,12 @@ ranks              the number of ranks
 
 from __future__ import annotations
 
-from flare_dist.conditions import (
-    conserves,
-    has_no_residual,
-    is_ef21,
-    is_fednova,
-    is_masked,
-    scores_on_server_data,
-    trains,
-)
+from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
+from flare_dist.conditions import has_no_residual, is_ef21, is_masked, scores_on_server_data
 from flare_dist.exclusion import Exclusion
 
 OF_TEXT = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
-OWN_MEAN = {"feddyn": "FedDyn", "feddc": "FedDC"}  # objectives with a plain mean of their own
-CONTROLLED = {"scaffold": "SCAFFOLD", "feddc": "FedDC"}  # those whose second payload is of mean gradients
 METHOD = "sparse_training.method"
 OBJECTIVE = "clients.objective"
 FEEDBACK = "compression.error_feedback"
@@ -62,31 +53,6 @@ def _only_always(row: Exclusion) -> Exclusion:
                         holds=lambda c: c.clients.together == "always" and holds(c))
 
 
-def _of_own_mean(name: str, title: str) -> list[Exclusion]:
-    """Make the rows of an objective that takes a plain mean of its own."""
-    return [
-        Exclusion((OBJECTIVE, "clients.weighting"), f"{title} with weights by examples",
-                  lambda c: c.clients.objective == name and c.clients.weighting != "uniform",
-                  f"{name} takes the plain mean of its clients", "set clients.weighting=uniform"),
-        Exclusion(("server.aggregator", OBJECTIVE), f"FedNova with {title}",
-                  lambda c: is_fednova(c) and trains(c, name),
-                  f"fednova does not go with {name}, which has a mean of its own", "use mean", ("mode",)),
-    ]
-
-
-def _of_controls(name: str, title: str) -> list[Exclusion]:
-    """Make the rows of an objective whose second payload is of mean gradients."""
-    return [
-        Exclusion((OBJECTIVE, "clients.optimizer", "clients.momentum"), f"{title} with momentum, adam or adamw",
-                  lambda c: c.clients.objective == name and (c.clients.optimizer != "sgd" or c.clients.momentum > 0),
-                  f"{name}'s controls are mean gradients of plain sgd", "use clients.optimizer=sgd without momentum"),
-        Exclusion((OBJECTIVE, FEEDBACK), f"{title} with ef21", lambda c: trains(c, name) and is_ef21(c),
-                  f"{name}'s controls have no estimates for ef21", "use ec, dgc or none", ("mode",)),
-        Exclusion((OBJECTIVE, METHOD), f"{title} with masks", lambda c: trains(c, name) and is_masked(c),
-                  f"{name}'s controls do not follow masks", "use another, or sparse_training.method=dense", ("mode",)),
-    ]
-
-
 EXCLUSIONS = (
     # Clients
     Exclusion(("clients.smallest_batch", "clients.batch_size"), "a smallest batch above the batch size",
@@ -98,21 +64,10 @@ EXCLUSIONS = (
     Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with adam or adamw",
               lambda c: c.clients.momentum > 0 and c.clients.optimizer != "sgd",
               "only sgd takes momentum", "set 0, or use clients.optimizer=sgd"),
-    Exclusion(("clients.flare.conserve", "clients.optimizer", "clients.weight_decay", "clients.gradient_clipping"),
-              "conserving FLARE without plain sgd",
-              lambda c: conserves(c) and (c.clients.optimizer != "sgd" or c.clients.weight_decay > 0
-                                                   or c.clients.gradient_clipping is not None),
-              "needs clients.optimizer=sgd without weight decay and clipping", "leave those out, or set false"),
-    Exclusion(("clients.flare.conserve", "engine.mixed_precision"), "conserving FLARE with fp16",
-              lambda c: c.mode == "federated" and conserves(c) and c.engine.mixed_precision == "fp16",
-              "fp16 skips steps, which would be subtracted all the same", "use bf16 or no", ("mode",)),
-    Exclusion((OBJECTIVE, *SENT), "FLARE without a residual", lambda c: trains(c, "flare") and has_no_residual(c),
-              "flare pulls towards the residual, and there is none", "send less, with ec or dgc", ("mode",)),
     Exclusion(("clients.step_ahead", *SENT), "step_ahead without a residual",
               lambda c: c.mode == "federated" and c.clients.step_ahead > 0 and has_no_residual(c),
               "step_ahead follows the residual, and there is none", "send less, with ec or dgc", ("mode",)),
-    *(row for name, title in OWN_MEAN.items() for row in _of_own_mean(name, title)),
-    *(row for name, title in CONTROLLED.items() for row in _of_controls(name, title)),
+    *METHODS_EXCLUDE,
     # Server
     Exclusion(("server.momentum", "server.optimizer"), "server momentum with an optimizer without one",
               lambda c: bool(c.server.momentum) and not c.server.takes_momentum,
@@ -120,11 +75,6 @@ EXCLUSIONS = (
     Exclusion(("server.betas", "server.optimizer"), "server betas with an optimizer without moments",
               lambda c: c.server.betas is not None and not c.server.takes_betas,
               "this optimizer takes no betas", "leave them out"),
-    Exclusion(("server.aggregator", "clients.optimizer"), "FedNova with adam or adamw",
-              lambda c: is_fednova(c) and c.clients.optimizer != "sgd", "fednova counts steps of sgd",
-              "use clients.optimizer=sgd", ("mode",)),
-    Exclusion(("server.aggregator", METHOD), "FedNova with masks", lambda c: is_fednova(c) and is_masked(c),
-              "fednova does not go with sparse models, which have a mean of their own", "use mean", ("mode",)),
     # Compression
     Exclusion(("compression.dense_below", "compression.scope"), "whole small tensors with scope block or global",
               lambda c: c.compression.dense_below > 0 and c.compression.scope != "tensor",

@@ -1,7 +1,7 @@
 """Options that do not go together: the type of a row, and the errors and warnings that rows make.
 
-The rows stand in compatibility.py. This module is below all others, so that every part can check its own options
-before a whole configuration exists.
+The rows stand in compatibility.py, those of a method in its file. This module is below all others, so that every part
+can check its own options before a whole configuration exists.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty
 from flare_dist.algorithms.percentile import magnitude_percentile
+from flare_dist.conditions import conserves, has_no_residual, trains
+from flare_dist.exclusion import Exclusion
 from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**16  # entries handled at once on a CPU, so that temporaries stay in its cache
@@ -122,3 +124,19 @@ def _pulled_slices(
         chunk = _CHUNK if residual.device.type == "cpu" else entry.numel
         for start in range(entry.offset, end, chunk):
             yield slice(start, min(start + chunk, end)), threshold
+
+
+# fmt: off
+EXCLUDES = (
+    Exclusion(("clients.flare.conserve", "clients.optimizer", "clients.weight_decay", "clients.gradient_clipping"),
+              "conserving FLARE without plain sgd",
+              lambda c: conserves(c) and (c.clients.optimizer != "sgd" or c.clients.weight_decay > 0
+                                                   or c.clients.gradient_clipping is not None),
+              "needs clients.optimizer=sgd without weight decay and clipping", "leave those out, or set false"),
+    Exclusion(("clients.flare.conserve", "engine.mixed_precision"), "conserving FLARE with fp16",
+              lambda c: c.mode == "federated" and conserves(c) and c.engine.mixed_precision == "fp16",
+              "fp16 skips steps, which would be subtracted all the same", "use bf16 or no", ("mode",)),
+    Exclusion(("clients.objective", "compression.error_feedback", "compression.sparsifier", "compression.density"),
+              "FLARE without a residual", lambda c: trains(c, "flare") and has_no_residual(c),
+              "flare pulls towards the residual, and there is none", "send less, with ec or dgc", ("mode",)),
+)

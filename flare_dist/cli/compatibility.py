@@ -20,7 +20,8 @@ Options that are not listed here go together. A run checks besides that each val
 read and that the model takes the data. "In steps" means `flare_dist.attach`, and mode gradient with
 `gradients.hook: sparse`.
 
-This page is what `flare-dist compatibility` prints, from `flare_dist/compatibility.py` and `flare_dist/cautions.py`.
+This page is what `flare-dist compatibility` prints, from `flare_dist/compatibility.py`, `flare_dist/cautions.py` and
+the methods in `flare_dist/algorithms/`.
 """
 
 
