@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.links import Link, project
+from flare_dist.analysis.run_logs import read_run
 
 ROOT = Path(__file__).parent.parent
 KINDS = {"dense": ["--compression.sparsifier", "dense"], "top-k 1 %": ["--compression.density", "0.01"]}

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from flare_dist.analysis.bandwidth import read_metrics
+from flare_dist.analysis.metrics_file import read_metrics
 
 NOT_SETTINGS = (
     "purpose",

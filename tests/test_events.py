@@ -1,4 +1,4 @@
-"""Whatever is damaged in an event file, the rest of it counts, and the file is named."""
+"""The undamaged part of an event file counts, and the file is named."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from flare_dist import cli
-from flare_dist.analysis.bandwidth import read_run, totals
+from flare_dist.analysis.bandwidth import totals
 from flare_dist.analysis.events import read_event_file
 from flare_dist.analysis.links import Link
 from flare_dist.analysis.report import lines
-from tests.test_event_rows import TAGS, amounts, read, sent, write
+from flare_dist.analysis.run_logs import read_run
+from tests.helpers.event_files import TAGS, amounts, read, sent, write
 
 SEED = 18
 FILES = 2000  # that are mutated

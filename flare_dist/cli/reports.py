@@ -11,11 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals, unknown_slowest
+from flare_dist.analysis.bandwidth import totals, unknown_slowest
 from flare_dist.analysis.densities import densities_table, read_densities
+from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities
 from flare_dist.analysis.report import lines, terminal_table, write_report
+from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.comm.distributed import Launch
 from flare_dist.config.parser import Parser, user_path

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.plots import plot_accuracy_against_bytes
+from flare_dist.analysis.run_logs import read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
