@@ -1,12 +1,18 @@
 """Property tests draw the same everywhere, a busy machine is no failure, and every test begins alike."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.helpers.sweeps import Processes
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
@@ -26,3 +32,13 @@ def as_it_began() -> Iterator[None]:
     log.propagate = True
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """Replace the training processes of sweeps by a table of results."""
+    from tests.helpers.sweeps import Processes
+
+    used = Processes()
+    monkeypatch.setattr("flare_dist.studies.sweep_run._run", used.run)
+    return used
