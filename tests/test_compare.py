@@ -185,14 +185,14 @@ def test_compare_trains_each_technique_with_the_same_settings(
     [
         (["--techniques", "topk,zip"], "--techniques: unknown technique 'zip' (choose from full_precision, fp16,"),
         (["--techniques", "topk,topk"], "--techniques: the same technique twice"),
-        (["--mode", "federated"], "mode: compare is about gradients; it needs mode=gradient, not federated"),
+        (["--mode", "federated"], "mode: compare needs mode=gradient, got federated"),
         (["--techniques", "topk,fp16_training"], "engine.mixed_precision: fp16 needs a GPU"),
         (
             ["--tune", "compression.value_codec=fp16,int8"],
-            "--tune: compression.value_codec is what tells techniques apart",
+            "--tune: compression.value_codec tells techniques apart, so it cannot be tuned",
         ),
         (["--techniques", "fp16,topk", "--tune", "clients.lr=0.1,-1"], "clients.lr: must be positive"),
-        (["--target", "2"], "--target: an accuracy in (0, 1], got 2.0"),
+        (["--target", "2"], "--target: an accuracy must be in (0, 1], got 2.0"),
         (["--gradients.hook", "fp32"], "gradients.hook: must be one of sparse, fp16, bf16, powersgd, got 'fp32'"),
         (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: must be at least 1, got 0"),
         (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: must be at least 2 (PyTorch's), got 1"),
