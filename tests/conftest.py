@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,15 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     used = Processes()
     monkeypatch.setattr("flare_dist.studies.sweep_run._run", used.run)
     return used
+
+
+@pytest.fixture
+def nothing_left_running() -> Iterator[None]:
+    """Kill the launchers that a failing test leaves behind; those of a module's fixtures have ended by then."""
+    from tests.helpers.launching import RUNNING
+
+    yield
+    for process in RUNNING:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    RUNNING.clear()
