@@ -135,4 +135,4 @@ def test_a_node_without_its_rank_is_refused() -> None:
     process = launched(["bash", "launch/torchrun.sh"], {**ENVIRONMENT, "NNODES": "2"})
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert error.endswith("NODE_RANK: set it to the place of this node, 0 to NNODES - 1\n")
+    assert error.endswith("NODE_RANK: set it to the number of this node, 0 to NNODES - 1\n")
