@@ -16,11 +16,11 @@ from flare_dist.exclusion import Exclusion
 INTRODUCTION = """\
 # What goes with what
 
-Options that are not listed here go together. A run checks besides that each value is in its range, that files can be
-read and that the model takes the data. "In steps" means `flare_dist.attach`, and mode gradient with
+Options that are not listed here go together. A run also checks that each value is in its range, that files can be read
+and that the model takes the data. "In steps" means `flare_dist.attach`, and mode gradient with
 `gradients.hook: sparse`.
 
-This page is what `flare-dist compatibility` prints, from `flare_dist/compatibility.py` and `flare_dist/cautions.py`.
+`flare-dist compatibility` prints this page from `flare_dist/compatibility.py` and `flare_dist/cautions.py`.
 """
 
 
