@@ -110,7 +110,7 @@ def test_states_hold_until_they_change(tmp_path: Path) -> None:
     assert totals(log, [Link("", 8e3)], "star", None).projected[""] == pytest.approx(5 * (1 + 1 / 4))
 
 
-def test_the_command_names_the_run_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_run_that_lacks_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, sent([1]))
     command = ["bandwidth", str(tmp_path), "--tag", "wire_bytes=comm/sent", "--link", "1Mbps", "--output_dir"]
     assert cli.main([*command, str(tmp_path / "report"), "--ranks", "2"]) == 2

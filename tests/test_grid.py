@@ -10,7 +10,7 @@ import pytest
 from flare_dist.studies.grid import Grid, Run, combinations, parse_values
 
 
-def test_combinations_are_all_and_in_order() -> None:
+def test_combinations_are_complete_and_in_order() -> None:
     assert combinations({}) == [{}]
     assert combinations({"a": ["1", "2"], "b": ["x", "y"]}) == [
         {"a": "1", "b": "x"},
@@ -31,7 +31,7 @@ def test_values_are_read_as_written() -> None:
 
 
 @pytest.mark.parametrize("texts", [["lr"], ["lr="], ["=1"], ["lr=1", "lr=2"], ["lr=1,1"], ["lr=[1"]])
-def test_values_that_make_no_sense_are_refused(texts: list[str]) -> None:
+def test_wrong_values_are_refused(texts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^--grid: expected each KEY=VALUE"):
         parse_values("--grid", texts)
 
@@ -56,6 +56,6 @@ def test_every_run_has_a_directory_of_its_own() -> None:
         ({}, {}, [1, 1], "--seeds: needs different whole numbers"),
     ],
 )
-def test_grids_that_make_no_sense_are_refused(grid: Any, tune: Any, seeds: list[int], message: str) -> None:
+def test_wrong_grids_are_refused(grid: Any, tune: Any, seeds: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         Grid(grid, tune, seeds)
