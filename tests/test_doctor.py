@@ -13,7 +13,7 @@ from flare_dist.comm.probe import _exchange
 from tests.ranks import run_ranks
 
 
-def test_the_report_has_no_secret_and_all_checks_pass(
+def test_the_report_leaves_out_tokens_and_all_checks_pass(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
