@@ -17,7 +17,8 @@ from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.records import rundir, statedir
-from flare_dist.studies.sweep import Grid, check_settings
+from flare_dist.studies.grid import Grid
+from flare_dist.studies.sweep import check_settings
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, results, start, tiny
 
