@@ -55,7 +55,7 @@ def test_recorded_steps_have_the_same_bits(
         ends.append((used.parameters.clone(), torch.stack(losses)))
         if records:
             assert used._recordings is not None
-            assert [made is not None for made in used._recordings._by_form.values()] == [True, True]
+            assert [made is not None for made in used._recordings._by_shape.values()] == [True, True]
         AcceleratorState._reset_state(True)
     assert torch.equal(ends[0][0], ends[1][0])
     assert torch.equal(ends[0][1], ends[1][1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.comm.hook_checkpoint import NAME, load_named, save_hook_state
-from flare_dist.engines.accelerate import Accelerator
 from flare_dist.engines.attach import attach_ddp, unwrapped
 
 
