@@ -18,7 +18,7 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel, place
-from flare_dist.engines.config import EngineConfig, default_threads, settle_device
+from flare_dist.engines.config import EngineConfig, default_threads, resolve_device
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -264,7 +264,7 @@ def test_ranks_of_a_machine_share_its_cores() -> None:
         assert 1 <= default_threads(ranks) <= max(1, default_threads(1) // ranks)
 
 
-NO_GPU = r"engine\.device: cuda was asked for, but PyTorch sees no GPU"
+NO_GPU = r"engine\.device: PyTorch sees no GPU, got cuda; choose auto or cpu"
 NO_FP16 = r"engine\.mixed_precision: fp16 needs a GPU .*"
 
 
@@ -285,7 +285,7 @@ def test_what_this_machine_cannot_do_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     config = EngineConfig(**settings)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        settle_device(config)
+        resolve_device(config)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
@@ -306,9 +306,9 @@ def test_a_gpu_is_taken_where_there_is_one(
     config = EngineConfig(device=device, mixed_precision=precision)
     if (settled, precision) == ("cpu", "fp16"):
         with pytest.raises(ValueError, match=r"^engine\.mixed_precision: "):
-            settle_device(config)
+            resolve_device(config)
     else:
-        assert settle_device(config) == settled
+        assert resolve_device(config) == settled
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

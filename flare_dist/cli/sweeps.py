@@ -18,7 +18,7 @@ from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
 from flare_dist.config.config import build_config, config_parser, with_arguments
 from flare_dist.config.parser import ConfigParser
-from flare_dist.engines.config import settle_device
+from flare_dist.engines.config import resolve_device
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.studies.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
 from flare_dist.studies.sweep_results import by_point, results_table, write_csv
@@ -117,7 +117,7 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
         for name, arguments in find_techniques(options.techniques, config).items()
     }
     for own in techniques.values():  # before the first one starts
-        settle_device(own.engine)
+        resolve_device(own.engine)
         check_settings(own, grid)
     for name, own in techniques.items():
         log.info("%s", name)

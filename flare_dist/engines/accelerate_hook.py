@@ -15,11 +15,11 @@ from flare_dist.engines.attach import attach_ddp, unwrapped
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
-    """The sparse hook on a model that `accelerator` prepared; its memory goes with save_state and load_state.
+    """Attach the hook to a model that `accelerator` prepared; its memory goes with save_state and load_state.
 
     Accelerate itself would drop a hook that is not its own, and saves what is registered with it on one rank only.
     """
-    if _bare(model) is not model:  # of what is not wrapped attach_ddp tells more
+    if _bare(model) is not model:  # if it is not wrapped, the error of attach_ddp explains more
         check_held(accelerator, model)
     state = attach_ddp(model, scaler=accelerator.scaler, **settings)
     save_with(accelerator, state, model)
@@ -51,7 +51,7 @@ def save_with(accelerator: Accelerator, state: SparseHookState, model: nn.Module
 
 
 class _MemoryOf:
-    """The files of one model's hook in what an accelerator saves; holds neither the model nor the hook's state."""
+    """Save and load the memory of one model's hook; holds neither the model nor the hook's state."""
 
     def __init__(self, accelerator: Accelerator, state: SparseHookState, model: nn.Module, old_name: str) -> None:
         self._accelerator = weakref.ref(accelerator)
@@ -60,7 +60,7 @@ class _MemoryOf:
         self._old_name = old_name
 
     def _found(self) -> tuple[SparseHookState, str] | None:
-        """The hook's state and what its files are called; None if the accelerator has let the model go."""
+        """Find the hook's state and the name of its files; None if the accelerator has let the model go."""
         accelerator, state, model = self._accelerator(), self._state(), self.model()
         if accelerator is None or state is None or model is None:
             return None
@@ -87,7 +87,7 @@ def _is_of(hook: Any, model: nn.Module) -> bool:
 
 
 def _place(accelerator: Accelerator, model: nn.Module) -> int | None:
-    """The model's place among those that the accelerator saves; it keeps them without DDP.
+    """Find the model's place among those that the accelerator saves; it keeps them without DDP.
 
     Not among the `models` that it gives to hooks: when it loads, other hooks may have emptied that list.
     """
@@ -96,7 +96,7 @@ def _place(accelerator: Accelerator, model: nn.Module) -> int | None:
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model without what compiles it or wraps it in DDP."""
+    """Unwrap the model from what compiles it and from DDP."""
     inner: nn.Module = unwrapped(model)
     return _bare(inner.module) if isinstance(inner, DistributedDataParallel) else inner
 
