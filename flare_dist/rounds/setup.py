@@ -18,9 +18,9 @@ from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalModel, LocalTrainer
+from flare_dist.clients.file_states import FileStates
 from flare_dist.clients.hosted import Clients
 from flare_dist.clients.optimizers import OPTIMIZERS
-from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
@@ -155,7 +155,7 @@ def build_trainer(
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)
 
 
-def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | SpilledStates:
+def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | FileStates:
     """Build what keeps the clients' vectors of these names, in memory or in files."""
     clients = config.clients
     if not names:
@@ -166,7 +166,7 @@ def build_memory(config: Config, world: World, total: int, names: tuple[str, ...
     log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
     if clients.state_dir is None:
         return ClientStates(names, total, world.device)
-    return SpilledStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
+    return FileStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
 
 
 def remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
