@@ -19,10 +19,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from flare_dist.clients import batchable
-from flare_dist.clients.batched import BatchedTrainer, Step, train_stacked
+from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.clients.stacked import Step, train_stacked
 from flare_dist.comm.distributed import World
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
