@@ -26,3 +26,13 @@ def as_it_began() -> Iterator[None]:
     log.propagate = True
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Forget Accelerate's precision and device, a singleton of the process, before and after a test."""
+    from accelerate.state import AcceleratorState  # here, for most tests import no Accelerate
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from tests import test_rounds
 from tests.ranks import run_ranks, single
 from tests.test_trainer import results, start, tiny
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 SIZES = [1, 9, 8, 30, 17, 30]  # of the clients; batches of 8: one example, batch_size + 1, just a batch, ...
 DATA = DataConfig(
     name="synthetic", synthetic=SyntheticConfig(examples=sum(SIZES), test_examples=20, shape=(1, 12, 12), classes=4)
@@ -49,13 +51,6 @@ OPTIMIZER_SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its device in a singleton of the process."""
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def trainers(config: Config) -> tuple[LocalTrainer, BatchedTrainer, list[Tensor]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -26,18 +25,12 @@ from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.seeding import generator
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
 ROUNDS, CLASSES = 4, 3
 EXAMPLES = torch.arange(22)  # in batches of 5 the last one has 2
 BASE = ClientsConfig(batch_size=5, lr=0.1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its device in a singleton of the process."""
-    threads = torch.get_num_threads()
-    yield
-    AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):

@@ -18,15 +18,10 @@ from flare_dist.engines.recorded import Recordings, record, why_not_recorded
 from flare_dist.models.registry import build
 from flare_dist.seeding import states_outside_torch
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 CPU = torch.device("cpu")
 Penalty = Callable[[Tensor, Tensor], None]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def batches(shape: tuple[int, ...], sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
