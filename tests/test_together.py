@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_as_it_began(tmp_path: Path, value: str) -> None:
 
 
 def test_a_model_that_cannot_be_batched_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    config = tiny(tmp_path / "run", model=ModelConfig("tests.test_rounds:norm_net", norm="batch"))
+    config = tiny(tmp_path / "run", model=ModelConfig("tests.helpers.rounds:norm_net", norm="batch"))
     with pytest.raises(ValueError, match=r"^clients\.together: always is not possible: the model has BatchNorm, .*$"):
         start(together(config, "always"))
     assert not (tmp_path / "run").exists()
