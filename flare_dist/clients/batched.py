@@ -1,4 +1,4 @@
-"""Many clients trained as one batch: the fast path beside `LocalTrainer`, with the same result to rounding.
+"""Train many clients as one batch: the fast path beside `LocalTrainer`, with the same result to rounding.
 
 A GPU is given the work of a hundred small clients with the kernel launches of one (`stacked.py`).
 """
@@ -25,7 +25,7 @@ from flare_dist.tasks.task import Task
 
 @dataclass(frozen=True)
 class Batches:
-    """The mini-batches of a round of C clients, the client with most steps first, drawn at once.
+    """Yield the mini-batches of a round of C clients, the client with most steps first, drawn at once.
 
     A round has one transfer to the device, not one for each epoch, at which the host would wait.
     """

@@ -1,4 +1,4 @@
-"""Who takes part and how clients train."""
+"""Choose who takes part and how clients train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flare_dist.schedules import parse_schedule
 
 @dataclass(frozen=True)
 class ClientsConfig:
-    """Who takes part and how clients train.
+    """Choose who takes part and how clients train.
 
     Args:
         num: clients of the federation, hosted by any number of ranks.

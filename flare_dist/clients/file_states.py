@@ -1,4 +1,4 @@
-"""What clients remember between rounds, in files that are mapped while a client trains: more than fits into memory.
+"""Keep what clients remember between rounds in files, mapped while a client trains: more than fits into memory.
 
 `FileStates` has the methods of `ClientStates` and keeps the same bits.
 """
@@ -19,7 +19,7 @@ from flare_dist.clients.versions import FileLayout, StoredStates, Version, check
 
 
 class FileStates:
-    """The states of the clients that live on this rank (`share`: rank, number of ranks), in files below `directory`.
+    """Keep the states of the clients that live on this rank (`share`: rank, number of ranks) in files of `directory`.
 
     Not one vector stays in memory: what grows with the clients that took part is a version and a checksum of each.
     """

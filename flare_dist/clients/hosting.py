@@ -1,4 +1,4 @@
-"""Which rank trains which client."""
+"""Assign clients to ranks."""
 
 from __future__ import annotations
 

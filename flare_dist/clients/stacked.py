@@ -1,4 +1,4 @@
-"""Local training of many clients at once: every tensor of the model is held once for each, [clients, *shape].
+"""Train many clients at once: every tensor of the model is held once for each, [clients, *shape].
 
 A step is one forward and backward pass of them all (torch.func.vmap: linear layers become batched matrix products,
 convolutions grouped ones) and one step of an ordinary optimizer, whose arithmetic is elementwise. Clients stand in the
@@ -21,7 +21,7 @@ from flare_dist.tasks.task import Task
 
 @dataclass(frozen=True)
 class Step:
-    """One mini-batch of each of the n clients that still train, filled up to the same length."""
+    """Hold one mini-batch of each of the n clients that still train, filled up to the same length."""
 
     inputs: Tensor  # [n, b, *input_shape]
     labels: Tensor  # [n, b, *label_shape]

@@ -1,4 +1,4 @@
-"""What clients remember between rounds, in memory.
+"""Keep what clients remember between rounds, in memory.
 
 The state of client i lives on rank i mod world_size and never moves (`hosting.py`). It is allocated when the client
 first takes part.
@@ -25,7 +25,7 @@ def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[st
 
 
 class ClientStates:
-    """The states of the clients that live on this rank: a dict of flat vectors for each, zero at first use."""
+    """Keep the states of the clients that live on this rank: a dict of flat vectors for each, zero at first use."""
 
     def __init__(self, names: Sequence[str], total: int, device: torch.device) -> None:
         self.names = names

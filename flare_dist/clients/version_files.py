@@ -1,4 +1,4 @@
-"""The files of a state directory, in which clients' states are kept: one for each version of each client's.
+"""Name, make, list and remove the files of a state directory: one for each version of each client's state.
 
 STATE_DIR/00012/12345-7.bin   version 7 of what client 12345 remembers
 """

@@ -1,4 +1,4 @@
-"""Clients' states as files hold them, one file for each version of each client's (`version_files.py`).
+"""Read clients' states from files, one for each version of each client's (`version_files.py`).
 
 A version that a checkpoint names is never written to again; the next change is made in a copy, the next version. So
 every complete checkpoint finds the bytes that it was written with, at whatever moment a run is killed.
@@ -22,7 +22,7 @@ ALIGNMENT = 16  # entries: each vector begins at a cache line, as those in memor
 
 
 class Version(NamedTuple):
-    """One version of a client's state."""
+    """Identify one version of a client's state."""
 
     number: int
     checksum: int  # CRC-32 of the file
@@ -30,7 +30,7 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class FileLayout:
-    """The places of the vectors `names`, each float32 [total], in a file: one after another."""
+    """Place the vectors `names`, each float32 [total], in a file: one after another."""
 
     names: tuple[str, ...]
     total: int
@@ -41,7 +41,7 @@ class FileLayout:
 
     @property
     def nbytes(self) -> int:
-        """The length of a file."""
+        """Compute the length of a file."""
         return 4 * self._stride * len(self.names)
 
     def map(self, path: Path, writable: bool) -> Tensor:
@@ -55,7 +55,7 @@ class FileLayout:
 
 @dataclass(frozen=True)
 class StoredStates(Mapping[int, dict[str, Tensor]]):
-    """The states of clients as files hold them, by client; what is read is checked, and is the reader's own.
+    """Map clients to their states in files; what is read is checked, and is the reader's own.
 
     Reading raises RuntimeError if a file is not what was written.
     """

@@ -1,4 +1,4 @@
-"""Local training, placed and in mixed precision by Hugging Face Accelerate.
+"""Train a model locally, placed and in mixed precision by Hugging Face Accelerate.
 
 Models are prepared without a DDP wrapper, and data loaders never: clients are private, ranks exchange model deltas.
 """
@@ -30,10 +30,10 @@ from flare_dist.tasks.task import Count, Task, counts_all, mean_loss
 
 
 class AccelerateModel:
-    """A model whose parameters, gradient and floating-point buffers are one flat vector each, and its optimizer.
+    """Step a model whose parameters, gradient and floating-point buffers are one flat vector each.
 
-    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector. Plain SGD goes
-    without the flat gradient.
+    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector. Plain SGD
+    does without the flat gradient.
     """
 
     def __init__(

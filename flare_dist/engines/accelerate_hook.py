@@ -1,4 +1,4 @@
-"""The sparse hook under Accelerate: its memory goes with save_state and load_state, as long as the model does."""
+"""Attach the sparse hook under Accelerate, and save its memory with Accelerate's own state, as long as the model is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def save_with(accelerator: Accelerator, state: SparseHookState, model: nn.Module
     Files are called after the place of `model` among the accelerator's models, as its own are. A model that it has let
     go, by free_memory, is not saved any more, and nothing here keeps it or its memory alive.
     """
-    saves, loads = accelerator._save_model_state_pre_hook, accelerator._load_model_state_pre_hook
+    saves = accelerator._save_model_state_pre_hook
+    loads = accelerator._load_model_state_pre_hook
     for hooks in (saves, loads):
         for key in [key for key, hook in hooks.items() if _is_of(hook, model)]:  # attached anew
             del hooks[key]
@@ -61,7 +62,9 @@ class _MemoryOf:
 
     def _found(self) -> tuple[SparseHookState, str] | None:
         """Find the hook's state and the name of its files; None if the accelerator has let the model go."""
-        accelerator, state, model = self._accelerator(), self._state(), self.model()
+        accelerator = self._accelerator()
+        state = self._state()
+        model = self.model()
         if accelerator is None or state is None or model is None:
             return None
         place = _place(accelerator, model)

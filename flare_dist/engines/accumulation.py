@@ -1,4 +1,4 @@
-"""The gradient of a mini-batch that goes through the model in pieces (`engine.gradient_accumulation_steps`).
+"""Compute the gradient of a mini-batch in pieces (`engine.gradient_accumulation_steps`).
 
 A piece weighs as many labels of it count. If the task ignores some labels, the weight of a piece is known only once all
 of them have been seen: the gradient of the earlier pieces is then scaled down as each further one comes.

@@ -1,4 +1,4 @@
-"""`flare_dist.attach`: the sparse exchange in the training loop that somebody already has."""
+"""Put the sparse exchange into the training loop that somebody already has (`flare_dist.attach`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine that the configuration names; its library is imported when it is needed."""
+"""Build the engine that the configuration names; its library is imported when it is needed."""
 
 from __future__ import annotations
 

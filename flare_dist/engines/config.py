@@ -1,4 +1,4 @@
-"""Where local training runs, and in which precision."""
+"""Choose where local training runs, and in which precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("accelerate", "deepspeed")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where local training runs, and in which precision.
+    """Choose where local training runs, and in which precision.
 
     Args:
         name: accelerate (placement and mixed precision by Hugging Face Accelerate) or deepspeed (the same by an engine

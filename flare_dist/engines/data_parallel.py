@@ -1,4 +1,4 @@
-"""One model on all ranks: DistributedDataParallel with the communication hook that `gradients.hook` names."""
+"""Train one model on all ranks by DDP, with the communication hook that `gradients.hook` names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models in DeepSpeed engines: one of each rank's own for federated clients, or one of a data-parallel group."""
+"""Train a model in a DeepSpeed engine: a rank's own for federated clients, or one of a data-parallel group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all
 
 
 class DeepSpeedModel:
-    """A model in a DeepSpeed engine of ZeRO stage 0 to 2, with the flat vectors that the round reads and writes.
+    """Step a model in a DeepSpeed engine of ZeRO stage 0 to 2, with the flat vectors that the round reads and writes.
 
     `parameters` are the float32 master weights, whatever precision the model computes in; they and `buffers` are
     brought up to date by `collect`. With `alone` the engine is in a group of its own rank and trains that rank's

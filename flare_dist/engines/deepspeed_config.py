@@ -1,4 +1,4 @@
-"""DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
+"""Read DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
 
 from __future__ import annotations
 

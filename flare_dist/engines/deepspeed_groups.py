@@ -1,4 +1,4 @@
-"""The process groups of a DeepSpeed engine that no other rank takes part in."""
+"""Give a DeepSpeed engine process groups that no other rank takes part in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sparse hook inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
+"""Exchange gradients sparsely inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
 
 At ZeRO stage 0 DeepSpeed averages all gradients after backward, in `buffered_allreduce_fallback`; at stage 1 bucket by
 bucket in the optimizer's `average_tensor`. Both are replaced on the engine, and nothing else: accumulation, clipping,

@@ -1,4 +1,4 @@
-"""Whole vectors out of the shards in which ZeRO divides an optimizer's weights and state, and back into them."""
+"""Gather whole vectors from the shards in which ZeRO divides an optimizer's weights and state, and scatter them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flare_dist.comm.distributed import all_gather_async, rank_and_size
 
 
 class Shards:
-    """The tensors that an optimizer of ZeRO stage 0 to 2 steps, as parts of flat vectors of `total` entries.
+    """Address the tensors that an optimizer of ZeRO stage 0 to 2 steps as parts of flat vectors of `total` entries.
 
     With one shard they are whole, one for each parameter in the layout's order. With several, one for each rank, each
     rank holds a flat one of its own, and the last ones are padded behind the vector's end.
@@ -28,7 +28,7 @@ class Shards:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The float32 tensors that the optimizer steps."""
+        """List the float32 tensors that the optimizer steps."""
         return [part for group in self.optimizer.param_groups for part in group["params"]]
 
     def gather(self, parts: list[Tensor]) -> Tensor:

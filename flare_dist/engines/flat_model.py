@@ -1,4 +1,4 @@
-"""Models whose parameters, gradient and floating-point buffers lie in one flat vector each."""
+"""Keep a model's parameters, gradient and floating-point buffers in one flat vector each."""
 
 from __future__ import annotations
 

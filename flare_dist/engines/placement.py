@@ -1,4 +1,4 @@
-"""Device and precision of a model, by Hugging Face Accelerate."""
+"""Place a model on its device, in its precision, by Hugging Face Accelerate."""
 
 from __future__ import annotations
 

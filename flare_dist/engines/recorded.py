@@ -1,4 +1,4 @@
-"""Steps of a small model as the list of their tensor operations, called without autograd.
+"""Record the tensor operations of a small model's step, and call them without autograd.
 
 More than half of a small model's step on a CPU is bookkeeping of autograd and the dispatcher. If a model's Python does
 nothing but call layers, the operations of a forward and a backward pass are the same for all batches of one shape. They
@@ -29,7 +29,7 @@ Recording = Callable[..., tuple[Tensor, ...]]
 
 
 class NotRecordableError(Exception):
-    """A pass does something that a list of operations cannot do again."""
+    """Signal that a pass does something that a list of operations cannot do again."""
 
 
 class Recorder(TorchDispatchMode):
@@ -124,7 +124,7 @@ def _why_not_module(part: nn.Module) -> str | None:
 
 
 class Recordings:
-    """The recordings of one model: one for each of the first few shapes of batches that it is trained on.
+    """Keep the recordings of one model, one for each of the first few shapes of batches that it is trained on.
 
     Only its weights may change after that: it must be given neither hooks nor frozen parameters.
     """
