@@ -55,3 +55,13 @@ def nothing_left_running() -> Iterator[None]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     RUNNING.clear()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Forget Accelerate's precision and device, a singleton of the process, before and after a test."""
+    from accelerate.state import AcceleratorState  # here, for most tests import no Accelerate
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

@@ -18,7 +18,7 @@ from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.distributed import Launch
 from flare_dist.config.config import Config, build_config, config_parser, with_arguments
 from flare_dist.config.parser import ConfigParser
-from flare_dist.engines.config import settle_device
+from flare_dist.engines.config import resolve_device
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.studies.grid import Grid, parse_values
 from flare_dist.studies.sweep import PLOT, RESULTS, check_settings, sweep
@@ -132,7 +132,7 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
 def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: Path) -> list[dict[str, Any]]:
     """Sweep each technique, after all of them are known to be valid; returns the rows, which `results` holds too."""
     for own in techniques.values():
-        settle_device(own.engine)
+        resolve_device(own.engine)
         check_settings(own, grid)
     rows: list[dict[str, Any]] = []
     for name, own in techniques.items():

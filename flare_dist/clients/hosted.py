@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flare_dist.algorithms.algorithm import LocalWork
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.spill import SpilledStates
+from flare_dist.clients.file_states import FileStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.data.partition import Partition
 
@@ -18,7 +18,7 @@ class Clients:
     """Local training, the clients' memory and their examples."""
 
     trainer: LocalTrainer
-    states: ClientStates | SpilledStates
+    states: ClientStates | FileStates
     partition: Partition  # the indices of each client's examples
     batched: BatchedTrainer | None  # if clients are trained as one batch
 

@@ -14,7 +14,7 @@ from torch import nn
 from flare_dist.config.config import Config, load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.engines.accelerate import place
+from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.setup import Run, build_for
