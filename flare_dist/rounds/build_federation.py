@@ -55,11 +55,18 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     report_break_even(config, compressor, world.size)
     states = build_memory(config, world, layout.total, remembered(algorithm, compressor))
     server = Server(trainer.model.parameters, trainer.model.buffers, config.server, config.rounds, algorithm)
+    batched = BatchedTrainer(trainer, room, data.task) if room else None
     return Federation(
         config,
         world,
         data.task,
-        Clients(trainer, states, parts, BatchedTrainer(trainer, room, data.task) if room else None),
+        Clients(
+            trainer,
+            states,
+            parts,
+            config.clients.cohort_size,
+            BatchedTrainer(trainer, room, data.task) if room else None,
+        ),
         compressor,
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
