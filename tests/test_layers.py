@@ -48,7 +48,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},
-    "accelerate": {"engines/accelerate.py"},
+    "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},
     "tensorboard": {"analysis/events.py", "records/tensorboard.py"},

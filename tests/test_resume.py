@@ -38,7 +38,7 @@ def test_keys_that_an_older_version_did_not_have_are_no_change(straight: Path, t
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("name", ["2nn", "tests.test_rounds:norm_net"])
+@pytest.mark.parametrize("name", ["2nn", "tests.helpers.rounds:norm_net"])
 def test_a_run_of_an_older_version_goes_on_with_its_norms(name: str, norm: str, tmp_path: Path) -> None:
     """Its configuration says group, the default of then, or batch; the command that continues it says nothing."""
     config = tiny(tmp_path / "run", model=ModelConfig(name, norm=norm))

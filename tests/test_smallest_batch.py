@@ -86,7 +86,7 @@ def nothing_seen() -> None:
 
 
 def train(directory: Path, model: str, **keys: Any) -> int:
-    settings = KEYS | {"output_dir": directory, "model.name": f"tests.test_smallest:{model}"} | keys
+    settings = KEYS | {"output_dir": directory, "model.name": f"tests.test_smallest_batch:{model}"} | keys
     return cli.main(["train", *(f"--{key}={value}" for key, value in settings.items())])
 
 
@@ -143,7 +143,10 @@ def test_a_run_goes_on_with_what_was_settled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"clients.batch_size": 1}, "clients.batch_size: must be at least 2, got 1: tests.test_smallest:after_flatten"),
+        (
+            {"clients.batch_size": 1},
+            "clients.batch_size: must be at least 2, got 1: tests.test_smallest_batch:",
+        ),
         ({"clients.batch_size": 1, "mode": "gradient"}, "clients.batch_size: must be at least 2"),
         ({"clients.batch_size": 1, "mode": "centralised"}, "clients.batch_size: must be at least 2"),
         ({"engine.gradient_accumulation_steps": 4}, "engine.gradient_accumulation_steps: must be at most 2"),
@@ -152,7 +155,7 @@ def test_a_run_goes_on_with_what_was_settled(tmp_path: Path) -> None:
             {"clients.smallest_batch": 5},
             "clients.smallest_batch: must be at most clients.batch_size, got 5 with clients.batch_size=4;",
         ),
-        ({"clients.num": 35}, "have one example, but tests.test_smallest:after_flatten cannot be trained on one"),
+        ({"clients.num": 35}, "have one example, but tests.test_smallest_batch:after_flatten cannot be trained on one"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(
@@ -168,7 +171,7 @@ def test_a_norm_over_ranks_is_refused(mode: str, tmp_path: Path, capsys: pytest.
     assert train(tmp_path, "synchronised", mode=mode) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "model.name: SyncBatchNorm" in said
-    assert "got tests.test_smallest:synchronised with sync_batch_norm=0 and" in said
+    assert "got tests.test_smallest_batch:synchronised with sync_batch_norm=0 and" in said
 
 
 def test_a_trial_leaves_the_model_and_the_generator_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import flare_dist
 from flare_dist.cli import main
-from flare_dist.clients.batched import Step, train_stacked
+from flare_dist.clients.stacked import Step, train_stacked
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig

@@ -58,7 +58,7 @@ def test_every_kind_of_state_survives(tmp_path: Path, mode: str) -> None:
             "mode": "centralised",
             "clients": dataclasses.replace(tiny(tmp_path).clients, momentum=0.9),
         },
-        "batchnorm": {"model": ModelConfig(name="tests.test_rounds:norm_net", norm="batch")},
+        "batchnorm": {"model": ModelConfig(name="tests.helpers.rounds:norm_net", norm="batch")},
         "adam_server": {"server": ServerConfig(optimizer="adam", lr=0.01)},
         "dense": {"compression": CompressionConfig(sparsifier="dense")},
         "flare": {"clients": dataclasses.replace(tiny(tmp_path).clients, objective="flare")},

@@ -4,8 +4,8 @@
                                rank-00001.pt   the state of the clients whose home is rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
-If clients' memory is in files of its own (clients/slots.py), a rank's file names their versions and checksums instead,
-and they are on the disk before the manifest is.
+If clients' memory is in files of its own (clients/versions.py), a rank's file names their versions and checksums
+instead, and they are on the disk before the manifest is.
 
 After a kill, or if a file is damaged, the ranks agree on the newest set that is whole for all of them. Randomness is
 derived from the seed, so none is saved.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.slots import Slots
+from flare_dist.clients.versions import StoredStates
 from flare_dist.records.files import sha256
 
 MANIFEST = "manifest.json"
@@ -82,5 +82,5 @@ def load_set(folder: Path, layout: list[list[object]], state_dir: Path | None, r
             f"checkpoint.resume: {folder} needs the clients.state_dir of its run, and its config.yaml has none; "
             "write the path into it"
         )
-    states = Slots.of(state_dir, in_files, lambda client: client % size == rank)
+    states = StoredStates.of(state_dir, in_files, lambda client: client % size == rank)
     return Restored(round_, server, states, states.problems())

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from flare_dist.clients.slots import sync_path
-from flare_dist.disk import explained
+from flare_dist.disk import explained, sync_path
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from flare_dist.config.config import Config, with_values
 from flare_dist.config.saved import as_dict, differing_keys
-from flare_dist.engines.config import default_threads, settle_device
+from flare_dist.engines.config import default_threads, resolve_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.records.checkpoint import complete_rounds
 from flare_dist.records.rundir import (
@@ -52,10 +52,10 @@ def resolve(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     source = _resume_from(config, directory)
     if source is None:
         threads = config.engine.threads or default_threads(local_ranks)
-        return with_values(config, {"engine.threads": threads, "engine.device": settle_device(config.engine)}), None
+        return with_values(config, {"engine.threads": threads, "engine.device": resolve_device(config.engine)}), None
     saved = read_config(source)
     config = with_values(config, _engine_of(config, saved))
-    settle_device(config.engine)
+    resolve_device(config.engine)
     if source == directory:
         config = with_values(config, _resolved_before(config, saved))
     if config.model.norm == "keep" and saved["model"]["norm"] == "group":  # the default of the run's version, or typed

@@ -1,7 +1,7 @@
 """The directory in which a run keeps its clients' memory (`clients.state_dir`), and the run that owns it.
 
 STATE_DIR/run.txt      the run directory that owns it, as long as there is a run
-          00012/...    the clients' memory, see clients/slots.py
+          00012/...    the clients' memory, see clients/version_files.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from flare_dist.clients.slots import remove_versions, versions_in
+from flare_dist.clients.version_files import remove_versions, versions_in
 from flare_dist.config.config import Config, with_values
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text

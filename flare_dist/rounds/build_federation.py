@@ -13,8 +13,8 @@ from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
+from flare_dist.clients.file_states import FileStates
 from flare_dist.clients.hosted import Clients
-from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
@@ -55,11 +55,12 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     report_break_even(config, compressor, world.size)
     states = build_memory(config, world, layout.total, remembered(algorithm, compressor))
     server = Server(trainer.model.parameters, trainer.model.buffers, config.server, config.rounds, algorithm)
+    batched = BatchedTrainer(trainer, room, data.task) if room else None
     return Federation(
         config,
         world,
         data.task,
-        Clients(trainer, states, parts, BatchedTrainer(trainer, room, data.task) if room else None),
+        Clients(trainer, states, parts, config.clients.cohort_size, batched),
         compressor,
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
@@ -82,7 +83,7 @@ def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)
 
 
-def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | SpilledStates:
+def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | FileStates:
     """Build what keeps the clients' vectors of these names, in memory or in files."""
     clients = config.clients
     if not names:
@@ -93,7 +94,7 @@ def build_memory(config: Config, world: World, total: int, names: tuple[str, ...
     log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
     if clients.state_dir is None:
         return ClientStates(names, total, world.device)
-    return SpilledStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
+    return FileStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
 
 
 def remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:

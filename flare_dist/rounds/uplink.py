@@ -71,7 +71,8 @@ class WholeUplink:
         self.cohort = cohort
         self.fed = fed
         self.algorithm = fed.clients.trainer.algorithm
-        self.works = fed.clients.works(round_, cohort.hosts)
+        clients = fed.clients
+        self.works = {client: clients.trainer.work(round_, clients.partition.sizes[client]) for client in cohort.hosts}
         self.compress = compress or fed.compressor.compress
         self.deltas = deltas or open_payloads(round_, cohort, fed, server.receive, server.buffers.numel())
         beside = [name for name in self.algorithm.sends if name != "delta"]

@@ -15,7 +15,7 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.engines.accelerate import place
+from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.setup import Run, build_for
