@@ -30,7 +30,7 @@ export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 out=${OUT:-runs/flash}
 mkdir -p "$out"
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT # running sweeps end with this script
-wait_for_one() { wait -n || { echo "a sweep failed; its log says why: $out/*.log" >&2 && exit 1; }; }
+wait_for_one() { wait -n || { echo "a sweep failed; see its log: $out/*.log" >&2 && exit 1; }; }
 for study in "${studies[@]}"; do
   data=${study%_*}
   for method in ${METHODS:-dense pdst nst spdst jmwst hetero}; do

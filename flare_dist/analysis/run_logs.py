@@ -24,7 +24,7 @@ SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps",
 
 @dataclass(frozen=True)
 class RunLog:
-    """Hold the rows that one run logged, and what its configuration says of the work."""
+    """Hold the rows that one run logged, and the settings of its work."""
 
     name: str
     rows: list[Row]  # of the rounds in order, 0 being the initial model

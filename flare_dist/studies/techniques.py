@@ -18,7 +18,7 @@ PLAIN = {
     "compression.value_codec": "fp32",
 }
 DENSE = {"compression.sparsifier": "dense"}
-MOMENTUM = "the momentum that clients.momentum says"
+MOMENTUM = "the value of clients.momentum"
 
 DIFFERENCES: dict[str, dict[str, str]] = {
     "full_precision": DENSE,
