@@ -2,9 +2,8 @@
 
 `flare-dist compatibility` prints it together with cautions.py, and docs/compatibility.md is what it prints. A new
 restriction is one row. Rows see sections of `Config` under their names (`c.clients`), and facts: by_hook (the exchange
-is that of every step), is_text (the data are), num_clients (they are
-divided among so many), device (cpu or cuda), zero_stage (of DeepSpeed), sync_batch_norm (the name of such a layer of
-the model, or None) and ranks.
+is that of every step), is_text (the data are), class_of (the task's labels: example, token, pixel or None), device
+(cpu or cuda), zero_stage (of DeepSpeed), sync_batch_norm (the name of such a layer of the model, or None) and ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from flare_dist.exclusion import Exclusion
 
-OF_TEXT = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
+WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
 OWN_MEAN = {"feddyn": "FedDyn", "feddc": "FedDC"}  # objectives with a plain mean of their own
 CONTROLLED = {"scaffold": "SCAFFOLD", "feddc": "FedDC"}  # those whose second payload is of mean gradients
@@ -202,10 +201,10 @@ EXCLUSIONS = (
     # Data and models
     Exclusion(("data.augment", "data.name"), "augmentation of text", lambda c: c.is_text and c.data.augment != "none",
               "is for images, and these data are text", "use none", ("is_text",)),
-    Exclusion(("data.partition", "data.name"), "a partition by labels, of text",
-              lambda c: c.is_text and c.data.partition not in OF_TEXT,
-              "goes by labels, of which a text has one per character", f"choose from {', '.join(OF_TEXT)}",
-              ("is_text", "num_clients")),
+    Exclusion(("data.partition", "data.name", "class_of"), "a partition by classes, of examples without one class each",
+              lambda c: c.class_of != "example" and c.data.partition not in WITHOUT_CLASSES,
+              "goes by the class of each example, and these labels are other ones",
+              f"choose from {', '.join(WITHOUT_CLASSES)}"),
     Exclusion(("model.name", "sync_batch_norm", "mode"), "SyncBatchNorm if ranks train by themselves",
               lambda c: c.sync_batch_norm is not None
               and (c.mode == "federated" or (c.mode == "centralised" and c.ranks > 1)),

@@ -29,9 +29,9 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
     Clients in `reject` are drawn but their updates are not used.
     """
     data = load(config.data, config.seed)
-    parts = partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
+    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed, data.task)
     memories: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for round_ in range(1, config.rounds + 1):
         cohort = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)

@@ -33,6 +33,7 @@ from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.together import settle_together, why_not_together
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests import test_rounds
 from tests.ranks import run_ranks, single
 from tests.test_trainer import results, start, tiny
@@ -134,7 +135,7 @@ def test_in_double_precision_a_round_is_the_ordinary_loop_of_each_client(setting
                 torch.tensor([len(labels) for _, labels in taken]),
             )
         )
-    ends, loss_sums, _ = train_stacked(net, initial, len(lengths), steps, make_optimizer, clipping)
+    ends, loss_sums, _ = train_stacked(net, initial, len(lengths), steps, make_optimizer, CLASSIFICATION, clipping)
     assert all(torch.equal(value, initial[name]) for name, value in net.named_parameters())
     for row, own in enumerate(batches):
         model, loss_sum = copy.deepcopy(net), 0.0
@@ -194,7 +195,7 @@ def test_rounds_of_unequal_clients_agree(changes: dict[str, Any]) -> None:
     used, batched, parts = trainers(config)
     expected = one_after_another(used, parts)
     assert_alike(expected, as_one_batch(batched, parts), 1e-4)
-    assert_alike(expected, as_one_batch(BatchedTrainer(used, 2), parts), 1e-4)
+    assert_alike(expected, as_one_batch(BatchedTrainer(used, 2, CLASSIFICATION), parts), 1e-4)
     assert not torch.allclose(expected[3].model_delta, as_one_batch(batched, parts, round_=3)[3].model_delta)
 
 
@@ -215,7 +216,9 @@ def test_texts_agree() -> None:
     inputs, labels = torch.randint(4, (2, 3, 5)), torch.randint(4, (2, 3, 5))
     initial = {name: value.detach().clone() for name, value in model.named_parameters()}
     step = Step(inputs, labels, torch.tensor([3, 3]))
-    ends, loss_sums, _ = train_stacked(model, initial, 2, [step], lambda rows: torch.optim.SGD(rows, lr=0.1))
+    ends, loss_sums, _ = train_stacked(
+        model, initial, 2, [step], lambda rows: torch.optim.SGD(rows, lr=0.1), CLASSIFICATION
+    )
     for row in range(2):
         single = copy.deepcopy(model)
         loss = F.cross_entropy(single(inputs[row]), labels[row])
@@ -265,7 +268,7 @@ def test_no_batch_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_are_of_clients_with_about_as_many_steps() -> None:
     _, batched, parts = trainers(BASE)
     assert batched.most == batchable.MOST_ON_CPU
-    assert BatchedTrainer(batched.trainer, 4).groups(range(6), parts) == [[3, 5, 4, 1], [0, 2]]
+    assert BatchedTrainer(batched.trainer, 4, CLASSIFICATION).groups(range(6), parts) == [[3, 5, 4, 1], [0, 2]]
     assert batched.groups([], parts) == []
 
 
@@ -387,9 +390,9 @@ def test_settings_fall_back_with_the_reason(
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     caplog.set_level("INFO")
     config, model, blank = replace(Config(), **changes), nn.Linear(4, 4), torch.zeros(1, 4)
-    found = why_not_together(config, model, blank)
+    found = why_not_together(config, model, blank, CLASSIFICATION)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
-    settled = settle_together(config, model, blank, "cuda")
+    settled = settle_together(config, model, blank, "cuda", CLASSIFICATION)
     assert settled.clients.together == ("never" if reason else "always")
     if config.mode == "federated":
         assert (f"one after another: {reason}" if reason else "as one batch") in caplog.text
@@ -401,7 +404,7 @@ def test_settings_fall_back_with_the_reason(
 def test_auto_is_for_small_models_on_gpus() -> None:
     def settled(together: str, model: nn.Module, device: str) -> str:
         config = replace(Config(), clients=ClientsConfig(together=together))
-        return settle_together(config, model, torch.zeros(1, 1024), device).clients.together
+        return settle_together(config, model, torch.zeros(1, 1024), device, CLASSIFICATION).clients.together
 
     small, large = nn.Linear(1024, 8), nn.Linear(1024, 1025)
     assert settled("auto", small, "cuda") == "always"
@@ -485,7 +488,12 @@ def test_on_a_gpu_a_step_agrees(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.cuda.set_sync_debug_mode("error")  # where the host would wait for the device
     try:
         train_stacked(
-            fed.clients.trainer.model.module, names, len(parts), steps, lambda rows: torch.optim.SGD(rows, lr=0.1)
+            fed.clients.trainer.model.module,
+            names,
+            len(parts),
+            steps,
+            lambda rows: torch.optim.SGD(rows, lr=0.1),
+            CLASSIFICATION,
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.data import batches
-from flare_dist.data.batches import AUGMENTATIONS, BatchSource, batch_sizes, count_batches, piece_sizes
+from flare_dist.data.augmentation import AUGMENTATIONS
+from flare_dist.data.batches import BatchSource, batch_sizes, count_batches, piece_sizes
 from flare_dist.data.examples import Examples
 from flare_dist.run.evaluation import evaluate
 from flare_dist.tasks.builtin import CLASSIFICATION

@@ -19,6 +19,7 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel, place
 from flare_dist.engines.config import EngineConfig, default_threads, settle_device
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -45,7 +46,7 @@ def trainer(net: nn.Module, device: torch.device = CPU, scale: float = 1.0, **en
     inputs, labels = scale * torch.randn(40, 1, 4, 4, generator=rng), torch.randint(3, (40,), generator=rng)
     source = BatchSource(Examples(inputs, labels), torch.zeros(1), torch.ones(1), device)
     clients = ClientsConfig(batch_size=10, lr=0.05, objective="fedprox", fedprox=FedProxConfig(0.1))
-    local_model = AccelerateModel(EngineConfig(**engine), net, device, sgd)
+    local_model = AccelerateModel(EngineConfig(**engine), net, device, sgd, CLASSIFICATION)
     return LocalTrainer(local_model, source, clients, 1, 0)
 
 
@@ -86,7 +87,7 @@ def test_placing_adds_no_wrapper() -> None:
     net = model()
     assert place(EngineConfig(threads=1), net, CPU)[1] is net
     AcceleratorState._reset_state(True)
-    assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd).module is net
+    assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd, CLASSIFICATION).module is net
 
 
 class Line(nn.Module):
@@ -102,7 +103,7 @@ class Line(nn.Module):
 
 def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
     net, seen = Line(), []
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd)
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd, CLASSIFICATION)
     used.load(torch.tensor([3.0]), torch.empty(0))
     inputs, labels = torch.tensor([1.0, 2.0]), torch.tensor([1, 0])
 
@@ -141,7 +142,7 @@ def test_plain_steps_on_the_tensors_have_the_bits_of_steps_on_the_flat_vector() 
     ends, gradients = [], []
     for penalty in (None, lambda gradient, parameters: gradients.append(gradient.clone())):
         torch.manual_seed(0)
-        used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd)
+        used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd, CLASSIFICATION)
         for step in range(5):
             inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(step))
             used.step(inputs, torch.arange(10) % 3, penalty)
@@ -156,7 +157,9 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
     inputs, labels = torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0]), torch.tensor([1, 0, 1, 1, 0])
     ends, penalties = {}, []
     for pieces in (1, 2, 3, 9):
-        used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd)
+        used = AccelerateModel(
+            EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd, CLASSIFICATION
+        )
         loss, _ = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
         ends[pieces] = loss.item(), used.parameters.item()
         AcceleratorState._reset_state(True)
@@ -166,7 +169,7 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
     def pull(gradient: Tensor, parameters: Tensor) -> None:
         gradient.add_(5.0)
 
-    clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, gradient_clipping=0.01)
+    clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, CLASSIFICATION, gradient_clipping=0.01)
     clipped.step(inputs, labels, pull)
     assert clipped.parameters.item() == pytest.approx(-0.5 * 0.01, rel=1e-3)
 
@@ -179,7 +182,7 @@ def test_the_flat_vectors_are_the_model() -> None:
         flat.extend(parameters)
         return sgd(parameters, momentum=0.5)
 
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer)
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer, CLASSIFICATION)
     assert [parameters.data_ptr() for parameters in flat] == [used.parameters.data_ptr()]
     assert (used.layout.total, used.buffer_layout.total) == (len(used.parameters), len(used.buffers)) == (23, 6)
     for layout, vector, tensors in (
@@ -192,7 +195,9 @@ def test_the_flat_vectors_are_the_model() -> None:
 
 def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, lambda parameters: sgd(parameters, momentum=0.5))
+    used = AccelerateModel(
+        EngineConfig(threads=1), net, CPU, lambda parameters: sgd(parameters, momentum=0.5), CLASSIFICATION
+    )
     start = used.parameters.clone(), used.buffers.clone()
     counter = net[1].num_batches_tracked
     ends = []
@@ -234,7 +239,7 @@ class Limited(nn.Module):
 def test_parameters_and_buffers_that_a_forward_pass_replaces_are_trained_and_loaded(clipping: float | None) -> None:
     """Against plain PyTorch; `clipping` chooses steps on the flat vector."""
     plain, inputs, labels = Limited(), torch.randn(10, 1, 4, 4), torch.arange(10) % 3
-    used = AccelerateModel(EngineConfig(threads=1), Limited(), CPU, sgd, clipping)
+    used = AccelerateModel(EngineConfig(threads=1), Limited(), CPU, sgd, CLASSIFICATION, clipping)
     start = used.parameters.clone(), used.buffers.clone()
     optimizer = sgd(list(plain.parameters()))
     for _ in range(3):

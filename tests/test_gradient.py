@@ -62,7 +62,9 @@ def play(world: World, settings: Config) -> tuple[Tensor, list[dict[str, Any]]]:
 def by_hand(world: World, settings: Config) -> Tensor:
     """Nine steps of plain DDP on the same batches."""
     data = load(settings.data, settings.seed)
-    model = build(settings.model.name, settings.model.norm, data.input_shape, data.num_classes, settings.seed)
+    model = build(
+        settings.model.name, settings.model.norm, data.input_shape, data.num_classes, settings.seed, data.task
+    )
     source = BatchSource(data.train, data.mean, data.std, "cpu")
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=settings.clients.lr, momentum=0.9)

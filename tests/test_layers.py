@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
-GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
+GROUND = {
+    "layout",
+    "seeding",
+    "schedules",
+    "units",
+    "disk",
+    "errors",
+    "locks",
+    "exclusion",
+    "compatibility",
+    "cautions",
+}
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
@@ -19,6 +30,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "units": set(),
     "disk": set(),
+    "errors": set(),
     "locks": set(),
     "exclusion": set(),
     "compatibility": {"exclusion"},

@@ -20,6 +20,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import MODELS, Shape, build, find_builder
 from flare_dist.models.resnet import with_group_norm
 from flare_dist.models.small import OverlappingMaxPool
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 NOT_CALLABLE = 3
@@ -84,7 +85,7 @@ def weights(model: nn.Module) -> Tensor:
     ],
 )
 def test_sizes(name: str, shape: Shape, total: int) -> None:
-    assert parameter_layout(build(name, "group", shape, 10, seed=0)).total == total
+    assert parameter_layout(build(name, "group", shape, 10, seed=0, task=CLASSIFICATION)).total == total
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"gru", "vgg16", "vgg19"}))
@@ -92,13 +93,13 @@ def test_sizes(name: str, shape: Shape, total: int) -> None:
 def test_ours_take_images_of_any_size(name: str, shape: Shape) -> None:
     if name == "vgg11" and shape == MNIST:
         pytest.skip("VGG halves images five times")
-    model = build(name, "group", shape, 7, seed=0)
+    model = build(name, "group", shape, 7, seed=0, task=CLASSIFICATION)
     with torch.no_grad():
         assert model(torch.zeros(3, *shape)).shape == (3, 7)
 
 
 def test_resnet18_in_both_norms() -> None:
-    grouped, batched = (build("resnet18", norm, CIFAR, 10, seed=0) for norm in ("group", "batch"))
+    grouped, batched = (build("resnet18", norm, CIFAR, 10, seed=0, task=CLASSIFICATION) for norm in ("group", "batch"))
     assert torch.equal(weights(grouped), weights(batched))
     for model, norm in ((grouped, nn.GroupNorm), (batched, nn.BatchNorm2d)):
         assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 20
@@ -109,7 +110,7 @@ def test_resnet18_in_both_norms() -> None:
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_torchvision_by_name(norm: str) -> None:
-    model = build("torchvision:mobilenet_v3_small", norm, CIFAR, 10, seed=0)
+    model = build("torchvision:mobilenet_v3_small", norm, CIFAR, 10, seed=0, task=CLASSIFICATION)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == (norm == "batch")
     assert (buffer_layout(model).total == 0) == (norm == "group")
 
@@ -254,9 +255,9 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("name", ["weight_normed", "lazy", "WarmCache"])
 def test_models_that_cannot_be_copied_are_built(name: str) -> None:
-    model = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0)
-    again = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0)
-    other = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=1)
+    model = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0, task=CLASSIFICATION)
+    again = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=0, task=CLASSIFICATION)
+    other = build(f"tests.test_models:{name}", "keep", CIFAR, 10, seed=1, task=CLASSIFICATION)
     assert torch.equal(weights(model), weights(again))
     assert not torch.equal(weights(model), weights(other))
     for buffer_name, buffer in model.named_buffers():
@@ -281,16 +282,16 @@ def test_they_are_trained_and_saved_as_they_came(name: str, mode: str, tmp_path:
 
 def test_a_replacement_of_layers_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flare_dist")
-    build("tests.test_models:Plain", "keep", CIFAR, 10, seed=0)
-    build("2nn", "group", CIFAR, 10, seed=0)
+    build("tests.test_models:Plain", "keep", CIFAR, 10, seed=0, task=CLASSIFICATION)
+    build("2nn", "group", CIFAR, 10, seed=0, task=CLASSIFICATION)
     assert not caplog.messages
-    model = build("tests.test_models:Plain", "group", CIFAR, 10, seed=0)
+    model = build("tests.test_models:Plain", "group", CIFAR, 10, seed=0, task=CLASSIFICATION)
     assert caplog.messages == [
         "model.norm: group replaces 1 BatchNorm2d of tests.test_models:Plain by GroupNorm; "
         "of others it has 1 BatchNorm1d"
     ]
     assert isinstance(model.norm, nn.GroupNorm)
-    lazily = build("tests.test_models:lazy", "group", CIFAR, 10, seed=0)
+    lazily = build("tests.test_models:lazy", "group", CIFAR, 10, seed=0, task=CLASSIFICATION)
     assert isinstance(lazily[1], nn.GroupNorm)  # type: ignore[index]
 
 
@@ -303,15 +304,15 @@ def test_norms_are_kept_unless_asked_otherwise() -> None:
 def test_the_seed_decides_and_the_global_generator_is_left_alone(name: str) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = weights(build(name, "group", CIFAR, 10, seed=0))
+    first = weights(build(name, "group", CIFAR, 10, seed=0, task=CLASSIFICATION))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(weights(build(name, "group", CIFAR, 10, seed=0)), first)
-    assert not torch.equal(weights(build(name, "group", CIFAR, 10, seed=1)), first)
+    assert torch.equal(weights(build(name, "group", CIFAR, 10, seed=0, task=CLASSIFICATION)), first)
+    assert not torch.equal(weights(build(name, "group", CIFAR, 10, seed=1, task=CLASSIFICATION)), first)
 
 
 def test_trying_a_model_leaves_its_statistics_alone() -> None:
-    model = build("resnet18", "batch", (1, 8, 8), 10, seed=0)
+    model = build("resnet18", "batch", (1, 8, 8), 10, seed=0, task=CLASSIFICATION)
     for name, buffer in model.named_buffers():
         assert (buffer == (1 if name.endswith("var") else 0)).all()
 
@@ -364,7 +365,7 @@ def test_unknown_norms_are_refused() -> None:
 )
 def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
     with pytest.raises(ValueError, match=r"^model\.name: "):
-        build(name, "group", shape, 10, seed=0)
+        build(name, "group", shape, 10, seed=0, task=CLASSIFICATION)
 
 
 def test_a_pool_with_the_channels_innermost_has_the_bits_of_torch_s() -> None:
@@ -382,9 +383,9 @@ def test_a_pool_with_the_channels_innermost_has_the_bits_of_torch_s() -> None:
 
 def test_an_error_in_somebody_s_code_is_told_with_its_place() -> None:
     with pytest.raises(ValueError, match=r"cannot build .*: KeyError: 'sizes' \(.*test_models\.py, line \d+\)$"):
-        build("tests.test_models:broken", "keep", MNIST, 10, seed=0)
+        build("tests.test_models:broken", "keep", MNIST, 10, seed=0, task=CLASSIFICATION)
     with pytest.raises(ValueError, match=r"parameters of torch\.float16 \(1\.weight\); build it in torch\.float32"):
-        build("tests.test_models:half", "keep", MNIST, 10, seed=0)
+        build("tests.test_models:half", "keep", MNIST, 10, seed=0, task=CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -399,4 +400,4 @@ def test_an_error_in_somebody_s_code_is_told_with_its_place() -> None:
 )
 def test_models_that_would_fail_later_are_refused_by_what_is_wrong(name: str, problem: str) -> None:
     with pytest.raises(ValueError, match=rf"^model\.name: .*{problem}"):
-        build(f"tests.test_models:{name}", "keep", MNIST, 10, seed=0)
+        build(f"tests.test_models:{name}", "keep", MNIST, 10, seed=0, task=CLASSIFICATION)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
-from flare_dist.data.partition import PARTITIONERS, label_table, partition
+from flare_dist.data.partition import label_table, partition
+from flare_dist.data.partitioners import PARTITIONERS
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 CLASSES = 10
 COMPLETE = sorted(set(PARTITIONERS) - {"consecutive"})
@@ -25,7 +27,7 @@ def examples(n: int = 1003, groups: int | None = 40) -> Examples:
 
 
 def split(name: str, clients: int = 13, n: int = 1003, seed: int = 0, **values: Any) -> list[Tensor]:
-    return list(partition(DataConfig(partition=name, **values), examples(n), CLASSES, clients, seed))
+    return list(partition(DataConfig(partition=name, **values), examples(n), CLASSIFICATION, CLASSES, clients, seed))
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -108,7 +110,7 @@ def test_quantity_sizes_follow_alpha() -> None:
 def test_shards_bound_the_number_of_classes() -> None:
     n, clients = 1000, 20
     train = Examples(torch.zeros(n, 1, 1, 1), torch.arange(n) % CLASSES)
-    parts = partition(DataConfig(partition="shards", shards_per_client=2), train, CLASSES, clients, 0)
+    parts = partition(DataConfig(partition="shards", shards_per_client=2), train, CLASSIFICATION, CLASSES, clients, 0)
     table = label_table(parts, train.labels, CLASSES)
     assert (table.sum(1) == 50).all()
     assert ((table > 0).sum(1) <= 2).all()
@@ -129,7 +131,7 @@ def test_natural_errors_name_the_keys() -> None:
     with pytest.raises(ValueError, match=r"^clients\.num: must be at most 40, "):
         split("natural", clients=41)
     with pytest.raises(ValueError, match=r"^data\.partition: digits has no natural groups$"):
-        partition(DataConfig(partition="natural"), examples(groups=None), CLASSES, 2, 0)
+        partition(DataConfig(partition="natural"), examples(groups=None), CLASSIFICATION, CLASSES, 2, 0)
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -146,7 +148,7 @@ def test_label_table_counts() -> None:
 
 
 def test_a_client_is_looked_up_as_it_is_listed() -> None:
-    parts = partition(DataConfig(partition="quantity", alpha=0.5), examples(), CLASSES, 13, 0)
+    parts = partition(DataConfig(partition="quantity", alpha=0.5), examples(), CLASSIFICATION, CLASSES, 13, 0)
     assert list(parts.sizes) == [len(part) for part in parts]
     assert all(torch.equal(parts[client], part) for client, part in enumerate(parts))
     assert parts[0].untyped_storage().data_ptr() == parts[12].untyped_storage().data_ptr()

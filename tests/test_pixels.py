@@ -133,12 +133,14 @@ def test_values_that_are_no_brightness_are_refused(wrong: float, tmp_path: Path)
         pixels(tmp_path, 1.0)
 
 
-def test_a_pgm_says_itself_what_is_white(tmp_path: Path) -> None:
+def test_the_header_of_a_pgm_names_its_white(tmp_path: Path) -> None:
     """Pillow scales it, so a range would be taken of other values than the file's."""
     low = np.rint(GREY * (4095 / 255)).astype(">u2")
     path = tree(tmp_path, "a.pgm", b"P5 6 4 4095\n" + low.tobytes())
     assert torch.equal(pixels(tmp_path), grey(GREY))
-    with pytest.raises(ValueError, match=rf"^data\.image_range: {path}: is a PGM that says itself .*; set it to null$"):
+    with pytest.raises(
+        ValueError, match=rf"^data\.image_range: {path}: is a PGM, whose header names .*; set it to null$"
+    ):
         pixels(tmp_path, 4095)
 
 

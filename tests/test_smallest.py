@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flare_dist import cli
 from flare_dist.models.trial import why_not_one
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 SHAPE, CLASSES = (1, 6, 6), 4
 KEYS = {
@@ -176,7 +177,7 @@ def test_a_trial_leaves_the_model_and_the_generator_alone(caplog: pytest.LogCapt
     model = on_maps(SHAPE, CLASSES).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    assert why_not_one(model, torch.zeros(1, *SHAPE), CLASSES) is None
+    assert why_not_one(model, torch.zeros(1, *SHAPE), CLASSES, CLASSIFICATION) is None
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part.training for part in model.modules())

@@ -24,7 +24,7 @@ from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.setup import build_for, build_run, divide
 from flare_dist.run.evaluation import evaluate
-from flare_dist.tasks.builtin import NEXT_TOKEN
+from flare_dist.tasks.builtin import CLASSIFICATION, NEXT_TOKEN
 
 ROOT = Path(__file__).parent
 SAMPLE = ROOT / "shakespeare"
@@ -102,7 +102,10 @@ def test_windows_that_do_not_overlap_are_pieces_of_their_own(tmp_path: Path) -> 
         ("[]", r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
         ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
         ('{"user_data": {"A": {"x": ["a"], "y": ["bc"]}}}', r"^data\.root: .*all\.json: is not .*'bc' is not one char"),
-        ('{"user_data": {"A": {"snippets": ["short"]}}}', r"^data\.sequence_length: no speaker in .* says 101 "),
+        (
+            '{"user_data": {"A": {"snippets": ["short"]}}}',
+            r"^data\.sequence_length: no speaker in .* has 101 characters, got 100; ",
+        ),
     ],
 )
 def test_errors_name_the_key(tmp_path: Path, content: str | bytes | None, message: str) -> None:
@@ -143,11 +146,14 @@ def data_config(**settings: Any) -> DataConfig:
 def test_clients_are_speakers() -> None:
     data = load(data_config(), 0)
     assert data.input_shape == (30,)
-    parts = partition(data_config(partition="natural"), data.train, data.num_classes, 5, 0)
+    parts = partition(data_config(partition="natural"), data.train, data.task, data.num_classes, 5, 0)
     assert data.train.groups is not None
     assert [len(data.train.groups[part].unique()) for part in parts] == [1] * 5
-    with pytest.raises(ValueError, match=r"^data\.partition: goes by labels"):
-        partition(data_config(partition="dirichlet"), data.train, data.num_classes, 5, 0)
+    with pytest.raises(
+        ValueError,
+        match=r"^data\.partition: goes by the class of each example, .*, got dirichlet with .* class_of=token; ",
+    ):
+        partition(data_config(partition="dirichlet"), data.train, data.task, data.num_classes, 5, 0)
     with pytest.raises(ValueError, match=r"^data\.augment: is for images"):
         load(data_config(augment="crop"), 0)
 
@@ -163,7 +169,7 @@ def test_batches_of_text_are_codes() -> None:
 
 def test_text_and_images_want_models_of_their_own() -> None:
     with pytest.raises(ValueError, match=r"^model\.name: cannot build gru for inputs of shape \(1, 28, 28\): it reads"):
-        build("gru", "group", (1, 28, 28), 10, 0)
+        build("gru", "group", (1, 28, 28), 10, 0, CLASSIFICATION)
     for name in ("2nn", "cnn", "torchvision:resnet18"):
         with pytest.raises(ValueError, match=rf"^model\.name: .*{name}.* inputs of shape \(30,\)"):
             build(name, "group", (30,), 86, 0, NEXT_TOKEN, torch.int64)

@@ -22,7 +22,6 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.partition import Partition
 from flare_dist.seeding import generator
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Task
 
 
@@ -58,8 +57,8 @@ def train_stacked(
     clients: int,
     steps: Iterable[Step],
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    task: Task,
     gradient_clipping: float | None = None,
-    task: Task = CLASSIFICATION,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Local training of so many clients from the parameters `start` by name; `steps` may get fewer clients, not more.
 
@@ -153,7 +152,7 @@ class BatchedTrainer:
     For what allows it see `flare_dist.clients.batchable` and `flare_dist.rounds.together`.
     """
 
-    def __init__(self, trainer: LocalTrainer, most: int, task: Task = CLASSIFICATION) -> None:
+    def __init__(self, trainer: LocalTrainer, most: int, task: Task) -> None:
         self.trainer = trainer
         self.task = task
         self.most = most
@@ -185,7 +184,7 @@ class BatchedTrainer:
             return OPTIMIZERS[config.optimizer](parameters, lr, config.momentum, config.weight_decay)
 
         ends, loss_sums, counts = train_stacked(
-            model.module, start, len(group), batches, make_optimizer, config.gradient_clipping, self.task
+            model.module, start, len(group), batches, make_optimizer, self.task, config.gradient_clipping
         )
         deltas = torch.cat([end.flatten(1) for end in ends], dim=1).sub_(global_parameters)
         losses = (loss_sums / counts.clamp(min=1)).tolist()

@@ -34,7 +34,6 @@ from flare_dist.layout import (
     parameter_layout,
 )
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
 
 # By these `accelerate launch` says what to wrap the model in; but the launcher only starts ranks, we choose the engine.
@@ -71,9 +70,9 @@ class AccelerateModel:
         model: nn.Module,
         device: torch.device,
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        task: Task,
         gradient_clipping: float | None = None,
         smallest_batch: int = 1,
-        task: Task = CLASSIFICATION,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
         self._task = task

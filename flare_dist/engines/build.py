@@ -39,7 +39,7 @@ def build_model(
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch, task)
+        return AccelerateModel(config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch)
     # What DeepSpeed would ask its own launcher for; the process group is there already.
     where = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
     for name, value in where.items():
@@ -52,4 +52,4 @@ def build_model(
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)
-    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch, task)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, task, alone, smallest_batch)

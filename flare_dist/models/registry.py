@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flare_dist.errors import reason_in_code
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
-from flare_dist.models.trial import blank_of, check_fit, describe, has_lazy
+from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed, seeded
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def find_builder(name: str) -> Builder:
                 f"there is no module {error.name!r} in {os.getcwd()}; start the command where it lies, or install it"
             )
             raise ValueError(f"model.name: cannot import {name!r}: {where}") from error
-        raise ValueError(f"model.name: cannot import {name!r}: {describe(error)}") from error
+        raise ValueError(f"model.name: cannot import {name!r}: {reason_in_code(error)}") from error
     if not callable(builder):
         raise ValueError(f"model.name: {name!r} is not callable")
     return builder
@@ -86,7 +86,7 @@ def build(
     input_shape: Shape,
     num_classes: int,
     seed: int,
-    task: Task = CLASSIFICATION,
+    task: Task,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The model with initial weights drawn from `seed`, on the CPU, trying it on inputs of `input_shape` and `dtype`.
@@ -123,7 +123,7 @@ def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
         model = builder(input_shape, num_classes)
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
-            f"model.name: cannot build {name} for inputs of shape {input_shape}: {describe(error)}"
+            f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")

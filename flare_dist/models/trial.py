@@ -6,25 +6,20 @@ values are then drawn from the generators as the caller has seeded them.
 
 from __future__ import annotations
 
-import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from flare_dist.errors import reason_in_code
 from flare_dist.layout import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that always use what they have
 DRAWS = 16  # of models that may skip layers at random
-
-# Where the lines of a traceback lie that are not of the user's own code.
-NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> None:
@@ -40,7 +35,7 @@ def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> 
         raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
 
 
-def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task = CLASSIFICATION) -> str | None:
+def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> str | None:
     """Say why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
@@ -70,7 +65,7 @@ def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
             try:
                 parts = torch.autograd.grad(model(_copies(blank, 2)).sum(), list(named.values()), allow_unused=True)
             except Exception as error:  # whatever somebody's code may raise
-                raise ValueError(f"has no gradient: {describe(error)}") from error
+                raise ValueError(f"has no gradient: {reason_in_code(error)}") from error
             unused = [name for name, part in zip(named, parts) if part is None]
             if unused:
                 return unused
@@ -80,14 +75,6 @@ def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
 def has_lazy(model: nn.Module) -> bool:
     """Tell whether parameters or buffers get their sizes at the first call."""
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
-
-
-def describe(error: BaseException) -> str:
-    """An error of somebody's code in a line: its kind if that says something, its words and the place in their file."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
-    return f"{kind}{error}{place}"
 
 
 def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -115,7 +102,7 @@ def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, exam
     except Exception as error:  # whatever somebody's code may raise
         batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
         how = "while it trains" if training else "in evaluation"
-        raise ValueError(f"does not take {batch} {how}: {describe(error)}") from error
+        raise ValueError(f"does not take {batch} {how}: {reason_in_code(error)}") from error
     expected = None if task.outputs is None else (examples, *task.outputs(input_shape, num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:

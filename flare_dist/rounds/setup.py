@@ -63,7 +63,7 @@ def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
         return Partition(torch.arange(len(data.train.labels)), [len(data.train.labels)])
-    return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
+    return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
 
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
@@ -150,7 +150,7 @@ def build_trainer(
     config: Config, world: World, data: DataSplits, local: LocalModel, algorithm: Algorithm
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""
-    outside = data.task.ignored if data.task.is_dense else None
+    outside = data.task.ignored if data.task.class_of == "pixel" else None
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment, outside)
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)
 
