@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flare_dist import seeding
 from flare_dist.data.augmentation import AUGMENTATIONS, move
-from flare_dist.data.examples import Examples
+from flare_dist.data.examples import Examples, subset
 
 _CHUNK = 2**26  # bytes of float32 inputs prepared at once
 
@@ -88,6 +88,12 @@ class BatchSource:
         if self.outside is not None:
             labels = move(labels[:, None], moves, self.outside)[:, 0]
         return move(inputs, moves), labels
+
+
+def first_batch(examples: Examples, mean: Tensor, std: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Make one batch on the CPU of the first `size` examples, or of all if there are fewer, as they are."""
+    few = subset(examples, torch.arange(min(size, len(examples))))
+    return next(BatchSource(few, mean, std, "cpu").batches(None, size, None))
 
 
 def count_batches(num_examples: int, batch_size: int, smallest: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Trying a model before it is trained: whether it takes the data, and how many examples it needs at once.
+"""Trial of a model before it is trained: whether it takes the data, and how many examples it needs at once.
 
 A trial leaves no trace but what a model makes at its first call (`flare_dist.layout.preserved`): lazy parameters, whose
 values are then drawn from the generators as the caller has seeded them.
@@ -6,6 +6,7 @@ values are then drawn from the generators as the caller has seeded them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch.nn.parameter import is_lazy
 from flare_dist.errors import reason_in_code
 from flare_dist.layout import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-from flare_dist.tasks.task import Shape, Task
+from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, mean_loss
 
-KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that always use what they have
+KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
 DRAWS = 16  # of models that may skip layers at random
 
 
@@ -36,12 +37,12 @@ def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> 
 
 
 def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> str | None:
-    """Say why `model` cannot be trained on a batch of a single example; None if it can.
+    """Return why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
     """
     with seeded(derive_seed(0, "trial")), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is found out here
+        warnings.simplefilter("ignore")  # of the very failure that is looked for
         try:
             one = _outputs(model, blank, num_classes, task, 1, training=True)
         except ValueError as error:
@@ -52,7 +53,7 @@ def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -
 
 
 def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
-    """The trainable parameters of `model` that take no part in its scores, or not in all of a few draws.
+    """Name the trainable parameters that take no part in the scores of `model`, or not in all of a few draws.
 
     Raises ValueError with the reason if its scores cannot be differentiated.
     """
@@ -72,13 +73,40 @@ def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
     return []
 
 
+def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.name if the task's loss and its criterion differ on `batch`.
+
+    Steps are taken by the criterion if there is one, so another loss would silently have no effect. A loss that is made
+    of the criterion cannot differ and is not tried.
+    """
+    if task.criterion is None or task.loss == OfOutputs(task.criterion, task.ignored):
+        return
+    by_loss = _mean_loss(task._replace(criterion=None), model, batch)
+    by_criterion = _mean_loss(task, model, batch)
+    if not math.isclose(by_loss, by_criterion, rel_tol=1e-3, abs_tol=1e-6) and math.isfinite(by_loss + by_criterion):
+        raise ValueError(
+            f"task.name: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
+            f"{len(batch[1])} examples; mend one of them, or leave criterion None"
+        )
+
+
+def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
+    """Evaluate the mean loss of `batch`, with the same draws at each call."""
+    try:
+        with seeded(derive_seed(0, "trial")), preserved(model), torch.no_grad():
+            mean, _ = mean_loss(task, model.eval(), batch)
+            return float(mean)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"task.name: its loss fails on {len(batch[1])} examples: {reason_in_code(error)}") from error
+
+
 def has_lazy(model: nn.Module) -> bool:
     """Tell whether parameters or buffers get their sizes at the first call."""
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
-    """One input of zeros, [1, ...]."""
+    """Make one input of zeros, [1, ...]."""
     return torch.zeros(1, *input_shape, dtype=dtype)
 
 
@@ -87,12 +115,12 @@ def _copies(blank: Tensor, examples: int) -> Tensor:
 
 
 def _is_finite(outputs: Any) -> bool:
-    """Whether no output is NaN or infinite; only tensors can be."""
+    """Tell whether no output is NaN or infinite; only tensors can be."""
     return not isinstance(outputs, Tensor) or bool(outputs.isfinite().all())
 
 
 def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, examples: int, training: bool) -> Any:
-    """The outputs for blank examples; ValueError with the reason if there are none, or others than the task takes."""
+    """Compute outputs for blank examples; ValueError with the reason if there are none, or not those of the task."""
     input_shape = tuple(blank.shape[1:])
     try:
         with preserved(model), torch.set_grad_enabled(training):
@@ -110,8 +138,8 @@ def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, exam
     changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
     if changed is not None:
         raise ValueError(
-            f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep what "
-            "depends on the batch as a plain attribute"
+            f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep values "
+            "that depend on the batch as a plain attribute"
         )
     if not isinstance(outputs, Tensor):
         return outputs

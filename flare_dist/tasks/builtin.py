@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.tasks.task import Batch, Shape, Task, Totals, counted, of_outputs, ratio, ratios
+from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, Totals, counted, ratio, ratios
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's default
 
@@ -122,7 +122,7 @@ def describe_tensor(tensor: Tensor) -> str:
 
 
 CLASSIFICATION = Task(
-    loss=of_outputs(F.cross_entropy),
+    loss=OfOutputs(F.cross_entropy),
     metrics=classes_right,
     best=("accuracy", "max"),
     outputs=lambda input_shape, classes: (classes,),
@@ -131,7 +131,7 @@ CLASSIFICATION = Task(
     class_of="example",
 )
 NEXT_TOKEN = Task(
-    loss=of_outputs(F.cross_entropy, IGNORED),
+    loss=OfOutputs(F.cross_entropy, IGNORED),
     metrics=tokens_right,
     finish=with_perplexity,
     best=("accuracy", "max"),
@@ -142,7 +142,7 @@ NEXT_TOKEN = Task(
     class_of="token",
 )
 SEGMENTATION = Task(
-    loss=of_outputs(F.cross_entropy, IGNORED),
+    loss=OfOutputs(F.cross_entropy, IGNORED),
     metrics=confusion,
     finish=overlaps,
     best=("iou", "max"),
@@ -153,7 +153,7 @@ SEGMENTATION = Task(
     class_of="pixel",
 )
 REGRESSION = Task(
-    loss=of_outputs(F.mse_loss),
+    loss=OfOutputs(F.mse_loss),
     metrics=errors,
     finish=with_root,
     best=("rmse", "min"),

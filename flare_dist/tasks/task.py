@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -75,16 +76,16 @@ class Task(NamedTuple):
     class_of: ClassOf | None = None
 
 
-def of_outputs(
-    criterion: Callable[..., Tensor], ignored: int | None = None
-) -> Callable[[nn.Module, Batch], tuple[Tensor, Count]]:
-    """Make the loss of a task that compares outputs with labels by `criterion`."""
+@dataclass(frozen=True)
+class OfOutputs:
+    """Compute the loss of a task that compares outputs with labels by `criterion`, without the `ignored` labels."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
+    criterion: Callable[..., Tensor]
+    ignored: int | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
         inputs, labels = batch
-        return criterion(model(inputs), labels, reduction="sum"), counted(labels, ignored)
-
-    return loss
+        return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
 
 
 def counted(labels: Tensor, ignored: int | None) -> Count:
