@@ -79,7 +79,8 @@ class BatchSource:
 
     def prepare(self, chosen: Tensor, moves: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalise and move the examples at `chosen` (int64 [b] on the device): inputs [b, C, H, W] and labels."""
-        inputs, labels = self.inputs.index_select(0, chosen), self.labels[chosen]
+        inputs = self.inputs.index_select(0, chosen)
+        labels = self.labels[chosen]
         if self.is_text:
             return inputs.long(), labels
         inputs = inputs.float().sub_(self.mean).div_(self.std)  # subtracting from integers takes four times as long

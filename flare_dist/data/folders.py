@@ -31,7 +31,7 @@ def list_folder(root: Path) -> tuple[list[str], Listing, Listing]:
     """List (classes, train, test) of the tree at `root`.
 
     test/ is the test set if it has any class of train/; val/ stands in if test/ is missing or has none of them, as
-    Tiny-ImageNet's unlabelled one, and the log says so. Raises ValueError that names the folder that is wrong.
+    Tiny-ImageNet's unlabelled one, which is logged. Raises ValueError that names the folder that is wrong.
     """
     _check_layout(root)
     train, others = scan(root / "train")

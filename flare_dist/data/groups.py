@@ -1,4 +1,4 @@
-"""The natural client of each image, from root/groups.csv: lines "train/<class>/<file>,<group>"."""
+"""Table of the natural client of each image, root/groups.csv: lines "train/<class>/<file>,<group>"."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def _named(table: Path, text: str, delimiter: str, keys: set[str]) -> dict[str, 
     named: dict[str, str] = {}
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
-            path, group = (row[0].strip(), row[1].strip()) if len(row) >= 2 else ("", "")
+            if len(row) < 2:
+                continue
+            path, group = row[0].strip(), row[1].strip()
             key = path if path in keys else path.replace("\\", "/").removeprefix("./")
             if key not in keys:
                 continue

@@ -1,4 +1,4 @@
-"""Which client owns which training example: the indices of each client, from a partitioner chosen by name."""
+"""Partition of the training examples among the clients, by a partitioner that is chosen by name."""
 
 from __future__ import annotations
 

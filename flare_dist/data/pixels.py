@@ -47,7 +47,8 @@ def _decoded(path: str) -> tuple[str, np.ndarray]:
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error  # without the name of its class
     with image:
-        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        pixels = image.width * image.height
+        limit = Image.MAX_IMAGE_PIXELS
         if not pixels or (limit and pixels > limit):  # Pillow itself only warns up to twice the limit
             raise ValueError(f"{image.width}x{image.height} pixels, Pillow's limit is {limit} in all")
         kind = _kind(image)
@@ -84,7 +85,8 @@ def _scaled(path: str, kind: str, values: np.ndarray, image_range: float | None)
     if white is None:
         problem = f"is of mode {kind}, whose range the file does not tell; set it to the value that is white"
         raise refusal("data.image_range", path, problem)
-    least, most = values.min(), values.max()
+    least = values.min()
+    most = values.max()
     if not (least >= 0 and most <= white):  # so that NaN is refused too
         finite = np.isfinite(least) and np.isfinite(most)
         problem = f"has values from {least:g} to {most:g}, not in [0, {white:g}]" if finite else "has NaN or infinity"

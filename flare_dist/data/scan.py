@@ -21,7 +21,7 @@ _HIDDEN = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System
 
 @dataclass
 class ClassFolder:
-    """The files of one class in train/ or test/, at any depth."""
+    """Hold the files of one class in train/ or test/, at any depth."""
 
     images: list[str] = field(default_factory=list)  # paths, in the order of a walk
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
@@ -60,7 +60,8 @@ def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]
 
 def _entries(place: str) -> tuple[list[str], list[str]]:
     """Return the sorted names of the files and of the visible folders in `place`."""
-    files, folders = [], []
+    files = []
+    folders = []
     try:
         with os.scandir(place) as entries:
             for entry in entries:

@@ -43,7 +43,8 @@ def load_texts(root: Path, sequence_length: int) -> tuple[Examples, Examples]:
 
 
 def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> Examples:
-    rows, groups = [], []
+    rows = []
+    groups = []
     for speaker, text in _texts(root / part):
         group = speakers.setdefault(speaker, len(speakers))
         codes = encode_text(text)
