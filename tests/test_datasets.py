@@ -37,5 +37,7 @@ def test_test_inputs_have_the_shape_of_training_inputs(monkeypatch: pytest.Monke
     inputs, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 3
     source = Source(Examples(inputs, labels), Examples(inputs[..., :1], labels), 3)
     monkeypatch.setitem(SOURCES, "mine", lambda config, seed: source)
-    with pytest.raises(ValueError, match=r"^data\.name: mine: test: inputs have the shape \(1, 2, 1\), those of train"):
+    with pytest.raises(
+        ValueError, match=r"^data\.name: mine: test: inputs must have the shape \(1, 2, 2\) of train, got \(1, 2, 1\)"
+    ):
         load(DataConfig(name="mine"), seed=0)

@@ -48,7 +48,7 @@ def test_an_epoch_has_every_example_once_and_ranks_share_each_batch(size: int) -
 
 
 def test_too_few_examples_for_a_batch() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.batch_size: 2 ranks with 5 examples each need 10, there are 9"):
+    with pytest.raises(ValueError, match=r"^clients\.batch_size: 2 ranks with 5 examples each need 10, got 9; "):
         SharedEpochs(9, 5, 2, seed=0)
 
 

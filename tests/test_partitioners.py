@@ -99,5 +99,5 @@ def test_natural_deals_groups_whole() -> None:
 def test_natural_errors_name_the_keys() -> None:
     with pytest.raises(ValueError, match=r"^clients\.num: must be at most 40, "):
         split("natural", clients=41)
-    with pytest.raises(ValueError, match=r"^data\.partition: digits has no natural groups$"):
+    with pytest.raises(ValueError, match=r"^data\.partition: natural needs groups, got data\.name=digits"):
         partition(DataConfig(partition="natural"), examples(groups=None), CLASSIFICATION, CLASSES, 2, 0)

@@ -58,7 +58,7 @@ def test_synthetic_is_seeded_and_learnable() -> None:
     ],
 )
 def test_missing_files_are_named_and_nothing_is_fetched(name: str, file: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"^data\.root: {name} needs .*{file}.*data\.download=true would fetch them$"):
+    with pytest.raises(ValueError, match=rf"^data\.root: {name} needs .*{file}.*data\.download=true fetches them$"):
         load(DataConfig(name=name, root=str(tmp_path)), seed=0)
     assert not list(tmp_path.iterdir())
 

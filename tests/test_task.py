@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import flare_dist
 from flare_dist.tasks.builtin import TASKS
@@ -29,3 +30,10 @@ def test_pieces_of_a_batch_add_up_to_the_whole(name: str) -> None:
     mean, count = mean_loss(task, model, (inputs, labels))
     assert whole["loss"] == pytest.approx(mean.item(), rel=1e-6)
     assert count == (labels != -100).sum()
+
+
+def test_a_metric_that_is_no_number_needs_a_finish() -> None:
+    totals: dict[str, Amount] = {"loss": (torch.ones(()), 1), "confusion": torch.ones(2, 2)}
+    with pytest.raises(ValueError, match=r"^task\.name: metric confusion must be one number, got shape \(2, 2\); "):
+        finish(Task(TASKS["regression"].loss), totals)
+    assert finish(Task(TASKS["regression"].loss, finish=lambda totals: {"size": 4}), totals) == {"loss": 1, "size": 4}

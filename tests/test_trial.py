@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flare_dist.models.registry import Shape, build
-from flare_dist.models.trial import check_criterion
+from flare_dist.models.trial import check_criterion, why_not_one
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Batch, Task
 from tests.helpers.models import MNIST, linear
@@ -86,3 +86,13 @@ def test_a_loss_that_fails_is_told_with_its_place() -> None:
         ValueError, match=r"^task\.name: its loss fails on 2 examples: KeyError: 'labels' \(.*test_trial\.py"
     ):
         check_criterion(linear(MNIST, 10), batch, Task(broken, criterion=F.cross_entropy))
+
+
+def test_a_trial_leaves_the_model_and_the_generator_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 4)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert why_not_one(model, torch.zeros(1, 1, 6, 6), 4, CLASSIFICATION) is None
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(part.training for part in model.modules())

@@ -145,5 +145,5 @@ def check_enough(num_examples: int, batch_size: int, size: int) -> None:
     if batch_size * size > num_examples:
         raise ValueError(
             f"clients.batch_size: {size} ranks with {batch_size} examples each need {batch_size * size}, "
-            f"there are {num_examples}"
+            f"got {num_examples}; choose a smaller batch, or fewer ranks"
         )

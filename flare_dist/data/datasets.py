@@ -76,7 +76,7 @@ def _check_source(name: str, source: Source, task_name: str) -> None:
             raise ValueError(f"data.name: {name}: {part}: {error}{another}") from error
     trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))
     if trained != tested:
-        raise ValueError(f"data.name: {name}: test: inputs have the shape {tested}, those of train {trained}")
+        raise ValueError(f"data.name: {name}: test: inputs must have the shape {trained} of train, got {tested}")
 
 
 def standard(train: Examples, source: Source) -> tuple[Tensor, Tensor]:

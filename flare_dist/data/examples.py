@@ -44,7 +44,9 @@ def hold_out(examples: Examples, fraction: float, rng: torch.Generator) -> tuple
     """
     held = max(1, round(fraction * len(examples)))
     if held >= len(examples):
-        raise ValueError(f"data.validation: {fraction} of {len(examples)} examples leaves none to train on")
+        raise ValueError(
+            f"data.validation: leaves none of {len(examples)} examples to train on, got {fraction}; hold out less"
+        )
     order = torch.randperm(len(examples), generator=rng)
     return subset(examples, order[held:].sort().values), subset(examples, order[:held].sort().values)
 

@@ -35,7 +35,7 @@ def consecutive(
     if size * num_clients > len(train):
         raise ValueError(
             f"clients.num: {num_clients} clients of data.examples_per_client={size} need {size * num_clients} "
-            f"training examples, there are {len(train)}"
+            f"training examples, got {len(train)}; choose fewer clients or a smaller size"
         )
     owner = np.arange(len(train)) // size
     return np.where(owner < num_clients, owner, UNUSED)
@@ -85,7 +85,7 @@ def shards(
     pieces = num_clients * config.shards_per_client
     if pieces > len(train):
         raise ValueError(
-            f"data.shards_per_client: {num_clients} clients need {pieces} shards, there are {len(train)} examples"
+            f"data.shards_per_client: {num_clients} clients need {pieces} shards, got {len(train)} examples; set less"
         )
     holder = rng.permutation(np.repeat(np.arange(num_clients), config.shards_per_client))
     owner = np.empty(len(train), np.int64)
@@ -106,7 +106,9 @@ def natural(
 ) -> np.ndarray:
     """Deal the data set's own groups whole: every client gets the same number of groups, give or take one."""
     if train.groups is None:
-        raise ValueError(f"data.partition: {config.name} has no natural groups")
+        raise ValueError(
+            f"data.partition: natural needs groups, got data.name={config.name}, which has none; choose another"
+        )
     names, group = np.unique(train.groups.numpy(), return_inverse=True)
     if num_clients > len(names):
         raise ValueError(f"clients.num: must be at most {len(names)}, the number of natural groups, got {num_clients}")

@@ -110,7 +110,7 @@ def torchvision_source(
                 raise ValueError(f"data.download: could not fetch {config.name} into {root} ({error})") from error
     missing = [file for file in files if not (root / folder / file).is_file()]
     if missing:
-        hint = "" if config.download else "; data.download=true would fetch them"
+        hint = "" if config.download else "; data.download=true fetches them"
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
         train, test = (_in_memory(read(train=train), transposed) for train in (True, False))

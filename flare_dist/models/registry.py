@@ -143,7 +143,7 @@ def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
             f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
         ) from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
+        raise ValueError(f"model.name: {name} must return a torch.nn.Module, got {type(model).__name__}")
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise ValueError(

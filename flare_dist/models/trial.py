@@ -134,7 +134,7 @@ def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, exam
     expected = None if task.outputs is None else (examples, *task.outputs(input_shape, num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:
-        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, it gives {shape}")
+        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}")
     changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
     if changed is not None:
         raise ValueError(

@@ -40,7 +40,8 @@ def ratio(name: str, amount: Amount) -> float:
         total, count = (float(part) for part in amount)
         return total / count if count else math.nan
     if amount.numel() != 1:
-        raise ValueError(f"task.name: its metric {name} is of shape {tuple(amount.shape)}; give it a `finish`")
+        shape = tuple(amount.shape)
+        raise ValueError(f"task.name: metric {name} must be one number, got shape {shape}; give the task a `finish`")
     return float(amount)
 
 
@@ -71,8 +72,8 @@ class Task(NamedTuple):
     ignored: int | None = None
     # Raises ValueError if it cannot learn from such labels, given the shape of all inputs and the number of classes.
     check_labels: Callable[[Tensor, Shape, int], None] = any_labels
-    # What has one class; None if labels are no classes. Partitions by class need one for each example, and labels of
-    # pixels are moved by augmentation.
+    # The part of the data that has one class each; None if labels are no classes. Partitions by class need one for each
+    # example, and augmentation moves labels of pixels.
     class_of: ClassOf | None = None
 
 
