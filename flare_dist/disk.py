@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +48,12 @@ def free_space(path: Path) -> str:
 def existing(path: Path) -> Path:
     """Find the innermost folder on the way to `path` that is there, or `path` itself if it is."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file is on the disk, or a directory, whose entry for a renamed file must survive as well."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

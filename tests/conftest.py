@@ -1,12 +1,19 @@
 """Property tests draw the same everywhere, a busy machine is no failure, and every test begins alike."""
 
+from __future__ import annotations
+
 import logging
 import os
+import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.helpers.sweeps import Processes
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
@@ -26,3 +33,35 @@ def as_it_began() -> Iterator[None]:
     log.propagate = True
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """Replace the training processes of sweeps by a table of results."""
+    from tests.helpers.sweeps import Processes
+
+    used = Processes()
+    monkeypatch.setattr("flare_dist.studies.sweep_run._run", used.run)
+    return used
+
+
+@pytest.fixture
+def nothing_left_running() -> Iterator[None]:
+    """Kill the launchers that a failing test leaves behind; those of a module's fixtures have ended by then."""
+    from tests.helpers.launching import RUNNING
+
+    yield
+    for process in RUNNING:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    RUNNING.clear()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Forget Accelerate's precision and device, a singleton of the process, before and after a test."""
+    from accelerate.state import AcceleratorState  # here, for most tests import no Accelerate
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

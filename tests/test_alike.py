@@ -91,7 +91,7 @@ def drift(world: World, config: Config) -> str:
 
 
 def test_a_run_stops_where_a_rank_holds_another_model(tmp_path: Path) -> None:
-    model = ModelConfig(name="tests.test_rounds:norm_net", norm="batch")
+    model = ModelConfig(name="tests.helpers.rounds:norm_net", norm="batch")
     messages = run_ranks(drift, 3, tiny(tmp_path, model=model, server=ServerConfig()))
     assert len(set(messages)) == 1
     assert messages[0].startswith(

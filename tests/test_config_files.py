@@ -1,4 +1,4 @@
-"""What stands in a configuration file is what is configured, or one line says what is wrong, and where."""
+"""A configuration file is read as it is written, or refused in one line that names the key, the file and the line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parser() -> ConfigParser:
 
 @pytest.fixture
 def read(parser: ConfigParser, tmp_path: Path) -> Any:
-    """A function from the content of my.yaml to the configuration."""
+    """Make a function from the content of my.yaml to the configuration."""
     path = tmp_path / "my.yaml"
 
     def read(content: str | bytes) -> Config:
@@ -87,7 +87,7 @@ def test_wrong_content_is_refused_by_key_and_line(
 
 
 @pytest.mark.parametrize(
-    ("content", "where", "said"),
+    ("content", "place", "said"),
     [
         ("", "", "is empty"),
         ("# nothing yet\n", "", "is empty"),
@@ -103,17 +103,17 @@ def test_wrong_content_is_refused_by_key_and_line(
         ("? [a]\n: b\n", ":1", "a key must be a word"),
     ],
 )
-def test_what_is_no_configuration_is_refused_by_path(
-    read: Any, tmp_path: Path, content: str | bytes, where: str, said: str
+def test_a_file_without_a_configuration_is_refused_by_path(
+    read: Any, tmp_path: Path, content: str | bytes, place: str, said: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "my.yaml"))) as caught:
         read(content)
     message = str(caught.value)
-    assert message.startswith(f"config: {tmp_path / 'my.yaml'}{where}: ")
+    assert message.startswith(f"config: {tmp_path / 'my.yaml'}{place}: ")
     assert said in message
 
 
-def test_an_empty_value_is_refused_where_the_type_has_none(parser: ConfigParser, tmp_path: Path) -> None:
+def test_an_empty_value_is_refused_unless_its_type_takes_none(parser: ConfigParser, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     defaults = dict(leaves(as_dict(Config())))
     for key, default in defaults.items():
@@ -155,7 +155,7 @@ def test_an_empty_value_is_refused_where_the_type_has_none(parser: ConfigParser,
         ("engine: {deepspeed_config: {a: [1, true, auto]}}\n", "engine.deepspeed_config", {"a": [1, True, "auto"]}),
     ],
 )
-def test_a_value_is_what_its_key_makes_of_it(read: Any, content: str, key: str, value: object) -> None:
+def test_a_value_is_read_by_the_type_of_its_key(read: Any, content: str, key: str, value: object) -> None:
     found: Any = as_dict(read(content))
     for name in key.split("."):
         found = found[name]
@@ -178,12 +178,12 @@ def test_the_command_line_refuses_what_a_file_refuses(read: Any, tmp_path: Path,
 
 
 @pytest.mark.parametrize("key", ["output_dir", "clients.state_dir", "checkpoint.resume"])
-def test_a_path_that_no_system_takes_is_refused_by_key(read: Any, key: str) -> None:
+def test_an_impossible_path_is_refused_by_key(read: Any, key: str) -> None:
     with pytest.raises(ValueError, match=rf"^{key}: .*no path has a byte of value 0"):
         read(f'{key}: "a\\0b"\n')
 
 
-def test_the_command_line_takes_texts_as_they_stand() -> None:
+def test_the_command_line_takes_texts_as_they_are() -> None:
     given = ["--output_dir", "2024", "--clients.state_dir=no", "--clients.flare.exclude", "[a.*, no]", "--rounds=1e2"]
     config = with_arguments(Config(), [*given, "--data.synthetic", "{shape: [1, 2, 3]}", "--clients.per_round", "null"])
     assert (config.output_dir, config.clients.state_dir, config.rounds) == ("2024", "no", 100)
@@ -215,7 +215,7 @@ def test_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of a command that is refused."""
+    """Run a command that must be refused; returns its one line."""
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -242,7 +242,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["sweep", "--config", "{tmp}/my.yaml", "--grid", "clients.num=-1"], "clients.num: must be at least 1, got -1"),
     ],
 )
-def test_commands_refuse_in_one_line(
+def test_commands_refuse_wrong_files_in_one_line(
     arguments: list[str],
     said: str,
     tmp_path: Path,
@@ -272,7 +272,7 @@ def test_saved_configurations_read_back(read: Any, tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_read_or_refused_with_their_path() -> None:
-    """A part of what `python benchmarks/fuzz_configs.py` reads; the seed stands there."""
+    """Read the first files that `python benchmarks/fuzz_configs.py` makes, with its seed."""
     spec = importlib.util.spec_from_file_location("fuzz_configs", FUZZ)
     assert spec is not None
     assert spec.loader is not None

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from flare_dist import cli
-from flare_dist.clients.slots import create
+from flare_dist.clients.version_files import create
 from flare_dist.comm.distributed import World
 from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained

@@ -57,7 +57,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch.distributed": {"comm/distributed.py"},
-    "accelerate": {"engines/accelerate.py"},
+    "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/config.py", "config/parser.py"},
     "tensorboard": {"analysis/events.py", "records/tracking.py"},

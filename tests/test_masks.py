@@ -23,10 +23,10 @@ from flare_dist.sparse_training.masks import (
     layer_counts,
     mask_mismatch,
     none_empty,
-    prunable_entries,
     random_mask,
     random_places,
 )
+from flare_dist.sparse_training.prunable import prunable_entries
 from flare_dist.tasks.builtin import CLASSIFICATION
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from flare_dist.models.registry import build
 from flare_dist.rounds.federated import federated_round
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.masks import largest_mask, layer_counts, prunable_entries
+from flare_dist.sparse_training.masks import largest_mask, layer_counts
+from flare_dist.sparse_training.prunable import prunable_entries
 from flare_dist.sparse_training.pruning import PruningConfig
 from flare_dist.sparse_training.readjust import readjusted_mask, uses_of
 from flare_dist.sparse_training.schedule import MaskSchedule

@@ -19,15 +19,10 @@ from flare_dist.models.registry import build
 from flare_dist.seeding import states_outside_torch
 from flare_dist.tasks.builtin import CLASSIFICATION
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 CPU = torch.device("cpu")
 Penalty = Callable[[Tensor, Tensor], None]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def batches(shape: tuple[int, ...], sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,7 +53,7 @@ def test_recorded_steps_have_the_same_bits(
         ends.append((used.parameters.clone(), torch.stack(losses)))
         if records:
             assert used._recordings is not None
-            assert [made is not None for made in used._recordings._by_form.values()] == [True, True]
+            assert [made is not None for made in used._recordings._by_shape.values()] == [True, True]
         AcceleratorState._reset_state(True)
     assert torch.equal(ends[0][0], ends[1][0])
     assert torch.equal(ends[0][1], ends[1][1])

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn.utils import prune
 
-from flare_dist.analysis.bandwidth import read_run, totals
+from flare_dist.analysis.bandwidth import totals
+from flare_dist.analysis.run_logs import read_run
 from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig

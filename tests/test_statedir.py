@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from flare_dist.clients.spill import SpilledStates
+from flare_dist.clients.file_states import FileStates
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.records import rundir, statedir
-from flare_dist.studies.sweep import Grid, check_settings
+from flare_dist.studies.grid import Grid
+from flare_dist.studies.sweep import check_settings
 from tests.ranks import run_ranks
 from tests.test_trainer import _start, assert_same_run, results, start, tiny
 
@@ -66,9 +67,9 @@ def test_files_give_the_bits_of_memory(straight: tuple[Path, str], tmp_path: Pat
 
 def start_and_die(world: World, config: Config, lends: int) -> None:
     """Rank 1 is killed by kill -9 while a client trains, with half of a change in its file."""
-    lend, count = SpilledStates.lend, 0
+    lend, count = FileStates.lend, 0
 
-    def lend_or_die(self: SpilledStates, client: int) -> Any:
+    def lend_or_die(self: FileStates, client: int) -> Any:
         nonlocal count
         count += 1
         if count == lends:
@@ -78,7 +79,7 @@ def start_and_die(world: World, config: Config, lends: int) -> None:
         return lend(self, client)
 
     if world.rank == 1:
-        SpilledStates.lend = lend_or_die  # type: ignore[method-assign]
+        FileStates.lend = lend_or_die  # type: ignore[method-assign]
     _start(world, config, None)
 
 

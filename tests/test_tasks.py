@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flare_dist.cli import main
-from flare_dist.clients.batched import Step, train_stacked
+from flare_dist.clients.stacked import Step, train_stacked
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.config import CompressionConfig
@@ -21,7 +21,7 @@ from flare_dist.data.sources import SOURCES
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.rounds.gradient import rank_weight
-from flare_dist.sparse_training.pruning import gradient
+from flare_dist.sparse_training.criteria import gradient
 from flare_dist.tasks.builtin import SEGMENTATION, TASKS
 from flare_dist.tasks.task import Batch, Task, mean_loss
 from tests.helpers.tasks import (

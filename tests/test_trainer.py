@@ -167,7 +167,7 @@ def test_every_kind_of_state_survives(tmp_path: Path, mode: str) -> None:
             "mode": "centralised",
             "clients": dataclasses.replace(tiny(tmp_path).clients, momentum=0.9),
         },
-        "batchnorm": {"model": ModelConfig(name="tests.test_rounds:norm_net", norm="batch")},
+        "batchnorm": {"model": ModelConfig(name="tests.helpers.rounds:norm_net", norm="batch")},
         "adam_server": {"server": ServerConfig(optimizer="adam", lr=0.01)},
         "dense": {"compression": CompressionConfig(sparsifier="dense")},
         "flare": {"clients": dataclasses.replace(tiny(tmp_path).clients, objective="flare")},
@@ -400,7 +400,7 @@ class OwnBuffers(torch.nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("name", ["2nn", "tests.test_rounds:norm_net"])
+@pytest.mark.parametrize("name", ["2nn", "tests.helpers.rounds:norm_net"])
 def test_a_run_of_an_older_version_goes_on_with_its_norms(name: str, norm: str, tmp_path: Path) -> None:
     """Its configuration says group, the default of then, or batch; the command that continues it says nothing."""
     config = tiny(tmp_path / "run", model=ModelConfig(name, norm=norm))

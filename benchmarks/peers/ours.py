@@ -1,4 +1,4 @@
-"""flare_dist's federated rounds, as `flare-dist train --config configs/mnist_2nn.yaml` plays them."""
+"""Run flare_dist's federated rounds, as `flare-dist train --config configs/mnist_2nn.yaml` does."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def feddc(config: FedDCConfig) -> Algorithm:
 
 
 def _remember(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
-    """Let drift and gradient follow the whole delta, not the part of it that is sent."""
+    """Move drift and gradient by the whole delta, not by the part of it that is sent."""
     work = trained.work
     memory["drift"].add_(trained.delta)
     change = torch.add(server["gradient"], trained.delta, alpha=1 / (work.steps * work.lr)).neg_()

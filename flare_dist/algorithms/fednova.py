@@ -19,7 +19,7 @@ def fednova() -> Algorithm:
 
 
 def gradients_in(work: LocalWork) -> float:
-    """||a||_1: how many gradients' worth of steps a client's delta is.
+    """Count how many gradients' worth of steps a client's delta is, ||a||_1.
 
     With momentum r the s-th gradient has moved the model by 1 + r + ... + r^(K - s) steps by the end; with the
     proximal term of weight m each step first shrinks what was there by 1 - lr * m.

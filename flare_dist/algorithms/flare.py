@@ -5,7 +5,7 @@ https://arxiv.org/abs/2312.13795, and the authors' code.
 
 In round r a client minimises f(w) + tau_r * sum_li M_li * |w_li - (w_t,li + A_li)| for its first local steps, with
 its residual A, tau_r = tau / decay^r and the mask M_l = |A_l| > its percentile, strictly, tensor by tensor. The
-gradient of the penalty is tau_r * M * sign((w - w_t) - A): the model is pulled to where error feedback wants it to go.
+gradient of the penalty is tau_r * M * sign((w - w_t) - A): the model is pulled to what was not sent yet.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
             away = (local[slice_] - context.global_parameters[slice_]).sub_(residual[slice_])
             # Capped, one step of plain SGD ends at the target at most.
             direction = away.div_(context.lr * tau).clamp_(-1, 1) if config.cap else away.sign_()
-            # 1 where |A| is above the threshold, else 0: hardshrink is several times faster than a boolean mask here
+            # 1 if |A| is above the threshold, else 0: hardshrink is several times faster than a boolean mask here
             direction.mul_(F.hardshrink(residual[slice_], threshold).sign_().square_())
             gradient[slice_].add_(direction, alpha=tau)
             if velocity is not None:
@@ -105,7 +105,7 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
 def _pulled_slices(
     config: FlareConfig, layout: ParameterLayout, residual: Tensor, mask: Tensor | None
 ) -> Iterator[tuple[slice, float]]:
-    """The slices of the flat vector that are handled at once, with the magnitude above which entries are pulled.
+    """Yield the slices of the flat vector that are handled at once, and the magnitude above which entries are pulled.
 
     Of a sparse model the percentile is that of the active entries.
     """

@@ -1,4 +1,4 @@
-"""The commands of one run: train, evaluate, partition."""
+"""Run the commands of one run: train, evaluate, partition."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate_parser() -> Parser:
     parser = Parser(description="Report the test metrics of the model that a run saved.")
     parser.add_argument("run", type=str, help="Run directory.")
     parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
-    parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
+    parser.add_argument("--root", type=str | None, default=None, help="Directory of the data, if it has moved.")
     return parser
 
 

@@ -4,7 +4,7 @@
                                rank-00001.pt   the state of the clients homed on rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
-Where clients' memory is spilled to files (clients/slots.py), a rank's file names versions and checksums instead, which
+If clients' states are kept in files (clients/versions.py), a rank's file names versions and checksums instead, which
 are on the disk before the manifest is.
 
 After a kill, or where a file is damaged, the ranks agree on the newest set that is whole for all of them. Randomness is
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.slots import Slots
+from flare_dist.clients.versions import StoredStates
 from flare_dist.comm.distributed import World
 from flare_dist.disk import DiskError, explained
 from flare_dist.records.files import on_all_ranks, save_state, sha256, write_text
@@ -178,7 +178,7 @@ def _load(folder: Path, layout: list[list[object]], state_dir: Path | None, rank
     """What a set has for one of `size` ranks. Files are mapped, so that only what is taken from them is read."""
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
-    spilled = []
+    stored = []
     for name in sorted(_digests(folder)):
         state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
         if state["layout"] != layout:
@@ -186,11 +186,11 @@ def _load(folder: Path, layout: list[list[object]], state_dir: Path | None, rank
         server = state["server"] or server
         clients.update({c: own for c, own in state["clients"].items() if c % size == rank})
         if "slots" in state:
-            spilled.append(state["slots"])
+            stored.append(state["slots"])
     round_ = int(folder.name.removeprefix("round-"))
-    if not spilled:
+    if not stored:
         return Restored(round_, server, clients, [])
     if state_dir is None:
         raise ValueError(f"checkpoint.resume: {folder} needs the clients.state_dir of its run, whose config has none")
-    slots = Slots.of(state_dir, spilled, lambda client: client % size == rank)
-    return Restored(round_, server, slots, slots.problems())
+    states = StoredStates.of(state_dir, stored, lambda client: client % size == rank)
+    return Restored(round_, server, states, states.problems())

@@ -24,7 +24,7 @@ from flare_dist.config.config import (
     with_together,
 )
 from flare_dist.disk import existing
-from flare_dist.engines.config import default_threads, settle_device
+from flare_dist.engines.config import default_threads, resolve_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.locks import HeldError, Lock, take
 from flare_dist.records.checkpoint import complete_rounds
@@ -67,13 +67,13 @@ def settle(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     source = _resume_from(config, directory)
     if source is None:
         return with_machine(
-            config, config.engine.threads or default_threads(local_ranks), settle_device(config.engine)
+            config, config.engine.threads or default_threads(local_ranks), resolve_device(config.engine)
         ), None
     saved = _read_config(source / CONFIG)
     threads = config.engine.threads or saved["engine"]["threads"]
     device = config.engine.device if config.engine.device != "auto" else saved["engine"]["device"]
     config = with_machine(config, threads, device)
-    settle_device(config.engine)
+    resolve_device(config.engine)
     if source == directory and config.clients.together == "auto":
         config = with_together(config, saved["clients"]["together"])
     if source == directory and config.task.name == AUTO:

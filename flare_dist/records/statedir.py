@@ -1,7 +1,7 @@
 """The directory in which a run keeps what its clients remember (`clients.state_dir`), and whose it is.
 
 STATE_DIR/run.txt      the run directory that it belongs to, as long as there is a run
-          00012/...    the clients' memory, see clients/slots.py
+          00012/...    the clients' memory, see clients/version_files.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from flare_dist.clients.slots import remove_versions, versions_in
+from flare_dist.clients.version_files import remove_versions, versions_in
 from flare_dist.config.config import Config
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text

@@ -24,10 +24,10 @@ from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
+from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.setup import Run, build_for, build_run, divide
-from flare_dist.rounds.smallest import settle_smallest_batch
+from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
-from flare_dist.rounds.together import settle_together
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
@@ -60,8 +60,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         parts = divide(config, data)
         model = build_for(config, data)
         check_run(config, parts, model, launch.size)
-        config = settle_smallest_batch(config, parts.sizes, data, model)
-        config = settle_together(config, model, data.blank, config.engine.device, data.task)
+        config = resolve_smallest_batch(config, parts.sizes, data, model)
+        config = resolve_together(config, model, data.blank, config.engine.device, data.task)
         if config.mode == "gradient":
             check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
 

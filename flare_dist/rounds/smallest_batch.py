@@ -11,15 +11,15 @@ from flare_dist.config.config import Config, with_smallest_batch
 from flare_dist.data.batches import batch_sizes, piece_sizes
 from flare_dist.data.datasets import DataSplits
 from flare_dist.models.trial import why_not_one
+from flare_dist.sparse_training.criteria import CRITERIA
 from flare_dist.sparse_training.methods import METHODS
-from flare_dist.sparse_training.pruning import CRITERIA
 from flare_dist.units import show_numbered
 
 log = logging.getLogger(__name__)
 
 
-def settle_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplits, model: nn.Module) -> Config:
-    """The configuration with a `clients.smallest_batch` that the model can be trained on.
+def resolve_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplits, model: nn.Module) -> Config:
+    """Resolve `clients.smallest_batch` to one that the model can be trained on.
 
     `sizes` are the numbers of examples of the clients. It stays as it is unless a step would be taken on one example,
     and the model fails on one; then that example goes with the batch before it. Raises ValueError that names the key,
@@ -70,7 +70,7 @@ def _measures_on_one(config: Config, data: DataSplits) -> bool:
 
 
 def _held_out_size(config: Config, data: DataSplits) -> int:
-    """Examples by which the server scores weights; 0 if it does not."""
+    """Count the examples by which the server scores weights; 0 if it does not."""
     is_scored = METHODS[config.sparse_training.method].is_scored and CRITERIA[config.pruning.criterion].needs_data
     if not is_scored or config.pruning.data != "server" or data.validation is None:
         return 0

@@ -1,4 +1,4 @@
-"""Whether a rank trains its clients as one batch or one after another: `clients.together`, settled in one place."""
+"""Whether a rank trains its clients as one batch or one after another: `clients.together`, resolved in one place."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not_together(config: Config, model: nn.Module, blank: Tensor, task: Task) -> str | None:
-    """Why the clients of this run cannot be trained as one batch; None where they can.
+def why_not_one_batch(config: Config, model: nn.Module, blank: Tensor, task: Task) -> str | None:
+    """Explain why the clients of this run cannot be trained as one batch; None if they can.
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
     """
@@ -28,14 +28,15 @@ def why_not_together(config: Config, model: nn.Module, blank: Tensor, task: Task
     return next(reasons, None) or batchable.why_not_batchable(model, blank)
 
 
-def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str, task: Task) -> Config:
-    """The configuration with `clients.together` always or never, on which the bits of a run depend; `device` is cpu or
-    cuda. Raises ValueError with the reason where it is always and cannot be.
+def resolve_together(config: Config, model: nn.Module, blank: Tensor, device: str, task: Task) -> Config:
+    """Resolve `clients.together` to always or never, on which the bits of a run depend; `device` is cpu or cuda.
+
+    Raises ValueError with the reason if it is always and cannot be.
     """
     wanted = config.clients.together
     if wanted == "never":
         return config
-    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_together(config, model, blank, task)
+    reason = (_why_slower(model, device) if wanted == "auto" else None) or why_not_one_batch(config, model, blank, task)
     if reason and wanted == "always":
         raise ValueError(f"clients.together: always is not possible: {reason}")
     if config.mode == "federated":
@@ -45,7 +46,7 @@ def settle_together(config: Config, model: nn.Module, blank: Tensor, device: str
 
 
 def _why_slower(model: nn.Module, device: str) -> str | None:
-    """Why one batch of clients would take longer than one client after another."""
+    """Explain why one batch of clients would take longer than one client after another; None if it would not."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     if device == "cpu":
         return "on CPUs that is faster"

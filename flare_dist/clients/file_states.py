@@ -1,6 +1,6 @@
-"""What clients remember between rounds, in files that are mapped while a client trains: more than fits into memory.
+"""Keep what clients remember between rounds in files, mapped while a client trains: more than fits into memory.
 
-The same as `ClientStates` to whoever uses it, with the same bits. Files and versions are described in slots.py.
+`FileStates` has the methods of `ClientStates` and keeps the same bits.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.slots import SlotFormat, Slots, Version, checksum, create, remove_versions, sync
 from flare_dist.clients.state import on_device
+from flare_dist.clients.version_files import create, remove_versions, sync
+from flare_dist.clients.versions import FileLayout, StoredStates, Version, checksum
 
 
-class SpilledStates:
-    """The state of the clients homed on this rank (`share`: rank, number of ranks), in files below `directory`.
+class FileStates:
+    """Keep the states of the clients that live on this rank (`share`: rank, number of ranks) in files of `directory`.
 
     Not one vector stays in memory: what grows with the clients that took part is a version and a checksum of each.
     """
@@ -30,14 +31,14 @@ class SpilledStates:
         self.total = total
         self.device = device
         self.share = share
-        self.clients = Slots(directory, SlotFormat(tuple(names), total), {})  # reading one checks it
+        self.clients = StoredStates(directory, FileLayout(tuple(names), total), {})  # reading one checks it
         self._changing: set[int] = set()  # clients whose version no checkpoint names yet
         self._unchecked: set[int] = set()  # clients whose version an earlier process wrote
         self._replaced: list[tuple[int, int]] = []  # versions that the last checkpoint names and the next one will not
 
     @contextmanager
     def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
-        """A client's state on the training device; what is changed in it is kept where the state lives."""
+        """Lend a client's state on the training device; what is changed in it is kept where the state lives."""
         with self._changed(client) as home, on_device(home, self.device) as lent:
             yield lent
 
@@ -48,38 +49,38 @@ class SpilledStates:
                 vector.copy_(vectors[name]) if name in vectors else vector.zero_()
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
-        """Begin with the memory that a checkpoint holds; nothing else stays in the directory.
+        """Begin with the states that a checkpoint holds; nothing else stays in the directory.
 
         What a killed process left there is removed. Another run's files stay as they are, whatever becomes of them
         here.
         """
         own = self.clients
-        slots = saved if isinstance(saved, Slots) and saved.format == own.format else None
-        is_here = slots is not None and slots.directory.resolve() == own.directory.resolve()
-        kept = _named_by(slots) if slots and is_here else set()
+        stored = saved if isinstance(saved, StoredStates) and saved.layout == own.layout else None
+        is_here = stored is not None and stored.directory.resolve() == own.directory.resolve()
+        kept = stored.named() if stored is not None and is_here else set()
         remove_versions(own.directory, lambda client: client % self.share[1] == self.share[0], kept)
-        if slots is None:
+        if stored is None:
             for client, vectors in saved.items():
                 self.load(client, vectors)
             return
-        own.versions.update(slots.versions)
-        self._unchecked.update(slots.versions)
+        own.versions.update(stored.versions)
+        self._unchecked.update(stored.versions)
         if is_here:
-            own.superseded.update(slots.superseded)
+            own.superseded.update(stored.superseded)
         else:
-            slots.bring_to(own)
+            stored.copy_to(own)
 
     def for_checkpoint(self, round_: int) -> dict[str, Any]:
-        """What this rank's file of the checkpoint of `round_` holds; the files that it names are on the disk."""
+        """Return what this rank's file of the checkpoint of `round_` holds; the files that it names are on the disk."""
         sync([self.clients.path(client, self.clients.versions[client].number) for client in sorted(self._changing)])
         self._changing.clear()
         if self._replaced:
             self.clients.superseded[round_] = self._replaced
             self._replaced = []
-        return {"clients": {}, "slots": self.clients.saved()}
+        return {"clients": {}, "slots": self.clients.saved()}  # the key that checkpoints have had from the first
 
     def release(self, oldest: int) -> None:
-        """Remove the versions that no checkpoint names any more, of which that of round `oldest` is the oldest."""
+        """Remove the versions that no checkpoint names any more; the oldest checkpoint is that of round `oldest`."""
         superseded = self.clients.superseded
         for round_ in [round_ for round_ in superseded if round_ <= oldest]:
             for client, number in superseded.pop(round_):
@@ -87,30 +88,26 @@ class SpilledStates:
 
     @contextmanager
     def _changed(self, client: int) -> Iterator[dict[str, Tensor]]:
-        """A client's vectors, mapped from the version that is to be written."""
+        """Map a client's vectors from the version that is to be written, and note its checksum afterwards."""
         number = self._writable(client)
-        mapped = self.clients.format.map(self.clients.path(client, number), writable=True)
-        yield self.clients.format.vectors(mapped)
+        mapped = self.clients.layout.map(self.clients.path(client, number), writable=True)
+        yield self.clients.layout.vectors(mapped)
         self.clients.versions[client] = Version(number, checksum(mapped))
 
     def _writable(self, client: int) -> int:
-        """The number of a version that no checkpoint names, made where there is none yet."""
+        """Return the number of a version that no checkpoint names; makes one if there is none yet."""
         before = self.clients.versions.get(client)
         if before and client in self._changing:
             return before.number
-        number, content = 1, None
+        number = 1
+        content = None
         if before:
-            number, content = before.number + 1, self.clients.path(client, before.number)
+            number = before.number + 1
+            content = self.clients.path(client, before.number)
             if client in self._unchecked:
                 self.clients.check(client)
                 self._unchecked.remove(client)
             self._replaced.append((client, before.number))
-        create(self.clients.path(client, number), self.clients.format.nbytes, content)
+        create(self.clients.path(client, number), self.clients.layout.nbytes, content)
         self._changing.add(client)
         return number
-
-
-def _named_by(slots: Slots) -> set[tuple[int, int]]:
-    """(client, number) of what the checkpoint of these slots names, and the kept ones before it."""
-    older = {own for old in slots.superseded.values() for own in old}
-    return older | {(client, version.number) for client, version in slots.versions.items()}
