@@ -55,7 +55,7 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     rank, size = dist.get_rank(), dist.get_world_size()
     source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
     epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
-    model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed)
+    model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed, data.task)
     ddp = DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET_MB if method == "powersgd" else None)
     exchange = exchange_by(method, ddp, options.density)
     momentum = 0.0 if method.startswith("sparse_dgc") else MOMENTUM

@@ -29,6 +29,7 @@ import flare_dist
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.models.registry import build
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 NAMES = {
     "compute": "compute alone",
@@ -43,7 +44,7 @@ class Way:
     """Hold one model with its exchange and its optimizer."""
 
     def __init__(self, name: str, density: float, device: torch.device) -> None:
-        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0).to(device)
+        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION).to(device)
         self.model: nn.Module = model
         if name != "compute":
             one_bucket = ONE_BUCKET_MB if name == "powersgd" else None

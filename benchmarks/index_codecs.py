@@ -29,7 +29,7 @@ def gradient(root: str | None) -> tuple[Tensor, ParameterLayout]:
     """Compute the gradient of a fresh ResNet-18 on a batch of 64, flat."""
     config = DataConfig(name="image_folder", root=root) if root else DataConfig(name="synthetic")
     data = load(config, 0)
-    model = build("resnet18", "group", data.input_shape, data.num_classes, 0)
+    model = build("resnet18", "group", data.input_shape, data.num_classes, 0, data.task)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
     inputs, labels = next(iter(source.batches(torch.arange(64), 64, None)))
     F.cross_entropy(model(inputs), labels).backward()

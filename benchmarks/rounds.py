@@ -103,7 +103,7 @@ def write_task(root: Path, directory: Path) -> None:
     config = load_config(CONFIG)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
     data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed, data.task)
 
     def prepared(images: Tensor) -> Tensor:
         return ((images - data.mean.view(-1, 1, 1)) / data.std.view(-1, 1, 1)).flatten(1)

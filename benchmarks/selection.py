@@ -24,6 +24,7 @@ from flare_dist.compression.selection import _EVERY, _LINE, largest
 from flare_dist.compression.sparsifiers import count_kept
 from flare_dist.layout import Entry, ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 DENSITIES = {1e-4: (15, 2), 1e-3: (15, 2), 1e-2: (8, 4)}  # target of the selection, and of the compress step
 
@@ -112,7 +113,7 @@ def print_compress_step(numel: int, draws: torch.Generator, turns: int) -> None:
     """Compare the whole compress step with one copy plus one in-place add."""
     delta, other = torch.randn(numel, generator=draws), torch.zeros(numel)
     layouts = {"one tensor": ParameterLayout((Entry("all", (numel,), 0),))}
-    resnet = parameter_layout(build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0))
+    resnet = parameter_layout(build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION))
     if resnet.total <= numel:
         layouts["ResNet-18"] = resnet
     rows = []

@@ -5,6 +5,7 @@ those of a method stand in its file under algorithms/. Rows read sections of `Co
 
 by_hook            the exchange is that of every optimizer step
 is_text            the data are text
+class_of           the owner of a class by the task: example, token, pixel, or None
 num_clients        the number of clients among which the data are divided
 device             cpu or cuda
 zero_stage         the stage of DeepSpeed's ZeRO
@@ -18,7 +19,7 @@ from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
 from flare_dist.conditions import has_no_residual, is_ef21, is_masked, scores_on_server_data
 from flare_dist.exclusion import Exclusion
 
-OF_TEXT = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
+WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
 METHOD = "sparse_training.method"
 OBJECTIVE = "clients.objective"
@@ -135,10 +136,10 @@ EXCLUSIONS = (
     # Data and models
     Exclusion(("data.augment", "data.name"), "augmentation of text", lambda c: c.is_text and c.data.augment != "none",
               "augmentation is for images, and these data are text", "use none", ("is_text",)),
-    Exclusion(("data.partition", "data.name"), "a partition by labels, of text",
-              lambda c: c.is_text and c.data.partition not in OF_TEXT,
-              "this partition divides by labels, and a text has one per character", f"choose from {', '.join(OF_TEXT)}",
-              ("is_text", "num_clients")),
+    Exclusion(("data.partition", "data.name", "class_of"), "a partition by classes, of examples without one class each",
+              lambda c: c.class_of != "example" and c.data.partition not in WITHOUT_CLASSES,
+              "this partition divides by the class of each example, and these labels are other ones",
+              f"choose from {', '.join(WITHOUT_CLASSES)}"),
     Exclusion(("model.name", "sync_batch_norm", "mode"), "SyncBatchNorm if ranks train by themselves",
               lambda c: c.sync_batch_norm is not None
               and (c.mode == "federated" or (c.mode == "centralised" and c.ranks > 1)),

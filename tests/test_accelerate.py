@@ -17,6 +17,7 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import CPU, sgd, small_net
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -29,7 +30,7 @@ def trainer(net: nn.Module, device: torch.device = CPU, scale: float = 1.0, **en
     inputs, labels = scale * torch.randn(40, 1, 4, 4, generator=rng), torch.randint(3, (40,), generator=rng)
     source = BatchSource(Examples(inputs, labels), torch.zeros(1), torch.ones(1), device)
     clients = ClientsConfig(batch_size=10, lr=0.05, objective="fedprox", fedprox=FedProxConfig(0.1))
-    local_model = AccelerateModel(EngineConfig(**engine), net, device, sgd)
+    local_model = AccelerateModel(EngineConfig(**engine), net, device, sgd, CLASSIFICATION)
     return LocalTrainer(local_model, source, clients, 1, 0)
 
 
@@ -75,7 +76,7 @@ class Line(nn.Module):
 
 def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
     net, seen = Line(), []
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd)
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, sgd, CLASSIFICATION)
     used.load(torch.tensor([3.0]), torch.empty(0))
     inputs, labels = torch.tensor([1.0, 2.0]), torch.tensor([1, 0])
 
@@ -114,7 +115,7 @@ def test_plain_steps_on_the_tensors_have_the_bits_of_steps_on_the_flat_vector() 
     ends, gradients = [], []
     for penalty in (None, lambda gradient, parameters: gradients.append(gradient.clone())):
         torch.manual_seed(0)
-        used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd)
+        used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd, CLASSIFICATION)
         for step in range(5):
             inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(step))
             used.step(inputs, torch.arange(10) % 3, penalty)
@@ -129,7 +130,9 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
     inputs, labels = torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0]), torch.tensor([1, 0, 1, 1, 0])
     ends, penalties = {}, []
     for pieces in (1, 2, 3, 9):
-        used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd)
+        used = AccelerateModel(
+            EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd, CLASSIFICATION
+        )
         loss, _ = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
         ends[pieces] = loss.item(), used.parameters.item()
         AcceleratorState._reset_state(True)
@@ -139,7 +142,7 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
     def pull(gradient: Tensor, parameters: Tensor) -> None:
         gradient.add_(5.0)
 
-    clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, gradient_clipping=0.01)
+    clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, CLASSIFICATION, gradient_clipping=0.01)
     clipped.step(inputs, labels, pull)
     assert clipped.parameters.item() == pytest.approx(-0.5 * 0.01, rel=1e-3)
 

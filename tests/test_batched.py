@@ -24,6 +24,7 @@ from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
 from flare_dist.server.config import ServerConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import OPTIMIZER_SETTINGS
 from tests.helpers.rounds import DENSE, play
 from tests.ranks import run_ranks, single
@@ -109,7 +110,7 @@ def test_a_round_of_unequal_clients_agrees_with_one_after_another(changes: dict[
     used, batched, parts = trainers(config)
     expected = one_after_another(used, parts)
     assert_alike(expected, as_one_batch(batched, parts), 1e-4)
-    assert_alike(expected, as_one_batch(BatchedTrainer(used, 2), parts), 1e-4)
+    assert_alike(expected, as_one_batch(BatchedTrainer(used, 2, CLASSIFICATION), parts), 1e-4)
     assert not torch.allclose(expected[3].model_delta, as_one_batch(batched, parts, round_=3)[3].model_delta)
 
 
@@ -152,7 +153,7 @@ def test_no_batch_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_are_of_clients_with_about_as_many_steps() -> None:
     _, batched, parts = trainers(BASE)
     assert batched.most == batchable.MOST_ON_CPU
-    assert BatchedTrainer(batched.trainer, 4).groups(range(6), parts) == [[3, 5, 4, 1], [0, 2]]
+    assert BatchedTrainer(batched.trainer, 4, CLASSIFICATION).groups(range(6), parts) == [[3, 5, 4, 1], [0, 2]]
     assert batched.groups([], parts) == []
 
 
@@ -188,7 +189,12 @@ def test_on_a_gpu_a_step_agrees_with_one_after_another(model: str, monkeypatch: 
     torch.cuda.set_sync_debug_mode("error")  # where the host would wait for the device
     try:
         train_stacked(
-            fed.clients.trainer.model.module, names, len(parts), steps, lambda rows: torch.optim.SGD(rows, lr=0.1)
+            fed.clients.trainer.model.module,
+            names,
+            len(parts),
+            steps,
+            lambda rows: torch.optim.SGD(rows, lr=0.1),
+            CLASSIFICATION,
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -42,7 +42,7 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--model.name", "transformer"], "model.name: unknown model 'transformer'"),
         (["--model.name", "torchvision:nothing"], "model.name: torchvision has no classifier 'nothing'"),
         (["--model.name", "torchvision:resnet81"], "no classifier 'resnet81'; did you mean resnet18 or "),
-        (["--model.name", "torchvision:resnet18"], "it wants images of 3 channels, the data has inputs of"),
+        (["--model.name", "torchvision:resnet18"], "it takes images of 3 channels, got inputs of"),
         (["--model.name", "no_such_package:net"], "start the command where it lies, or install it"),
         (["--clients.objective", "flare", "--compression.error_feedback", "none"], "clients.objective: flare pulls"),
         (["--clients.flare.percentile", "100"], "clients.flare.percentile: must be in [0, 100), got 100"),

@@ -24,6 +24,7 @@ from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.seeding import generator
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -66,7 +67,9 @@ def trainer(
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
 
-    local_model = AccelerateModel(EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer)
+    local_model = AccelerateModel(
+        EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer, CLASSIFICATION
+    )
     algorithm = Algorithm(penalty=penalty) if penalty else None
     return LocalTrainer(local_model, batch_source(), config, ROUNDS, seed, algorithm)
 

@@ -137,7 +137,7 @@ def test_so_are_larger_combinations(names: set[str]) -> None:
 
 @pytest.mark.parametrize("row", [*EXCLUSIONS, *CAUTIONS], ids=lambda row: row.condition)
 def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
-    facts = {"zero_stage", "sync_batch_norm", "local_steps", "device"}
+    facts = {"class_of", "zero_stage", "sync_batch_norm", "local_steps", "device"}
     assert row.keys[0] in KEYS
     assert set(row.keys) <= KEYS | facts
     given = vars(Config()) | dict.fromkeys(facts & set(row.keys), 3)
@@ -145,7 +145,7 @@ def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
 
 
 def test_no_row_is_about_the_defaults() -> None:
-    facts = {"by_hook": False, "is_text": False, "num_clients": 8, "zero_stage": 0, "device": "cpu"}
+    facts = {"by_hook": False, "is_text": False, "class_of": "example", "zero_stage": 0, "device": "cpu"}
     given = vars(Config()) | facts | {"ranks": 1, "local_steps": 3, "sync_batch_norm": None}
     refuse(EXCLUSIONS, **given)
     assert not list(messages(CAUTIONS, **given))

@@ -13,6 +13,7 @@ from flare_dist.comm.distributed import World
 from flare_dist.comm.library_hooks import LibraryHookState
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import CPU, sgd, small_net
 from tests.ranks import run_ranks
 
@@ -38,7 +39,7 @@ def trained(
     world: World, model: nn.Module, gradients: GradientsConfig, steps: int = 1, **settings: Any
 ) -> tuple[str, Tensor]:
     """(the type of the hook's state, parameters) after steps in two pieces on a batch of this rank's own."""
-    used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=2), model, CPU, sgd)
+    used = AccelerateModel(EngineConfig(threads=1, gradient_accumulation_steps=2), model, CPU, sgd, CLASSIFICATION)
     state = used.distribute(gradients, 0, lambda count: 1.0, **settings)
     for _ in range(steps):
         if isinstance(state, LibraryHookState):

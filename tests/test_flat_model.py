@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import CPU, sgd, small_net
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -22,7 +23,7 @@ def test_the_flat_vectors_are_the_model() -> None:
         flat.extend(parameters)
         return sgd(parameters, momentum=0.5)
 
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer)
+    used = AccelerateModel(EngineConfig(threads=1), net, CPU, make_optimizer, CLASSIFICATION)
     assert [parameters.data_ptr() for parameters in flat] == [used.parameters.data_ptr()]
     assert (used.layout.total, used.buffer_layout.total) == (len(used.parameters), len(used.buffers)) == (23, 6)
     for layout, vector, tensors in (
@@ -35,7 +36,9 @@ def test_the_flat_vectors_are_the_model() -> None:
 
 def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    used = AccelerateModel(EngineConfig(threads=1), net, CPU, lambda parameters: sgd(parameters, momentum=0.5))
+    used = AccelerateModel(
+        EngineConfig(threads=1), net, CPU, lambda parameters: sgd(parameters, momentum=0.5), CLASSIFICATION
+    )
     start = used.parameters.clone(), used.buffers.clone()
     counter = net[1].num_batches_tracked
     ends = []
@@ -77,7 +80,7 @@ class Limited(nn.Module):
 def test_parameters_and_buffers_that_a_forward_pass_replaces_are_trained_and_loaded(clipping: float | None) -> None:
     """Against plain PyTorch; `clipping` chooses steps on the flat vector."""
     plain, inputs, labels = Limited(), torch.randn(10, 1, 4, 4), torch.arange(10) % 3
-    used = AccelerateModel(EngineConfig(threads=1), Limited(), CPU, sgd, clipping)
+    used = AccelerateModel(EngineConfig(threads=1), Limited(), CPU, sgd, CLASSIFICATION, clipping)
     start = used.parameters.clone(), used.buffers.clone()
     optimizer = sgd(list(plain.parameters()))
     for _ in range(3):

@@ -48,7 +48,7 @@ def test_an_epoch_has_every_example_once_and_ranks_share_each_batch(size: int) -
 
 
 def test_too_few_examples_for_a_batch() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.batch_size: 2 ranks with 5 examples each need 10, there are 9"):
+    with pytest.raises(ValueError, match=r"^clients\.batch_size: 2 ranks with 5 examples each need 10, got 9; "):
         SharedEpochs(9, 5, 2, seed=0)
 
 
@@ -62,7 +62,9 @@ def play(world: World, settings: Config) -> tuple[Tensor, list[dict[str, Any]]]:
 def by_hand(world: World, settings: Config) -> Tensor:
     """Nine steps of plain DDP on the same batches."""
     data = load(settings.data, settings.seed)
-    model = build(settings.model.name, settings.model.norm, data.input_shape, data.num_classes, settings.seed)
+    model = build(
+        settings.model.name, settings.model.norm, data.input_shape, data.num_classes, settings.seed, data.task
+    )
     source = BatchSource(data.train, data.mean, data.std, "cpu")
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=settings.clients.lr, momentum=0.9)

@@ -10,8 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
-GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "preserved", "exclusion", "conditions"}
-GROUND |= {"compatibility", "cautions"}
+GROUND = {
+    "layout",
+    "seeding",
+    "schedules",
+    "units",
+    "disk",
+    "errors",
+    "locks",
+    "preserved",
+    "exclusion",
+    "conditions",
+    "compatibility",
+    "cautions",
+}
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
@@ -20,6 +32,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "units": set(),
     "disk": set(),
+    "errors": set(),
     "locks": set(),
     "exclusion": set(),
     "preserved": set(),

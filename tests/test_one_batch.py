@@ -18,6 +18,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.one_batch import resolve_together, why_not_one_batch
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.runs import results, start, tiny
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -42,9 +43,9 @@ def test_settings_that_forbid_one_batch_are_found_with_the_reason(
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
     caplog.set_level("INFO")
     config, model, blank = replace(Config(), **changes), nn.Linear(4, 4), torch.zeros(1, 4)
-    found = why_not_one_batch(config, model, blank)
+    found = why_not_one_batch(config, model, blank, CLASSIFICATION)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
-    settled = resolve_together(config, model, blank, "cuda")
+    settled = resolve_together(config, model, blank, "cuda", CLASSIFICATION)
     assert settled.clients.together == ("never" if reason else "always")
     if config.mode == "federated":
         assert (f"one after another: {reason}" if reason else "as one batch") in caplog.text
@@ -56,7 +57,7 @@ def test_settings_that_forbid_one_batch_are_found_with_the_reason(
 def test_auto_is_for_small_models_on_gpus() -> None:
     def settled(together: str, model: nn.Module, device: str) -> str:
         config = replace(Config(), clients=ClientsConfig(together=together))
-        return resolve_together(config, model, torch.zeros(1, 1024), device).clients.together
+        return resolve_together(config, model, torch.zeros(1, 1024), device, CLASSIFICATION).clients.together
 
     small, large = nn.Linear(1024, 8), nn.Linear(1024, 1025)
     assert settled("auto", small, "cuda") == "always"

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.placement import place
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import CPU, sgd, small_net
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -18,7 +19,7 @@ def test_placing_adds_no_wrapper() -> None:
     net = small_net()
     assert place(EngineConfig(threads=1), net, CPU)[1] is net
     AcceleratorState._reset_state(True)
-    assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd).module is net
+    assert AccelerateModel(EngineConfig(threads=1), net, CPU, sgd, CLASSIFICATION).module is net
 
 
 @pytest.mark.parametrize("threads", [1, 2])

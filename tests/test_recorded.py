@@ -17,6 +17,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, record, why_not_recorded
 from flare_dist.models.registry import build
 from flare_dist.seeding import states_outside_torch
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -44,8 +45,10 @@ def test_recorded_steps_have_the_same_bits(
     for records in (True, False):
         if not records:
             monkeypatch.setattr(Recordings, "of", lambda self, inputs, labels: None)
-        net = build(name, "batch", shape, 5, 0)
-        used = AccelerateModel(EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum))
+        net = build(name, "batch", shape, 5, 0, CLASSIFICATION)
+        used = AccelerateModel(
+            EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum), CLASSIFICATION
+        )
         losses = [used.step(*batch, penalty)[0] for batch in batches(shape, [6, 6, 6, 4, 6, 4])]
         ends.append((used.parameters.clone(), torch.stack(losses)))
         if records:
@@ -58,7 +61,7 @@ def test_recorded_steps_have_the_same_bits(
 
 def test_only_a_few_shapes_are_recorded() -> None:
     net = nn.Linear(3, 5)
-    recordings = Recordings(net, list(net.parameters()))
+    recordings = Recordings(net, list(net.parameters()), CLASSIFICATION)
     made = [recordings.of(*batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
     assert made == [True] * recorded.SHAPES + [False, True, True]
     net.eval()
@@ -123,7 +126,7 @@ def test_a_function_of_torch_s_that_means_something_else_is_not_called() -> None
 
     model = Own(scaled)
     tensors = list(model.parameters())
-    recording = record(model, tensors, *next(batches((3,), [4])))
+    recording = record(model, tensors, *next(batches((3,), [4])), CLASSIFICATION)
     assert recording is not None
     inputs, labels = list(batches((3,), [4, 4]))[1]
     loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -151,14 +154,14 @@ CONSTANT = torch.ones(5)
 )
 def test_passes_that_a_list_of_operations_cannot_repeat(then: Callable[[Tensor], Tensor]) -> None:
     model, before = Own(then), states_outside_torch()
-    assert record(model, list(model.parameters()), *next(batches((3,), [4]))) is None
+    assert record(model, list(model.parameters()), *next(batches((3,), [4])), CLASSIFICATION) is None
     assert states_outside_torch() == before
 
 
 def test_neither_weights_nor_gradients_nor_draws_change_while_recording() -> None:
-    model = build("2nn", "batch", (1, 8, 8), 5, 0)
+    model = build("2nn", "batch", (1, 8, 8), 5, 0, CLASSIFICATION)
     before, state = [parameter.clone() for parameter in model.parameters()], torch.get_rng_state()
-    assert record(model, list(model.parameters()), *next(batches((1, 8, 8), [4]))) is not None
+    assert record(model, list(model.parameters()), *next(batches((1, 8, 8), [4])), CLASSIFICATION) is not None
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters()))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(state, torch.get_rng_state())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from torch import Tensor, nn
 
 from flare_dist import cli
-from flare_dist.models.trial import why_not_one
 
 SHAPE, CLASSES = (1, 6, 6), 4
 KEYS = {
@@ -172,14 +169,3 @@ def test_a_norm_over_ranks_is_refused(mode: str, tmp_path: Path, capsys: pytest.
     said = " ".join(capsys.readouterr().err.split())
     assert "model.name: SyncBatchNorm" in said
     assert "got tests.test_smallest_batch:synchronised with sync_batch_norm=0 and" in said
-
-
-def test_a_trial_leaves_the_model_and_the_generator_alone(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
-    model = on_maps(SHAPE, CLASSES).eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    generator = torch.get_rng_state()
-    assert why_not_one(model, torch.zeros(1, *SHAPE), CLASSES) is None
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(part.training for part in model.modules())

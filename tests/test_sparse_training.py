@@ -43,6 +43,7 @@ from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BASE, BUDGET, HETERO, PRUNABLE, QUIET, TOPK, begin, config, play, spy
 from tests.ranks import run_ranks, single
 
@@ -399,9 +400,9 @@ def test_checkpoints_and_exports_are_zero_outside_the_mask(tmp_path: Path) -> No
 def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
     weights, masks = load_file(directory / "model.safetensors"), load_file(directory / "model.masks.safetensors")
-    model = build("cnn", "group", (1, 8, 8), 4, 0)
+    model = build("cnn", "group", (1, 8, 8), 4, 0, CLASSIFICATION)
     model.load_state_dict(weights)  # a plain state_dict, with zeros
-    pruned = build("cnn", "group", (1, 8, 8), 4, 1)
+    pruned = build("cnn", "group", (1, 8, 8), 4, 1, CLASSIFICATION)
     for name in masks:
         prune.identity(pruned.get_submodule(name.split(".")[0]), "weight")
     renamed = {f"{key}_orig" if f"{key}_mask" in masks else key: value for key, value in weights.items()}

@@ -13,6 +13,7 @@ from flare_dist.clients import batchable
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.stacked import Step, train_stacked
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import OPTIMIZER_SETTINGS
 
 
@@ -60,7 +61,7 @@ def test_in_double_precision_a_round_is_the_ordinary_loop_of_each_client(setting
                 torch.tensor([len(labels) for _, labels in taken]),
             )
         )
-    ends, loss_sums, _ = train_stacked(net, initial, len(lengths), steps, make_optimizer, clipping)
+    ends, loss_sums, _ = train_stacked(net, initial, len(lengths), steps, make_optimizer, CLASSIFICATION, clipping)
     assert all(torch.equal(value, initial[name]) for name, value in net.named_parameters())
     for row, own in enumerate(batches):
         model, loss_sum = copy.deepcopy(net), 0.0
@@ -97,7 +98,9 @@ def test_clients_with_texts_have_the_step_of_each() -> None:
     inputs, labels = torch.randint(4, (2, 3, 5)), torch.randint(4, (2, 3, 5))
     initial = {name: value.detach().clone() for name, value in model.named_parameters()}
     step = Step(inputs, labels, torch.tensor([3, 3]))
-    ends, loss_sums, _ = train_stacked(model, initial, 2, [step], lambda rows: torch.optim.SGD(rows, lr=0.1))
+    ends, loss_sums, _ = train_stacked(
+        model, initial, 2, [step], lambda rows: torch.optim.SGD(rows, lr=0.1), CLASSIFICATION
+    )
     for row in range(2):
         single = copy.deepcopy(model)
         loss = F.cross_entropy(single(inputs[row]), labels[row])

@@ -19,7 +19,6 @@ from flare_dist.clients.stacked import Step, train_stacked
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.partition import Partition
 from flare_dist.seeding import generator
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Task
 
 
@@ -50,7 +49,7 @@ class BatchedTrainer:
     For what allows it see `flare_dist.clients.batchable` and `flare_dist.rounds.one_batch`.
     """
 
-    def __init__(self, trainer: LocalTrainer, most: int, task: Task = CLASSIFICATION) -> None:
+    def __init__(self, trainer: LocalTrainer, most: int, task: Task) -> None:
         self.trainer = trainer
         self.task = task
         self.most = most
@@ -84,7 +83,7 @@ class BatchedTrainer:
             return OPTIMIZERS[config.optimizer](parameters, lr, config.momentum, config.weight_decay)
 
         ends, loss_sums, counts = train_stacked(
-            model.module, start, len(group), batches, make_optimizer, config.gradient_clipping, self.task
+            model.module, start, len(group), batches, make_optimizer, self.task, config.gradient_clipping
         )
         deltas = torch.cat([end.flatten(1) for end in ends], dim=1).sub_(global_parameters)
         losses = (loss_sums / counts.clamp(min=1)).tolist()

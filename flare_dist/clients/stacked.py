@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Task
 
 
@@ -51,8 +50,8 @@ def train_stacked(
     clients: int,
     steps: Iterable[Step],
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    task: Task,
     gradient_clipping: float | None = None,
-    task: Task = CLASSIFICATION,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Train so many clients from the parameters `start`, by name; later steps may be of fewer clients, never of more.
 

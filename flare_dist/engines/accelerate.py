@@ -25,7 +25,6 @@ from flare_dist.engines.flat_model import FlatModel
 from flare_dist.engines.placement import place
 from flare_dist.engines.recorded import Recordings, why_not_recorded
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Count, Task, counts_all, mean_loss
 
 
@@ -42,9 +41,9 @@ class AccelerateModel:
         model: nn.Module,
         device: torch.device,
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        task: Task,
         gradient_clipping: float | None = None,
         smallest_batch: int = 1,
-        task: Task = CLASSIFICATION,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
         self._task = task

@@ -39,12 +39,12 @@ def build_model(
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch, task)
+        return AccelerateModel(config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch)
     _prepare_deepspeed(world)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)
-    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch, task)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, task, alone, smallest_batch)
 
 
 def _prepare_deepspeed(world: World) -> None:

@@ -20,7 +20,6 @@ from flare_dist.engines.deepspeed_groups import OwnGroups
 from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
 
 
@@ -38,9 +37,9 @@ class DeepSpeedModel:
         model: nn.Module,
         device: torch.device,
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        task: Task,
         alone: bool,
         smallest_batch: int = 1,
-        task: Task = CLASSIFICATION,
     ) -> None:
         self._smallest_batch = smallest_batch
         self._task = task

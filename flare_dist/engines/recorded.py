@@ -18,7 +18,6 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Count, Task, counted, mean_criterion
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
@@ -129,7 +128,7 @@ class Recordings:
     Only its weights may change after that: it must be given neither hooks nor frozen parameters.
     """
 
-    def __init__(self, model: nn.Module, tensors: Sequence[Tensor], task: Task = CLASSIFICATION) -> None:
+    def __init__(self, model: nn.Module, tensors: Sequence[Tensor], task: Task) -> None:
         self._model = model
         self._task = task
         self._tensors = tensors
@@ -163,9 +162,7 @@ class Recordings:
         return self._by_shape[shape]
 
 
-def record(
-    model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task = CLASSIFICATION
-) -> Recording | None:
+def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task) -> Recording | None:
     """Make a function (*tensors, inputs, labels) -> (mean loss, gradient of each tensor), for batches of these shapes.
 
     `tensors` are the parameters of `model`. None if a pass cannot be recorded, or does not repeat its bits.

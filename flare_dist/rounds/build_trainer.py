@@ -37,6 +37,6 @@ def build_trainer(
     config: Config, world: World, data: DataSplits, local: LocalModel, algorithm: Algorithm
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""
-    outside = data.task.ignored if data.task.is_dense else None
+    outside = data.task.ignored if data.task.class_of == "pixel" else None
     source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment, outside)
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)

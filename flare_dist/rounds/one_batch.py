@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from flare_dist.clients import batchable
 from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_values
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Task, has_loss_of_each
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not_one_batch(config: Config, model: nn.Module, blank: Tensor, task: Task = CLASSIFICATION) -> str | None:
+def why_not_one_batch(config: Config, model: nn.Module, blank: Tensor, task: Task) -> str | None:
     """Explain why the clients of this run cannot be trained as one batch; None if they can.
 
     `blank` is one input of the model, [1, ...], which is on the CPU.
@@ -29,9 +28,7 @@ def why_not_one_batch(config: Config, model: nn.Module, blank: Tensor, task: Tas
     return next(reasons, None) or batchable.why_not_batchable(model, blank)
 
 
-def resolve_together(
-    config: Config, model: nn.Module, blank: Tensor, device: str, task: Task = CLASSIFICATION
-) -> Config:
+def resolve_together(config: Config, model: nn.Module, blank: Tensor, device: str, task: Task) -> Config:
     """Resolve `clients.together` to always or never, on which the bits of a run depend; `device` is cpu or cuda.
 
     Raises ValueError with the reason if it is always and cannot be.

@@ -15,12 +15,12 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.distributed import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
-from flare_dist.data.batches import SharedEpochs
+from flare_dist.data.batches import SharedEpochs, first_batch
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
-from flare_dist.models.trial import unused_parameters
+from flare_dist.models.trial import check_criterion, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.build_federation import build_federation
 from flare_dist.rounds.build_trainer import build_trainer, place
@@ -41,13 +41,16 @@ def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
         return Partition(torch.arange(len(data.train.labels)), [len(data.train.labels)])
-    return partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
+    return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
 
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
     shape, dtype = data.input_shape, data.blank.dtype
-    return registry.build(config.model.name, config.model.norm, shape, data.num_classes, config.seed, data.task, dtype)
+    name, norm = config.model.name, config.model.norm
+    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
+    check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
+    return model
 
 
 def build_run(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Run:
