@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: our configuration fills its "auto", and nothing may contradict it."""
+"""Our configuration fills DeepSpeed's "auto", and nothing may contradict it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_fp16_needs_stage_1() -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "cannot read"), ("{", "is not JSON"), ("[1]", "holds no JSON object")]
 )
-def test_a_file_that_cannot_be_read(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "settings.json"
     if text is not None:
         path.write_text(text)

@@ -97,7 +97,7 @@ def through_accelerate(world: World, directory: str, start: int, until: int) -> 
 
 
 def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, int]], list[str]]:
-    """All that the tests want to know, in one start of the ranks: importing DeepSpeed takes seconds."""
+    """All cases in one start of the ranks: importing DeepSpeed takes seconds."""
     # At stage 1 it calls what torch 2.14 gave another name.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
     results: dict[Any, tuple[Tensor, int]] = {

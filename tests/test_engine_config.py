@@ -34,7 +34,7 @@ NO_FP16 = r"engine\.mixed_precision: fp16 needs a GPU .*"
 def test_what_this_machine_cannot_do_is_refused(
     has_gpu: bool, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the device is settled, not before: a configuration of another machine can be read on this one."""
+    """When the device is resolved, not before: a configuration of another machine can be read on this one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     config = EngineConfig(**settings)
     with pytest.raises(ValueError, match=f"^{message}$"):
@@ -43,7 +43,7 @@ def test_what_this_machine_cannot_do_is_refused(
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize(
-    ("device", "has_gpu", "settled"),
+    ("device", "has_gpu", "resolved"),
     [
         ("auto", True, "cuda"),
         ("auto", False, "cpu"),
@@ -52,16 +52,16 @@ def test_what_this_machine_cannot_do_is_refused(
         ("cuda", True, "cuda"),
     ],
 )
-def test_a_gpu_is_taken_where_there_is_one(
-    device: str, has_gpu: bool, settled: str, precision: str, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_is_taken_if_there_is_one(
+    device: str, has_gpu: bool, resolved: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     config = EngineConfig(device=device, mixed_precision=precision)
-    if (settled, precision) == ("cpu", "fp16"):
+    if (resolved, precision) == ("cpu", "fp16"):
         with pytest.raises(ValueError, match=r"^engine\.mixed_precision: "):
             resolve_device(config)
     else:
-        assert resolve_device(config) == settled
+        assert resolve_device(config) == resolved
 
 
 @pytest.mark.parametrize(

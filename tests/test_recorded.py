@@ -69,7 +69,7 @@ def test_only_a_few_shapes_are_recorded() -> None:
 
 
 class Own(nn.Module):
-    """A user's module; what its forward does besides, nobody knows."""
+    """A user's module, whose forward pass may do anything."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def changed(change: Callable[[nn.Linear], object]) -> nn.Module:
         (nn.Linear(3, 5), None),
     ],
 )
-def test_models_that_are_not_recorded(model: nn.Module, reason: str | None) -> None:
+def test_models_that_may_not_repeat_their_operations_are_not_recorded(model: nn.Module, reason: str | None) -> None:
     found = why_not_recorded(model)
     assert (found is None) == (reason is None)
     assert (reason or "") in (found or "")
@@ -152,7 +152,7 @@ CONSTANT = torch.ones(5)
     ],
     ids=["dropout", "branch", "constant", "in place", "selection", "nan", "no gradient", "random", "numpy"],
 )
-def test_passes_that_a_list_of_operations_cannot_repeat(then: Callable[[Tensor], Tensor]) -> None:
+def test_passes_that_a_list_of_operations_cannot_repeat_are_not_recorded(then: Callable[[Tensor], Tensor]) -> None:
     model, before = Own(then), states_outside_torch()
     assert record(model, list(model.parameters()), *next(batches((3,), [4])), CLASSIFICATION) is None
     assert states_outside_torch() == before

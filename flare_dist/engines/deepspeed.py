@@ -73,8 +73,12 @@ class DeepSpeedModel:
         shards = 1 if is_whole else self._engine.dp_world_size
         self._shards = Shards(self.optimizer, self.layout.total, shards, self.parameters.device)
         self._initial_scale = copy.deepcopy(getattr(self._engine.optimizer, "loss_scaler", None))
+        self._check_pieces()
+
+    def _check_pieces(self) -> None:
+        """Raise ValueError if a batch goes through in pieces whose weights are not known in advance."""
         pieces = self._engine.gradient_accumulation_steps()
-        if task.criterion is None and pieces > 1:
+        if self._task.criterion is None and pieces > 1:
             raise ValueError(
                 "engine.gradient_accumulation_steps: must be 1 with engine.name=deepspeed and a task without "
                 f"criterion, got {pieces}; DeepSpeed needs the number of labels that count in advance"
