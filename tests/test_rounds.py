@@ -16,8 +16,8 @@ from flare_dist.algorithms.flare import FlareConfig
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm import distributed
 from flare_dist.comm.distributed import World
+from flare_dist.comm.message import HEADER_NBYTES
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig

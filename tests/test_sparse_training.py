@@ -21,10 +21,10 @@ from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.message import HEADER_NBYTES
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.payload import Masked
-from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig

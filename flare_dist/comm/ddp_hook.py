@@ -11,7 +11,7 @@ same numbers as another. A tensor whose gradient is zero on this rank (unused, o
 and keeps its residual. Where a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
 every GradScaler skips the step, and the memory of the whole step is taken back.
 
-The packed buffer: | not finite?, saves: int32 (hook_saves.py) | payload (compression/payload.py) | padding |.
+What travels is the message of a round (comm/message.py), with flags (hook_saves.py) in place of the loss.
 Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
@@ -29,16 +29,16 @@ from flare_dist.comm.distributed import (
     all_gather_wire,
     rank_and_size,
 )
-from flare_dist.comm.exchange import ALIGNMENT
 from flare_dist.comm.hook_checks import check_compression, check_parameters, check_saved
 from flare_dist.comm.hook_dense import exchange_densely
 from flare_dist.comm.hook_memory import BucketMemory
 from flare_dist.comm.hook_meter import HookTraffic, StepClock
-from flare_dist.comm.hook_saves import SaveWatch
+from flare_dist.comm.hook_saves import SaveWatch, failed_anywhere
 from flare_dist.comm.hook_scale import LossScaler, is_finite, scale_of
 from flare_dist.comm.hook_updates import OptimizerSteps, Unapplied
+from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import WORD, Sparse
+from flare_dist.compression.payload import Sparse
 from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.layout import ParameterLayout
 
@@ -269,27 +269,27 @@ def exchange_gradients(
         payload = state.rule(state.config, gradient.zero_(), bucket.kept, compress, bucket.draft())
     if state.config.residual_decay != 1 or "velocity" in state.state_names:
         bucket.keep_unused(used)
-    kept, size = payload.kept, WORD + payload.nbytes
-    padding = payload.data.new_zeros(math.ceil(size / ALIGNMENT) * ALIGNMENT - size)
-    packed = torch.cat([state.saves.word(failed), payload.data, padding])
-    state.count(all_gather_wire(world_size, packed.nbytes), size, kept)
+    own = Message(rank, state.saves.note(failed), payload, gradient[:0])
+    kept, slot = payload.kept, slot_nbytes(packing.most_nbytes(payload.kept), 0)
+    packed = pack([own], 1, slot, buffer.device)
+    state.count(all_gather_wire(world_size, packed.nbytes), own.nbytes, kept)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 
     def decode(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
-        ranks = gathered.to(buffer.device).view(world_size, -1)
+        slots = gathered.to(buffer.device).view(world_size, -1)[:, :slot]
         # On a GPU what this rank has sent may be gone: decoding runs on another stream.
-        sent = [
-            payload if number == rank and not buffer.is_cuda else packing.unpack(packed_by[WORD:size], kept)
-            for number, packed_by in enumerate(ranks)
-        ]
-        mean, touched = bucket.mean_of(sent, scale)
         on_cpu = not buffer.is_cuda
+        read = [number for number in range(world_size) if number != rank or not on_cpu]
+        received = unpack([slots[number] for number in read], read, lambda _: packing, kept=kept, kind="rank")
+        messages = {message.sender: message for message in [own, *received]}
+        payloads = [messages[number].payload for number in range(world_size)]
+        mean, touched = bucket.mean_of([payload for payload in payloads if payload], scale)
         rounded = mean if on_cpu and buffer.dtype == torch.float32 else buffer.copy_(mean)
-        state.saves.receive(gathered.view(world_size, -1)[:, :WORD])
+        state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
         # Scaled up again, a residual may be too large for float16.
-        anywhere = (ranks[:, 0] & 1).bool().any() | ~is_finite(rounded[touched])
+        anywhere = failed_anywhere(slots[:, NOTE]) | ~is_finite(rounded[touched])
         state.note_failure(anywhere)
         if not on_cpu or anywhere:
             rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)

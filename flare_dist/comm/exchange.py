@@ -17,12 +17,11 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.distributed import World
+from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
 from flare_dist.compression.packing import Form
 from flare_dist.compression.payload import Dense, Masked, Payload
-from flare_dist.compression.update import Update, decode, encode, slot_nbytes
 from flare_dist.server.aggregation import DeltaSum, GatheredMasks, Receive
 
-ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
 
 
@@ -125,57 +124,59 @@ class SparseUplink:
         self.forms = forms
         self.masks_differ = masks_differ
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
-        self.updates: dict[int, Update] = {}
+        self._messages: dict[int, Message] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
         """Add one client's update. Raises TypeError for a dense payload, which is summed and has no encoding."""
         if isinstance(payload, Dense):
             raise TypeError("a dense payload has no encoding: DenseUplink sums it")
-        self.updates[result.client] = Update(result.client, result.train_loss, payload, result.buffer_delta)
+        self._messages[result.client] = Message(result.client, _note(result.train_loss), payload, result.buffer_delta)
 
     def reject(self, result: ClientResult) -> None:
         """Leave one client out of the round."""
-        self.updates[result.client] = Update(result.client, result.train_loss, None, result.buffer_delta.new_empty(0))
+        none = result.buffer_delta.new_empty(0)
+        self._messages[result.client] = Message(result.client, _note(result.train_loss), None, none)
 
     def exchange(self, world: World) -> Exchanged:
         """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
         buffer_sum = torch.zeros(self.buffers, device=world.device)
         gathered = GatheredMasks(self.delta_sum.numel(), world.device) if self.masks_differ else None
         losses, kept, uplink_bytes = {}, 0, 0
-        for update in self._gather(world):
-            uplink_bytes += update.nbytes
-            if update.payload is not None:
-                weight = self.cohort.weights[update.client]
-                self.receive(self.delta_sum, update.client, update.payload, weight)
-                if gathered and isinstance(update.payload, Masked):
-                    gathered.add(update.payload, weight)
-                buffer_sum.add_(update.buffers, alpha=weight)
-                losses[update.client] = update.train_loss
-                kept += update.payload.kept
+        for message in self._gather(world):
+            client, payload = message.sender, message.payload
+            uplink_bytes += message.nbytes
+            if payload is not None:
+                weight = self.cohort.weights[client]
+                self.receive(self.delta_sum, client, payload, weight)
+                if gathered and isinstance(payload, Masked):
+                    gathered.add(payload, weight)
+                buffer_sum.add_(message.buffers, alpha=weight)
+                losses[client] = message.note.view(torch.float32).item()
+                kept += payload.kept
         exchanged = _exchanged(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
         return replace(exchanged, gathered=gathered, mask_bytes=gathered.mask_nbytes if gathered else 0)
 
-    def _gather(self, world: World) -> Iterator[Update]:
-        """All updates of the cohort in its order, gathered in runs of consecutive clients."""
+    def _gather(self, world: World) -> Iterator[Message]:
+        """All messages of the cohort in its order, gathered in runs of consecutive clients."""
         clients = list(self.cohort.hosts)
         run = max(1, GATHER_LIMIT // self.slot_nbytes) * world.size
         for start in range(0, len(clients), run):
             part = clients[start : start + run]
             hosted = [[client for client in part if self.cohort.hosts[client] == rank] for rank in range(world.size)]
             slots = max(map(len, hosted))
-            nbytes = math.ceil(slots * self.slot_nbytes / ALIGNMENT) * ALIGNMENT
-            packed = torch.zeros(nbytes, dtype=torch.uint8, device=world.device)
-            for slot, client in enumerate(hosted[world.rank]):
-                encode(self.updates.pop(client), packed[slot * self.slot_nbytes : (slot + 1) * self.slot_nbytes])
-            gathered = world.all_gather(packed)[:, : slots * self.slot_nbytes].reshape(-1, self.slot_nbytes)
-            filled = [rank * slots + slot for rank, own in enumerate(hosted) for slot in range(len(own))]
-            decoded = {update.client: update for update in decode(gathered[filled], self.buffers, self._form_of)}
-            yield from (decoded[client] for client in part)
+            own = [self._messages.pop(client) for client in hosted[world.rank]]
+            gathered = world.all_gather(pack(own, slots, self.slot_nbytes, world.device))
+            slot_of = {
+                client: packed[number * self.slot_nbytes : (number + 1) * self.slot_nbytes]
+                for clients, packed in zip(hosted, gathered)
+                for number, client in enumerate(clients)
+            }
+            yield from unpack([slot_of[client] for client in part], part, self.forms.__getitem__, self.buffers)
 
-    def _form_of(self, client: int) -> Form:
-        if client not in self.forms:
-            raise ValueError("it is not of this round's cohort")
-        return self.forms[client]
+
+def _note(train_loss: float) -> Tensor:
+    """The note of a message to a round: the client's training loss."""
+    return torch.tensor([train_loss], dtype=torch.float32).view(torch.uint8)
 
 
 class DenseUplink:

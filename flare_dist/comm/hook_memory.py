@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Sparse
+from flare_dist.compression.payload import Encoded
 from flare_dist.compression.selection import check_finite
 from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
@@ -57,7 +57,7 @@ class BucketMemory:
                 own[name][kind] = _in_memory_order(flat, parameter)
         return own
 
-    def mean_of(self, payloads: Sequence[Sparse], scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mean_of(self, payloads: Sequence[Encoded], scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean of what all ranks have sent, times the loss scale, and where it may be other than zero (int64).
 
         On a CPU it is a vector of the bucket's own, good until the next call: it is cleared only where it was touched,

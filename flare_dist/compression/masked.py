@@ -101,13 +101,20 @@ class MaskedForm:
             raise ValueError(f"a payload behind the change of a mask cannot have {nbytes} bytes")
         return nbytes
 
+    def unpack(self, data: Tensor, kept: int) -> Masked:
+        """Decode the payload in `data`, whose positions are not checked; waits for a GPU if the mask moves."""
+        return self._unpack(data, kept, Packing.unpack)
+
     def unpack_checked(self, data: Tensor, kept: int) -> Masked:
-        """The payload in `data`; waits for a GPU. Raises ValueError where it holds none."""
+        """Decode the payload in `data`; waits for a GPU. Raises ValueError if it holds none."""
+        return self._unpack(data, kept, Packing.unpack_checked)
+
+    def _unpack(self, data: Tensor, kept: int, unpack: Callable[[Packing, Tensor, int], Sparse]) -> Masked:
         mask, packing, used = self.mask, self.packing if not self.moves else None, 0
         if packing is None:
             mask, used = self._decode(data)
             packing = self.packing_of(mask)
-        payload = packing.unpack_checked(data[used:], kept)
+        payload = unpack(packing, data[used:], kept)
         active = self.active_in(mask)
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 

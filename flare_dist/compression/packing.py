@@ -29,8 +29,11 @@ class Form(Protocol):
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`, uint8."""
 
+    def unpack(self, data: Tensor, kept: int) -> Encoded:
+        """Decode that payload; its positions are not checked."""
+
     def unpack_checked(self, data: Tensor, kept: int) -> Encoded:
-        """Decode that payload; raises ValueError if `data` holds none."""
+        """Decode that payload; raises ValueError if `data` holds none. Waits for a GPU."""
 
 
 class Codecs(Protocol):
