@@ -17,7 +17,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from tests.ranks import run_ranks
 from tests.test_ddp_hook import STEPS, assert_same_memory, batch, flat, net, train
 

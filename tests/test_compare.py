@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from flare_dist.analysis.links import Link, project
 from flare_dist.cli import main
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
-from flare_dist.comm.hook_meter import HookTraffic, StepClock
-from flare_dist.comm.library_hooks import LibraryHookState, library_hook
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config, load_config, with_arguments
 from flare_dist.engines.config import EngineConfig
+from flare_dist.hook.library import LibraryHookState, library_hook
+from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.studies.techniques import DIFFERENCES, USUAL, find_techniques

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients, sparse_hook
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.hook.ddp import exchange_gradients, sparse_hook
+from flare_dist.hook.state import SparseHookState
 from tests.ranks import run_ranks
 
 STEPS, INPUTS, CLASSES = 20, 12, 4
@@ -291,7 +292,7 @@ def buckets_formed_anew(world: World) -> list[set[str]]:
     for step in range(3):
         inputs, labels = batch(world.rank, step)
         F.cross_entropy(wrapped(inputs), labels).backward()
-        left.append(set(state._memory))
+        left.append(set(state.memory.waiting))
     assert len(state.state_dict()["memory"]) == len(list(wrapped.parameters()))
     return left
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flare_dist import cli
 from flare_dist.clients.slots import create
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
 from flare_dist.records import files

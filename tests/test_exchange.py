@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm import exchange
-from flare_dist.comm.distributed import World
 from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink
 from flare_dist.comm.message import ALIGNMENT, HEADER_NBYTES, slot_nbytes
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.distributed import World
 from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.batches import BatchSource, SharedEpochs

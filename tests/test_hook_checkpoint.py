@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import flare_dist
-from flare_dist.comm import hook_checkpoint
-from flare_dist.comm.distributed import World
-from flare_dist.comm.hook_saves import SaveWatch
+from flare_dist.comm.world import World
+from flare_dist.hook import checkpoint
+from flare_dist.hook.saves import SaveWatch
 from tests.ranks import run_ranks
 from tests.test_attach import make_accelerator, step
 from tests.test_ddp_hook import assert_same_memory, batch, net
@@ -105,7 +105,7 @@ class Ranks:
         self.states: dict[int, flare_dist.SparseHookState] = {}
 
     def save(self, directory: Path, number: int, ranks: list[int], size: int = 2) -> None:
-        self.monkeypatch.setattr(hook_checkpoint, "rank_and_size", lambda group: (self.rank, size))
+        self.monkeypatch.setattr(checkpoint, "rank_and_size", lambda group: (self.rank, size))
         for self.rank in ranks:
             state = self.states.setdefault(self.rank, flare_dist.SparseHookState(nn.Linear(3, 2)))
             state.step = number

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import flare_dist
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from tests.ranks import run_ranks
 from tests.test_ddp_hook import batch, net
 

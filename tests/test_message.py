@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm import ddp_hook, exchange
-from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
-from flare_dist.comm.distributed import World
+from flare_dist.comm import exchange
 from flare_dist.comm.exchange import Cohort, SparseUplink
 from flare_dist.comm.message import ALIGNMENT, CHECK, HEADER_NBYTES, NOTE, Message, pack, unpack, write
 from flare_dist.comm.message import slot_nbytes as slot_nbytes_of
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Payload
+from flare_dist.hook import ddp
+from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.aggregation import DeltaSum, mean
 from tests.ranks import run_ranks
@@ -266,7 +268,7 @@ def sent_by_the_hook(world: World, settings: dict[str, Any]) -> tuple[list[Tenso
     state = SparseHookState(trained, **settings)
     parameters = list(trained.parameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ddp_hook, "pack", spy)
+        patch.setattr(ddp, "pack", spy)
         for step in range(2):
             state.begin_step()
             exchange_gradients(state, parameters, vector(world.rank, step, sum(p.numel() for p in parameters))).wait()
@@ -316,12 +318,12 @@ def damaged(world: World) -> str:
     """What the backward of a rank raises after a bit of rank 1's message has flipped."""
     trained = model()
     state = SparseHookState(trained, density=0.05)
-    ddp = nn.parallel.DistributedDataParallel(trained)
-    ddp.register_comm_hook(state, ddp_hook.sparse_hook)
+    wrapped = nn.parallel.DistributedDataParallel(trained)
+    wrapped.register_comm_hook(state, ddp.sparse_hook)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ddp_hook, "pack", partial(_flip, world.rank))
+        patch.setattr(ddp, "pack", partial(_flip, world.rank))
         try:
-            ddp(torch.ones(2, 30)).sum().backward()
+            wrapped(torch.ones(2, 30)).sum().backward()
         except (RuntimeError, ValueError) as error:
             return str(error)
     return ""

@@ -20,8 +20,9 @@ from flare_dist.analysis.bandwidth import read_run, totals
 from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.launch import Launch
 from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.payload import Masked

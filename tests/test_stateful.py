@@ -18,7 +18,7 @@ from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
 from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout

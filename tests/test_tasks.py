@@ -17,7 +17,7 @@ import flare_dist
 from flare_dist.cli import main
 from flare_dist.clients.batched import Step, train_stacked
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.distributed import World
 from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
+from flare_dist.comm.world import World
 from flare_dist.compression.packing import Form
 from flare_dist.compression.payload import Dense, Masked, Payload
 from flare_dist.server.aggregation import DeltaSum, GatheredMasks, Receive

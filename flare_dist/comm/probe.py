@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.distributed import Launch, World, open_world
 from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World, open_world
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -13,21 +10,10 @@ from flare_dist.compression.error_feedback import State
 from flare_dist.compression.masked import MaskedForm, active_layout
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
-from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.compression.plan import Plan, plan
+from flare_dist.compression.sparsifiers import SPARSIFIERS
+from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
-
-
-class Plan(NamedTuple):
-    """What is selected from at one density, and how it is written."""
-
-    segments: list[Segment]  # those that are sent whole are not among them
-    packing: Packing
-
-    @property
-    def max_kept(self) -> int:
-        """The most entries that one client can send."""
-        return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
 
 class Compressor:
@@ -105,30 +91,11 @@ class Compressor:
         """Error feedback around the selection by a plan."""
         draws = generator(self.seed, "sparsifier", round_, client)
         rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
-        segments, packing = plan_
+        packing, sparsifier = plan_.packing, SPARSIFIERS[self.config.sparsifier]
 
         def sparsify(vector: Tensor) -> Sparse:
-            chosen = packing.whole[:0]
-            if segments:
-                chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
-            indices = packing.indices(chosen)
+            indices = plan_.choose(vector, sparsifier, lambda segment: draws, self.config.threshold)
             uniform = None if rounding is None else torch.rand(len(indices), generator=rounding)
             return packing.pack(indices, vector[indices], uniform)
 
         return self.rule(self.config, model_delta, state, sparsify)
-
-
-def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
-    """What is selected of a layout at one density, and how it is written on `device`."""
-
-    def segments_of(entries: Sequence[Entry]) -> list[Segment]:
-        return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)
-
-    def is_whole(entry: Entry) -> bool:
-        if config.sends_everything or config.scope == "global":
-            return config.sends_everything
-        return all(config.is_whole(segment.numel, segment.k) for segment in segments_of([entry]))
-
-    whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]
-    segments = segments_of([entry for entry in layout.entries if entry not in whole])
-    return Plan(segments, Packing.of(config, layout, whole, device))

@@ -29,6 +29,7 @@ class Segment(NamedTuple):
 
 Count = Callable[[int, float], int]
 Sparsifier = Callable[[Tensor, int, torch.Generator, float], Tensor]
+Draws = Callable[[Segment], torch.Generator]
 
 
 def count_kept(numel: int, density: float) -> int:
@@ -80,14 +81,17 @@ def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: f
 
 
 def select(
-    vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, generator: torch.Generator, threshold: float = 0.0
+    vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, draws: Draws, threshold: float = 0.0
 ) -> Tensor:
-    """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite.
+    """Choose sorted int64 indices into `vector` (shape [total]), segment by segment; `vector` must be finite.
 
-    Raises NotFiniteError where it is not, on a CPU and by magnitude.
+    `draws` gives the generator of each segment. Raises NotFiniteError on a CPU and by magnitude if `vector` is not
+    finite.
     """
     chosen = [torch.empty(0, dtype=torch.int64, device=vector.device)]
-    for offset, numel, k, blocks in segments:
+    for segment in segments:
+        offset, numel, k, blocks = segment
+        generator = draws(segment)
         rows = vector[offset : offset + blocks * numel].view(blocks, numel)
         if blocks > 1 and sparsifier is topk:
             if not rows.is_cuda:

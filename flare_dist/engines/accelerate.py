@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.attach import attach_ddp
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, why_not_recorded
+from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import (
     bind_buffers,
     bind_parameters,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.slots import Slots
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.disk import DiskError, explained
 from flare_dist.records.files import on_all_ranks, save_state, sha256, write_text
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flare_dist.clients.slots import sync_path
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.disk import DiskError, explained
 
 MESSAGE_BYTES = 1000  # of a rank's error, as far as the other ranks hear of it

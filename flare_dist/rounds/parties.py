@@ -8,12 +8,12 @@ from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.distributed import World
-from flare_dist.comm.library_hooks import LibraryHookState
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.partition import Partition
+from flare_dist.hook.library import LibraryHookState
+from flare_dist.hook.state import SparseHookState
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.masks import Masks
 from flare_dist.server.server import Server

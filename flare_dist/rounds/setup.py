@@ -21,7 +21,7 @@ from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.spill import SpilledStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource, SharedEpochs

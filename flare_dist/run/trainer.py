@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from flare_dist.comm.distributed import Launch, World, open_world
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World, open_world
 from flare_dist.config.config import Config, with_task
 from flare_dist.data.batches import BatchSource, check_enough
 from flare_dist.data.datasets import DataSplits, load

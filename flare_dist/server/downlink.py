@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import index_codec
 from flare_dist.compression.payload import WORD
-from flare_dist.compression.sparsifiers import SPARSIFIERS, select
+from flare_dist.compression.plan import Plan, plan
+from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
@@ -69,10 +69,9 @@ class Downlink:
         if not self._plan:
             return FP16.encode(self.parameters, NO_GROUPS, None)
         residual = self.parameters - self.view
-        chosen = select(residual, self._plan.segments, SPARSIFIERS["topk"], generator(0, "unused"))
-        packing = self._plan.packing
-        indices = packing.indices(chosen)
-        return packing.pack(indices, residual[indices]).data
+        unused = generator(0, "unused")
+        indices = self._plan.choose(residual, SPARSIFIERS["topk"], lambda segment: unused)
+        return self._plan.packing.pack(indices, residual[indices]).data
 
     def receive(self, message: Tensor) -> None:
         """Take a message over into the view."""

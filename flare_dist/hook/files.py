@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from flare_dist.comm.distributed import ProcessGroup, gather_objects
+from flare_dist.comm.collectives import ProcessGroup, gather_objects
 
 T = TypeVar("T")
 

@@ -7,12 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flare_dist.comm.distributed import (
-    ProcessGroup,
-    all_reduce_async,
-    all_reduce_wire,
-    rank_and_size,
-)
+from flare_dist.comm.collectives import ProcessGroup, all_reduce_async, rank_and_size
+from flare_dist.comm.traffic import all_reduce_wire
 
 
 def exchange_densely(

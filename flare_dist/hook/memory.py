@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Encoded
+from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
+from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -83,27 +83,26 @@ class BucketMemory:
             self._plans[density] = plan(self.config, self.layout, density, self.device)
         return self._plans[density]
 
-    def select(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
-        """The indices to send beside the whole tensors; random ones follow from `draw`: seed, step and rank.
+    def choose(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
+        """Choose the indices to send, whole tensors last; random ones follow from `draw`: seed, step and rank.
 
-        Raises NotFiniteError on a CPU where a value that it selects from is NaN or infinite.
+        Raises NotFiniteError on a CPU if a value that it selects from is NaN or infinite.
         """
         seed, step, rank = draw
-        segments, sparsifier = self.plan(step).segments, SPARSIFIERS[self.config.sparsifier]
+        chosen_plan, sparsifier = self.plan(step), SPARSIFIERS[self.config.sparsifier]
         if self.config.sparsifier != "randk":
-            return select(update, segments, sparsifier, generator(seed, "unused"))
+            unused = generator(seed, "unused")
+            return chosen_plan.choose(update, sparsifier, lambda segment: unused)
         if not update.is_cuda:  # the other sparsifiers look at everything
             check_finite(update)
 
-        def select_from(segment: Segment) -> Tensor:  # each tensor draws for itself, so that buckets do not matter
-            draws = generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
-            return select(update, [segment], sparsifier, draws)
+        def draws(segment: Segment) -> torch.Generator:  # each tensor draws for itself, so that buckets do not matter
+            return generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
 
-        none = torch.empty(0, dtype=torch.int64, device=self.device)
-        return torch.cat([none, *map(select_from, segments)])
+        return chosen_plan.choose(update, sparsifier, draws)
 
     def draws(self, draw: tuple[int, int, int]) -> Tensor:
-        """Uniform numbers for what is sent in a step, as `select` orders it; buckets of other sizes draw the same."""
+        """Uniform numbers for what is sent in a step, as `choose` orders it; buckets of other sizes draw the same."""
         seed, step, rank = draw
         segments = self.plan(step).segments
         counts = [(self._entry_at(segment.offset), segment.offset, segment.k * segment.blocks) for segment in segments]

@@ -1,27 +1,17 @@
-"""The hook's memory beside a checkpoint of any kind: one file per rank, since every rank remembers something else.
-
-    DIRECTORY/sparse-hook-00000-of-00002-step-300.pt
-
-DDP's, Accelerate's and DeepSpeed's own checkpoints hold nothing of it. Saving waits for nobody, since many scripts save
-on one rank only: a set of files is whole once those of all ranks are there. Loading is done by all ranks together, and
-what one of them cannot load is raised on all.
-"""
+"""Loading the hook's memory: the ranks agree on a set of files, read their shares and raise the same errors."""
 
 from __future__ import annotations
 
-import glob
-import os
-import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.distributed import rank_and_size
-from flare_dist.comm.hook_checks import check_saved
-from flare_dist.comm.hook_files import (
+from flare_dist.comm.collectives import rank_and_size
+from flare_dist.hook.checks import check_saved
+from flare_dist.hook.files import (
     SavedSet,
     Seen,
     Views,
@@ -31,73 +21,14 @@ from flare_dist.comm.hook_files import (
     read_file,
     whole_sets,
 )
+from flare_dist.hook.state import SparseHookState
 from flare_dist.units import show_numbered
-
-NAME = "sparse-hook"
-
-
-def save_hook_state(state: SparseHookState, directory: str | Path, name: str = NAME) -> None:
-    """Write this rank's memory to `directory`; call it on every rank, between steps. It waits for no other rank.
-
-    Several hooks, or several process groups, need a `name` each if they save to one directory. Older files there are
-    removed once it is known that a whole set remains without them.
-    """
-    rank, size = rank_and_size(state.process_group)
-    saved = state.state_dict() | {"ranks": size, "saved_at": time.time()}
-    own = SavedSet(name, size, saved["step"])  # without a backward that was broken off
-    path = Path(directory) / own.file(rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for broken_off in path.parent.glob(f"{glob.escape(name)}-{rank:05d}-of-*.part"):
-        broken_off.unlink(missing_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(saved, temporary)
-    os.replace(temporary, path)
-    state.saves.look()
-    for outdated in _outdated(state, own, path):
-        outdated.unlink(missing_ok=True)
-    state.saves.count(path)
-
-
-def _outdated(state: SparseHookState, own: SavedSet, path: Path) -> list[Path]:
-    """The files beside `path`, which has just been written, that no whole set can need any more.
-
-    If all ranks write to one disk, the last of them sees that the set is whole. A rank with a disk of its own never
-    does; but by now the messages since the save before have told whether all ranks made that one.
-    """
-    sets = find_sets(path.parent, own.name)
-    previous = state.saves.last
-    keep = {own}
-    if len(sets[own]) < own.size:
-        if previous is None or previous.parent != path.parent or previous == path:
-            return []
-        if state.saves.is_whole is None and state.state_names:
-            return []
-        if not state.saves.is_whole:  # it never will be, or there is nothing in it
-            return [previous]
-        keep |= {key for key, files in sets.items() if previous in files.values()}
-    return [file for key, files in sets.items() if key not in keep for file in files.values()]
-
-
-def load_hook_state(
-    state: SparseHookState, directory: str | Path, name: str = NAME, missing: str = "raise", step: int | None = None
-) -> None:
-    """Restore what `save_hook_state` wrote last; call it on every rank. Raises the same ValueError on all of them.
-
-    On another number of ranks each takes the mean over the ranks that saved: the mean residual, which is the update
-    still to come, stays what it was.
-
-    Args:
-        missing: what to do if the files of some ranks are not there: raise, or zero (these ranks begin without a
-            memory, and a warning names them).
-        step: the `state.step` that the rest of the checkpoint is of; files of another step are refused.
-    """
-    load_named(state, directory, name, name, missing, step)
 
 
 def load_named(
     state: SparseHookState, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
 ) -> None:
-    """`load_hook_state`, from files that an older version may have written under another name."""
+    """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     if missing not in ("raise", "zero"):
         raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
     place, group = Path(directory), state.process_group
@@ -115,8 +46,7 @@ def load_named(
         state.load_state_dict({"step": state.step, "memory": {}})
         return
     chosen = newest_set(candidates, seen, group)
-    # On the same number of ranks each reads its own file, perhaps of its own disk.
-    wanted = [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
+    wanted = _wanted(chosen, size)
     lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
     saved: list[dict[str, Any]] = []
 
@@ -125,26 +55,18 @@ def load_named(
         return _Head.of(saved, state)
 
     heads = on_all_ranks(group, read)
-    steps = sorted(set().union(*(head.steps for head in heads)))
-    if len(steps) > 1 or (steps and step not in (None, *steps)):
-        found = " and ".join(map(str, steps))
-        expected = "one step" if step is None else f"step {step}"
-        raise ValueError(f"{place}: the {chosen.name} files were saved after different steps: {found}, not {expected}")
-    if lost and (not steps or any(head.remembers for head in heads)):
+    found = _common_step(place, chosen, step, heads)
+    if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
-    memories = [one["memory"] for one in saved]
-    memory = _mean(memories, 1 if chosen.size == size else chosen.size)
-    state.load_state_dict({"step": steps[0] if steps else state.step, "memory": memory})
-    if any(head.is_old for head in heads):
-        warnings.warn(
-            f"{place}: the {chosen.name} files were written by an older version, which did not note the rule, the "
-            "step and the parameters; check that they belong to this checkpoint",
-            stacklevel=3,
-        )
-    added = sorted(set().union(*(head.added for head in heads)))
-    if added:
-        warnings.warn(f"{place}: the saved memory lacks {', '.join(added)}: zero from now on", stacklevel=3)
+    memory = _mean([one["memory"] for one in saved], 1 if chosen.size == size else chosen.size)
+    state.load_state_dict({"step": state.step if found is None else found, "memory": memory})
+    _warn_of_gaps(place, chosen, heads)
+
+
+def _wanted(chosen: SavedSet, size: int) -> list[set[int]]:
+    """The files that each of `size` ranks reads: its own, perhaps of its own disk, or all if another number saved."""
+    return [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
 
 
 class _Head(NamedTuple):
@@ -163,6 +85,29 @@ class _Head(NamedTuple):
             is_old=any("rule" not in one for one in saved),
             added=set().union(*(set(state.shapes) - set(one.get("shapes", state.shapes)) for one in saved)),
         )
+
+
+def _common_step(place: Path, chosen: SavedSet, step: int | None, heads: Sequence[_Head]) -> int | None:
+    """Return the step of all files, None if nothing was read; raises ValueError if they differ, or from `step`."""
+    steps = sorted(set().union(*(head.steps for head in heads)))
+    if len(steps) > 1 or (steps and step not in (None, *steps)):
+        found = " and ".join(map(str, steps))
+        expected = "one step" if step is None else f"step {step}"
+        raise ValueError(f"{place}: the {chosen.name} files were saved after different steps: {found}, not {expected}")
+    return steps[0] if steps else None
+
+
+def _warn_of_gaps(place: Path, chosen: SavedSet, heads: Sequence[_Head]) -> None:
+    """Warn of files that cannot be checked, and of parameters that they lack."""
+    if any(head.is_old for head in heads):
+        warnings.warn(
+            f"{place}: the {chosen.name} files were written by an older version, which did not note the rule, the "
+            "step and the parameters; check that they belong to this checkpoint",
+            stacklevel=4,
+        )
+    added = sorted(set().union(*(head.added for head in heads)))
+    if added:
+        warnings.warn(f"{place}: the saved memory lacks {', '.join(added)}: zero from now on", stacklevel=4)
 
 
 def _candidates(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
