@@ -34,9 +34,8 @@ from flare_dist.sparse_training.masks import random_mask
 from flare_dist.sparse_training.schedule import falling_rates
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests import test_trainer
+from tests.helpers.hook import STEPS, batch, flat, make_accelerator, net, steps_of, train
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator, steps_of
-from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 300.0  # importing DeepSpeed takes seconds, and more on a busy machine

@@ -12,9 +12,8 @@ from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.world import World
+from tests.helpers.hook import batch, make_accelerator, net, with_hook
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator
-from tests.test_ddp_hook import batch, net, with_hook
 
 
 class Counter:
