@@ -492,5 +492,5 @@ def test_pickles_that_name_the_modules_of_older_versions_load() -> None:
     assert (type(older), older.config, older.seed) == (flare_dist.SparseHookState, hook.config, 3)
     assert pickle.loads(b"cflare_dist.comm.hook_watch\nHookWatch\n.") is HookWatch
     assert pickle.loads(b"cflare_dist.comm.ddp_hook\nsparse_hook\n.") is flare_dist.sparse_hook
-    with pytest.raises(AttributeError, match="attribute .other."):
+    with pytest.raises(AttributeError, match=r"attribute .other."):
         pickle.loads(b"cflare_dist.comm.ddp_hook\nother\n.")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink, mean_in_order
+from flare_dist.comm.exchange import Cohort, Exchanged, mean_in_order
+from flare_dist.comm.uplink import DenseUplink, SparseUplink
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import WORD, Payload

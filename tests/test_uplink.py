@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm import exchange
-from flare_dist.comm.exchange import Cohort, DenseUplink, Exchanged, SparseUplink
+from flare_dist.comm import uplink as module
+from flare_dist.comm.exchange import Cohort, Exchanged
 from flare_dist.comm.message import ALIGNMENT, HEADER_NBYTES, slot_nbytes
+from flare_dist.comm.uplink import DenseUplink, SparseUplink
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
@@ -45,7 +46,7 @@ def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> No
 def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "GATHER_LIMIT", limit)
+        patch.setattr(module, "GATHER_LIMIT", limit)
         forms = dict.fromkeys(cohort.hosts, PACKING)
         return _exchange(
             world, SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, forms, PACKING.most_nbytes(4)), rejected
