@@ -24,7 +24,7 @@ from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.setup import set_up_federation
 
 APART, TOGETHER = "one after another", "as one batch"
 
@@ -57,8 +57,8 @@ def measure(name: str, sizes: list[int], turns: int, threads: int) -> list[str]:
         clients=ClientsConfig(num=len(sizes), batch_size=10, lr=0.05, together="always"),
         engine=EngineConfig(device=device.type, threads=threads),
     )
-    parties = set_up(config, World(device=device))
-    trainer, batched = parties.trainer, parties.batched
+    fed = set_up_federation(config, World(device=device))
+    trainer, batched = fed.clients.trainer, fed.clients.batched
     assert batched is not None
     parts = list(torch.arange(sum(sizes)).split(sizes))
     start = trainer.model.parameters.clone(), trainer.model.buffers.clone()

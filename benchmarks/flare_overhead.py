@@ -23,7 +23,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.setup import set_up_federation
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -40,29 +40,29 @@ def main() -> None:
     if options.method in ("ef21", "dgc"):
         changed = dataclasses.replace(config.compression, error_feedback=options.method)
         config = dataclasses.replace(config, compression=changed)
-    parties = set_up(config)
-    total = parties.trainer.model.layout.total
+    fed = set_up_federation(config)
+    total = fed.clients.trainer.model.layout.total
     gc.collect()
     before = _memory("VmRSS")
     if before:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for round_ in (1, 2):  # in the first one there is nothing to pull
-        federated_round(round_, config, parties)
+        federated_round(round_, fed)
     velocity = 1
     working = (_memory("VmHWM") - before) / (4 * total) - velocity
-    clients = len(parties.states.clients)
+    clients = len(fed.clients.states.clients)
 
     plain = dataclasses.replace(
         config,
         clients=dataclasses.replace(config.clients, objective="none"),
         compression=CompressionConfig(sparsifier="dense"),
     )
-    reference = set_up(plain)
-    federated_round(1, plain, reference)
+    reference = set_up_federation(plain)
+    federated_round(1, reference)
     shares = []
     for round_ in range(3, 3 + options.rounds):
-        compute = federated_round(round_, plain, reference)["compute_seconds"]
-        report = federated_round(round_, config, parties)
+        compute = federated_round(round_, reference)["compute_seconds"]
+        report = federated_round(round_, fed)
         extra = report["compute_seconds"] - compute, report["select_seconds"]
         shares.append(sum(extra) / compute)
         print(f"local training {compute:.2f} s, pull {extra[0]:.2f} s, selection and residual {extra[1]:.2f} s")

@@ -21,9 +21,9 @@ import torch
 from flare_dist.config.config import Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up
-from flare_dist.server.masks import Masks
-from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.rounds.setup import set_up_federation
+from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.local_mask import LocalMask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PUBLISHED = 500  # examples of a client of the published runs
@@ -39,24 +39,24 @@ def main() -> None:
     published = load_config(CONFIGS / "flash/cifar10.yaml", CONFIGS / "methods/jmwst.yaml")
     sparse = _made_up(published, options.threads, options.examples)
     plain = dataclasses.replace(sparse, sparse_training=dataclasses.replace(sparse.sparse_training, method="dense"))
-    parties, reference = set_up(sparse), set_up(plain)
-    assert parties.masks is not None
-    parties.masks.begin([sparse.sparse_training.density] * len(parties.masks.entries))
-    parties.masks.settle(0, parties.server)
+    fed, reference = set_up_federation(sparse), set_up_federation(plain)
+    assert isinstance(fed.masks, Masks)
+    fed.masks.begin([sparse.sparse_training.density] * len(fed.masks.entries))
+    fed.masks.move(0, fed.server)
     spent = {"mask": 0.0, "client": 0.0, "server": 0.0}
-    now = parties.world.now
-    _time(type(parties.trainer.model), "mask_", spent, "mask", now)
-    _time(SparseLearner, "prune", spent, "client", now)
-    _time(SparseLearner, "grow", spent, "client", now)
+    now = fed.world.now
+    _time(type(fed.clients.trainer.model), "mask_", spent, "mask", now)
+    _time(LocalMask, "prune", spent, "client", now)
+    _time(LocalMask, "grow", spent, "client", now)
     _time(Masks, "to_mean_of_models", spent, "server", now)
     _time(Masks, "settle", spent, "server", now)
     steps = -(-options.examples // sparse.clients.batch_size)
     shares: dict[str, list[float]] = {name: [] for name in (*spent, "round")}
     for round_ in range(1, 2 + options.rounds):
-        dense = federated_round(round_, plain, reference)
+        dense = federated_round(round_, reference)
         for name in spent:
             spent[name] = 0.0
-        report = federated_round(round_, sparse, parties)
+        report = federated_round(round_, fed)
         if round_ == 1:
             continue  # the first one warms up
         epoch = dense["compute_seconds"] / 2

@@ -16,8 +16,8 @@ from flare_dist.algorithms.algorithm import (
     Penalty,
     Senders,
     Trained,
-    compose,
 )
+from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
 from flare_dist.algorithms.fednova import fednova
 from flare_dist.algorithms.fedprox import FedProxConfig, fedprox

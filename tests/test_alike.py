@@ -15,11 +15,11 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.alike import share_start
+from flare_dist.rounds.setup import set_up
 from flare_dist.run import trainer
 from flare_dist.run.trainer import ROUNDS
 from flare_dist.server.config import ServerConfig
 from tests.ranks import run_ranks
-from tests.test_rounds import set_up
 from tests.test_trainer import _start, tiny
 
 
@@ -52,13 +52,11 @@ def begin(world: World, config: Config) -> list[tuple[dict[str, Tensor], Tensor]
     found = []
     for mode in ("federated", "gradient"):
         own = dataclasses.replace(config, mode=mode)
-        parties = set_up(world, own)
-        state = {
-            name: value.resolve_conj().clone() for name, value in parties.trainer.model.module.state_dict().items()
-        }
-        report = ROUNDS[mode](1, own, parties)
+        run = set_up(own, world)
+        state = {name: value.resolve_conj().clone() for name, value in run.model.module.state_dict().items()}
+        report = ROUNDS[mode](1, run)
         assert report["round"] == 1
-        found.append((state, parties.server.parameters.detach().clone()))
+        found.append((state, run.server.parameters.detach().clone()))
     return found
 
 
@@ -78,10 +76,10 @@ def drift(world: World, config: Config) -> str:
     """The error of a run in which ranks 1 and 2 lose a bit of a weight in the third of six rounds."""
     play = trainer.ROUNDS[config.mode]
 
-    def play_and_lose(round_: int, config: Config, parties: Any) -> dict[str, Any]:
-        row = play(round_, config, parties)
+    def play_and_lose(round_: int, run: Any) -> dict[str, Any]:
+        row = play(round_, run)
         if round_ == 3 and world.rank:
-            held = parties.server.parameters.data if world.rank == 1 else parties.server.buffers
+            held = run.server.parameters.data if world.rank == 1 else run.server.buffers
             held.view(torch.int32)[0] ^= 1
         return row
 

@@ -29,7 +29,7 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.together import settle_together, why_not_together
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -60,9 +60,9 @@ def fresh_accelerate() -> Iterator[None]:
 def trainers(config: Config) -> tuple[LocalTrainer, BatchedTrainer, list[Tensor]]:
     """Both trainers over the same model, and the examples of clients of the sizes above."""
     torch.set_num_threads(1)
-    parties = set_up(config, World())
-    assert parties.batched is not None
-    return parties.trainer, parties.batched, list(torch.arange(sum(SIZES)).split(SIZES))
+    fed = set_up_federation(config, World())
+    assert fed.clients.batched is not None
+    return fed.clients.trainer, fed.clients.batched, list(torch.arange(sum(SIZES)).split(SIZES))
 
 
 def one_after_another(used: LocalTrainer, parts: list[Tensor], round_: int = 2) -> list[ClientResult]:
@@ -476,17 +476,17 @@ def test_on_a_gpu_a_step_agrees(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which rounds either way to ten bits
     clients = replace(BASE.clients, local_steps=1, momentum=0.9)
     config = replace(BASE, model=ModelConfig(model), clients=clients)
-    parties = set_up(config, World(device=torch.device("cuda", 0)))
-    assert parties.batched is not None
+    fed = set_up_federation(config, World(device=torch.device("cuda", 0)))
+    assert fed.clients.batched is not None
     parts = list(torch.arange(sum(SIZES)).split(SIZES))
-    assert_alike(one_after_another(parties.trainer, parts), as_one_batch(parties.batched, parts), 1e-5)
-    names = dict(parties.trainer.model.layout.views(parties.trainer.model.parameters))
-    steps = parties.batched.draw(sorted(range(len(parts)), key=lambda client: -SIZES[client]), 1, parts)
+    assert_alike(one_after_another(fed.clients.trainer, parts), as_one_batch(fed.clients.batched, parts), 1e-5)
+    names = dict(fed.clients.trainer.model.layout.views(fed.clients.trainer.model.parameters))
+    steps = fed.clients.batched.draw(sorted(range(len(parts)), key=lambda client: -SIZES[client]), 1, parts)
     torch.cuda.set_sync_debug_mode("error")  # where the host would wait for the device
     try:
         train_stacked(
-            parties.trainer.model.module, names, len(parts), steps, lambda rows: torch.optim.SGD(rows, lr=0.1)
+            fed.clients.trainer.model.module, names, len(parts), steps, lambda rows: torch.optim.SGD(rows, lr=0.1)
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert federated_round(1, config, parties)["clients"] == len(SIZES)
+    assert federated_round(1, fed)["clients"] == len(SIZES)

@@ -24,12 +24,13 @@ from flare_dist.config.config import Config, load_config, with_arguments
 from flare_dist.engines.config import EngineConfig
 from flare_dist.hook.library import LibraryHookState, library_hook
 from flare_dist.hook.meter import HookTraffic, StepClock
+from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
+from flare_dist.rounds.setup import set_up
 from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.studies.techniques import DIFFERENCES, USUAL, find_techniques
 from tests.ranks import run_ranks
 from tests.test_gradient import config
-from tests.test_rounds import set_up
 from tests.test_trainer import start
 
 ROOT = Path(__file__).parent.parent
@@ -109,8 +110,9 @@ def test_traffic_adds_up() -> None:
 
 
 def play(world: World, settings: Config) -> list[dict[str, Any]]:
-    parties = set_up(world, settings)
-    return [gradient_round(round_, settings, parties) for round_ in (1, 2)]
+    run = set_up(settings, world)
+    assert isinstance(run, DataParallel)
+    return [gradient_round(round_, run) for round_ in (1, 2)]
 
 
 @pytest.mark.parametrize("hook", ["sparse", "fp16", "powersgd"])

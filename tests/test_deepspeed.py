@@ -29,7 +29,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.records.rundir import settle
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import random_mask
 from flare_dist.sparse_training.schedule import falling_rates
 from flare_dist.tasks.builtin import CLASSIFICATION
@@ -237,12 +237,12 @@ def clients_of(
     return results
 
 
-def _moving(local: Any) -> SparseLearner:
+def _moving(local: Any) -> LocalMask:
     entries = [entry for entry in local.layout.entries if len(entry.shape) == 2]
     mask = random_mask(entries, [40, 10], local.layout.total, torch.Generator().manual_seed(1), torch.device("cpu"))
     draws, factor = torch.Generator().manual_seed(2), torch.empty(local.layout.total)
     config = SparseTrainingConfig(method="jmwst", growth="gradient")
-    return SparseLearner(config, entries, mask, 50, falling_rates(config.prune_rate, 8, 4), draws, factor)
+    return LocalMask(config, entries, mask, 50, falling_rates(config.prune_rate, 8, 4), draws, factor)
 
 
 def every_client(world: World) -> dict[Any, list[tuple[float, Tensor, Tensor]]]:

@@ -15,10 +15,11 @@ from flare_dist.compression.index_codecs import INDEX_CODECS
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up_federation
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.downlink import Downlink
+from tests.helpers.rounds import SPARSE
 from tests.ranks import run_ranks, single
-from tests.test_rounds import SPARSE, set_up
 
 LAYOUT = ParameterLayout.of([("weight", torch.empty(1000)), ("bias", torch.empty(10))])
 
@@ -118,9 +119,9 @@ def test_another_kind_starts_from_the_parameters() -> None:
 
 
 def played(world: World, config: Config) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
-    parties = set_up(world, config)
-    reports = [federated_round(round_, config, parties) for round_ in range(1, config.rounds + 1)]
-    return parties.downlink.view, parties.server.parameters.detach(), reports
+    fed = set_up_federation(config, world)
+    reports = [federated_round(round_, fed) for round_ in range(1, config.rounds + 1)]
+    return fed.downlink.view, fed.server.parameters.detach(), reports
 
 
 @pytest.mark.parametrize("server", [ServerConfig(), ServerConfig(momentum=0.9)], ids=["stateless", "momentum"])
@@ -139,8 +140,8 @@ def test_every_rank_holds_the_same_view_and_any_number_of_them_the_same_bits(kin
 def test_centralised_training_has_no_view() -> None:
     """Its compression keys do not count, so the same configuration's twin can be trained."""
     config = dataclasses.replace(SPARSE, mode="centralised", compression=CompressionConfig(downlink="topk"))
-    parties = set_up(World(), config)
-    assert parties.downlink.view.data_ptr() == parties.server.parameters.data_ptr()
+    fed = set_up_federation(config, World())
+    assert fed.downlink.view.data_ptr() == fed.server.parameters.data_ptr()
 
 
 def test_a_lossless_downlink_changes_bytes_only() -> None:

@@ -19,12 +19,11 @@ from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
-from flare_dist.data.datasets import load
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import ParameterLayout
-from flare_dist.models.registry import build
-from flare_dist.rounds.federated import Parties, federated_round
-from flare_dist.rounds.setup import build_parties, divide
+from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.federation import Federation
+from flare_dist.rounds.setup import set_up_federation
 
 LAYOUT = ParameterLayout.of([("a.weight", torch.empty(30, 9)), ("a.bias", torch.empty(9)), ("b", torch.empty(1))])
 CONFIG = Config(
@@ -165,11 +164,9 @@ def test_nothing_to_pull_is_no_penalty(settings: dict[str, Any]) -> None:
     assert penalty(FlareConfig(), global_parameters, residual, lr=0.0) is None
 
 
-def set_up(config: Config) -> Parties:
+def set_up(config: Config) -> Federation:
     torch.set_num_threads(1)
-    data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
-    return build_parties(config, World(), data, divide(config, data), model)
+    return set_up_federation(config, World())
 
 
 def with_clients(config: Config, **settings: Any) -> Config:
@@ -179,21 +176,21 @@ def with_clients(config: Config, **settings: Any) -> Config:
 def test_one_step_is_the_closed_form() -> None:
     """E * batches = p = 1: U = A - lr * grad f + lr * tau * M * sign(A), computed in float64 by autograd."""
     config = with_clients(CONFIG, num=1, batch_size=200, lr=0.5, flare=FlareConfig(tau=0.7, decay=1.5))
-    parties = set_up(config)
-    start, buffers = parties.server.parameters.data, parties.server.buffers
+    fed = set_up(config)
+    start, buffers = fed.server.parameters.data, fed.server.buffers
     residual = 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-    result = parties.trainer.train(0, 4, parties.partition[0], start, buffers, {"residual": residual})
+    result = fed.clients.trainer.train(0, 4, fed.clients.partition[0], start, buffers, {"residual": residual})
     update = result.model_delta.double() + residual.double()
 
-    model = parties.trainer.model.module.double()
+    model = fed.clients.trainer.model.module.double()
     nn.utils.vector_to_parameters(start.double(), model.parameters())
-    ((inputs, labels),) = parties.trainer.source.batches(parties.partition[0], 200, None)
+    ((inputs, labels),) = fed.clients.trainer.source.batches(fed.clients.partition[0], 200, None)
     gradients = torch.autograd.grad(F.cross_entropy(model(inputs.double()), labels), list(model.parameters()))
     gradient = torch.cat([g.flatten() for g in gradients])
     mask = torch.cat(
         [
             (flat := part.flatten().abs()) > flat.kthvalue(round(0.5 * (flat.numel() - 1)) + 1).values
-            for _, part in parties.trainer.model.layout.views(residual)
+            for _, part in fed.clients.trainer.model.layout.views(residual)
         ]
     )
     pull = 0.5 * (0.7 / 1.5**4) * mask * residual.double().sign()
@@ -208,19 +205,19 @@ def test_conserving_leaves_one_step_as_error_feedback_has_it() -> None:
     conserving = FlareConfig(tau=0.7, conserve=True)
     deltas = []
     for objective in ("flare", "none"):
-        parties = set_up(with_clients(CONFIG, num=1, batch_size=200, objective=objective, flare=conserving))
-        start, buffers = parties.server.parameters.data, parties.server.buffers
+        fed = set_up(with_clients(CONFIG, num=1, batch_size=200, objective=objective, flare=conserving))
+        start, buffers = fed.server.parameters.data, fed.server.buffers
         residual = 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
         state = {"residual": residual}
-        deltas.append(parties.trainer.train(0, 1, parties.partition[0], start, buffers, state).model_delta)
+        deltas.append(fed.clients.trainer.train(0, 1, fed.clients.partition[0], start, buffers, state).model_delta)
     torch.testing.assert_close(deltas[0], deltas[1], rtol=0, atol=1e-6)
 
 
 def rounds(config: Config) -> Tensor:
-    parties = set_up(config)
+    fed = set_up(config)
     for round_ in range(1, config.rounds + 1):
-        federated_round(round_, config, parties)
-    return parties.server.parameters.detach()
+        federated_round(round_, fed)
+    return fed.server.parameters.detach()
 
 
 @pytest.mark.parametrize("settings", [FlareConfig(tau=0.0), FlareConfig(steps=0)], ids=["tau = 0", "p = 0"])

@@ -22,10 +22,11 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.models.registry import build
 from flare_dist.records import rundir
 from flare_dist.records.checkpoint import restore
-from flare_dist.rounds.gradient import gradient_round, import_memory
+from flare_dist.rounds.data_parallel import DataParallel
+from flare_dist.rounds.gradient import gradient_round
+from flare_dist.rounds.setup import set_up
 from flare_dist.server.server import sample_cohort
 from tests.ranks import run_ranks
-from tests.test_rounds import set_up
 from tests.test_trainer import assert_same_run, results, start, tiny
 
 
@@ -53,9 +54,10 @@ def test_too_few_examples_for_a_batch() -> None:
 
 
 def play(world: World, settings: Config) -> tuple[Tensor, list[dict[str, Any]]]:
-    parties = set_up(world, settings)
-    reports = [gradient_round(round_, settings, parties) for round_ in range(1, 4)]
-    return parties.server.parameters.detach(), reports
+    run = set_up(settings, world)
+    assert isinstance(run, DataParallel)
+    reports = [gradient_round(round_, run) for round_ in range(1, 4)]
+    return run.server.parameters.detach(), reports
 
 
 def by_hand(world: World, settings: Config) -> Tensor:
@@ -107,13 +109,13 @@ def test_killed_and_continued_equals_straight(tmp_path: Path, feedback: str) -> 
 
 def resumed(world: World, settings: Config) -> tuple[Tensor, Tensor]:
     """This rank's residual in the newest checkpoint of a run, if it has one there, and after taking it over."""
-    parties = set_up(world, settings)
-    layout = parties.trainer.model.layout
+    run = set_up(settings, world)
+    assert isinstance(run, DataParallel)
+    layout = run.model.layout
     restored = restore(Path(settings.output_dir) / rundir.CHECKPOINTS, world, layout.describe())
     saved = restored.clients.get(world.rank, {}).get("residual", torch.zeros(layout.total)).clone()
-    import_memory(parties, restored.clients, 12)
-    assert parties.data_parallel is not None
-    memory = parties.data_parallel.hook.state_dict()["memory"]
+    run.take_over(restored.clients, 12)
+    memory = run.hook.state_dict()["memory"]
     return saved, torch.cat([memory[entry.name]["residual"].flatten() for entry in layout.entries])
 
 

@@ -16,6 +16,7 @@ from flare_dist.compression.index_codecs import bound_bits
 from flare_dist.compression.masked import HEADER, MaskedForm, active_layout, change_nbytes
 from flare_dist.compression.payload import Dense, Masked
 from flare_dist.layout import ParameterLayout
+from flare_dist.sparse_training.compressor import MaskedCompressor
 
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 300), ("bias", 7), ("b", 500))])
 
@@ -26,7 +27,11 @@ def random(seed: int, share: float) -> Tensor:
     return mask
 
 
-def form(compressor: Compressor, mask: Tensor, **limits: Any) -> MaskedForm:
+def masked(config: CompressionConfig) -> MaskedCompressor:
+    return MaskedCompressor(Compressor(config, LAYOUT, 0))
+
+
+def form(compressor: MaskedCompressor, mask: Tensor, **limits: Any) -> MaskedForm:
     return MaskedForm(mask, lambda moved: compressor.plan_within(1, moved).packing, **limits)
 
 
@@ -40,7 +45,9 @@ def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
 
 @given(st.integers(0, 1000), st.floats(0.0, 0.5), st.floats(0.0, 0.5), st.sampled_from(["dense", "topk", "randk"]))
 def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: float, sparsifier: str) -> None:
-    compressor = Compressor(CompressionConfig(sparsifier=sparsifier, density=0.3, error_feedback="none"), LAYOUT, 0)
+    compressor = MaskedCompressor(
+        Compressor(CompressionConfig(sparsifier=sparsifier, density=0.3, error_feedback="none"), LAYOUT, 0)
+    )
     known, flips = random(seed, share), random(seed + 1, flipped)
     flips[300:307] = False
     mask = known ^ flips
@@ -72,7 +79,7 @@ def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count
         own = CompressionConfig(
             sparsifier=sparsifier, density=density, scope=scope, count=count, block=16, error_feedback="none"
         )
-        compressor, mask = Compressor(own, LAYOUT, 0), random(3, share)
+        compressor, mask = masked(own), random(3, share)
         used = form(compressor, random(4, share), most_removed=800, most_grown=800)
         payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
         assert payload.nbytes <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
@@ -80,7 +87,7 @@ def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count
 
 def test_a_known_mask_costs_nothing() -> None:
     mask = random(0, 0.1)
-    compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)
+    compressor = masked(CompressionConfig(sparsifier="dense"))
     used = form(compressor, mask)
     payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
     assert isinstance(payload, Masked)
@@ -93,7 +100,7 @@ def test_a_known_mask_costs_nothing() -> None:
 
 
 def test_error_feedback_selects_among_what_is_active_and_keeps_the_rest() -> None:
-    compressor = Compressor(CompressionConfig(density=0.1), LAYOUT, 0)
+    compressor = masked(CompressionConfig(density=0.1))
     mask = random(3, 0.4)
     used, state = form(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
     delta, before = torch.randn(LAYOUT.total), state["residual"].clone()
@@ -123,7 +130,7 @@ def test_a_change_of_a_mask_costs_little_more_than_it_must() -> None:
     ],
 )
 def test_damaged_changes_are_errors(damage: Any) -> None:
-    compressor = Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0)
+    compressor = masked(CompressionConfig(sparsifier="dense"))
     known = random(0, 0.3)
     mask = known ^ (random(1, 0.1) & (torch.arange(LAYOUT.total) > 310))
     used = form(compressor, known, most_removed=100, most_grown=100)
@@ -134,7 +141,7 @@ def test_damaged_changes_are_errors(damage: Any) -> None:
 
 
 def test_lengths_that_cannot_be_are_errors() -> None:
-    used = form(Compressor(CompressionConfig(sparsifier="dense"), LAYOUT, 0), random(0, 0.3), most_grown=5)
+    used = form(masked(CompressionConfig(sparsifier="dense")), random(0, 0.3), most_grown=5)
     with pytest.raises(ValueError, match="no room for the change of a mask"):
         used.length(torch.zeros(5, dtype=torch.uint8), 3)
     with pytest.raises(ValueError, match="cannot have 0 bytes"):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm import uplink
-from flare_dist.comm.exchange import Cohort
+from flare_dist.comm import exchange
+from flare_dist.comm.cohort import Cohort
 from flare_dist.comm.message import ALIGNMENT, CHECK, HEADER_NBYTES, NOTE, Message, pack, unpack, write
 from flare_dist.comm.message import slot_nbytes as slot_nbytes_of
 from flare_dist.comm.world import World
@@ -287,11 +287,11 @@ def sent_by_a_round(world: World, settings: dict[str, Any]) -> tuple[list[Tensor
     clients = range(world.size)
     cohort = Cohort({client: client for client in clients}, dict.fromkeys(clients, 1 / world.size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uplink, "pack", spy)
+        patch.setattr(exchange, "pack", spy)
         for step in range(2):
             delta, plan = vector(world.rank, step, layout.total), compressor.plan(step + 1)
             forms, most = dict.fromkeys(clients, plan.packing), plan.packing.most_nbytes(plan.max_kept)
-            used = uplink.SparseUplink(cohort, add, torch.zeros(layout.total), 0, forms, most)
+            used = exchange.SparseUplink(cohort, add, torch.zeros(layout.total), 0, forms, most)
             result = ClientResult(world.rank, 1, 0.5, delta, torch.zeros(0))
             used.add(result, compressor.compress(step + 1, world.rank, delta, memory))
             used.exchange(world)

@@ -16,9 +16,11 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.layout import Entry
 from flare_dist.models.config import ModelConfig
+from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.parties import DivergedError
+from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
+from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.pruning import (
     CRITERIA,
@@ -30,9 +32,8 @@ from flare_dist.sparse_training.pruning import (
     layer_shares,
 )
 from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers.masks import BASE, BUDGET, PRUNABLE, config
 from tests.ranks import run_ranks, single
-from tests.test_rounds import set_up
-from tests.test_sparse_training import BASE, BUDGET, PRUNABLE, config
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -153,10 +154,10 @@ def test_the_highest_scores_are_kept_globally_or_by_layer() -> None:
 
 
 def stage(world: World, used: Config) -> tuple[Tensor, dict[str, Any]]:
-    parties = set_up(world, used)
-    row = begin_masks(used, parties, QUIET)
-    assert parties.masks is not None
-    return parties.masks.mask, row
+    fed = set_up_federation(used, world)
+    row = begin_masks(fed, QUIET)
+    assert isinstance(fed.masks, Masks)
+    return fed.masks.mask, row
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -176,21 +177,21 @@ def test_masks_are_the_same_on_one_rank_and_on_two(criterion: str, scope: str) -
 
 def test_a_federated_score_is_that_of_the_clients_mean_gradient() -> None:
     used = pruned(frac=1.0, batches=100, criterion="snip")
-    parties = set_up(World(), used)
-    start = parties.server.parameters.detach().clone()
-    begin_masks(used, parties, QUIET)
-    assert parties.masks is not None
-    module, source = parties.trainer.model.module, parties.trainer.source
-    parties.trainer.model.load(start, parties.server.buffers)
+    fed = set_up_federation(used, World())
+    start = fed.server.parameters.detach().clone()
+    begin_masks(fed, QUIET)
+    assert isinstance(fed.masks, Masks)
+    module, source = fed.clients.trainer.model.module, fed.clients.trainer.source
+    fed.clients.trainer.model.load(start, fed.server.buffers)
     named = dict(module.named_parameters())
-    weights = [named[entry.name] for entry in parties.masks.entries]
+    weights = [named[entry.name] for entry in fed.masks.entries]
     total = [torch.zeros_like(weight) for weight in weights]
-    for part in parties.partition:  # uniform weighting
+    for part in fed.clients.partition:  # uniform weighting
         ((inputs, labels),) = source.batches(part, len(part), None)
         for slot, own in zip(total, torch.autograd.grad(F.cross_entropy(module(inputs), labels), weights)):
             slot.add_(own, alpha=0.1)
     scores = torch.cat([(w * g).abs().flatten() for w, g in zip(weights, total)]).detach()
-    kept = torch.cat([parties.masks.mask[e.offset : e.end] for e in parties.masks.entries])
+    kept = torch.cat([fed.masks.mask[e.offset : e.end] for e in fed.masks.entries])
     assert scores[kept].min() >= scores[~kept].max() - 1e-9
 
 
@@ -210,12 +211,12 @@ def test_the_server_may_look_at_what_it_holds_out() -> None:
 
 def test_training_goes_on_under_the_mask_and_clients_are_told_it_once() -> None:
     used = pruned(dataclasses.replace(BASE, clients=dataclasses.replace(BASE.clients, per_round=None)))
-    parties = set_up(World(), used)
-    begin_masks(used, parties, QUIET)
-    assert parties.masks is not None
-    reports = [federated_round(round_, used, parties) for round_ in (1, 2)]
-    assert not parties.server.parameters.detach()[~parties.masks.mask].any()
-    active = 10 * 4 * (BUDGET + parties.masks.total - PRUNABLE)
+    fed = set_up_federation(used, World())
+    begin_masks(fed, QUIET)
+    assert isinstance(fed.masks, Masks)
+    reports = [federated_round(round_, fed) for round_ in (1, 2)]
+    assert not fed.server.parameters.detach()[~fed.masks.mask].any()
+    active = 10 * 4 * (BUDGET + fed.masks.total - PRUNABLE)
     assert [row["uplink_bytes"] for row in reports] == [active, active]
     told = [row["downlink_bytes"] - active for row in reports]
     assert told[0] > 0 == told[1]
@@ -223,14 +224,14 @@ def test_training_goes_on_under_the_mask_and_clients_are_told_it_once() -> None:
 
 
 def test_examples_without_labels_and_gradients_that_are_not_finite_are_said() -> None:
-    parties = set_up(World(), pruned())
-    parties.trainer.source.labels = parties.trainer.source.labels - 10
+    fed = set_up_federation(pruned(), World())
+    fed.clients.trainer.source.labels = fed.clients.trainer.source.labels - 10
     with pytest.raises(ValueError, match=r"^pruning\.criterion: snip needs labels, and some examples have none"):
-        begin_masks(pruned(), parties, QUIET)
-    parties = set_up(World(), pruned())
-    parties.trainer.source.inputs = parties.trainer.source.inputs.float() * float("nan")
+        begin_masks(fed, QUIET)
+    fed = set_up_federation(pruned(), World())
+    fed.clients.trainer.source.inputs = fed.clients.trainer.source.inputs.float() * float("nan")
     with pytest.raises(DivergedError, match="pruning: what snip measures is not finite on any client"):
-        begin_masks(pruned(), parties, QUIET)
+        begin_masks(fed, QUIET)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,6 @@ def test_synflow_of_a_resnet_is_finite() -> None:
 
 
 def used_numel(used: Config) -> list[int]:
-    parties = set_up(World(), used)
-    assert parties.masks is not None
-    return [entry.numel for entry in parties.masks.entries]
+    fed = set_up_federation(used, World())
+    assert isinstance(fed.masks, Masks)
+    return [entry.numel for entry in fed.masks.entries]

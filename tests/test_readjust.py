@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.comm.exchange import Cohort, mean_in_order
+from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.comm.world import World
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
@@ -19,12 +19,12 @@ from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.rounds.federated import federated_round
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.masks import largest_mask, layer_counts, prunable_entries
 from flare_dist.sparse_training.pruning import PruningConfig
 from flare_dist.sparse_training.readjust import readjusted_mask, uses_of
 from flare_dist.sparse_training.schedule import MaskSchedule
-from tests.test_learner import ENTRIES, TOTAL, draws, learner
-from tests.test_sparse_training import BUDGET, PRUNABLE, begin, config, spy
+from tests.helpers.masks import BUDGET, ENTRIES, PRUNABLE, TOTAL, begin, config, draws, local_mask, spy
 
 
 @pytest.mark.parametrize("method", ["feddst", "prunefl"])
@@ -48,7 +48,7 @@ def test_feddst_s_clients_move_once_a_round() -> None:
 
 
 def test_a_layer_of_feddst_grows_what_it_has_lost_where_the_gradient_is_largest() -> None:
-    used, weights = learner()
+    used, weights = local_mask()
     used.config = SparseTrainingConfig(method="feddst")
     weights[: ENTRIES[0].end] *= 100.0  # under FLASH's rule the first layer would grow at the others' cost
     before, old = used.mask.clone(), weights.clone()
@@ -71,9 +71,9 @@ def test_a_layer_of_feddst_grows_what_it_has_lost_where_the_gradient_is_largest(
 
 def test_feddst_begins_with_erdos_renyi_kernel_densities_and_keeps_them() -> None:
     used = config(method="feddst", exclude=(), density=0.05)
-    parties = begin(World(), used)
-    assert parties.masks is not None
-    entries, counts = parties.masks.entries, layer_counts(parties.masks.mask, parties.masks.entries)
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
+    entries, counts = fed.masks.entries, layer_counts(fed.masks.mask, fed.masks.entries)
     assert sum(counts) == round(0.05 * sum(entry.numel for entry in entries))
     # d_l = min(1, s * sum of sizes / their product); the first convolution (16, 1, 5, 5) has 400 weights.
     scores = [sum(entry.shape) / entry.numel for entry in entries]
@@ -82,8 +82,8 @@ def test_feddst_begins_with_erdos_renyi_kernel_densities_and_keeps_them() -> Non
     assert max(scales) / min(scales) < 1.02
     assert all(scores[place] * max(scales) >= 0.99 for place in set(range(len(entries))) - set(free))
     for round_ in range(1, 4):
-        report = federated_round(round_, used, parties)
-        assert layer_counts(parties.masks.mask, entries) == counts
+        report = federated_round(round_, fed)
+        assert layer_counts(fed.masks.mask, entries) == counts
         assert report["mask_mismatch"] > 0
 
 
@@ -92,16 +92,16 @@ def test_feddst_s_server_averages_over_those_who_have_a_weight_and_keeps_the_lar
 ) -> None:
     seen = spy(monkeypatch)
     used = config(method="feddst")
-    parties = begin(World(), used)
-    assert parties.masks is not None
-    before = parties.masks.mask.clone()
-    federated_round(1, used, parties)
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
+    before = fed.masks.mask.clone()
+    federated_round(1, fed)
     masks = torch.stack([result.mask for result, _, _ in seen if result.mask is not None])
     models = torch.stack([local for _, local, _ in seen])
     mean = (models * masks).sum(0) / masks.sum(0).clamp(min=1)
-    entries = parties.masks.entries
-    assert torch.equal(parties.masks.mask, largest_mask(mean, entries, layer_counts(before, entries), masks.any(0)))
-    torch.testing.assert_close(parties.server.parameters.detach(), mean * parties.masks.mask)
+    entries = fed.masks.entries
+    assert torch.equal(fed.masks.mask, largest_mask(mean, entries, layer_counts(before, entries), masks.any(0)))
+    torch.testing.assert_close(fed.server.parameters.detach(), mean * fed.masks.mask)
 
 
 @pytest.mark.parametrize("name", ["cnn", "2nn"])
@@ -149,25 +149,25 @@ def test_prunefl_s_clients_measure_the_gradients_of_all_weights_and_the_server_f
 ) -> None:
     seen = spy(monkeypatch)
     used = dataclasses.replace(config(method="prunefl", r_int=2), pruning=PruningConfig(criterion="random"))
-    parties = begin(World(), used)
-    assert parties.masks is not None
-    before, start = parties.masks.mask.clone(), parties.server.parameters.detach().clone()
-    report = federated_round(1, used, parties)
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
+    before, start = fed.masks.mask.clone(), fed.server.parameters.detach().clone()
+    report = federated_round(1, fed)
     result = seen[0][0]
-    expected = _squares_by_hand(used, parties, result.client, start, before)
+    expected = _squares_by_hand(used, fed, result.client, start, before)
     assert result.squares is not None
     torch.testing.assert_close(result.squares.double(), expected, rtol=1e-3, atol=1e-9)
     assert result.squares[~before].any()  # of weights that are not active, too
     mean = torch.stack([found.squares for found, _, _ in seen if found.squares is not None]).mean(0)  # uniform weights
-    entries = parties.masks.entries
-    new = readjusted_mask(entries, _unmasked(seen, start), before, mean, parties.masks.uses, 0.25, BUDGET)
-    assert torch.equal(parties.masks.mask, new)
+    entries = fed.masks.entries
+    new = readjusted_mask(entries, _unmasked(seen, start), before, mean, fed.masks.uses, 0.25, BUDGET)
+    assert torch.equal(fed.masks.mask, new)
     assert report["mask_bytes"] == 4 * WORD * PRUNABLE
-    common = sum(layer_counts(before, entries)) + parties.masks.total - PRUNABLE
+    common = sum(layer_counts(before, entries)) + fed.masks.total - PRUNABLE
     assert report["uplink_bytes"] == 4 * WORD * (common + PRUNABLE)
-    later = federated_round(2, used, parties)
+    later = federated_round(2, fed)
     assert (later["mask_bytes"], later["uplink_bytes"]) == (0, 4 * WORD * common)
-    assert torch.equal(parties.masks.mask, new)
+    assert torch.equal(fed.masks.mask, new)
 
 
 def _unmasked(seen: list[Any], start: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ def _unmasked(seen: list[Any], start: Tensor) -> Tensor:
     return torch.stack([start + (local - start) for _, local, _ in seen]).mean(0)
 
 
-def _squares_by_hand(used: Config, parties: Any, client: int, start: Tensor, mask: Tensor) -> Tensor:
+def _squares_by_hand(used: Config, fed: Any, client: int, start: Tensor, mask: Tensor) -> Tensor:
     """The sum of squared gradients over a client's local steps, by plain SGD with momentum in float64."""
-    model = parties.trainer.model
+    model = fed.clients.trainer.model
     module = build(used.model.name, "group", (1, 8, 8), 4, 0).double()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -185,7 +185,7 @@ def _squares_by_hand(used: Config, parties: Any, client: int, start: Tensor, mas
     masks = dict(model.layout.views(mask))
     optimizer = torch.optim.SGD(module.parameters(), used.clients.lr, used.clients.momentum)
     total = torch.zeros(len(start), dtype=torch.float64)
-    for inputs, labels in parties.trainer._batches(client, 1, parties.partition[client]):
+    for inputs, labels in fed.clients.trainer._batches(client, 1, fed.clients.partition[client]):
         optimizer.zero_grad()
         F.cross_entropy(module(inputs.double()), labels).backward()
         for name, view in model.layout.views(total):
@@ -209,11 +209,11 @@ def test_a_mean_in_order_leaves_out_what_is_not_finite() -> None:
 
 
 def test_without_a_finite_gradient_the_mask_stays() -> None:
-    parties = begin(World(), config(method="prunefl"))
-    assert parties.masks is not None
-    before = parties.masks.mask.clone()
-    parties.masks.settle(1, parties.server, None, None)
-    assert torch.equal(parties.masks.mask, before)
+    fed = begin(World(), config(method="prunefl"))
+    assert isinstance(fed.masks, Masks)
+    before = fed.masks.mask.clone()
+    fed.masks.move(1, fed.server, None, None)
+    assert torch.equal(fed.masks.mask, before)
 
 
 def test_feddst_has_defaults_of_its_own() -> None:

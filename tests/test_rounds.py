@@ -13,55 +13,19 @@ from torch import Tensor
 
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
-from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm import collectives
 from flare_dist.comm.message import HEADER_NBYTES
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
-from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.rounds import setup
-from flare_dist.rounds.centralised import centralised_round
-from flare_dist.rounds.federated import DivergedError, Parties, federated_round
+from flare_dist.rounds.centralised import Centralised, centralised_round
+from flare_dist.rounds.diverged import DivergedError
+from flare_dist.rounds.setup import set_up
 from flare_dist.server.config import ServerConfig
+from tests.helpers.rounds import DATA, DENSE, SPARSE, flat, play
 from tests.oracle import train_in_one_process
 from tests.ranks import run_ranks, single
-
-DATA = DataConfig(
-    name="synthetic",
-    partition="quantity",
-    alpha=3.0,
-    synthetic=SyntheticConfig(examples=150, test_examples=20, shape=(1, 5, 5), classes=3),
-)
-SPARSE = Config(
-    seed=3,
-    rounds=3,
-    data=DATA,
-    clients=ClientsConfig(num=5, per_round=4, batch_size=8, lr=0.05, momentum=0.5),
-    compression=CompressionConfig(density=0.02),
-)
-DENSE = dataclasses.replace(SPARSE, compression=CompressionConfig(sparsifier="dense"))
-
-
-def set_up(world: World, config: Config) -> Parties:
-    return setup.set_up(config, world)
-
-
-def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, dict[int, Any], list]:
-    """(parameters, buffers, memory of the clients homed here, reports) after all rounds of `config`."""
-    parties = set_up(world, config)
-    for client in poisoned:  # inputs that are not finite make the loss NaN
-        examples = parties.partition[client]
-        inputs = parties.trainer.source.inputs.float()
-        inputs[examples] = float("nan")
-        parties.trainer.source.inputs = inputs
-    reports = [federated_round(round_, config, parties) for round_ in range(1, config.rounds + 1)]
-    return parties.server.parameters.detach(), parties.server.buffers, dict(parties.states.clients), reports
-
-
-def flat(model: torch.nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +199,7 @@ def test_batchnorm_buffers_travel_and_are_averaged() -> None:
         assert torch.equal(buffers, alone[1])
         assert reports[0]["buffer_bytes"] == 4 * buffers.numel() * reports[0]["clients"]
     assert alone[1].numel() == 8
-    assert not torch.equal(alone[1], set_up(World(), config).server.buffers)
+    assert not torch.equal(alone[1], set_up(config, World()).server.buffers)
 
 
 def norm_net(input_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
@@ -249,15 +213,17 @@ def norm_net(input_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Mo
 
 def test_centralised_rounds_are_plain_training_on_the_pooled_data(tmp_path: Path) -> None:
     config = dataclasses.replace(DENSE, mode="centralised")
-    parties = set_up(World(), config)
-    reports = [centralised_round(round_, config, parties) for round_ in range(1, 4)]
+    run = set_up(config, World())
+    assert isinstance(run, Centralised)
+    reports = [centralised_round(round_, run) for round_ in range(1, 4)]
 
     federated = dataclasses.replace(DENSE, rounds=1, clients=dataclasses.replace(DENSE.clients, num=1, per_round=1))
     data = dataclasses.replace(DATA, partition="iid")
     first = flat(train_in_one_process(dataclasses.replace(federated, data=data)))
-    again = set_up(World(), config)
-    centralised_round(1, config, again)
+    again = set_up(config, World())
+    assert isinstance(again, Centralised)
+    centralised_round(1, again)
     torch.testing.assert_close(again.server.parameters.detach(), first, rtol=1e-5, atol=1e-7)
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
     assert reports[-1]["uplink_bytes"] == 0
-    assert parties.trainer.model.optimizer.state  # momentum is kept from round to round
+    assert run.trainer.model.optimizer.state  # momentum is kept from round to round

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from flare_dist.algorithms.algorithm import FEDAVG
+from flare_dist.algorithms.ef21 import ef21
 from flare_dist.compression.payload import Sparse
 from flare_dist.server.aggregation import DeltaSum, SparseSum
 from flare_dist.server.config import ServerConfig
@@ -259,7 +261,7 @@ def test_payloads_are_added_up_as_they_come_unless_they_are_changes_of_estimates
     """EF21: client 4 is heard twice and its estimate counts whole each time; client 2 is absent in the second round."""
     means = {}
     for estimated in (False, True):
-        used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated)
+        used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, ef21() if estimated else FEDAVG)
         assert used.is_plain is not estimated
         for round_, heard in enumerate([[(2, 0, 8.0), (4, 1, 4.0)], [(4, 2, 2.0)]]):
             means[estimated, round_] = torch.zeros(3)
@@ -271,12 +273,12 @@ def test_payloads_are_added_up_as_they_come_unless_they_are_changes_of_estimates
 
 
 def test_estimates_are_restored() -> None:
-    used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated=True)
+    used = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, ef21())
     used.receive(torch.zeros(3), 4, pair(1, 4.0), 1.0)
     file = io.BytesIO()
     torch.save(used.state_dict(), file)
     file.seek(0)
-    resumed = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, estimated=True)
+    resumed = Server(torch.zeros(3), torch.empty(0), ServerConfig(), ROUNDS, ef21())
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for server_ in (used, resumed):
         total = torch.zeros(3)

@@ -30,74 +30,20 @@ from flare_dist.config.config import CheckpointConfig, Config, load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
+from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.parties import DivergedError, Parties
+from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.run.trainer import train
-from flare_dist.server.aggregation import GatheredMasks, masked_mean_of_models, mean_of_models
 from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.aggregation import GatheredMasks, masked_mean_of_models, mean_of_models
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.methods import METHODS
+from tests.helpers.masks import BASE, BUDGET, HETERO, PRUNABLE, QUIET, TOPK, begin, config, play, spy
 from tests.ranks import run_ranks, single
-from tests.test_rounds import set_up
-
-QUIET = Console(quiet=True)
-HETERO = ((0.25, 0.5), (0.25, 0.75), (0.5, 1.0))
-BASE = Config(
-    seed=1,
-    rounds=3,
-    data=DataConfig(
-        name="synthetic",
-        partition="dirichlet",
-        synthetic=SyntheticConfig(examples=400, test_examples=20, shape=(1, 8, 8), classes=4),
-    ),
-    model=ModelConfig(name="cnn"),
-    clients=ClientsConfig(num=10, per_round=4, batch_size=8, lr=0.1, momentum=0.5, weighting="uniform"),
-    compression=CompressionConfig(sparsifier="dense"),
-    sparse_training=SparseTrainingConfig(
-        method="jmwst", density=0.2, layers="all", exclude=("0.*",), init_frac=0.2, init_epochs=2
-    ),
-)
-PRUNABLE = 12_800 + 512
-BUDGET = 2662  # round(0.2 * PRUNABLE)
-TOPK = CompressionConfig(density=0.1)
-
-
-def config(base: Config = BASE, **settings: Any) -> Config:
-    return dataclasses.replace(base, sparse_training=dataclasses.replace(base.sparse_training, **settings))
-
-
-def begin(world: World, used: Config) -> Parties:
-    parties = set_up(world, used)
-    begin_masks(used, parties, QUIET)
-    return parties
-
-
-def play(world: World, used: Config) -> tuple[Tensor, Tensor, dict[int, dict[str, Tensor]], list[dict[str, Any]]]:
-    """(parameters, consensus, memory of the clients homed here, reports), that of the beginning first."""
-    parties = set_up(world, used)
-    reports = [begin_masks(used, parties, QUIET)]
-    reports += [federated_round(round_, used, parties) for round_ in range(1, used.rounds + 1)]
-    assert parties.masks is not None
-    return parties.server.parameters.detach(), parties.masks.mask, dict(parties.states.clients), reports
-
-
-def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, SparseLearner]]:
-    """What every client of the rounds brought back, its local parameters, and its learner."""
-    seen = []
-    plain = LocalTrainer.train
-
-    def train_and_tell(self: LocalTrainer, *arguments: Any) -> ClientResult:
-        result = plain(self, *arguments)
-        if arguments[1] > 0:
-            copy = dataclasses.replace(result, model_delta=result.model_delta.clone())
-            seen.append((copy, self.model.parameters.clone(), arguments[6]))
-        return result
-
-    monkeypatch.setattr(LocalTrainer, "train", train_and_tell)
-    return seen
 
 
 @pytest.mark.parametrize(
@@ -140,23 +86,23 @@ def test_masks_and_models_are_the_same_on_one_rank_and_on_two(used: Config) -> N
 @pytest.mark.parametrize("method", ["nst", "jmwst", "feddst"])
 def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
-    parties = begin(World(), config(method=method, counts=counts))
-    assert parties.masks is not None
+    fed = begin(World(), config(method=method, counts=counts))
+    assert isinstance(fed.masks, Masks)
     rounding = 2 if counts == "faithful" else 0  # one entry a layer
-    layers = layer_counts(parties.masks.mask, parties.masks.entries)
+    layers = layer_counts(fed.masks.mask, fed.masks.entries)
     first = sum(layers)
     assert abs(first - BUDGET) <= (0 if counts == "exact" else 4 * (BUDGET * 0.8) ** 0.5)
     for round_ in range(1, 4):
-        federated_round(round_, config(method=method, counts=counts), parties)
-        for result, _, learner in seen:
+        federated_round(round_, fed)
+        for result, _, mask in seen:
             assert result.mask is not None
-            assert result.mask is learner.mask
-            active = sum(layer_counts(result.mask, parties.masks.entries))
+            assert result.mask is mask.mask
+            active = sum(layer_counts(result.mask, fed.masks.entries))
             if method == "feddst":  # layers keep what they had
-                assert layer_counts(result.mask, parties.masks.entries) == layers
+                assert layer_counts(result.mask, fed.masks.entries) == layers
             else:
                 assert BUDGET <= active <= BUDGET + rounding
-        active = sum(layer_counts(parties.masks.mask, parties.masks.entries))
+        active = sum(layer_counts(fed.masks.mask, fed.masks.entries))
         assert abs(active - BUDGET) <= (rounding if method == "jmwst" else abs(first - BUDGET))
         seen.clear()
 
@@ -166,27 +112,27 @@ def test_pruned_weights_are_zero_after_every_local_step_and_on_the_server(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
-    plain = LocalTrainer._mask
+    plain = LocalTrainer._apply
 
-    def mask_and_look(self: LocalTrainer, learner: SparseLearner, step: int) -> None:
-        before = int(self.model.parameters[~learner.mask].count_nonzero())
-        plain(self, learner, step)
-        steps.append((int(self.model.parameters[~learner.mask].count_nonzero()), before))
+    def mask_and_look(self: LocalTrainer, mask: LocalMask, step: int) -> None:
+        before = int(self.model.parameters[~mask.mask].count_nonzero())
+        plain(self, mask, step)
+        steps.append((int(self.model.parameters[~mask.mask].count_nonzero()), before))
 
-    monkeypatch.setattr(LocalTrainer, "_mask", mask_and_look)
+    monkeypatch.setattr(LocalTrainer, "_apply", mask_and_look)
     used = config(dataclasses.replace(BASE, server=ServerConfig(optimizer="adam", lr=0.01)), method=method)
-    parties = begin(World(), used)
-    assert parties.masks is not None
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
     for round_ in range(1, 4):
-        report = federated_round(round_, used, parties)
-        outside = parties.server.parameters.detach()[~parties.masks.mask]
-        moments = parties.server.optimizer.state[parties.server.parameters]
+        report = federated_round(round_, fed)
+        outside = fed.server.parameters.detach()[~fed.masks.mask]
+        moments = fed.server.optimizer.state[fed.server.parameters]
         if method == "nst":
             assert outside.any()  # a union, which is exempt
             assert report["active_weights"] > BUDGET
         else:
             assert not outside.any()
-            assert not any(v[~parties.masks.mask].any() for v in moments.values() if v.shape == outside.shape)
+            assert not any(v[~fed.masks.mask].any() for v in moments.values() if v.shape == outside.shape)
             assert report["active_weights"] == BUDGET
             assert (report["dropped_moments"] > 0) == METHODS[method].server_moves
     assert max(after for after, _ in steps) == 0
@@ -194,16 +140,16 @@ def test_pruned_weights_are_zero_after_every_local_step_and_on_the_server(
 
 
 def test_stage_one_sends_one_number_for_each_layer_and_nothing_of_the_models() -> None:
-    parties = set_up(World(), BASE)
-    before = parties.server.parameters.detach().clone()
-    row = begin_masks(BASE, parties, QUIET)
-    assert parties.masks is not None
+    fed = set_up_federation(BASE, World())
+    before = fed.server.parameters.detach().clone()
+    row = begin_masks(fed, QUIET)
+    assert isinstance(fed.masks, Masks)
     assert (row["clients"], row["uplink_bytes"]) == (2, 2 * 4 * 2)
     found = row["stage_one"]
     assert [len(layers) for layers in found["sensitivities"].values()] == [2, 2]
-    assert sum(d * e.numel for d, e in zip(found["densities"], parties.masks.entries)) == pytest.approx(BUDGET)
+    assert sum(d * e.numel for d, e in zip(found["densities"], fed.masks.entries)) == pytest.approx(BUDGET)
     assert list(row["layer_densities"].values()) == pytest.approx(found["densities"])
-    assert torch.equal(parties.server.parameters.detach(), before * parties.masks.mask)
+    assert torch.equal(fed.server.parameters.detach(), before * fed.masks.mask)
 
 
 def test_stage_one_begins_with_nothing_remembered_for_the_objective() -> None:
@@ -213,7 +159,7 @@ def test_stage_one_begins_with_nothing_remembered_for_the_objective() -> None:
 
 
 def _stage_one_wire(world: World) -> int:
-    return int(begin_masks(BASE, set_up(world, BASE), QUIET)["wire_bytes"])
+    return int(begin_masks(set_up_federation(BASE, world), QUIET)["wire_bytes"])
 
 
 def test_on_the_wire_of_stage_one_there_are_only_these_numbers() -> None:
@@ -238,20 +184,20 @@ def test_the_server_has_the_mean_of_the_clients_models(
 ) -> None:
     seen = spy(monkeypatch)
     used = config(update_mode=update_mode, hetero=hetero)
-    parties = begin(World(), used)
-    assert parties.masks is not None
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
     for round_ in (1, 2, 3):
         seen.clear()
-        federated_round(round_, used, parties)
+        federated_round(round_, fed)
         models = torch.stack([parameters.double() for _, parameters, _ in seen])
         masks = torch.stack([result.mask.double() for result, _, _ in seen if result.mask is not None])
         holders = masks.sum(0)
         expected = models.sum(0) / (len(models) if update_mode == "mean" else holders.clamp(min=1))
-        consensus = parties.masks.mask  # made of the aggregate's largest weights
+        consensus = fed.masks.mask  # made of the aggregate's largest weights
         torch.testing.assert_close(
-            parties.server.parameters.detach()[consensus].double(), expected[consensus], rtol=1e-5, atol=1e-6
+            fed.server.parameters.detach()[consensus].double(), expected[consensus], rtol=1e-5, atol=1e-6
         )
-        for entry in parties.masks.entries:
+        for entry in fed.masks.entries:
             own = slice(entry.offset, entry.end)
             left_out = expected[own][~consensus[own] & (holders[own] > 0)].abs()
             assert not left_out.numel() or left_out.max() <= expected[own][consensus[own]].abs().min() + 1e-6
@@ -278,20 +224,20 @@ def _with_mask(mask: Tensor) -> Masked:
 def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     used = config(method="spdst", hetero=HETERO)
-    parties = begin(World(), used)
-    assert parties.masks is not None
-    federated_round(1, used, parties)
-    assert {sum(layer_counts(learner.mask, parties.masks.entries)) for *_, learner in seen} == {BUDGET}
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
+    federated_round(1, fed)
+    assert {sum(layer_counts(mask.mask, fed.masks.entries)) for *_, mask in seen} == {BUDGET}
     seen.clear()
-    weights = parties.server.parameters.detach().clone()
-    report = federated_round(2, used, parties)
-    masks = sorted((learner.mask for *_, learner in seen), key=lambda mask: int(mask.sum()))
-    assert [sum(layer_counts(mask, parties.masks.entries)) for mask in masks] == [1331, 1997, BUDGET, BUDGET]
+    weights = fed.server.parameters.detach().clone()
+    report = federated_round(2, fed)
+    masks = sorted((mask.mask for *_, mask in seen), key=lambda mask: int(mask.sum()))
+    assert [sum(layer_counts(mask, fed.masks.entries)) for mask in masks] == [1331, 1997, BUDGET, BUDGET]
     for smaller, larger in itertools.pairwise(masks):
         assert (larger | ~smaller).all()
-    half = masks[0][: parties.masks.entries[0].end] & masks[-1][: parties.masks.entries[0].end]
+    half = masks[0][: fed.masks.entries[0].end] & masks[-1][: fed.masks.entries[0].end]
     assert weights[: len(half)][half].abs().mean() > weights[: len(half)][masks[-1][: len(half)]].abs().mean()
-    dense = parties.masks.total - PRUNABLE
+    dense = fed.masks.total - PRUNABLE
     sent = [dense + 1331, dense + 1997, dense + BUDGET, dense + BUDGET]
     assert report["uplink_bytes"] == sum(HEADER_NBYTES + 4 * count for count in sent)
     assert report["mask_mismatch"] > 0.1
@@ -301,22 +247,22 @@ def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest
 def test_memory_outside_a_clients_mask_is_dropped_and_counted(growth: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = config(dataclasses.replace(BASE, compression=TOPK), growth=growth)
     used = dataclasses.replace(used, clients=dataclasses.replace(BASE.clients, per_round=None))
-    parties = begin(World(), used)
-    assert parties.masks is not None
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
     stale = []
     plain = LocalTrainer.train
 
     def look_and_train(self: LocalTrainer, *arguments: Any) -> ClientResult:
-        state, learner = arguments[5:7]
-        stale.append(int(state["residual"][~learner.mask].count_nonzero()))  # nothing comes back when weights regrow
+        state, mask = arguments[5:7]
+        stale.append(int(state["residual"][~mask.mask].count_nonzero()))  # nothing comes back when weights regrow
         return plain(self, *arguments)
 
     monkeypatch.setattr(LocalTrainer, "train", look_and_train)
-    reports = [federated_round(round_, used, parties) for round_ in (1, 2, 3)]
+    reports = [federated_round(round_, fed) for round_ in (1, 2, 3)]
     assert max(stale) == 0
     assert [row["dropped_residuals"] > 0 for row in reports] == [False, True, True]
-    for state in parties.states.clients.values():
-        assert int(state["residual"].count_nonzero()) <= BUDGET + parties.server.parameters.numel() - PRUNABLE
+    for state in fed.clients.states.clients.values():
+        assert int(state["residual"].count_nonzero()) <= BUDGET + fed.server.parameters.numel() - PRUNABLE
 
 
 def test_a_cohort_of_one_small_budget_leaves_the_rest_of_the_consensus_as_the_others_would() -> None:
@@ -328,13 +274,13 @@ def test_a_cohort_of_one_small_budget_leaves_the_rest_of_the_consensus_as_the_ot
 
 def test_nst_begins_with_one_mask_and_sends_the_changes_of_each_client_s_own() -> None:
     used = config(dataclasses.replace(BASE, clients=dataclasses.replace(BASE.clients, per_round=None)), method="nst")
-    parties = set_up(World(), used)
-    row = begin_masks(used, parties, QUIET)
-    assert parties.masks is not None
+    fed = set_up_federation(used, World())
+    row = begin_masks(fed, QUIET)
+    assert isinstance(fed.masks, Masks)
     assert row["active_weights"] == BUDGET
-    assert not parties.server.parameters.detach()[~parties.masks.mask].any()
-    reports = [federated_round(round_, used, parties) for round_ in (1, 2)]
-    active = 4 * (BUDGET + parties.masks.total - PRUNABLE)
+    assert not fed.server.parameters.detach()[~fed.masks.mask].any()
+    reports = [federated_round(round_, fed) for round_ in (1, 2)]
+    active = 4 * (BUDGET + fed.masks.total - PRUNABLE)
     for report in reports:
         assert report["downlink_bytes"] == 10 * active  # both sides hold the client's mask
         assert report["uplink_bytes"] == 10 * (HEADER_NBYTES + active) + report["mask_bytes"]
@@ -345,13 +291,13 @@ def test_nst_begins_with_one_mask_and_sends_the_changes_of_each_client_s_own() -
 def test_what_jmwst_sends_is_what_its_codecs_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     used = config(r_int=2)
-    parties = begin(World(), used)
-    assert parties.masks is not None
-    total = parties.masks.total
+    fed = begin(World(), used)
+    assert isinstance(fed.masks, Masks)
+    total = fed.masks.total
     for round_ in (1, 2, 3):
         seen.clear()
-        known = parties.masks.mask.clone()
-        report = federated_round(round_, used, parties)
+        known = fed.masks.mask.clone()
+        report = federated_round(round_, fed)
         values = 4 * int(known.sum())
         if round_ == 2:  # frozen: the values alone, summed before the wire
             assert report["uplink_bytes"] == 4 * values
@@ -493,27 +439,27 @@ def test_a_sparse_run_may_begin_where_a_dense_one_ended(tmp_path: Path) -> None:
 
 
 def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    parties = set_up(World(), BASE)
-    inputs = parties.trainer.source.inputs.float()
+    fed = set_up_federation(BASE, World())
+    inputs = fed.clients.trainer.source.inputs.float()
     for client in range(10):
-        inputs[parties.partition[client]] = float("nan")
-    parties.trainer.source.inputs = inputs
+        inputs[fed.clients.partition[client]] = float("nan")
+    fed.clients.trainer.source.inputs = inputs
     with pytest.raises(DivergedError, match="stage 1: the losses or deltas of all its clients are not finite"):
-        begin_masks(BASE, parties, QUIET)
+        begin_masks(fed, QUIET)
     for method in ("nst", "jmwst"):
         used = config(method=method)
-        parties = begin(World(), used)
-        assert parties.masks is not None
+        fed = begin(World(), used)
+        assert isinstance(fed.masks, Masks)
         cohort = single_cohort(used)
-        inputs = parties.trainer.source.inputs.float()
-        inputs[parties.partition[cohort[0]]] = float("nan")
-        parties.trainer.source.inputs = inputs
-        report = federated_round(1, used, parties)
+        inputs = fed.clients.trainer.source.inputs.float()
+        inputs[fed.clients.partition[cohort[0]]] = float("nan")
+        fed.clients.trainer.source.inputs = inputs
+        report = federated_round(1, fed)
         assert report["rejected_clients"] == 1
-        assert parties.server.parameters.isfinite().all()
+        assert fed.server.parameters.isfinite().all()
         if method == "nst":
-            assert cohort[0] not in parties.masks.state_dict()["personal"]  # it keeps the mask that it had
-            assert set(cohort[1:]) <= set(parties.masks.state_dict()["personal"])
+            assert cohort[0] not in fed.masks.state_dict()["personal"]  # it keeps the mask that it had
+            assert set(cohort[1:]) <= set(fed.masks.state_dict()["personal"])
 
 
 def single_cohort(used: Config) -> list[int]:
@@ -566,8 +512,8 @@ def test_logs_and_the_plot_show_the_density_of_every_layer(tmp_path: Path, capsy
 
 
 def test_stage_one_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
-    parties = set_up(World(), BASE)
-    begin_masks(BASE, parties, Console(width=120))
+    fed = set_up_federation(BASE, World())
+    begin_masks(fed, Console(width=120))
     shown = capsys.readouterr().out
     assert "stage 1: density of each layer" in shown
     assert "3.weight" in shown

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.algorithms.algorithm import LocalContext, LocalWork, compose
+from flare_dist.algorithms.algorithm import LocalContext, LocalWork
+from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.feddc import FedDCConfig
 from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
 from flare_dist.algorithms.fednova import gradients_in
@@ -23,10 +24,11 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.federated import federated_round
+from flare_dist.rounds.setup import set_up_federation
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from tests.helpers.rounds import DENSE, SPARSE, play
 from tests.ranks import run_ranks, single
-from tests.test_rounds import DENSE, SPARSE, play, set_up
 
 ALPHA = 0.5
 DYN: dict[str, Any] = {"objective": "feddyn", "feddyn": FedDynConfig(ALPHA), "weighting": "uniform", "momentum": 0.0}
@@ -56,14 +58,14 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> dict[int, Tensor]:
 
 def check_that_it_goes_on(used: Config) -> None:
     """A round from what a checkpoint keeps of server and clients has the bits of one without the break."""
-    straight = set_up(World(), used)
-    federated_round(1, used, straight)
-    again = set_up(World(), used)
+    straight = set_up_federation(used, World())
+    federated_round(1, straight)
+    again = set_up_federation(used, World())
     again.server.load_state_dict(straight.server.state_dict())
-    for client, state in straight.states.clients.items():
-        again.states.load(client, {name: vector.clone() for name, vector in state.items()})
-    for parties in (straight, again):
-        federated_round(2, used, parties)
+    for client, state in straight.clients.states.clients.items():
+        again.clients.states.load(client, {name: vector.clone() for name, vector in state.items()})
+    for fed in (straight, again):
+        federated_round(2, fed)
     assert torch.equal(straight.server.parameters, again.server.parameters)
 
 
@@ -84,24 +86,24 @@ def test_feddyn_adds_the_gradient_of_its_objective() -> None:
 def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     used = of_clients(DENSE, **DYN)
-    parties = set_up(World(), used)
-    h = torch.zeros_like(parties.server.parameters.detach()).double()
+    fed = set_up_federation(used, World())
+    h = torch.zeros_like(fed.server.parameters.detach()).double()
     duals: dict[int, Tensor] = {}
     for round_ in (1, 2, 3):
         seen.clear()
-        before = parties.server.parameters.detach().double().clone()
-        federated_round(round_, used, parties)
+        before = fed.server.parameters.detach().double().clone()
+        federated_round(round_, fed)
         deltas = {client: delta.double() for client, delta in seen.items()}
         for client, delta in deltas.items():
             duals[client] = duals.get(client, torch.zeros_like(delta)) - ALPHA * delta
         h -= ALPHA / used.clients.num * torch.stack(list(deltas.values())).sum(0)
         expected = before + torch.stack(list(deltas.values())).mean(0) - h / ALPHA
-        torch.testing.assert_close(parties.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fed.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
         for client, dual in duals.items():
-            torch.testing.assert_close(parties.states.clients[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(fed.clients.states.clients[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
     # the server's h is the mean of all clients', of those that never took part as well
-    everybody = torch.stack([parties.states.clients[client]["h"] for client in range(used.clients.num)]).mean(0)
-    torch.testing.assert_close(parties.server.memory["feddyn"], everybody, rtol=1e-4, atol=1e-6)
+    everybody = torch.stack([fed.clients.states.clients[client]["h"] for client in range(used.clients.num)]).mean(0)
+    torch.testing.assert_close(fed.server.memory["feddyn"], everybody, rtol=1e-4, atol=1e-6)
 
 
 def test_feddyn_and_fednova_work_with_sparse_uplinks_on_any_number_of_ranks() -> None:
@@ -139,10 +141,10 @@ def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkey
     torch.testing.assert_close(single(play, nova(DENSE, **equal))[0], average, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(single(play, nova(DENSE))[0], single(play, DENSE)[0], atol=1e-4)
     seen, used = spy(monkeypatch), nova(DENSE)
-    parties = set_up(World(), used)
-    before = parties.server.parameters.detach().double().clone()
-    federated_round(1, used, parties)
-    examples = {client: len(parties.partition[client]) for client in seen}
+    fed = set_up_federation(used, World())
+    before = fed.server.parameters.detach().double().clone()
+    federated_round(1, fed)
+    examples = {client: len(fed.clients.partition[client]) for client in seen}
     shares = {client: n / sum(examples.values()) for client, n in examples.items()}
     momentum = used.clients.momentum
     norms = {c: gradients_in(LocalWork(1, used.clients.steps_with(n), 0.05, momentum)) for c, n in examples.items()}
@@ -150,7 +152,7 @@ def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_its_formula(monkey
     effective = sum(shares[c] * norms[c] for c in seen)
     step = sum(shares[c] * seen[c].double() / norms[c] for c in seen)
     expected = before + effective * step
-    torch.testing.assert_close(parties.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fed.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -181,29 +183,29 @@ SCAFFOLD: dict[str, Any] = {"objective": "scaffold", "momentum": 0.0}
 def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     """c_k+ = c_k - c + (w_t - y) / (K lr), c += sum of the changes / N, and steps along g - c_k + c."""
     seen, used = spy(monkeypatch), of_clients(DENSE, **SCAFFOLD)
-    parties = set_up(World(), used)
+    fed = set_up_federation(used, World())
     num, lr = used.clients.num, used.clients.lr
-    c = torch.zeros_like(parties.server.parameters.detach()).double()
+    c = torch.zeros_like(fed.server.parameters.detach()).double()
     controls: dict[int, Tensor] = {}
     for round_ in (1, 2, 3):
         seen.clear()
-        report = federated_round(round_, used, parties)
+        report = federated_round(round_, fed)
         change = torch.zeros_like(c)
         for client, delta in seen.items():
-            steps = used.clients.steps_with(len(parties.partition[client]))
+            steps = used.clients.steps_with(len(fed.clients.partition[client]))
             own = controls.get(client, torch.zeros_like(c))
             controls[client] = own - c - delta.double() / (steps * lr)
             change += controls[client] - own
             torch.testing.assert_close(
-                parties.states.clients[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
+                fed.clients.states.clients[client]["control"].double(), controls[client], rtol=1e-4, atol=1e-5
             )
         c += change / num
-        torch.testing.assert_close(parties.server.memory["control"].double(), c, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fed.server.memory["control"].double(), c, rtol=1e-4, atol=1e-5)
         assert report["uplink_bytes"] == report["dense_bytes"] == 2 * 4 * len(c) * len(seen)
         assert report["downlink_bytes"] == 2 * 4 * len(c) * len(seen)
     # with everything sent the server's control variate is the mean of all clients'
-    everybody = torch.stack([parties.states.clients[client]["control"] for client in range(num)]).mean(0)
-    torch.testing.assert_close(parties.server.memory["control"], everybody, rtol=1e-4, atol=1e-5)
+    everybody = torch.stack([fed.clients.states.clients[client]["control"] for client in range(num)]).mean(0)
+    torch.testing.assert_close(fed.server.memory["control"], everybody, rtol=1e-4, atol=1e-5)
 
 
 def test_scaffold_adds_the_difference_of_the_control_variates() -> None:
@@ -266,18 +268,18 @@ DC: dict[str, Any] = {"objective": "feddc", "feddc": FedDCConfig(ALPHA), "weight
 def test_feddc_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     """h_k += Delta_k, g_k+ = g_k - g - Delta_k / (K lr); w += mean of Delta_k + mean of all clients' h."""
     seen, used = spy(monkeypatch), of_clients(DENSE, **DC)
-    parties = set_up(World(), used)
-    num, lr, server = used.clients.num, used.clients.lr, parties.server
+    fed = set_up_federation(used, World())
+    num, lr, server = used.clients.num, used.clients.lr, fed.server
     drifts, gradients = torch.zeros(2, num, server.parameters.numel(), dtype=torch.float64)
     for round_ in (1, 2, 3):
         seen.clear()
         before, g = server.parameters.detach().double().clone(), gradients.mean(0)
-        report = federated_round(round_, used, parties)
+        report = federated_round(round_, fed)
         for client, delta in seen.items():
-            steps = used.clients.steps_with(len(parties.partition[client]))
+            steps = used.clients.steps_with(len(fed.clients.partition[client]))
             drifts[client] += delta
             gradients[client] += -g - delta.double() / (steps * lr)
-            own = parties.states.clients[client]
+            own = fed.clients.states.clients[client]
             torch.testing.assert_close(own["drift"].double(), drifts[client], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(own["gradient"].double(), gradients[client], rtol=1e-4, atol=1e-4)
         expected = before + torch.stack(list(seen.values())).double().mean(0) + drifts.mean(0)

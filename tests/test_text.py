@@ -21,7 +21,8 @@ from flare_dist.data.text import CHARACTERS, encode_text, load_texts
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import build_for, build_parties, divide
+from flare_dist.rounds.federation import Federation
+from flare_dist.rounds.setup import build_for, build_run, divide
 from flare_dist.run.evaluation import evaluate
 from flare_dist.tasks.builtin import NEXT_TOKEN
 
@@ -184,11 +185,12 @@ def test_the_published_configuration_learns_the_sample() -> None:
     data = load(config.data, config.seed)
     model = build_for(config, data)
     assert parameter_layout(model).total == 4_048_470
-    parties = build_parties(config, World(), data, divide(config, data), model)
-    losses = [federated_round(round_, config, parties)["train_loss"] for round_ in range(1, 3)]
+    fed = build_run(config, World(), data, divide(config, data), model)
+    assert isinstance(fed, Federation)
+    losses = [federated_round(round_, fed)["train_loss"] for round_ in range(1, 3)]
     assert losses[-1] < losses[0] - 0.3
-    parties.trainer.model.load(parties.server.parameters.data, parties.server.buffers)
-    found = evaluate(parties.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"), data.task)
+    fed.clients.trainer.model.load(fed.server.parameters.data, fed.server.buffers)
+    found = evaluate(fed.clients.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"), data.task)
     assert found["loss"] < 4.0
     assert found["accuracy"] > 0.1
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))

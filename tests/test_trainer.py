@@ -65,16 +65,16 @@ def start(config: Config, world_size: int = 1, kill_in_round: int | None = None)
 def _start(world: World, config: Config, kill_in_round: int | None) -> None:
     play, save = trainer.ROUNDS[config.mode], trainer.save_global
 
-    def play_or_die(round_: int, config: Config, parties: Any) -> dict[str, Any]:
-        row = play(round_, config, parties)
+    def play_or_die(round_: int, run: Any) -> dict[str, Any]:
+        row = play(round_, run)
         if round_ == kill_in_round:
             raise Killed
         return row
 
-    def save_or_die(path: Path, parties: Any) -> None:
+    def save_or_die(path: Path, run: Any) -> None:
         if kill_in_round == config.rounds + 1 and path.name == "model.safetensors":
             raise Killed
-        save(path, parties)
+        save(path, run)
 
     class Group:
         """The process group that the test's rank already has."""

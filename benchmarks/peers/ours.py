@@ -12,7 +12,7 @@ from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
 from flare_dist.config.config import load_config
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.setup import set_up_federation
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "mnist_2nn.yaml"
 
@@ -31,14 +31,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with open_world(Launch.from_environment(), torch.device("cpu"), config.engine.timeout_seconds) as world:
-        parties = set_up(config, world)
+        fed = set_up_federation(config, world)
         clock = Clock()
         clock.lap()
         for round_ in range(1, given.rounds + 1):
-            federated_round(round_, config, parties)
+            federated_round(round_, fed)
             clock.lap()
-        model = parties.trainer.model
-        model.load(parties.server.parameters.data, parties.server.buffers)
+        model = fed.clients.trainer.model
+        model.load(fed.server.parameters.data, fed.server.buffers)
         task = Task(given.task)
         images = task.test_inputs.view(-1, 1, 28, 28)
         accuracy = float((model.module(images).argmax(1) == task.test_labels).float().mean())

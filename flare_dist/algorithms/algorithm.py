@@ -90,6 +90,8 @@ MakePenalty = Callable[[LocalContext], Penalty | None]
 BeforeWire = Callable[[Trained, Vectors, Vectors], Vectors]  # (trained, the client's memory, the server's)
 AfterWire = Callable[[Mean, Vectors, Senders], None]  # (mean delta, the server's memory, senders)
 AfterRound = Callable[[Vectors, Vectors, Senders], None]  # (means of the other payloads, the server's memory, senders)
+# (what the server keeps of a client, float32 [total], which changes; indices and values of a payload) -> its delta
+Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def everybody_alike(work: LocalWork) -> LocalWork:
@@ -129,6 +131,7 @@ class Algorithm(NamedTuple):
     before_wire: BeforeWire = the_delta  # may change the delta and the client's memory in place; not if it was rejected
     after_wire: AfterWire = the_mean  # makes the server's step of the mean delta in place, where the step is taken
     after_round: AfterRound = nothing  # moves what clients are told, on every rank
+    estimate: Estimate | None = None  # if sparse payloads change a vector of each client that the server keeps as well
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -142,64 +145,3 @@ class Algorithm(NamedTuple):
 
 
 FEDAVG = Algorithm()
-
-
-def compose(*algorithms: Algorithm) -> Algorithm:
-    """One record that does what these do, in their order; what two of them remember or send must differ in name.
-
-    Raises ValueError if names are not different.
-    """
-    others = [algorithm for algorithm in algorithms if algorithm != FEDAVG]
-    if len(others) < 2:
-        return others[0] if others else FEDAVG
-    sends = [name for algorithm in others for name in algorithm.sends if name != "delta"]
-    memory = [name for algorithm in others for name in algorithm.memory]
-    server = [name for algorithm in others for name in algorithm.server]
-    for names in (sends, memory, server):
-        if len(set(names)) < len(names):
-            raise ValueError(f"algorithms that do not compose: two of them use the name {_repeated(names)!r}")
-
-    def brief(work: LocalWork) -> LocalWork:
-        for algorithm in others:
-            work = algorithm.brief(work)
-        return work
-
-    def penalty(context: LocalContext) -> Penalty | None:
-        return _sum([algorithm.penalty(context) for algorithm in others])
-
-    def before_wire(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
-        payloads: Vectors = {}
-        for algorithm in others:
-            payloads |= algorithm.before_wire(trained, memory, server)
-        return payloads
-
-    def after_wire(mean_delta: Mean, server: Vectors, senders: Senders) -> None:
-        for algorithm in others:
-            algorithm.after_wire(mean_delta, server, senders)
-
-    def after_round(means: Vectors, server: Vectors, senders: Senders) -> None:
-        for algorithm in others:
-            algorithm.after_round(means, server, senders)
-
-    return Algorithm(
-        tuple(memory), tuple(server), ("delta", *sends), brief, penalty, before_wire, after_wire, after_round
-    )
-
-
-def _repeated(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
-
-
-def _sum(penalties: list[Penalty | None]) -> Penalty | None:
-    """One penalty that adds the gradients of these."""
-    added = [penalty for penalty in penalties if penalty is not None]
-    if len(added) < 2:
-        return added[0] if added else None
-    if any(penalty.steps is not None or penalty.moved is not None for penalty in added):
-        raise ValueError("algorithms that do not compose: a penalty for some of the steps goes with no other")
-
-    def add_gradient(gradient: Tensor, local: Tensor) -> None:
-        for penalty in added:
-            penalty.add_gradient(gradient, local)
-
-    return Penalty(add_gradient)

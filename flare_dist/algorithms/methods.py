@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flare_dist.algorithms.algorithm import FEDAVG, Algorithm, compose
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
+from flare_dist.algorithms.compose import compose
+from flare_dist.algorithms.ef21 import ef21
 from flare_dist.algorithms.feddc import feddc
 from flare_dist.algorithms.feddyn import feddyn
 from flare_dist.algorithms.fednova import fednova
@@ -17,9 +19,10 @@ from flare_dist.algorithms.flare import flare
 from flare_dist.algorithms.scaffold import scaffold
 
 
-def algorithm_of(clients: Any, aggregator: str = "mean") -> Algorithm:
-    """Make the record of a run: its objective with its settings, a section of `clients`, and then its aggregator."""
-    return compose(OBJECTIVES[clients.objective](clients), AGGREGATORS[aggregator]())
+def algorithm_of(clients: Any, aggregator: str = "mean", feedback: str = "none") -> Algorithm:
+    """Make the record of a run: its objective with its settings, its aggregator, and its rule of error feedback."""
+    objective = OBJECTIVES[clients.objective](clients)
+    return compose(objective, AGGREGATORS[aggregator](), *FEEDBACK.get(feedback, ()))
 
 
 # clients.objective
@@ -33,3 +36,5 @@ OBJECTIVES: dict[str, Callable[[Any], Algorithm]] = {
 }
 # server.aggregator
 AGGREGATORS: dict[str, Callable[[], Algorithm]] = {"mean": lambda: FEDAVG, "fednova": fednova}
+# compression.error_feedback, of the rules of which the server has a part
+FEEDBACK: dict[str, tuple[Algorithm, ...]] = {"ef21": (ef21(),)}

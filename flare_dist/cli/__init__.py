@@ -19,7 +19,7 @@ from flare_dist.cli import compatibility, doctor, reports, sweeps, training
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.disk import DiskError
-from flare_dist.rounds.parties import DIVERGED, DivergedError
+from flare_dist.rounds.diverged import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
 

@@ -19,7 +19,7 @@ from flare_dist.comm.launch import Launch
 from flare_dist.config.config import build_config, config_parser, with_arguments
 from flare_dist.config.parser import ConfigParser
 from flare_dist.engines.config import settle_device
-from flare_dist.rounds.parties import DivergedError
+from flare_dist.rounds.diverged import DivergedError
 from flare_dist.studies.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
 from flare_dist.studies.sweep_results import by_point, results_table, write_csv
 from flare_dist.studies.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,12 +23,12 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
-from flare_dist.sparse_training.learner import SparseLearner
+from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.tasks.task import Count, at_least_one
 
 
 class LocalModel(Protocol):
-    """What an engine makes of a model: flat vectors to read and write, and a training step."""
+    """An engine's model: flat vectors to read and write, and a training step."""
 
     module: nn.Module  # to evaluate
     layout: ParameterLayout
@@ -44,10 +45,10 @@ class LocalModel(Protocol):
         """After training: make sure that `parameters` and `buffers` hold what the model has become."""
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
-        """What a checkpoint keeps of the optimizer, where one outlives a round; ranks that share it call together."""
+        """Return the optimizer's state for a checkpoint, if it outlives a round; ranks that share it call together."""
 
     def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
-        """Take over what `optimizer_state` gave; ValueError where it is another optimizer's."""
+        """Take over what `optimizer_state` gave; raises ValueError if it is another optimizer's."""
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, float32 [total], in place."""
@@ -66,7 +67,7 @@ class LocalModel(Protocol):
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client brings back. `model_delta` is the trainer's own vector and changes with the next client."""
+    """One client's result. `model_delta` is the trainer's own vector and changes with the next client."""
 
     client: int
     num_examples: int
@@ -78,7 +79,7 @@ class ClientResult:
 
     @property
     def is_finite(self) -> bool:
-        """False where the loss, the delta or a buffer is NaN or infinite; one pass each, without a temporary."""
+        """Tell whether loss, delta and buffers are finite; one pass each, without a temporary."""
         vectors = [v for v in (self.model_delta, self.buffer_delta) if v.numel()]
         extremes = torch.stack([extreme for v in vectors for extreme in (v.amax(), v.amin())])
         return math.isfinite(self.train_loss) and bool(extremes.isfinite().all())
@@ -106,15 +107,17 @@ class LocalTrainer:
         self.seed = seed
         self.algorithm = algorithm or algorithm_of(config)
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
+        self.smallest = config.smallest
+        self.steps_with = cache(config.steps_with)  # of the number of examples
         self.model_delta = torch.empty_like(model.parameters)
 
     def lr(self, round_: int) -> float:
-        """The learning rate of the local optimizer; what comes before the rounds has that of the first."""
+        """Return the local learning rate of a round; work before the rounds has that of the first."""
         return self.config.lr * self.schedule(max(round_, 1), self.rounds)
 
     def work(self, round_: int, num_examples: int) -> LocalWork:
-        """Tell the numbers of a client's round on so many examples, as the algorithm has them."""
-        steps = self.config.steps_with(num_examples)
+        """Return the numbers of a client's round on so many examples, as the algorithm has them."""
+        steps = self.steps_with(num_examples)
         return self.algorithm.brief(LocalWork(round_, steps, self.lr(round_), self.config.momentum))
 
     def train(
@@ -125,20 +128,20 @@ class LocalTrainer:
         global_parameters: Tensor,
         global_buffers: Tensor,
         state: dict[str, Tensor],
-        learner: SparseLearner | None = None,
+        mask: LocalMask | None = None,
         told: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> ClientResult:
         """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only.
 
         `told` is what the server remembers for the algorithm, as far as clients are told.
-        With a `learner` the model is sparse, and the delta means something where the resulting mask is true only.
+        With a `mask` the model is sparse, and the delta counts only if the resulting mask is true.
         """
         start = global_parameters
         if self.config.step_ahead:  # SAEF: the delta is measured from where the client starts
             start = torch.add(global_parameters, state["residual"], alpha=self.config.step_ahead)
         self.model.load(start, global_buffers)
-        if learner is not None:
-            self.model.mask_(learner.factor)
+        if mask is not None:
+            self.model.mask_(mask.factor)
         self.model.reset()
         context = LocalContext(
             self.model.layout,
@@ -148,17 +151,17 @@ class LocalTrainer:
             global_parameters,
             state,
             told,
-            starts_at_global=not self.config.step_ahead and learner is None,
-            mask=learner.mask if learner else None,
+            starts_at_global=not self.config.step_ahead and mask is None,
+            mask=mask.mask if mask else None,
         )
         penalty = self.algorithm.penalty(context)
-        train_loss = self.run_steps(client, round_, examples, penalty, learner)
+        train_loss = self.run_steps(client, round_, examples, penalty, mask)
         torch.sub(self.model.parameters, start, out=self.model_delta)
         if penalty is not None and penalty.moved is not None:
             self.model_delta.sub_(penalty.moved)
         buffer_delta = self.model.buffers - global_buffers
-        mask, squares = (learner.mask, learner.squares) if learner else (None, None)
-        return ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta, mask, squares)
+        result = ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta)
+        return replace(result, mask=mask.mask, squares=mask.squares) if mask else result
 
     def run_steps(
         self,
@@ -166,9 +169,9 @@ class LocalTrainer:
         round_: int,
         examples: Tensor,
         penalty: Penalty | None = None,
-        learner: SparseLearner | None = None,
+        mask: LocalMask | None = None,
     ) -> float:
-        """The local steps of one round from wherever the model stands; returns the mean training loss."""
+        """Take the local steps of one round from wherever the model stands; returns the mean training loss."""
         seed_draws(derive_seed(self.seed, "dropout", round_, client), self.model.parameters.device)
         for group in self.model.optimizer.param_groups:
             group["lr"] = self.lr(round_)
@@ -180,11 +183,11 @@ class LocalTrainer:
                 self.model.optimizer.state.clear()
                 penalty = None
             add_gradient = penalty.add_gradient if penalty else None
-            if learner is not None:
-                add_gradient = learner.watch(step + 1, add_gradient)
+            if mask is not None:
+                add_gradient = mask.watch(step + 1, add_gradient)
             loss, count = self.model.step(inputs, labels, add_gradient)
-            if learner is not None:
-                self._mask(learner, step + 1)
+            if mask is not None:
+                self._apply(mask, step + 1)
             if isinstance(count, Tensor):
                 loss_sum.add_(loss * count)
             else:
@@ -193,24 +196,24 @@ class LocalTrainer:
         self.model.collect()
         return loss_sum.item() / float(at_least_one(seen))
 
-    def _mask(self, learner: SparseLearner, step: int) -> None:
-        """Zero what is not active; where the mask is due to move, what has left it as well, and what is new is zero."""
-        self.model.mask_(learner.factor)
-        if step in learner.rates:
+    def _apply(self, mask: LocalMask, step: int) -> None:
+        """Zero the weights that are not active, and update the mask if it is due; weights that grow begin at zero."""
+        self.model.mask_(mask.factor)
+        if step in mask.rates:
             self.model.collect()
-            growing = learner.prune(self.model.parameters, step)
-            self.model.mask_(learner.factor)
-            learner.grow(growing)
+            growing = mask.prune(self.model.parameters, step)
+            self.model.mask_(mask.factor)
+            mask.grow(growing)
 
     def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """`local_epochs` passes, or passes until `local_steps` batches were drawn, each freshly shuffled."""
+        """Yield the batches of `local_epochs` passes, or `local_steps` of them, each pass freshly shuffled."""
         assert len(examples), f"client {client} has no examples"
         shuffle = generator(self.seed, "shuffle", round_, client)
         remaining = self.config.local_steps
         epochs = self.config.local_epochs if remaining is None else math.inf
         epoch = 0
         while epoch < epochs:
-            for batch in self.source.batches(examples, self.config.batch_size, shuffle, self.config.smallest):
+            for batch in self.source.batches(examples, self.config.batch_size, shuffle, self.smallest):
                 yield batch
                 if remaining is not None:
                     remaining -= 1

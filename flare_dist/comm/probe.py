@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.exchange import Cohort
+from flare_dist.comm.cohort import Cohort
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
 from flare_dist.comm.launch import Launch
-from flare_dist.comm.uplink import DenseUplink, SparseUplink
 from flare_dist.comm.world import World, open_world
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flare_dist.engines.accelerate import AccelerateModel
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
+    EngineModel = AccelerateModel | DeepSpeedModel
+
 
 def build_model(
     config: EngineConfig,
@@ -28,7 +30,7 @@ def build_model(
     alone: bool,
     task: Task,
     smallest_batch: int = 1,
-) -> AccelerateModel | DeepSpeedModel:
+) -> EngineModel:
     """`model` on this rank's device; `alone` where each rank trains by itself, as federated clients do.
 
     No piece of a step is taken on fewer than `smallest_batch` examples, if there are so many.

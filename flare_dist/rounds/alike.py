@@ -1,4 +1,4 @@
-"""All ranks hold the same model: they begin with rank 0's, and at each checkpoint it is seen to that they still do.
+"""The same model on all ranks: they begin with rank 0's, and each checkpoint verifies that they still hold it.
 
 The seed alone does not give the same first weights everywhere: a model may draw them from a generator that nobody can
 seed, or on another kind of processor.
@@ -7,14 +7,12 @@ seed, or on another kind of processor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.world import World
-from flare_dist.config.config import Config
-from flare_dist.rounds.parties import Parties
 from flare_dist.units import show_numbered
 
 
@@ -39,15 +37,11 @@ def share_start(world: World, model: nn.Module) -> None:
             tensor.detach().copy_(shared.view(tensor.dtype).view(tensor.shape))
 
 
-def check_alike(round_: int, config: Config, parties: Parties) -> None:
-    """Raise ValueError on all ranks if one holds another model than rank 0; all ranks call it together.
-
-    Compared is what clients are sent: their view of the parameters, the buffers, and what the algorithm's server tells.
-    """
-    if config.mode == "centralised":  # rank 0 trains alone
+def check_alike(round_: int, world: World, held: Sequence[Tensor]) -> None:
+    """Raise ValueError on all ranks if one holds other vectors than rank 0; all ranks call it together."""
+    if not held:
         return
-    held = [parties.downlink.view, parties.server.buffers, *parties.server.told.values()]
-    others = different_ranks(parties.world, (_bytes_of(vector).cpu().numpy().data for vector in held))
+    others = different_ranks(world, (_bytes_of(vector).cpu().numpy().data for vector in held))
     if others:
         raise ValueError(
             f"checkpoint: after round {round_} {show_numbered('rank', others)} held other parameters or buffers than "
@@ -71,5 +65,5 @@ def different_ranks(world: World, parts: Iterable[bytes | memoryview]) -> list[i
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The memory of a tensor of any dtype, uint8 and flat; a view if it lies in one piece."""
+    """View a tensor of any dtype as flat bytes, uint8; a copy if it does not lie in one piece."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""One round, in the order data moves: cohort, local training, compression, exchange, server step.
+"""One federated round, in the order data moves: cohort, local training, compression, exchange, server step.
 
 Every rank runs these functions with the same arguments, except that each hosts its own share of the clients.
 """
@@ -6,116 +6,110 @@ Every rank runs these functions with the same arguments, except that each hosts 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from flare_dist.clients.batched import BatchedTrainer
+from flare_dist.clients.client import ClientResult
 from flare_dist.clients.state import hosting_ranks
-from flare_dist.comm.exchange import Cohort
-from flare_dist.config.config import Config
+from flare_dist.comm.cohort import Cohort, Received
+from flare_dist.compression.error_feedback import State
+from flare_dist.rounds.diverged import DivergedError
+from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch, federated_report
-from flare_dist.rounds.parties import DivergedError, Parties
-from flare_dist.rounds.uplinks import RoundUplink
+from flare_dist.rounds.uplink import Uplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 
 log = logging.getLogger(__name__)
 
 
-def federated_round(round_: int, config: Config, parties: Parties) -> dict[str, Any]:
-    """Train the cohort, exchange its updates and step the server; returns the round's report."""
-    world, server, masks = parties.world, parties.server, parties.masks
-    watch = Stopwatch(world)
-
-    # The cohort and its hosts follow from the seed, so every rank knows them.
-    drawn = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
-    cohort = Cohort(
-        hosting_ranks(drawn, world.size, stateful=bool(parties.states.names)),
-        cohort_weights(drawn, parties.partition.sizes, config.clients.weighting),
-    )
-    uplink = RoundUplink(round_, config, cohort, parties)
+def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
+    """Train the cohort, exchange its updates and step the server; returns the round's row."""
+    watch = Stopwatch(fed.world)
+    cohort = draw(round_, fed)
+    uplink: Uplink = fed.open_uplink(round_, cohort, fed)
     downlink_bytes = uplink.downlink_nbytes()
 
-    # Local training and compression of the clients on this rank.
-    train_hosted = _train_as_one_batch if parties.batched else _train_one_after_another
-    train_hosted(round_, cohort.hosted_by(world.rank), uplink, parties, watch)
+    for result, memory in train(round_, cohort, uplink, fed, watch):
+        with watch.phase("select"):
+            uplink.add(result, memory)
 
-    # The exchange: afterwards every rank that steps the server holds the same mean delta.
-    world.wait_for_all()
-    exchanged = uplink.exchange()
-    if exchanged.rejected:
-        names = ", ".join(map(str, exchanged.rejected))
-        if not exchanged.accepted:
-            raise DivergedError(
-                f"round {round_}: the losses or deltas of all clients ({names}) are not finite; try a lower clients.lr"
-            )
-        log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
+    fed.world.wait_for_all()
+    received = uplink.gather()
+    check_finite(round_, received)
+    if fed.steps_here:
+        uplink.step(received)
+    uplink.finish(received)
+    publish(round_, fed)
+    return federated_report(round_, received, downlink_bytes, fed, watch) | uplink.row(received)
 
-    # The server's step, and what clients are to hold of it.
-    algorithm, senders = parties.trainer.algorithm, uplink.senders(exchanged.accepted)
-    if parties.steps_here:
-        if masks:
-            masks.to_mean_of_models(exchanged.mean_vector, server.parameters.data, exchanged.gathered)
-        algorithm.after_wire(exchanged.mean_delta, server.memory, senders)
-        server.step(round_, exchanged.mean_delta)
-        if masks:
-            masks.settle(round_, server, exchanged.gathered, exchanged.squares)
-    algorithm.after_round(exchanged.beside, server.told, senders)
-    if masks:
-        masks.remember(exchanged.accepted, exchanged.gathered)
-    server.buffers.add_(exchanged.mean_buffer_delta)
-    _publish(round_, parties)
-    traffic, seconds = world.traffic, watch.totals()
-    report = federated_report(
-        round_, exchanged, len(algorithm.sends), downlink_bytes, server.buffers.numel(), traffic, seconds
-    )
-    if masks:
-        report |= masks.report(server.parameters.data, exchanged.gathered, exchanged.mask_bytes)
-        report["dropped_residuals"] = uplink.dropped_in_all()
-    return report
+
+def draw(round_: int, fed: Federation) -> Cohort:
+    """Draw the clients of a round, and their hosts and weights; the seed decides, so every rank knows them."""
+    clients = fed.config.clients
+    drawn = sample_cohort(fed.config.seed, round_, clients.num, clients.cohort_size)
+    hosts = hosting_ranks(drawn, fed.world.size, stateful=bool(fed.clients.states.names))
+    return Cohort(hosts, cohort_weights(drawn, fed.clients.partition.sizes, clients.weighting))
+
+
+def train(
+    round_: int, cohort: Cohort, uplink: Uplink, fed: Federation, watch: Stopwatch
+) -> Iterator[tuple[ClientResult, State]]:
+    """Train the clients hosted here; yields what each brings back, and its memory while it may be changed."""
+    hosted = cohort.hosted_by(fed.world.rank)
+    if fed.clients.batched:
+        return _train_as_one_batch(fed.clients.batched, round_, hosted, fed, watch)
+    return _train_one_after_another(round_, hosted, uplink, fed, watch)
 
 
 def _train_one_after_another(
-    round_: int, hosted: list[int], uplink: RoundUplink, parties: Parties, watch: Stopwatch
-) -> None:
-    """Train each client and put what it brings back on the uplink."""
-    view, buffers = parties.downlink.view, parties.server.buffers
+    round_: int, hosted: list[int], uplink: Uplink, fed: Federation, watch: Stopwatch
+) -> Iterator[tuple[ClientResult, State]]:
+    clients, server = fed.clients, fed.server
     for client in hosted:
-        with parties.states.lend(client) as state, watch.client():
+        with clients.states.lend(client) as memory, watch.client():
             with watch.phase("compute"):
-                learner = uplink.prepare(client, state)
-                examples = parties.partition[client]
-                result = parties.trainer.train(
-                    client, round_, examples, view, buffers, state, learner, parties.server.told
+                mask = uplink.local_mask(client, memory)
+                examples = clients.partition[client]
+                result = clients.trainer.train(
+                    client, round_, examples, fed.view, server.buffers, memory, mask, server.told
                 )
-            with watch.phase("select"):
-                uplink.add(result, state)
+            yield result, memory
 
 
 def _train_as_one_batch(
-    round_: int, hosted: list[int], uplink: RoundUplink, parties: Parties, watch: Stopwatch
-) -> None:
-    """The same for clients whose training needs nothing of what they remember, many at a time."""
-    assert parties.batched is not None
-    view, buffers = parties.downlink.view, parties.server.buffers
-    for group in parties.batched.groups(hosted, parties.partition):
+    batched: BatchedTrainer, round_: int, hosted: list[int], fed: Federation, watch: Stopwatch
+) -> Iterator[tuple[ClientResult, State]]:
+    """Train clients whose training needs nothing of what they remember, many at a time."""
+    for group in batched.groups(hosted, fed.clients.partition):
         with watch.phase("compute"):
-            results = parties.batched.train(group, round_, parties.partition, view, buffers)
-        with watch.phase("select"):
-            for result in results:
-                with parties.states.lend(result.client) as state:
-                    uplink.add(result, state)
+            results = batched.train(group, round_, fed.clients.partition, fed.view, fed.server.buffers)
+        for result in results:
+            with fed.clients.states.lend(result.client) as memory:
+                yield result, memory
 
 
-def _publish(round_: int, parties: Parties) -> None:
+def check_finite(round_: int, received: Received) -> None:
+    """Warn of clients that were left out; raises DivergedError on every rank if none is left."""
+    if not received.rejected:
+        return
+    names = ", ".join(map(str, received.rejected))
+    if not received.accepted:
+        raise DivergedError(
+            f"round {round_}: the losses or deltas of all clients ({names}) are not finite; try a lower clients.lr"
+        )
+    log.warning("round %d: left out clients %s: loss or delta not finite", round_, names)
+
+
+def publish(round_: int, fed: Federation) -> None:
     """Bring the view of the new global parameters to all ranks; those that took the step themselves have it."""
-    world, downlink, masks = parties.world, parties.downlink, parties.masks
-    if downlink.is_lossless:
-        if not parties.server.is_plain:
-            world.broadcast_(downlink.parameters)
-            if masks and masks.schedule.server_moves_in(round_):
-                masks.adopt(world.broadcast_(masks.published()))
-    else:
+    world, downlink = fed.world, fed.downlink
+    if not downlink.is_lossless:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
         downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))
+    elif not fed.server.is_plain:
+        world.broadcast_(downlink.parameters)
     downlink.finish_round(round_)

@@ -18,14 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.exchange import Exchanged
-from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
+from flare_dist.comm.cohort import Received
+from flare_dist.comm.traffic import all_gather_wire, all_reduce_wire
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
 from flare_dist.hook.meter import HookTraffic
+from flare_dist.rounds.data_parallel import DataParallel
+from flare_dist.rounds.federation import Federation
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,8 @@ class Stopwatch:
         yield
         self.slowest_client = max(self.slowest_client, sum(self.seconds.values()) - before)
 
-    def rebook(self, name: str, seconds: float) -> None:
-        """So much of what was booked as computing was something else, `name` or communicating."""
+    def reassign(self, name: str, seconds: float) -> None:
+        """Count `seconds` of the computing as `name`, select or communicate."""
         self.seconds["compute"] -= seconds
         if name == "communicate":
             self.world.traffic.communication_seconds += seconds
@@ -113,29 +115,25 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
 
 
 def federated_report(
-    round_: int,
-    exchanged: Exchanged,
-    payloads: int,
-    downlink_bytes: int,
-    buffers: int,
-    traffic: Traffic,
-    seconds: dict[str, float],
+    round_: int, received: Received, downlink_bytes: int, fed: Federation, watch: Stopwatch
 ) -> dict[str, Any]:
-    """The row of one federated round, of so many `payloads` a client; `buffers` counts the model's buffer entries."""
-    total = payloads * exchanged.mean_delta.numel() * len(exchanged.accepted)
-    clients = len(exchanged.accepted) + len(exchanged.rejected)
+    """Return the row of one federated round; all ranks call it together."""
+    seconds = watch.totals()  # before the collectives are counted, of which it is one
+    traffic = fed.world.traffic
+    accepted = len(received.accepted)
+    total = (1 + len(received.beside)) * received.mean_delta.numel() * accepted
     return {
         "round": round_,
-        "train_loss": exchanged.train_loss,
-        "clients": clients,
-        "rejected_clients": len(exchanged.rejected),
-        "uplink_bytes": exchanged.uplink_bytes,
+        "train_loss": received.train_loss,
+        "clients": accepted + len(received.rejected),
+        "rejected_clients": len(received.rejected),
+        "uplink_bytes": received.uplink_bytes,
         "downlink_bytes": downlink_bytes,
-        "buffer_bytes": len(exchanged.accepted) * buffers * WORD,
+        "buffer_bytes": accepted * fed.server.buffers.numel() * WORD,
         "dense_bytes": WORD * total,
         "wire_bytes": traffic.wire_bytes,
         "collectives": traffic.collectives,
-        "kept": exchanged.kept,
+        "kept": received.kept,
         "total": total,
         **seconds,
     }
@@ -144,37 +142,37 @@ def federated_report(
 def gradient_report(
     round_: int,
     train_loss: float,
-    steps: tuple[int, int, int],
+    run: DataParallel,
     moved: HookTraffic,
     buckets: list[tuple[float, int]],
-    buffer_bytes: int,
-    traffic: Traffic,
-    seconds: dict[str, float],
+    watch: Stopwatch,
+    late_seconds: float,
 ) -> dict[str, Any]:
-    """The row of one round of mode: gradient, in which a rank is a client.
+    """Return the row of one round of mode: gradient, in which a rank is a client; all ranks call it together.
 
-    `steps` are (ranks, steps of the round, parameters), `moved` what the hook moved, `traffic` what moved beside it.
-    `seconds` has as late_seconds how long the steps waited for their last buckets, a part of communication_seconds;
-    `buckets` has for each bucket of a step when it was sent, in seconds after the step's beginning, and its bytes on
-    the wire; empty where a GPU trains.
+    `moved` is the hook's traffic. `late_seconds` is how long the steps waited for their last buckets, a part of
+    communication_seconds. `buckets` has for each bucket of a step when it was sent, in seconds after the step's
+    beginning, and its bytes on the wire; it is empty on a GPU.
     """
-    ranks, count, total = steps
+    seconds = watch.totals() | {"late_seconds": late_seconds}
+    ranks, traffic, steps = run.world.size, run.world.traffic, run.config.eval_every
+    total = ranks * steps * run.server.parameters.numel()
     return {
         "round": round_,
         "train_loss": train_loss,
         "clients": ranks,
         "rejected_clients": 0,
         "uplink_bytes": ranks * moved.uplink_bytes,
-        "downlink_bytes": ranks * count * total * WORD,
-        "buffer_bytes": buffer_bytes,
-        "dense_bytes": ranks * count * total * WORD,
+        "downlink_bytes": total * WORD,
+        "buffer_bytes": WORD * run.server.buffers.numel() * ranks,
+        "dense_bytes": total * WORD,
         "wire_bytes": moved.wire_bytes + traffic.wire_bytes,
         "collectives": moved.collectives + traffic.collectives,
-        "steps": count,
+        "steps": steps,
         "bucket_sent_after": [after for after, _ in buckets],
         "bucket_wire": [wire for _, wire in buckets],
         "kept": ranks * moved.kept,
-        "total": ranks * count * total,
+        "total": total,
         **seconds,
     }
 

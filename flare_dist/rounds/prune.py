@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.state import hosting_ranks
-from flare_dist.comm.exchange import Cohort, mean_in_order
+from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
+from flare_dist.rounds.diverged import DivergedError
+from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch
-from flare_dist.rounds.parties import DivergedError, Parties
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.server.aggregation import cohort_weights
-from flare_dist.server.masks import Masks
 from flare_dist.server.server import sample_cohort
+from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.masks import budget, layers_of, sizes
 from flare_dist.sparse_training.pruning import CRITERIA, Batches, highest, layer_shares
 
@@ -32,24 +33,25 @@ log = logging.getLogger(__name__)
 SERVER = -1  # as a client: the server's own examples
 
 
-def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
+def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
     """Choose the mask; all ranks call it together. Returns what the row of round 0 says of it.
 
     Raises DivergedError on all ranks where no client measures anything finite.
     """
-    world, settings, entries = parties.world, config.pruning, masks.entries
+    config, world, entries = fed.config, fed.world, masks.entries
+    settings = config.pruning
     criterion = CRITERIA[settings.criterion]
-    drawn = _asked(config, parties) if criterion.needs_data else []
+    drawn = _asked(fed.config) if criterion.needs_data else []
     watch = Stopwatch(world)
-    parameters = parties.downlink.view
+    parameters = fed.view
     mask = torch.ones(masks.total, dtype=torch.bool, device=world.device)
     prunable, keep = sum(sizes(entries)), budget(masks.config, entries)
     uplink_nbytes, downlink_nbytes = 0, WORD * masks.total * len(drawn)  # the model once, then the masks alone
     for step in range(1, settings.steps + 1):
         density = (keep / prunable) ** (step / settings.steps)
-        parties.trainer.model.load(parameters * mask, parties.server.buffers)
+        fed.model.load(parameters * mask, fed.server.buffers)
         with watch.phase("compute"):
-            measured, asked = _measure(config, parties, masks, drawn, step)
+            measured, asked = _measure(fed, masks, drawn, step)
         scores = _scores(config, masks, parameters, measured, step)
         left = keep if step == settings.steps else round(density * prunable)
         if settings.criterion == "threshold" and step == settings.steps:
@@ -73,54 +75,54 @@ def prune(config: Config, parties: Parties, masks: Masks) -> dict[str, Any]:
     }
 
 
-def _asked(config: Config, parties: Parties) -> list[int]:
+def _asked(config: Config) -> list[int]:
     if config.pruning.data == "server":
         return [SERVER]
     count = max(1, round(config.pruning.frac * config.clients.num))
     return sample_cohort(config.seed, 0, config.clients.num, count)
 
 
-def _measure(config: Config, parties: Parties, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
+def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
     """What the criterion measures, float32 [total] and 0 where nothing is prunable; how many clients sent theirs."""
-    world, module = parties.world, parties.trainer.model.module
+    config, world, module = fed.config, fed.world, fed.model.module
     criterion = CRITERIA[config.pruning.criterion]
     named = dict(module.named_parameters())
     weights = [named[entry.name] for entry in masks.entries]
 
     def measure(client: int, batches: Batches) -> Tensor:
         seed_draws(derive_seed(config.seed, "pruning dropout", step, client), world.device)
-        return _flat(masks, criterion.measure(module, weights, batches, parties.task))
+        return _flat(masks, criterion.measure(module, weights, batches, fed.task))
 
     if not criterion.needs_data:
-        batch = parties.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
+        batch = fed.clients.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
         return measure(SERVER, batch), 0
     hosts = hosting_ranks(drawn, world.size, stateful=False)
     own: dict[int, Tensor] = {}
     for client in drawn:
         if hosts[client] == world.rank:
-            own[client] = measure(client, _batches(config, parties, client))
+            own[client] = measure(client, _batches(fed, client))
     world.wait_for_all()
     shares = {SERVER: 1.0}
     if drawn != [SERVER]:
-        shares = cohort_weights(drawn, parties.partition.sizes, config.clients.weighting)
+        shares = cohort_weights(drawn, fed.clients.partition.sizes, config.clients.weighting)
     measured, sent = mean_in_order(world, Cohort(hosts, shares), own, masks.total)
     if measured is None:
         raise DivergedError(f"pruning: what {config.pruning.criterion} measures is not finite on any client")
     return measured, len(sent)
 
 
-def _batches(config: Config, parties: Parties, client: int) -> list[tuple[Tensor, Tensor]]:
-    source, examples = parties.trainer.source, None
+def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
+    source, examples = fed.clients.trainer.source, None
     if client == SERVER:
-        assert parties.held_out is not None
-        source = parties.held_out
+        assert fed.held_out is not None
+        source = fed.held_out
     else:
-        examples = parties.partition[client]
+        examples = fed.clients.partition[client]
+    config, clients = fed.config, fed.config.clients
     draws = generator(config.seed, "pruning", client=max(client, 0))
-    clients = config.clients
     epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)
     batches = list(itertools.islice(epoch, config.pruning.batches))
-    if any(_lacks_labels(labels, parties.task.ignored) for _, labels in batches):
+    if any(_lacks_labels(labels, fed.task.ignored) for _, labels in batches):
         raise ValueError(
             f"pruning.criterion: {config.pruning.criterion} needs labels, and some examples have none "
             "(magnitude, synflow and random need none)"

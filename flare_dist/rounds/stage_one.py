@@ -19,70 +19,74 @@ from rich.table import Table
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.state import hosting_ranks
 from flare_dist.compression.payload import WORD
-from flare_dist.config.config import Config
 from flare_dist.layout import Entry
+from flare_dist.rounds.diverged import DivergedError
+from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch
-from flare_dist.rounds.parties import DivergedError, Parties
 from flare_dist.rounds.prune import prune
-from flare_dist.server.masks import Masks
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training import flash
+from flare_dist.sparse_training.assignment import first_stage_mask
+from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.masks import layer_counts
+from flare_dist.sparse_training.no_masks import NoMasks
 
 log = logging.getLogger(__name__)
 
 
-def begin_masks(config: Config, parties: Parties, console: Console) -> dict[str, Any]:
-    """Choose the masks with which the rounds begin, by stage 1 or by scores where the method asks, and mask the model.
+def begin_masks(fed: Federation, console: Console) -> dict[str, Any]:
+    """Choose the masks with which the rounds begin, by stage 1 or by scores as the method asks, and mask the model.
 
-    Returns what the row of round 0 says of it. Raises DivergedError on all ranks where stage 1 finds nothing, and
-    ValueError where its densities leave a layer empty.
+    Returns their part of the row of round 0; nothing if they have begun, or models are dense. Raises DivergedError on
+    all ranks if stage 1 finds nothing, and ValueError if its densities leave a layer empty.
     """
-    masks, server = parties.masks, parties.server
-    assert masks is not None
+    masks, server = fed.masks, fed.server
+    if isinstance(masks, NoMasks) or masks.have_begun:
+        return {}
     row: dict[str, Any] = {}
     if masks.method.is_scored:
-        row = prune(config, parties, masks)
+        row = prune(fed, masks)
     elif masks.method.has_stage_one:
-        row = stage_one(config, parties, masks, console)
+        row = stage_one(fed, masks, console)
         masks.begin(row["stage_one"]["densities"])
     else:
         masks.begin(None)
-    masks.settle(0, server)
+    masks.move(0, server)
     return row | masks.report(server.parameters.data)
 
 
 def with_beginning(row: dict[str, Any], beginning: dict[str, Any]) -> dict[str, Any]:
-    """The row of the last round before masks began, with what that took: bytes and seconds are sums."""
+    """Add what the beginning of masks took to the row of the round before; bytes and seconds are sums."""
     sums = {k: row[k] + v for k, v in beginning.items() if k.endswith(("_bytes", "_seconds")) and k in row}
     counts = ("clients", "rejected_clients", "collectives", "ranks")
     return row | {key: value for key, value in beginning.items() if key not in counts} | sums
 
 
-def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) -> dict[str, Any]:
-    """Play it; all ranks call it together. Returns its bytes and seconds, and under `stage_one` what was found."""
-    world, entries = parties.world, masks.entries
+def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]:
+    """Play stage 1; all ranks call it together. Returns its bytes and seconds, and under `stage_one` its findings."""
+    config, world, entries = fed.config, fed.world, masks.entries
     settings = masks.config
     drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
     clients = dataclasses.replace(config.clients, local_epochs=settings.init_epochs, local_steps=None)
-    model, source, algorithm = parties.trainer.model, parties.trainer.source, parties.trainer.algorithm
-    trainer = LocalTrainer(model, source, clients, config.rounds, config.seed, algorithm)
-    nothing_kept = {name: torch.zeros_like(parties.server.parameters.data) for name in parties.states.names}
+    usual = fed.clients.trainer
+    trainer = LocalTrainer(usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm)
+    nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
     hosts = hosting_ranks(drawn, world.size, stateful=False)
     watch = Stopwatch(world)
     sensitivities = torch.zeros(len(drawn), len(entries), device=world.device)
     for place, client in enumerate(drawn):
-        examples = parties.partition[client]
+        examples = fed.clients.partition[client]
         # On every rank, so that a mask that cannot be is an error on all of them.
-        learner = masks.scout(client, clients.steps_with(len(examples)), clients.epoch_steps(len(examples)))
+        steps, epoch_steps = clients.steps_with(len(examples)), clients.epoch_steps(len(examples))
+        mask = first_stage_mask(masks, client, steps, epoch_steps)
         if hosts[client] != world.rank:
             continue
         with watch.client(), watch.phase("compute"):
-            view, buffers = parties.downlink.view, parties.server.buffers
-            result = trainer.train(client, 0, examples, view, buffers, nothing_kept, learner, parties.server.told)
+            buffers, told = fed.server.buffers, fed.server.told
+            result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)
             if result.is_finite:
-                active = layer_counts(learner.mask, entries)
+                active = layer_counts(mask.mask, entries)
                 sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, entries)])
         log.info("stage 1: client %d has trained", client)
     world.wait_for_all()
@@ -108,7 +112,7 @@ def stage_one(config: Config, parties: Parties, masks: Masks, console: Console) 
 def density_table(
     entries: Sequence[Entry], sensitivities: Mapping[int, Sequence[float]], densities: Sequence[float]
 ) -> Table:
-    """What stage 1 has found, a row for each prunable layer."""
+    """Tabulate what stage 1 has found, a row for each prunable layer."""
     table = Table(title="stage 1: density of each layer", title_justify="left")
     table.add_column("layer")
     for title in ("weights", "least", "mean", "most of the clients'", "consensus", "active"):

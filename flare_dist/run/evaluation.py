@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flare_dist.config.config import load_config
+from flare_dist.config.config import Config, load_config
 from flare_dist.data.batches import BatchSource
-from flare_dist.data.datasets import load
+from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.accelerate import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
-from flare_dist.rounds.setup import build_for
+from flare_dist.rounds.setup import Run, build_for
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.task import Amount, Task, add, finish, measure
 
@@ -43,6 +45,31 @@ def evaluate(model: nn.Module, source: BatchSource, task: Task, seed: int = 0) -
         for batch in source.batches(None, BATCH_SIZE, None, smallest=2):  # squeeze() would take one's axis
             totals = add(totals, measure(task, model, batch))
     return finish(task, totals)
+
+
+def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[str, float]]:
+    """Return a function that measures the global model's loss and metrics on what is held out.
+
+    If clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
+    """
+    held_out = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
+    device = run.world.device
+    sources = {name: BatchSource(split, data.mean, data.std, device) for name, split in held_out.items()}
+
+    views = {"": run.view}
+    if run.view.data_ptr() != run.server.parameters.data_ptr():
+        views["server_"] = run.server.parameters.data
+
+    def evaluate_global() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
+            run.model.load(view, run.server.buffers)
+            seed = evaluation_seed(config.seed, name)
+            found = evaluate(run.model.module, source, run.task, seed)
+            metrics |= {f"{prefix}{name}_{metric}": value for metric, value in found.items()}
+        return metrics
+
+    return evaluate_global
 
 
 def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from flare_dist.compression.payload import Dense, Masked, Payload
+from flare_dist.compression.payload import Dense, Payload
 
 
 class SparseSum:
@@ -76,49 +75,4 @@ def mean(total: DeltaSum, payload: Payload, weight: float) -> None:
         total.index_add_(0, payload.indices, payload.values * weight)
 
 
-class GatheredMasks:
-    """What an exchange tells of the clients' masks: which share of the cohort's weight holds each entry."""
-
-    def __init__(self, total: int, device: torch.device) -> None:
-        self._held = torch.zeros(total, device=device)
-        self._weight = torch.zeros((), device=device)  # summed as `_held` is, so that what all hold is exactly 1
-        self.masks: list[Tensor] = []  # of the accepted clients, in their order
-        self.weights: list[float] = []
-        self.mask_nbytes = 0
-
-    def add(self, payload: Masked, weight: float) -> None:
-        """Take note of one client's mask."""
-        self._held.add_(payload.mask.float(), alpha=weight)
-        self._weight.add_(weight)
-        self.masks.append(payload.mask)
-        self.weights.append(weight)
-        self.mask_nbytes += payload.mask_nbytes
-
-    def shares(self) -> Tensor:
-        """float32 [total], 1 where every client is active."""
-        return self._held / self._weight
-
-    def union(self) -> Tensor:
-        """bool [total], true where any client is active."""
-        return self._held > 0
-
-
-def mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
-    """From the mean of what was sent to that of the clients' models, less the global `parameters`; in place.
-
-    A client's model is 0 outside its mask: its delta there is -w_t, which nobody needs to send.
-    """
-    return mean_delta.addcmul_(parameters, 1 - gathered.shares(), value=-1)
-
-
-def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
-    """The same of each weight over the clients only that have it, sum w_i / sum m_i; what nobody has becomes 0."""
-    nobody = gathered.union().logical_not_()
-    return mean_delta.div_(gathered.shares().masked_fill_(nobody, 1)).sub_(parameters * nobody)
-
-
 WEIGHTINGS: dict[str, Callable[[Sequence[int]], list[float]]] = {"num_examples": by_num_examples, "uniform": uniform}
-UPDATE_MODES: dict[str, Callable[[Tensor, Tensor, GatheredMasks], Tensor]] = {
-    "mean": mean_of_models,
-    "masked_mean": masked_mean_of_models,
-}

@@ -28,8 +28,9 @@ def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]
 class Server:
     """Global parameters (a flat float32 vector) and the optimizer that steps them.
 
-    If payloads are changes of the clients' estimates, `estimated` (EF21), it keeps a copy of each estimate. `memory`
-    holds the vectors that `algorithm` needs by name, and `told` those of them that every rank holds.
+    `memory` holds the vectors that `algorithm` needs by name, and `told` those of them that every rank holds.
+    `is_plain` tells that a step adds the mean delta, times the learning rate, and does nothing else: it depends on the
+    round's payloads alone, so every rank may take it by itself.
     """
 
     def __init__(
@@ -38,7 +39,6 @@ class Server:
         buffers: Tensor,
         config: ServerConfig,
         rounds: int,
-        estimated: bool = False,
         algorithm: Algorithm = FEDAVG,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
@@ -46,25 +46,17 @@ class Server:
         self.config = config
         self.rounds = rounds
         self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
-        self.estimated = estimated
+        self.estimate = algorithm.estimate
         self.estimates: dict[int, Tensor] = {}  # by client
-        self.algorithm = algorithm
         self.memory = {name: torch.zeros_like(parameters) for name in algorithm.server}
         self.told = {name: self.memory[name] for name in algorithm.told}
         self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
-
-    @property
-    def is_plain(self) -> bool:
-        """True where all that the step does is to add the mean delta, times the learning rate.
-
-        It depends on this round's payloads alone then, and every rank may take it by itself.
-        """
-        return not self.config.has_memory and not self.estimated and not self.algorithm.remembers_alone
+        self.is_plain = not (config.has_memory or self.estimate or algorithm.remembers_alone)
 
     def new_sum(self, most_kept: int) -> DeltaSum:
-        """Where a round's payloads of at most `most_kept` entries in all are added up.
+        """Open the sum of a round's payloads, of at most `most_kept` entries in all.
 
-        As a vector, unless the entries take less memory and all that the step does is to add their sum.
+        It is a vector, unless the entries take less memory and the step is plain.
         """
         if self.is_plain and 3 * most_kept <= self.parameters.numel():  # an entry is an int64 and a float32
             return SparseSum(self.parameters.numel())
@@ -72,12 +64,9 @@ class Server:
 
     def receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
-        if self.estimated:
-            assert not isinstance(payload, Dense), "estimates follow sparse changes"
-            assert isinstance(total, Tensor)
-            if client not in self.estimates:
-                self.estimates[client] = torch.zeros_like(total)
-            payload = Dense(self.estimates[client].index_add_(0, payload.indices, payload.values))
+        if self.estimate and not isinstance(payload, Dense):
+            kept = self.estimates.setdefault(client, torch.zeros_like(self.parameters.data))
+            payload = Dense(self.estimate(kept, payload.indices, payload.values))
         mean(total, payload, weight)
 
     def step(self, round_: int, mean_delta: DeltaSum) -> None:
@@ -94,10 +83,7 @@ class Server:
         self.parameters.grad = None
 
     def forget_outside(self, mask: Tensor) -> int:
-        """Bring the optimizer's state back to its beginning where `mask`, bool [total], is false.
-
-        Returns how many entries had moved there.
-        """
+        """Reset the optimizer's state outside `mask`, bool [total]; returns how many entries had moved there."""
         forgotten = 0
         initial = getattr(self.optimizer, "initial", {})
         for name, vector in self.optimizer.state.get(self.parameters, {}).items():
@@ -126,7 +112,7 @@ class Server:
         load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
-        if self.estimated:
+        if self.estimate:
             device, saved = self.parameters.device, state.get("estimates", {})
             self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
         saved = state.get("algorithm", state)  # older checkpoints have these vectors beside the rest

@@ -28,7 +28,7 @@ import yaml
 from flare_dist.config.config import Config, as_dict, differing_keys, to_yaml, with_arguments
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
-from flare_dist.rounds.parties import DIVERGED
+from flare_dist.rounds.diverged import DIVERGED
 from flare_dist.studies.sweep_results import best_of, describe, write_csv
 from flare_dist.tasks.task import goodness
 

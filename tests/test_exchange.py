@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm import uplink as module
-from flare_dist.comm.exchange import Cohort, Exchanged
+from flare_dist.comm import exchange as module
+from flare_dist.comm.cohort import Cohort, Received
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
 from flare_dist.comm.message import ALIGNMENT, HEADER_NBYTES, slot_nbytes
-from flare_dist.comm.uplink import DenseUplink, SparseUplink
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
@@ -43,7 +43,7 @@ def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> No
     mean(total, payload, weight)
 
 
-def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
+def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "GATHER_LIMIT", limit)
@@ -53,12 +53,12 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Ex
         )
 
 
-def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Exchanged, int]:
+def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
     cohort = Cohort({client: client * world.size // 7 for client in range(7)}, WEIGHTS)
     return _exchange(world, DenseUplink(cohort, receive, TOTAL, BUFFERS, torch.device("cpu")), rejected)
 
 
-def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Exchanged, int]:
+def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Received, int]:
     for client in uplink.cohort.hosted_by(world.rank):
         model_delta, buffers = update(client)
         result = ClientResult(client, 1, float(client), model_delta, buffers)
@@ -69,7 +69,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
     return uplink.exchange(world), world.take_traffic().wire_bytes
 
 
-def assert_equal(one: Exchanged, other: Exchanged, exact: bool = True) -> None:
+def assert_equal(one: Received, other: Received, exact: bool = True) -> None:
     rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
     torch.testing.assert_close(one.mean_vector, other.mean_vector, rtol=rtol, atol=atol)
     torch.testing.assert_close(one.mean_buffer_delta, other.mean_buffer_delta, rtol=rtol, atol=atol)

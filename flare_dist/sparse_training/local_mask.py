@@ -1,4 +1,4 @@
-"""The local sparse learner: a client's weights outside its mask are zero after every step, and the mask may move.
+"""The mask of a client while it trains: weights outside it are zero after every step, and it may move.
 
 A mask update prunes the smallest weights of each layer and lets as many grow elsewhere, more of them in layers whose
 weights are large (FLASH's code, after Dettmers & Zettlemoyer 2019; growth by gradient: RigL, Evci et al. 2020).
@@ -23,18 +23,18 @@ Penalise = Callable[[Tensor, Tensor], None]
 
 
 def most_moved(rates: Mapping[int, float], active: int, budget: int) -> int:
-    """The most weights that mask updates at these rates can remove from a mask with `active`."""
+    """Bound the weights that mask updates at these rates remove from a mask with `active`."""
     most = max(active, budget)
     return min(active, sum(int(rate * most) + 1 for rate in rates.values()))
 
 
-class SparseLearner:
-    """The mask of one client while it trains, and its updates after the local steps in `rates`, which says how much of
-    each layer they remove.
+class LocalMask:
+    """The mask of one client in one round, and its updates.
 
-    `budget` is the number of prunable weights that are to be active after an update. `factor`, float32 [total], is 1
-    where a weight is active and 0 elsewhere; it belongs to the learner until the client has trained. Where it
-    `measures`, `squares`, float32 [total], adds up the squares of the loss's gradients, of all weights.
+    `rates` are the local steps after which the mask is updated, and the share of each layer that an update removes.
+    `budget` is the number of prunable weights that are to be active afterwards. `factor`, float32 [total], is 1 where a
+    weight is active and 0 elsewhere; it is written here until the client has trained. If it `measures`, `squares`,
+    float32 [total], adds up the squares of the loss's gradients, of all weights.
     """
 
     def __init__(
@@ -59,9 +59,7 @@ class SparseLearner:
         self._gradient: Tensor | None = None
 
     def watch(self, step: int, penalty: Penalise | None) -> Penalise | None:
-        """What the step that ends as `step` is to be given as its penalty, so that its gradient is seen where it is
-        needed: that of the loss alone.
-        """
+        """Return the penalty of a local step, from 1, which also keeps the gradient of the loss if it is needed."""
         grows = step in self.rates and self.config.resolved_growth == "gradient"
         if not grows and self.squares is None:
             return penalty
@@ -78,7 +76,7 @@ class SparseLearner:
         return keep_gradient
 
     def prune(self, parameters: Tensor, step: int) -> list[int]:
-        """Take the smallest weights out of the mask; returns how many are to grow in each layer instead."""
+        """Take the smallest weights out of the mask; returns the number that is to grow in each layer instead."""
         rate, keeps_layers = self.rates[step], METHODS[self.config.method].keeps_layers
         actives = layer_counts(self.mask, self.entries)
         layers = list(layers_of(self.mask, self.entries))
@@ -111,7 +109,7 @@ class SparseLearner:
         return apportion(importance, missing, rooms)
 
     def grow(self, counts: Sequence[int]) -> None:
-        """Put so many new weights, which are zero, into each layer of the mask."""
+        """Add so many new weights, which are zero, to each layer of the mask."""
         gradients: Sequence[Tensor | None] = [None] * len(self.entries)
         if self._gradient is not None:
             gradients = list(layers_of(self._gradient, self.entries))

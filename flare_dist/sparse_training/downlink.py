@@ -1,6 +1,6 @@
-"""What it costs to tell clients the consensus mask, counted only: the mask itself every rank holds.
+"""The cost of telling clients the consensus mask: it is counted, for every rank holds the mask itself.
 
-A client is told the changes that it has missed, or the whole mask where that is less.
+A client is told the changes that it has missed, or the whole mask if that is less.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class MaskDownlink:
         return bool(self._changes)
 
     def begin(self, nbytes: int) -> None:
-        """There is a first mask, which so many bytes tell."""
+        """Count the first mask, which takes `nbytes`."""
         self._changes = [nbytes]
 
     def change(self, before: Tensor, after: Tensor) -> None:
-        """The consensus has become another one, both bool [total]."""
+        """Count the change of the consensus, bool [total], to another."""
         removed, grown = (int(moved.count_nonzero()) for moved in (before & ~after, after & ~before))
         active = int(before.count_nonzero())
         self._changes.append(change_nbytes(active, len(before) - active, removed, grown))
 
     def nbytes_to(self, client: int, whole: int) -> int:
-        """What this client still has to be told, `whole` being the whole mask; from now on it knows all of it."""
+        """Count what this client has missed, at most the bytes of the `whole` mask, which it holds from then on."""
         missed = sum(self._changes[self._seen.get(client, 0) :])
         self._seen[client] = len(self._changes)
         return min(whole, missed)

@@ -1,45 +1,18 @@
-"""The local sparse learner: what a mask update prunes, how much grows where, and what stays exact."""
+"""A client's mask while it trains: what a mask update prunes, how much grows where, and what stays exact."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.learner import SparseLearner
-from flare_dist.sparse_training.masks import layer_counts, random_mask
+from flare_dist.sparse_training.local_mask import LocalMask
+from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.schedule import update_steps
-
-ENTRIES = (Entry("a", (60,), 0), Entry("b", (30, 20), 65), Entry("c", (1000,), 665))
-TOTAL, PRUNABLE = 1665, 1660
-
-
-def draws(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def learner(
-    actives: tuple[int, ...] = (20, 100, 100), steps: int = 10, **settings: Any
-) -> tuple[SparseLearner, Tensor]:
-    """A learner in the middle of its round, and its weights."""
-    config = SparseTrainingConfig(method="jmwst", **settings)
-    mask = random_mask(ENTRIES, actives, TOTAL, draws(), torch.device("cpu"))
-    weights = torch.randn(TOTAL, generator=draws(1)) * mask
-    rates = {step: config.prune_rate * (1 - step / steps) for step in range(steps)}
-    used = SparseLearner(config, ENTRIES, mask, sum(actives), rates, draws(2), torch.empty(TOTAL))
-    return used, weights
-
-
-def update(used: SparseLearner, weights: Tensor, step: int) -> list[int]:
-    growing = used.prune(weights, step)
-    weights.mul_(used.factor)
-    used.grow(growing)
-    return growing
+from tests.helpers.masks import ENTRIES, TOTAL, draws, local_mask, update
 
 
 def test_masks_move_at_the_end_of_every_epoch_but_the_last_or_in_the_middle_of_a_single_one() -> None:
@@ -53,7 +26,7 @@ def test_masks_move_at_the_end_of_every_epoch_but_the_last_or_in_the_middle_of_a
 @pytest.mark.parametrize("counts", ["exact", "faithful"])
 @pytest.mark.parametrize("step", [0, 3, 5, 9])
 def test_an_update_prunes_the_smallest_and_grows_zeros_to_the_same_total(counts: str, step: int) -> None:
-    used, weights = learner(counts=counts)
+    used, weights = local_mask(counts=counts)
     before, old = used.mask.clone(), weights.clone()
     growing = update(used, weights, step)
     rate = 0.25 * (1 - step / 10)
@@ -73,7 +46,7 @@ def test_an_update_prunes_the_smallest_and_grows_zeros_to_the_same_total(counts:
 
 
 def test_layers_grow_in_proportion_to_their_mean_magnitude() -> None:
-    used, weights = learner(actives=(20, 100, 100), prune_rate=0.5)
+    used, weights = local_mask(actives=(20, 100, 100), prune_rate=0.5)
     weights[665:] *= 3.0
     means = [float(weights[e.offset : e.end].abs().sum()) / n for e, n in zip(ENTRIES, (20, 100, 100))]
     growing = used.prune(weights, 0)
@@ -84,7 +57,7 @@ def test_layers_grow_in_proportion_to_their_mean_magnitude() -> None:
 
 
 def test_growth_stops_short_of_a_full_layer_and_the_rest_goes_elsewhere() -> None:
-    used, weights = learner(actives=(50, 100, 100), prune_rate=0.5)
+    used, weights = local_mask(actives=(50, 100, 100), prune_rate=0.5)
     weights[:60] *= 1000.0  # all growth wants to go into the first layer
     growing = used.prune(weights, 0)
     # nearly dense and important: pruned by no more than its share of zeros
@@ -94,7 +67,7 @@ def test_growth_stops_short_of_a_full_layer_and_the_rest_goes_elsewhere() -> Non
 
 
 def test_growth_by_gradient_takes_the_largest_of_the_free_places() -> None:
-    used, weights = learner(growth="gradient")
+    used, weights = local_mask(growth="gradient")
     gradient = torch.randn(TOTAL, generator=draws(5))
     seen = used.watch(5, None)
     assert seen is not None
@@ -113,7 +86,7 @@ def test_growth_by_gradient_takes_the_largest_of_the_free_places() -> None:
 
 
 def test_a_watched_penalty_still_counts_and_the_gradient_is_that_of_the_loss_alone() -> None:
-    used, weights = learner(growth="gradient")
+    used, weights = local_mask(growth="gradient")
 
     def penalty(gradient: Tensor, parameters: Tensor) -> None:
         gradient.add_(1.0)
@@ -129,7 +102,7 @@ def test_a_watched_penalty_still_counts_and_the_gradient_is_that_of_the_loss_alo
 
 
 def test_where_the_gradient_overflowed_growth_is_random_and_the_total_is_kept() -> None:
-    used, weights = learner(growth="gradient")
+    used, weights = local_mask(growth="gradient")
     seen = used.watch(5, None)
     assert seen is not None
     seen(torch.full((TOTAL,), math.nan), weights)
@@ -138,13 +111,13 @@ def test_where_the_gradient_overflowed_growth_is_random_and_the_total_is_kept() 
 
 
 def test_a_model_that_is_nearly_dense_stays_as_dense() -> None:
-    used, weights = learner(actives=(60, 599, 1000))
+    used, weights = local_mask(actives=(60, 599, 1000))
     update(used, weights, 5)
     assert sum(layer_counts(used.mask, ENTRIES)) == 1659
 
 
 def test_a_client_that_has_diverged_keeps_its_mask() -> None:
-    used, weights = learner()
+    used, weights = local_mask()
     before = used.mask.clone()
     weights[0] = math.nan
     used.grow(used.prune(weights, 3))
@@ -153,5 +126,5 @@ def test_a_client_that_has_diverged_keeps_its_mask() -> None:
 
 def test_a_frozen_mask_is_not_copied() -> None:
     mask = torch.ones(TOTAL, dtype=torch.bool)
-    used = SparseLearner(SparseTrainingConfig(), ENTRIES, mask, 0, {}, draws(), torch.empty(TOTAL))
+    used = LocalMask(SparseTrainingConfig(), ENTRIES, mask, 0, {}, draws(), torch.empty(TOTAL))
     assert used.mask is mask

@@ -1,0 +1,32 @@
+"""The clients of a federation, as this rank trains and remembers those that it hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flare_dist.algorithms.algorithm import LocalWork
+from flare_dist.clients.batched import BatchedTrainer
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.spill import SpilledStates
+from flare_dist.clients.state import ClientStates
+from flare_dist.data.partition import Partition
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Local training, the clients' memory and their examples."""
+
+    trainer: LocalTrainer
+    states: ClientStates | SpilledStates
+    partition: Partition  # the indices of each client's examples
+    batched: BatchedTrainer | None  # if clients are trained as one batch
+
+    def works(self, round_: int, cohort: Iterable[int]) -> dict[int, LocalWork]:
+        """Return the numbers of each client's round."""
+        return {client: self.trainer.work(round_, self.partition.sizes[client]) for client in cohort}
+
+    def steps(self, client: int) -> tuple[int, int]:
+        """Return a client's local steps in a round, and the steps of one of its epochs."""
+        size = self.partition.sizes[client]
+        return self.trainer.steps_with(size), self.trainer.config.epoch_steps(size)

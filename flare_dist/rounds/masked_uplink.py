@@ -1,0 +1,149 @@
+"""The uplink of sparse models: the active weights travel, and the masks that clients moved.
+
+It wraps the uplink of whole models: the compressor sees the active entries alone, and the mean of what was sent becomes
+the mean of models whose masks may differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.clients.client import ClientResult
+from flare_dist.comm.cohort import Cohort, Received, mean_in_order
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.compression.error_feedback import State
+from flare_dist.compression.payload import WORD, Masked, Payload
+from flare_dist.rounds.federation import Federation
+from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
+from flare_dist.server.aggregation import DeltaSum
+from flare_dist.sparse_training.aggregation import UPDATE_MODES, GatheredMasks
+from flare_dist.sparse_training.assignment import Assignment, assign, downlink_nbytes, local_mask, most_nbytes
+from flare_dist.sparse_training.compressor import MaskedCompressor
+from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.local_mask import LocalMask
+from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
+
+
+class MaskedUplink:
+    """The uplink of one round of sparse models, around that of whole models."""
+
+    def __init__(self, round_: int, cohort: Cohort, fed: Federation, masks: Masks) -> None:
+        self.round = round_
+        self.cohort = cohort
+        self.fed = fed
+        self.masks = masks
+        self.compressor = MaskedCompressor(fed.compressor)
+        self.assigned = self._assign()
+        self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
+        self.gathered: GatheredMasks | None = None  # if the clients' masks may differ
+        self.squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, if measured
+        self.mask_nbytes = 0
+        self._moved: dict[int, Tensor] = {}  # the masks with which the clients on this rank ended
+        self._measured: dict[int, Tensor] = {}  # their squared gradients
+        self._whole = WholeUplink(round_, cohort, fed, self._open_payloads(), self._compress)
+
+    def _assign(self) -> dict[int, Assignment]:
+        """Assign each client its mask; every rank holds all of them."""
+
+        def packing_of(mask: Tensor) -> Any:
+            return self.compressor.plan_within(self.round, mask).packing
+
+        steps = {client: self.fed.clients.steps(client) for client in self.cohort.hosts}
+        return assign(self.masks, self.round, steps, self.fed.server.parameters.data, packing_of)
+
+    def _open_payloads(self) -> DenseUplink | SparseUplink:
+        """Open the exchange of active weights: dense sums if all clients keep one mask, a gather otherwise."""
+        server, world = self.fed.server, self.fed.world
+        total, buffers = server.parameters.numel(), server.buffers.numel()
+        common = next((a.encoding for a in self.assigned.values() if a.encoding.is_common), None)
+        if self.fed.compressor.is_dense and common:
+            return DenseUplink(self.cohort, server.receive, total, buffers, world.device, common.active)
+        if not common:
+            self.gathered = GatheredMasks(total, world.device)
+        encodings = {client: assignment.encoding for client, assignment in self.assigned.items()}
+        most = most_nbytes(self.masks, self.assigned, lambda active: self.compressor.most_nbytes_of(self.round, active))
+        delta_sum = torch.zeros_like(server.parameters.data)
+        return SparseUplink(self.cohort, self._receive, delta_sum, buffers, encodings, most)
+
+    def _receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
+        """Add one client's payload to the sum if this rank steps the server, and note its mask."""
+        receive = self.fed.server.receive if self.fed.steps_here else leave_to_rank_0
+        receive(total, client, payload, weight)
+        if self.gathered and isinstance(payload, Masked):
+            self.gathered.add(payload, weight)
+
+    def downlink_nbytes(self) -> int:
+        """Count the active weights and the masks that a star sends."""
+        return downlink_nbytes(self.masks, self.assigned)
+
+    def local_mask(self, client: int, memory: State) -> LocalMask:
+        """Drop what the client remembers of weights that the server has pruned, and open its mask."""
+        mask = local_mask(self.masks, self.round, client, self.assigned[client])
+        self.dropped[client] = drop_outside(list(memory.values()), mask.mask)
+        return mask
+
+    def add(self, result: ClientResult, memory: State) -> None:
+        """Compress the weights that are active in the client's mask as it has become."""
+        if result.squares is not None and result.is_finite:
+            self._measured[result.client] = result.squares
+        if result.mask is not None:
+            self._moved[result.client] = result.mask
+        self._whole.add(result, memory)
+
+    def _compress(self, round_: int, client: int, delta: Tensor, memory: State) -> Payload:
+        """Compress a delta of active weights; what the client remembers of those that it has pruned is dropped."""
+        mask = self._moved[client]
+        self.dropped[client] += drop_outside(list(memory.values()), mask)
+        return self.compressor.compress(round_, client, delta, memory, self.assigned[client].encoding, mask)
+
+    def gather(self) -> Received:
+        """Gather the active weights, the clients' masks and, if they measure, their squared gradients."""
+        received = self._whole.gather()
+        if self.gathered:
+            self.mask_nbytes = self.gathered.mask_nbytes
+        if self.masks.schedule.measures_in(self.round):
+            self.squares = self._mean_squares(received)
+        if self.squares is None:
+            return received
+        self.mask_nbytes = WORD * sum(sizes(self.masks.entries)) * len(received.accepted)
+        return replace(received, uplink_bytes=received.uplink_bytes + self.mask_nbytes)
+
+    def _mean_squares(self, received: Received) -> Tensor | None:
+        """Average the squared gradients of the prunable weights, which clients send in float32."""
+        entries = self.masks.entries
+        weights = {client: self.cohort.weights[client] for client in received.accepted}
+        own = {client: torch.cat(list(layers_of(squares, entries))) for client, squares in self._measured.items()}
+        mean, _ = mean_in_order(self.fed.world, Cohort(self.cohort.hosts, weights), own, sum(sizes(entries)))
+        if mean is None:
+            return None
+        squares = mean.new_zeros(self.masks.total)
+        for layer, part in zip(layers_of(squares, entries), mean.split(sizes(entries))):
+            layer.copy_(part)
+        return squares
+
+    def step(self, received: Received) -> None:
+        """Step on the mean of the clients' models, and make the next masks."""
+        server = self.fed.server
+        if self.gathered:
+            average = UPDATE_MODES[self.masks.config.resolved_update_mode]
+            average(received.mean_vector, server.parameters.data, self.gathered)
+        self._whole.step(received)
+        self.masks.move(self.round, server, self.gathered, self.squares)
+
+    def finish(self, received: Received) -> None:
+        """Keep the clients' masks if they are personal, and bring a new consensus to the ranks that did not make it."""
+        self._whole.finish(received)
+        self.masks.remember(received.accepted, self.gathered)
+        if not self.fed.server.is_plain and self.masks.schedule.server_moves_in(self.round):
+            mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))
+            self.masks.mask = mask.bool()
+
+    def row(self, received: Received) -> dict[str, Any]:
+        """Report densities and bytes of masks, and how much memory was dropped; all ranks call it together."""
+        dropped = self.fed.world.largest([float(count) for count in self.dropped.values()])  # 0 but on a client's host
+        row = self.masks.report(self.fed.server.parameters.data, self.gathered, self.mask_nbytes)
+        return row | {"dropped_residuals": int(sum(dropped))}

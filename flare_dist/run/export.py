@@ -1,0 +1,25 @@
+"""The global model as a file that plain PyTorch loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flare_dist.records import rundir
+from flare_dist.records.files import save_model
+from flare_dist.rounds.setup import Run
+
+
+def save_global(path: Path, run: Run) -> None:
+    """Write the global model, as clients hold it, in the dtypes that the user has given it."""
+    model, server, view = run.model, run.server, run.view
+    model.load(view, server.buffers)
+    floats = dict(model.layout.views(view)) | dict(model.buffer_layout.views(server.buffers))
+    names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here
+    state = model.module.state_dict(keep_vars=True)
+    for name, dtype in model.dtypes.items():
+        if state[name].dtype != dtype:  # the engine computes in a lower precision than it averages in
+            state[name] = floats.get(names.get(state[name], name), state[name]).to(dtype)
+    save_model(path, state)
+    masks = run.masks.by_name(model.layout)
+    if masks:
+        save_model(path.with_suffix(rundir.MASKS_SUFFIX), masks)

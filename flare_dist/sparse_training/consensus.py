@@ -1,0 +1,197 @@
+"""The masks of a run: the server's consensus, the clients' personal ones, and how both move.
+
+The consensus is part of the server's state. If clients move their masks, the new ones come with their payloads; the
+server then averages their models and, with jmwst and feddst, prunes the aggregate to the next consensus.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.bits import set_bits, unpack_bits
+from flare_dist.compression.masked import positions_nbytes
+from flare_dist.compression.payload import WORD
+from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.seeding import generator
+from flare_dist.sparse_training import flash
+from flare_dist.sparse_training.aggregation import GatheredMasks
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.downlink import MaskDownlink
+from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch
+from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.pruning import layer_shares
+from flare_dist.sparse_training.readjust import readjusted_mask
+from flare_dist.sparse_training.schedule import MaskSchedule
+
+
+class SparseServer(Protocol):
+    """The part of a server that masks change."""
+
+    parameters: Any  # float32 [total]
+
+    def forget_outside(self, mask: Tensor) -> int:
+        """Reset the optimizer's state outside a mask; returns how many entries had moved there."""
+
+
+class Masks:
+    """The masks of a run on this rank; `mask`, bool [total], is the consensus, or the first of personal masks.
+
+    Call `begin`, `begin_with` or `load_state_dict` once, and in each round `move` after the server's step and
+    `remember` on every rank. `uses`, of methods that measure, tells how often an example uses a weight of each entry.
+    """
+
+    def __init__(
+        self,
+        config: SparseTrainingConfig,
+        entries: Sequence[Entry],
+        total: int,
+        seed: int,
+        rounds: int,
+        device: torch.device,
+        uses: Sequence[float] = (),
+    ) -> None:
+        self.config = config
+        self.method = METHODS[config.method]
+        self.schedule = MaskSchedule(config, rounds)
+        self.entries = entries
+        self.total = total
+        self.seed = seed
+        self.device = device
+        self.uses = uses
+        self.mask = everything_but(entries, total, device)  # none yet
+        self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
+        self.factor = torch.empty(total, device=device)  # of the client that is training
+        self.downlink = MaskDownlink()
+        self._personal: dict[int, Tensor] = {}  # client -> the bits of its own mask
+
+    def begin(self, densities: Sequence[float] | None) -> None:
+        """Draw the consensus of these layer densities, or the random mask of a method without a first stage."""
+        draws = generator(self.seed, "consensus mask")
+        drawn = densities or [self.config.density] * len(self.entries)
+        if self.method.densities == "erk":
+            drawn = flash.budget_densities(self.config, self.entries, layer_shares("erk", self.entries) or [])
+        self.mask = flash.drawn_mask(self.config, self.entries, drawn, self.total, draws, self.device)
+        self.downlink.begin(WORD * len(drawn) if densities else 0)  # the densities, from which it is drawn
+
+    def begin_with(self, mask: Tensor) -> None:
+        """Take this mask as the consensus; clients are told its positions."""
+        self.mask = mask
+        self.downlink.begin(positions_nbytes(self.total, int(mask.count_nonzero())))
+
+    @property
+    def have_begun(self) -> bool:
+        """Tell whether there is a first mask."""
+        return self.downlink.has_begun
+
+    def by_name(self, layout: ParameterLayout) -> dict[str, Tensor]:
+        """Return the consensus of each prunable weight, float32 in its shape; empty if masks are personal.
+
+        The names are those of the buffers of nn.utils.prune.
+        """
+        if self.method.is_personal:
+            return {}
+        prunable = {entry.name for entry in self.entries}
+        return {f"{name}_mask": view.float() for name, view in layout.views(self.mask) if name in prunable}
+
+    def personal(self, client: int) -> Tensor:
+        """Return a client's own mask, bool [total]; at first all have the same."""
+        if client not in self._personal:
+            return self.mask
+        return unpack_bits(self._personal[client])[: self.total]
+
+    def move(
+        self, round_: int, server: SparseServer, gathered: GatheredMasks | None = None, squares: Tensor | None = None
+    ) -> None:
+        """Make the next consensus if it is due, and mask the model and the server optimizer's state by it.
+
+        The union of personal masks is left as it is.
+        """
+        self.dropped_moments = 0
+        if self.method.is_personal and round_:
+            return
+        parameters = server.parameters.data
+        if self.schedule.server_moves_in(round_):
+            mask = self._next_mask(round_, parameters, gathered, squares)
+            self.downlink.change(self.mask, mask)
+            self.mask = mask
+        parameters.mul_(self.mask)
+        self.dropped_moments = server.forget_outside(self.mask)
+
+    def _next_mask(
+        self, round_: int, parameters: Tensor, gathered: GatheredMasks | None, squares: Tensor | None
+    ) -> Tensor:
+        """Choose the largest weights of the aggregate, among those that any client has, or the best measured ones."""
+        if self.method.is_measured:
+            if squares is None:  # nobody's were finite
+                return self.mask
+            active = sum(layer_counts(self.mask, self.entries))
+            rate = self.schedule.rate(round_)
+            return readjusted_mask(self.entries, parameters, self.mask, squares, self.uses, rate, active)
+        if gathered is None:
+            raise ValueError("a consensus is made of the clients' masks, and none were gathered")
+        union = gathered.union()
+        if self.method.keeps_layers:
+            return largest_mask(parameters, self.entries, layer_counts(self.mask, self.entries), union)
+        shares = self._layer_shares(parameters, gathered, union)
+        keep = budget(self.config, self.entries)
+        return flash.projected_mask(self.config, self.entries, parameters, union, shares, keep)
+
+    def _layer_shares(self, parameters: Tensor, gathered: GatheredMasks, union: Tensor) -> list[float]:
+        """Return the number of weights of each layer in the aggregate, or on average in the clients' masks."""
+        if self.config.subsample == "aggregate":
+            return [float(count) for count in layer_counts((parameters != 0) & union, self.entries)]
+        counts = [layer_counts(mask, self.entries) for mask in gathered.masks]
+        shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
+        return [share / math.fsum(gathered.weights) for share in shares]
+
+    def remember(self, accepted: Sequence[int], gathered: GatheredMasks | None) -> None:
+        """Keep the masks of the accepted clients if they are personal; every rank calls it."""
+        if self.method.is_personal and gathered:
+            for client, mask in zip(accepted, gathered.masks):
+                self._personal[client] = set_bits(mask.nonzero().squeeze(1), self.total)
+
+    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None, mask_bytes: int = 0) -> dict[str, Any]:
+        """Return the masks' part of a round's row; `mask_bytes` were sent for their sake."""
+        active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
+        return {
+            "active_weights": sum(active),
+            "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
+            "mask_bytes": mask_bytes,
+            "dropped_moments": self.dropped_moments,
+            "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint saves; references, not copies."""
+        state = {"mask": self.mask, "personal": self._personal, "of": self._origin()}
+        return state | self.downlink.state_dict()
+
+    def _origin(self) -> dict[str, Any]:
+        """Return the settings without which the masks mean something else."""
+        names = [entry.name for entry in self.entries]
+        settings = {key: getattr(self.config, key) for key in ("method", "density", "counts")}
+        return settings | {"prunable weights": names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; a dense run's checkpoint holds nothing, and masks begin anew.
+
+        Raises ValueError if those masks are not the ones that the configuration asks for.
+        """
+        if not state:
+            return
+        for key, value in self._origin().items():
+            if state["of"][key] != value:
+                shown = "other ones" if key == "prunable weights" else f"{state['of'][key]}, not {value}"
+                raise ValueError(
+                    f"checkpoint.resume: the masks in the checkpoint have another sparse_training ({key}: {shown}); "
+                    "keep its settings, or go on from a dense run"
+                )
+        self.mask = state["mask"].to(self.device, copy=True)
+        self.downlink.load_state_dict(state)
+        self._personal = {client: bits.to(self.device, copy=True) for client, bits in state["personal"].items()}
