@@ -9,7 +9,6 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.plan import Plan, plan
-from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
@@ -55,11 +54,10 @@ class Compressor:
         """Select by a plan, with error feedback around it; updates `memory` in place."""
         draws = generator(self.seed, "sparsifier", round_, client)
         rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
-        packing, sparsifier = plan_.packing, SPARSIFIERS[self.config.sparsifier]
 
         def sparsify(vector: Tensor) -> Sparse:
-            indices = plan_.choose(vector, sparsifier, lambda segment: draws, self.config.threshold)
+            indices = plan_.choose(vector, lambda segment: draws)
             uniform = None if rounding is None else torch.rand(len(indices), generator=rounding)
-            return packing.pack(indices, vector[indices], uniform)
+            return plan_.packing.pack(indices, vector[indices], uniform)
 
         return self.rule(self.config, model_delta, memory, sparsify)

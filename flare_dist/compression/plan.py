@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
-from flare_dist.compression.sparsifiers import SCOPES, Draws, Segment, Sparsifier, select
+from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Draws, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 
 
@@ -19,18 +19,22 @@ class Plan(NamedTuple):
 
     segments: list[Segment]  # those that are sent whole are not among them
     packing: Packing
+    config: CompressionConfig
 
     @property
     def max_kept(self) -> int:
         """The most entries that one client can send."""
         return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
-    def choose(self, vector: Tensor, sparsifier: Sparsifier, draws: Draws, threshold: float = 0.0) -> Tensor:
+    def choose(self, vector: Tensor, draws: Draws) -> Tensor:
         """Select the int64 indices to send of `vector`, those that are always sent at the end.
 
-        Raises NotFiniteError as `select` does.
+        `draws` gives the generator of each segment. Raises NotFiniteError as `select` does.
         """
-        return self.packing.indices(select(vector, self.segments, sparsifier, draws, threshold))
+        chosen = self.packing.whole[:0]
+        if self.segments:  # or no sparsifier is needed
+            chosen = select(vector, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
+        return self.packing.indices(chosen)
 
 
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
@@ -46,4 +50,4 @@ def plan(config: CompressionConfig, layout: ParameterLayout, density: float, dev
 
     whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]
     segments = segments_of([entry for entry in layout.entries if entry not in whole])
-    return Plan(segments, Packing.of(config, layout, whole, device))
+    return Plan(segments, Packing.of(config, layout, whole, device), config)

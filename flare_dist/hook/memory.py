@@ -11,7 +11,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment
+from flare_dist.compression.sparsifiers import Segment
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -89,17 +89,16 @@ class BucketMemory:
         Raises NotFiniteError on a CPU if a value that it selects from is NaN or infinite.
         """
         seed, step, rank = draw
-        chosen_plan, sparsifier = self.plan(step), SPARSIFIERS[self.config.sparsifier]
         if self.config.sparsifier != "randk":
             unused = generator(seed, "unused")
-            return chosen_plan.choose(update, sparsifier, lambda segment: unused)
+            return self.plan(step).choose(update, lambda segment: unused)
         if not update.is_cuda:  # the other sparsifiers look at everything
             check_finite(update)
 
         def draws(segment: Segment) -> torch.Generator:  # each tensor draws for itself, so that buckets do not matter
             return generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
 
-        return chosen_plan.choose(update, sparsifier, draws)
+        return self.plan(step).choose(update, draws)
 
     def draws(self, draw: tuple[int, int, int]) -> Tensor:
         """Uniform numbers for what is sent in a step, as `choose` orders it; buckets of other sizes draw the same."""

@@ -20,7 +20,6 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import index_codec
 from flare_dist.compression.payload import WORD
 from flare_dist.compression.plan import Plan, plan
-from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
@@ -70,7 +69,7 @@ class Downlink:
             return FP16.encode(self.parameters, NO_GROUPS, None)
         residual = self.parameters - self.view
         unused = generator(0, "unused")
-        indices = self._plan.choose(residual, SPARSIFIERS["topk"], lambda segment: unused)
+        indices = self._plan.choose(residual, lambda segment: unused)
         return self._plan.packing.pack(indices, residual[indices]).data
 
     def receive(self, message: Tensor) -> None:
