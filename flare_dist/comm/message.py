@@ -130,7 +130,7 @@ def _headers(slots: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[tuple[int,
 
 
 def _body(slot: Tensor, kept: int, buffers: int, form: Form) -> Tensor:
-    """The bytes behind the header, buffers and payload. Raises ValueError if they are not those that were sent."""
+    """Return buffers and payload behind the header. Raises ValueError if the bytes are not those that were sent."""
     end = HEADER_NBYTES
     if kept != REJECTED:
         start = HEADER_NBYTES + WORD * buffers

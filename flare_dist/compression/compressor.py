@@ -16,7 +16,7 @@ from flare_dist.seeding import generator
 class Compressor:
     """Turns model deltas of one layout into payloads.
 
-    `state_names` are the vectors that a client remembers, none where everything is sent; where `estimated`, payloads
+    `state_names` are the vectors that a client remembers, none if everything is sent; if `estimated`, payloads
     are changes of an estimate that the server keeps as well.
     """
 
@@ -33,12 +33,12 @@ class Compressor:
         self.state_names, self.rule, self.estimated = config.feedback
 
     def plan(self, round_: int) -> Plan:
-        """What is selected from in a round, and how it is written; not of dense updates."""
+        """Return what a round selects from, and how it is written; not for dense updates."""
         return self._plans[self.config.density_in(round_)]
 
     @property
     def final_plan(self) -> Plan:
-        """That of the density which a warm-up leads to."""
+        """Return the plan of the density that a warm-up leads to."""
         return self._plans[self.config.density]
 
     def compress(self, round_: int, client: int, model_delta: Tensor, memory: State) -> Payload:

@@ -15,7 +15,7 @@ from flare_dist.layout import Entry, ParameterLayout
 
 
 class Plan(NamedTuple):
-    """What is selected from at one density, and how it is written."""
+    """The segments to select from at one density, and how what is chosen is written."""
 
     segments: list[Segment]  # those that are sent whole are not among them
     packing: Packing
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
     @property
     def max_kept(self) -> int:
-        """The most entries that one client can send."""
+        """Count the most entries that one client can send."""
         return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
     def choose(self, vector: Tensor, draws: Draws) -> Tensor:
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
-    """What is selected of a layout at one density, and how it is written on `device`."""
+    """Plan what is selected of a layout at one density, and how it is written on `device`."""
 
     def segments_of(entries: Sequence[Entry]) -> list[Segment]:
         return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)

@@ -51,7 +51,7 @@ def global_segments(layout: ParameterLayout, density: float, count: Count, block
 
 
 def block_segments(layout: ParameterLayout, density: float, count: Count, block: int = 4096) -> list[Segment]:
-    """Each tensor in blocks of `block` entries, the last one shorter (SparseLoCo 2025)."""
+    """Divide each tensor into blocks of `block` entries, the last one shorter (SparseLoCo 2025)."""
     segments = []
     for entry in layout.entries:
         blocks, rest = divmod(entry.numel, block)
@@ -63,17 +63,17 @@ def block_segments(layout: ParameterLayout, density: float, count: Count, block:
 
 
 def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """The k largest magnitudes."""
+    """Choose the k largest magnitudes."""
     return largest(vector, k)
 
 
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """k positions drawn without replacement, independent of the values, which are sent unscaled."""
+    """Draw k positions without replacement, independent of the values, which are sent unscaled."""
     return torch.randperm(vector.numel(), generator=generator)[:k].sort().values.to(vector.device)
 
 
 def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """The entries whose magnitude is at least `threshold`; the k largest of them where there are more."""
+    """Choose the entries whose magnitude is at least `threshold`; the k largest of them if there are more."""
     chosen = (vector.abs() >= threshold).nonzero().squeeze(1)
     if chosen.numel() <= k:
         return chosen

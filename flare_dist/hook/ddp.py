@@ -45,7 +45,7 @@ def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Fut
 def exchange_gradients(
     state: SparseHookState, parameters: Sequence[Tensor], buffer: Tensor
 ) -> torch.futures.Future[torch.Tensor]:
-    """The mean over the ranks of `buffer`, the flat gradients of `parameters` on this rank, in its precision.
+    """Take the mean over the ranks of `buffer`, the flat gradients of `parameters` on this rank, in its precision.
 
     It may be in `buffer`, which changes, or in a vector of the hook's own that is good until the next step. The ranks
     call it with the same parameters in the same order; a step begins with `state.begin_step()`.

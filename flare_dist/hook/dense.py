@@ -17,7 +17,7 @@ def exchange_densely(
     count: Callable[[int, int, int], None],
     come_back: Callable[[], None],
 ) -> torch.futures.Future[Tensor]:
-    """The mean of `buffer` over the ranks, which may be complex, or a sparse tensor if DDP expects one.
+    """Take the mean of `buffer` over the ranks; it may be complex, or a sparse tensor if DDP expects one.
 
     `count` is told bytes on the wire, bytes of this rank and entries. A sparse gradient has other entries on each rank,
     which are summed up first.

@@ -34,7 +34,7 @@ class LibraryHookState:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps; these hooks have no memory by parameter."""
+        """Return the number of steps; these hooks have no memory by parameter."""
         return {"step": self.step, "memory": {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def load_named(
 
 
 def _wanted(chosen: SavedSet, size: int) -> list[set[int]]:
-    """The files that each of `size` ranks reads: its own, perhaps of its own disk, or all if another number saved."""
+    """Assign each of `size` ranks its files: its own, perhaps of its own disk, or all if another number saved."""
     return [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
 
 
@@ -111,7 +111,7 @@ def _warn_of_gaps(place: Path, chosen: SavedSet, heads: Sequence[_Head]) -> None
 
 
 def _candidates(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
-    """The sets that may be meant: those of today, of that step if one is given; else the one of an older version."""
+    """List the sets that may be meant: those of this version, of `step` if given; else the one of an older version."""
     found = set().union(*views)
     new = [key for key in found if key.name == name and key.step is not None]
     if new:
@@ -126,7 +126,7 @@ def _candidates(place: Path, name: str, old_name: str, step: int | None, views: 
 
 
 def _read_own(path: Path, state: SparseHookState) -> dict[str, Any]:
-    """One file, of this state's rule and model."""
+    """Read one file; raises ValueError if it is of another rule or model than this state's."""
     saved = read_file(path)
     try:
         check_saved(saved, state.rule_name, state.state_names, state.shapes)
@@ -162,7 +162,7 @@ def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
 
 
 def _mean(memories: list[dict[str, dict[str, torch.Tensor]]], count: int) -> dict[str, dict[str, torch.Tensor]]:
-    """The mean over `count` ranks of each vector; one that holds none of a parameter, or is lost, counts as zero."""
+    """Take the mean of each vector over `count` ranks; one that lacks a parameter, or is lost, counts as zero."""
     mean: dict[str, dict[str, torch.Tensor]] = {}
     for memory in memories:
         for name, own in memory.items():

@@ -20,7 +20,7 @@ from flare_dist.hook.updates import OptimizerSteps, Unapplied
 
 
 class SparseHookState:
-    """What `sparse_hook` remembers of a model between steps, and its settings. One for each DDP object.
+    """The memory of `sparse_hook` between steps, and its settings. One for each DDP object.
 
     Args:
         model: the model, before or after DDP has wrapped it; its parameters' names address the memory, which is float32
@@ -76,7 +76,7 @@ class SparseHookState:
 
     @property
     def wire_bytes(self) -> int:
-        """What the collectives moved over all ranks, padding included."""
+        """Return the bytes that the collectives moved over all ranks, padding included."""
         return self.traffic.wire_bytes
 
     def count(self, wire_bytes: int, uplink_bytes: int, kept: int) -> None:
@@ -85,7 +85,7 @@ class SparseHookState:
         self.clock.send(wire_bytes)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's memory by parameter name, the number of steps, and whose it is. Call it between steps; copies."""
+        """Copy this rank's memory by parameter name, the number of steps, and whose it is. Call it between steps."""
         memory = self.memory.after_step(self._failed())
         names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
@@ -102,11 +102,11 @@ class SparseHookState:
 
     @property
     def rule_name(self) -> str:
-        """The rule of error feedback that holds: none if everything is sent."""
+        """Return the rule of error feedback that applies: none if everything is sent."""
         return "none" if self.config.is_dense else self.config.rule
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings, step and memory by name: no process group, no scaler, no parameters, nothing that is pending."""
+        """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
         return {"config": self.config, "seed": self.seed, "saved": self.state_dict()}
 
     def __setstate__(self, copied: dict[str, Any]) -> None:
