@@ -1,6 +1,6 @@
 """Lay CIFAR-10 out as the class folders of images that the studies read: train/<class>/*.png, test/<class>/*.png.
 
-python benchmarks/cifar10_folders.py data data/cifar10      # downloads CIFAR-10 to data/ where it is not there
+python benchmarks/cifar10_folders.py data data/cifar10      # downloads CIFAR-10 to data/ if it is missing
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torchvision.datasets import CIFAR10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("root", type=Path, help="where CIFAR-10 is, or is to be downloaded to")
-    parser.add_argument("folder", type=Path, help="where the folders are made")
+    parser.add_argument("root", type=Path, help="directory of CIFAR-10, or to which it is downloaded")
+    parser.add_argument("folder", type=Path, help="directory in which the folders are made")
     options = parser.parse_args()
     for part in ("train", "test"):
         data = CIFAR10(str(options.root), train=part == "train", download=True)

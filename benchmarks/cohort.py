@@ -1,11 +1,11 @@
-"""How many clients a second a rank trains: as one batch (`clients.together`) against one after another.
+"""Measure how many clients a second a rank trains: as one batch (`clients.together`) against one after another.
 
     python benchmarks/cohort.py [--clients 100] [--examples 60 600] [--turns 5] [--model 2nn cnn]
 
 Clients of sizes spread evenly over the range of --examples, made-up images of MNIST's size, batches of 10, one local
-epoch of plain SGD. Where PyTorch sees no GPU the default is a tenth of the clients and of the examples: the same code
-runs, and one after another is the faster there, which is why `auto` means it on CPUs. Prints a Markdown table (target
-on a GPU: 5 x the clients a second), and on a GPU the most memory that either way has taken.
+epoch of plain SGD. If PyTorch finds no GPU, the default is a tenth of the clients and of the examples. The same code
+runs there, but one after another is faster, which is why `auto` chooses it on CPUs. Prints a Markdown table (target on
+a GPU: 5 x the clients a second), and on a GPU the most memory that either way took.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(name: str, sizes: list[int], turns: int, threads: int) -> list[str]:
-    """One row of the table."""
+    """Measure one model; returns a row of the table."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     images = SyntheticConfig(examples=sum(sizes), test_examples=10, shape=(1, 28, 28), classes=10)
     config = Config(
@@ -82,13 +82,13 @@ def measure(name: str, sizes: list[int], turns: int, threads: int) -> list[str]:
 
 
 def consume(results: Iterator[ClientResult]) -> None:
-    """Train them all, and keep nothing."""
+    """Train all clients, and keep nothing."""
     for _ in results:
         pass
 
 
 def peak(run: Callable[[], object]) -> float:
-    """MiB of a GPU's memory that are taken at most while it runs."""
+    """Measure the most MiB of a GPU's memory that are in use while `run` runs."""
     torch.cuda.reset_peak_memory_stats()
     run()
     return torch.cuda.max_memory_allocated() / 2**20

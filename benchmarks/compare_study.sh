@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The comparison of ways to exchange gradients in docs/results.md: the same model, data, batches and learning rate for all,
-# on a free loopback; three seeds of those that a claim is made about; and, half as long, a loopback of 100 Mbit, for which
-# it takes root (see link.sh). The rate is what full precision does best with on a validation split.
+# Compare ways of exchanging gradients for docs/results.md: the same model, data, batches and learning rate for all, on an
+# unlimited loopback; three seeds of those that a claim is made about; and, half as long, a loopback of 100 Mbit, which
+# needs root (see link.sh). The learning rate is the best of full precision on a validation split.
 #   bash benchmarks/compare_study.sh CIFAR10_FOLDER [KEYS]
 # CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10
 # Resumable: the same command continues.

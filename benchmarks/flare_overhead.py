@@ -1,4 +1,4 @@
-"""What FLARE and error feedback cost beside the forward and backward passes: rounds of the 36.4 M weights of flare_fc.
+"""Measure what FLARE and error feedback add to the forward and backward passes: rounds of flare_fc, 36.4 M weights.
 
     python benchmarks/flare_overhead.py [--method flare] [--rounds 5]
 
@@ -20,7 +20,8 @@ from statistics import median
 import torch
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def _made_up(config: Config, threads: int) -> Config:
-    """The configuration on made-up images of MNIST's size."""
+    """Change the configuration to made-up images of MNIST's size."""
     sizes = SyntheticConfig(examples=6000, test_examples=10, shape=(1, 28, 28), classes=10)
     data = DataConfig(name="synthetic", normalize="unit", synthetic=sizes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +82,7 @@ def _made_up(config: Config, threads: int) -> Config:
 
 
 def _memory(kind: str) -> int:
-    """Bytes of this process in memory now (VmRSS) or at most (VmHWM); 0 where there is no /proc."""
+    """Read the bytes of this process in memory now (VmRSS) or at most (VmHWM); 0 without /proc."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")), 0)

@@ -1,4 +1,4 @@
-"""What masks cost beside local training: clients of ResNet-18 (11.2 M weights) at density 0.05, one epoch of images.
+"""Measure what masks add to local training: clients of ResNet-18 (11.2 M weights) at density 0.05, one epoch of images.
 
     python benchmarks/flash_overhead.py [--examples 96] [--rounds 3] [--threads 1]
 
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
@@ -62,7 +63,7 @@ def main() -> None:
         epoch = dense["compute_seconds"] / 2
         a_step = epoch / steps
         published = a_step * -(-PUBLISHED // sparse.clients.batch_size)
-        # a client masks once for each step, once at its start and once where it moves
+        # a client masks once for each step, once at its start and once when its mask moves
         shares["mask"].append(spent["mask"] / (2 * (steps + 2)) / a_step)
         shares["client"].append(spent["client"] / 2 / published)
         shares["server"].append(spent["server"] / published)
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def _time(owner: type, name: str, spent: dict[str, float], key: str, now: Callable[[], float]) -> None:
-    """Book the seconds of a method under `key`."""
+    """Add the seconds of a method to `spent[key]`."""
     plain = getattr(owner, name)
 
     def timed(*arguments: Any) -> Any:
@@ -91,7 +92,7 @@ def _time(owner: type, name: str, spent: dict[str, float], key: str, now: Callab
 
 
 def _made_up(config: Config, threads: int, examples: int) -> Config:
-    """The configuration with two clients of so many made-up images of CIFAR's size."""
+    """Change the configuration to two clients of `examples` made-up images of CIFAR's size each."""
     sizes = SyntheticConfig(examples=2 * examples, test_examples=10, shape=(3, 32, 32), classes=10)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return dataclasses.replace(

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The study of sparse models in docs/results.md: what FLASH and the methods it is compared with reach at equal rounds.
+# Run the study of sparse models of docs/results.md: FLASH and the methods it is compared with, at equal rounds.
 # Every method's learning rate comes from the same search on a validation split with seed 0, for each density and
 # partition; then three seeds on all training data.
 #   bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER [mnist_1|mnist_0.1|cifar10_1 ...] [-- KEYS]
-#   JOBS=4 bash benchmarks/flash_study.sh ...    # so many sweeps at a time, 2 where nothing is said
+#   JOBS=4 bash benchmarks/flash_study.sh ...    # number of sweeps at a time, 2 by default
 #   METHODS="spdst jmwst" bash benchmarks/flash_study.sh ...
 #   OUT=runs/flash_long bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 600    # the full length
 # CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10
@@ -29,8 +29,8 @@ declare -A rates=([mnist_1]=0.5,1.0 [mnist_0.1]=0.1,0.2,0.4 [cifar10_1]=0.1,0.6)
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 out=${OUT:-runs/flash}
 mkdir -p "$out"
-trap 'kill $(jobs -p) 2> /dev/null || true' EXIT # what is still running ends with this script
-wait_for_one() { wait -n || { echo "a sweep failed; its log says why: $out/*.log" >&2 && exit 1; }; }
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT # running sweeps end with this script
+wait_for_one() { wait -n || { echo "a sweep failed; see its log: $out/*.log" >&2 && exit 1; }; }
 for study in "${studies[@]}"; do
   data=${study%_*}
   for method in ${METHODS:-dense pdst nst spdst jmwst hetero}; do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The frontier study of docs/results.md: what each method reaches at equal rounds and densities. Every method's learning
-# rate comes from the same search on a validation split with seed 0; then three seeds on all training data. FLARE's tau is
-# searched for as well, with two values; the momentum of DGC and the tau of flare_dgc were fixed after a look at one seed.
+# Run the frontier study of docs/results.md: the accuracy of each method at equal rounds and densities. Every method's
+# learning rate comes from the same search on a validation split with seed 0; then three seeds train on all data. FLARE's
+# tau is tuned as well, between two values; the momentum of DGC and the tau of flare_dgc were fixed after a look at one seed.
 #   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS]
 #   OUT=runs/frontier_long bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER -- --rounds 2000    # the full length
 # CIFAR10_FOLDER has class folders of images: python benchmarks/cifar10_folders.py data data/cifar10

@@ -1,4 +1,4 @@
-"""The tables of the frontier study from its sweeps' results.csv, as markdown: mean ± deviation of the test accuracy.
+"""Print the tables of the frontier study from its sweeps' results.csv: mean ± deviation of the test accuracy.
 
 python benchmarks/frontier_table.py runs/frontier
 """
@@ -40,7 +40,7 @@ def main(directory: Path) -> None:
 
 
 def _cell(rows: list[dict[str, str]]) -> str:
-    """Accuracy over the seeds and, in brackets, what the search chose."""
+    """Show the accuracy over the seeds and, in brackets, the values that the search chose."""
     finished = [float(row["test_accuracy"]) for row in rows if row["status"] == "finished"]
     if not finished:
         return "-"

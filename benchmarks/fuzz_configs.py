@@ -1,10 +1,10 @@
-"""Damaged configuration files: each is read as it was meant or refused in one line that names the file.
+"""Damage configuration files, and check that each is read as it was meant or refused in one line that names the file.
 
     python benchmarks/fuzz_configs.py [--files 1000] [--seed 18]
 
-Takes the files under configs/ and the whole default configuration, changes each in one to three ways that hands,
-editors, templates and disks do, and reads it as `--config` does. Prints how many were taken and refused, and those that
-ended in another exception or whose message lacks the path; the exit status is 1 if there are any.
+Takes the files under configs/ and the whole default configuration, damages each in one to three ways, as hands,
+editors, templates and disks do, and reads it as `--config` does. Prints how many were accepted and refused, and those
+that ended in another exception or whose message lacks the path. The exit status is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from flare_dist.config.config import Config, build_config, config_parser, to_yaml
-from flare_dist.config.parser import ConfigParser
+from flare_dist.config.config import Config
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser
+from flare_dist.config.saved import to_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEED = 18
@@ -101,7 +103,7 @@ TEXTS: list[Callable[[str, random.Random], str]] = [
 
 
 def mutated(number: int, seed: int, originals: list[str]) -> bytes:
-    """Damage one file, as its number and the seed decide."""
+    """Damage one file; its number and the seed determine how."""
     draw = random.Random(f"{seed}/{number}")
     text = draw.choice(originals)
     for _ in range(draw.randint(1, 3)):
@@ -114,7 +116,7 @@ def mutated(number: int, seed: int, originals: list[str]) -> bytes:
 
 
 def judge(parser: ConfigParser, path: Path) -> str:
-    """Tell whether a file is accepted or refused, or in words what is wrong with the refusal."""
+    """Tell whether a file is accepted or refused, or describe what is wrong with the refusal."""
     try:
         build_config(parser, parser.parse_args(["--config", str(path)]))
     except (ValueError, ArgumentError) as error:
@@ -126,7 +128,7 @@ def judge(parser: ConfigParser, path: Path) -> str:
 
 
 def fuzz(files: int, seed: int) -> tuple[Counter[str], dict[int, str]]:
-    """Count the files that were accepted and refused; returns what was wrong with others, by number."""
+    """Count the files that were accepted and refused; returns the problems of the others by number as well."""
     originals = [path.read_text(encoding="utf-8") for path in sorted(CONFIGS.rglob("*.yaml"))] + [to_yaml(Config())]
     parser = config_parser()
     counts = Counter[str]()

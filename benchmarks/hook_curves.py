@@ -1,12 +1,12 @@
-"""ResNet-18 on CIFAR-10 under DDP with six ways of exchanging gradients: loss, accuracy and bytes on the wire.
+"""Train ResNet-18 on CIFAR-10 under DDP with six exchanges of gradients: loss, accuracy and bytes on the wire.
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_curves.py CIFAR10_FOLDER [--out runs/hook_curves]
 
-Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with momentum
-as the others have it, and dgc, which has the momentum in the hook and wants none in SGD, with values of 32 and of 2
-bits. Each takes the learning rate that reaches the best accuracy on 2000 images held out of the training set after the
-first third of the steps, from the same list; then the full number of steps. Finished runs are kept in --out: the same
-command continues. Bytes are what the collectives move over all ranks.
+Plain DDP, PyTorch's fp16 hook, its PowerSGD hook of rank 1, and ours with error feedback: ec under SGD with the same
+momentum as the others, and dgc, which has the momentum in the hook and none in SGD, with values of 32 and of 2 bits.
+Each tries the same list of learning rates for the first third of the steps. The rate with the best accuracy on 2000
+images held out of the training set then trains for all steps. Finished runs are kept in --out: the same command
+continues. Bytes are those that the collectives move over all ranks.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def exchange_by(method: str, model: DistributedDataParallel, density: float) -> 
 
 
 def train(data: DataSplits, method: str, lr: float, steps: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Losses, bytes, seconds and accuracies of one run."""
+    """Train one run; returns its losses, bytes, seconds and accuracies."""
     rank, size = dist.get_rank(), dist.get_world_size()
     source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
     epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
-    model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed)
+    model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed, data.task)
     ddp = DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET_MB if method == "powersgd" else None)
     exchange = exchange_by(method, ddp, options.density)
     momentum = 0.0 if method.startswith("sparse_dgc") else MOMENTUM
@@ -89,7 +89,7 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
 
 
 def kept(path: Path, make: Any) -> dict[str, Any]:
-    """The result in `path`, made first where it is not there; all ranks together."""
+    """Read the result in `path`; if it is missing all ranks make it first, together."""
     found = path.exists()
     dist.barrier()
     if not found:
@@ -101,7 +101,7 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
 
 
 def report(results: list[dict[str, Any]], directory: Path) -> None:
-    """A table on the screen and the curves as a picture."""
+    """Print a table, and plot the curves."""
     print("| exchange | lr | loss at the end | test accuracy | MB on the wire | against dense |")
     print("|---|---|---|---|---|---|")
     dense = results[0]["curve"][-1]["wire_bytes"]

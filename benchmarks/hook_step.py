@@ -1,4 +1,4 @@
-"""A data-parallel step of ResNet-18 with each way of exchanging gradients, side by side, on the link that there is.
+"""Time a data-parallel step of ResNet-18 with each exchange of gradients, side by side, on the link at hand.
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_step.py                          # unshaped loopback
     OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py
@@ -6,8 +6,7 @@
 
 torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP,
 PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001. Each turn takes
---steps steps of every way, one way after another; a step is as long as on the slowest rank. Ratios are medians over
-turns.
+--steps steps of every way, one way after another. The slowest rank's time counts. Ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ import flare_dist
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.models.registry import build
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 NAMES = {
     "compute": "compute alone",
@@ -41,10 +41,10 @@ NAMES = {
 
 
 class Way:
-    """One model with its exchange and its optimizer."""
+    """Hold one model with its exchange and its optimizer."""
 
     def __init__(self, name: str, density: float, device: torch.device) -> None:
-        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0).to(device)
+        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION).to(device)
         self.model: nn.Module = model
         if name != "compute":
             one_bucket = ONE_BUCKET_MB if name == "powersgd" else None
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="of a rank")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="of each way in a turn")
-    parser.add_argument("--link", default="unshaped loopback", help="what to call the link in the table")
-    parser.add_argument("--target", type=float, default=1.0, help="how many times as fast as plain DDP ours must be")
+    parser.add_argument("--link", default="unshaped loopback", help="name of the link in the table")
+    parser.add_argument("--target", type=float, default=1.0, help="times as fast as plain DDP as ours must be")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     torch.set_num_threads(1)
@@ -109,7 +109,7 @@ def main() -> None:
             rows.append([words, f"{milliseconds(seconds, name):.0f}", faster, target])
         print_table(["", "ms a step", "as fast as plain DDP", "target"], rows)
     del ways
-    gc.collect()  # hooks hold collectives; a process group that goes before them aborts the process at times
+    gc.collect()  # hooks hold collectives; a process group destroyed before them aborts the process at times
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Bits for each kept entry and the time of every index codec, beside log2 C(n, k) / k and torch's top-k.
+"""Measure bits for each kept entry and the time of every index codec, beside log2 C(n, k) / k and torch's top-k.
 
 The index sets are those of a real top-k: of the gradient of ResNet-18 (n = 11.2 million) on a batch of images, selected
 per tensor. Times are medians of five, in turns, on one thread.
@@ -26,10 +26,10 @@ from flare_dist.models.registry import build
 
 
 def gradient(root: str | None) -> tuple[Tensor, ParameterLayout]:
-    """The gradient of a fresh ResNet-18 on a batch of 64, flat."""
+    """Compute the gradient of a fresh ResNet-18 on a batch of 64, flat."""
     config = DataConfig(name="image_folder", root=root) if root else DataConfig(name="synthetic")
     data = load(config, 0)
-    model = build("resnet18", "group", data.input_shape, data.num_classes, 0)
+    model = build("resnet18", "group", data.input_shape, data.num_classes, 0, data.task)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
     inputs, labels = next(iter(source.batches(torch.arange(64), 64, None)))
     F.cross_entropy(model(inputs), labels).backward()

@@ -1,4 +1,4 @@
-"""A real slow link against `flare-dist bandwidth`'s projection: the step time of ResNet-18 on two ranks.
+"""Compare a real slow link with the projection of `flare-dist bandwidth`: the step time of ResNet-18 on two ranks.
 
 For dense and for sparse gradients the same run is measured on the loopback device as it is and with its rate limited
 (benchmarks/link.sh: root and iproute2), in turns. The projection starts from the unlimited run; medians over rounds.
@@ -15,15 +15,15 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.links import Link, project
+from flare_dist.analysis.run_logs import read_run
 
 ROOT = Path(__file__).parent.parent
 KINDS = {"dense": ["--compression.sparsifier", "dense"], "top-k 1 %": ["--compression.density", "0.01"]}
 
 
 def rounds_of(directory: Path, kind: str, rate: str | None, steps: int, rounds: int) -> list[dict]:
-    """The rows of one run but the first round, in which DDP forms its buckets anew."""
+    """Train one run; returns its rows without the first round, in which DDP forms its buckets anew."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     settings = ["--eval_every", str(steps), "--rounds", str(rounds + 1), "--output_dir", str(directory)]
     settings += ["--checkpoint.resume", "never", "--checkpoint.every", "1000000", *KINDS[kind]]

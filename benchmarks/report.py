@@ -1,4 +1,4 @@
-"""Put what a benchmark has printed into docs/benchmarks.md, between the marks of its name; the rest stays as it is.
+"""Put the output of a benchmark into docs/benchmarks.md, between the marks of its name; the rest stays as it is.
 
 python benchmarks/selection.py | python benchmarks/report.py selection
 """
@@ -14,10 +14,12 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def main() -> None:
-    name, printed = sys.argv[1], sys.stdin.read().strip()
+    name = sys.argv[1]
+    printed = sys.stdin.read().strip()
     if not printed:
-        raise SystemExit(f"error: {name} has printed nothing, {DOCUMENT} stays as it was")
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        raise SystemExit(f"error: {name} printed nothing; {DOCUMENT} stays as it was")
+    begin = f"<!-- {name} -->"
+    end = f"<!-- end of {name} -->"
     text = DOCUMENT.read_text(encoding="utf-8")
     if begin not in text:
         raise SystemExit(f"error: {DOCUMENT} has no place for {name} ({begin})")

@@ -1,4 +1,4 @@
-"""Rounds per second of FedAvg on MNIST's 2NN: ours against Flower's simulation, pfl-research and a bare loop.
+"""Measure rounds of FedAvg on MNIST's 2NN: ours against Flower's simulation, pfl-research and a bare loop.
 
     python benchmarks/rounds.py MNIST_ROOT [--peers .peers] [--rounds 20] [--turns 3] [--only bare pfl flower]
 
@@ -6,7 +6,7 @@
 (benchmarks/peers/). The contestants run one after another in each turn, in processes of their own with one thread each;
 Flower and pfl-research come from a virtual environment that is made in --peers the first time (about 6 GB). Rounds
 after a warm-up count, without evaluation; CPU seconds are those of all processes. Accuracy is that after all rounds.
-The last contestant only multiplies the matrices of the same steps: what is left when a trainer costs nothing.
+The last contestant only multiplies the matrices of the same steps: the time that remains if a trainer costs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from timing import machine, print_table
 from torch import Tensor, nn
 
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
 from flare_dist.rounds.setup import divide
@@ -53,7 +53,7 @@ NAMES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("root", type=Path, help="where MNIST is, as data.root has it")
+    parser.add_argument("root", type=Path, help="directory of MNIST, as in data.root")
     parser.add_argument("--peers", type=Path, default=HERE.parent / ".peers", help="virtual environment of the peers")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=2)
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def install(peers: Path) -> None:
-    """Flower and pfl-research with the PyTorch that is used here, in an environment of their own."""
+    """Install Flower and pfl-research, with the PyTorch in use here, into an environment of their own."""
     if (peers / "installed").exists():
         return
     print(f"installing {', '.join(PACKAGES)} into {peers}", file=sys.stderr)
@@ -99,11 +99,11 @@ def install(peers: Path) -> None:
 
 
 def write_task(root: Path, directory: Path) -> None:
-    """The examples, shares and initial weights of our own configuration, for all contestants."""
+    """Write the examples, shares and initial weights of our own configuration, for all contestants."""
     config = load_config(CONFIG)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
     data = load(config.data, config.seed)
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed, data.task)
 
     def prepared(images: Tensor) -> Tensor:
         return ((images - data.mean.view(-1, 1, 1)) / data.std.view(-1, 1, 1)).flatten(1)
@@ -121,7 +121,7 @@ def write_task(root: Path, directory: Path) -> None:
 
 
 def run(name: str, task: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and CPU seconds a round, and the accuracy, of one run of a contestant."""
+    """Run a contestant; returns its seconds and CPU seconds a round, and its accuracy."""
     kind, _, how = name.partition(" ")
     script = {"bare": "bare_loop", "pfl": "pfl_research"}.get(kind, kind) + ".py"
     python = options.peers / "bin" / "python" if kind in ("pfl", "flower") else Path(sys.executable)

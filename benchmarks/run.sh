@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Run the benchmarks, all that have a name here or those that are given, and write their tables into docs/benchmarks.md.
+# Run all benchmarks, or those that are named, and write their tables into docs/benchmarks.md.
 #   bash benchmarks/run.sh
 #   bash benchmarks/run.sh selection server_step
-#   MNIST=data bash benchmarks/run.sh rounds    # with MNIST in data/, as data.root has it; installs the peers, to PEERS
+#   MNIST=data bash benchmarks/run.sh rounds    # with MNIST in data/, as in data.root; installs the peers into PEERS
 # Names: selection server_step hook hook_1gbit hook_100mbit hook_cable rounds scale cohort; on a GPU selection_gpu and
-# cohort_gpu instead of the last; and, only where it is named, scale_spill, which fills 50 GB of disk. The links need Linux
-# and root (benchmarks/link.sh).
-# About twenty minutes on two cores, which should have nothing else to do.
+# cohort_gpu instead of the last. scale_files, which fills 50 GB of disk, runs only if it is named. The links need Linux and
+# root (benchmarks/link.sh). All take about twenty minutes on two idle cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -25,7 +24,7 @@ run() {
       bash benchmarks/veth.sh 100mbit benchmarks/hook_step.py --link "cable, 100 Mbit each way" --target 1 --steps 1 --turns 5 ;;
     rounds) $python benchmarks/rounds.py "${MNIST:-data}" ${PEERS:+--peers "$PEERS"} ;;
     scale) $python benchmarks/scale.py ;;
-    scale_spill) $python benchmarks/scale.py --spill ;;
+    scale_files) $python benchmarks/scale.py --files ;;
     cohort | cohort_gpu) $python benchmarks/cohort.py ;;
     selection_gpu) $python benchmarks/selection_gpu.py ;;
     *) echo "error: there is no benchmark named $1" >&2 && exit 2 ;;

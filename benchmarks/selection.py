@@ -1,4 +1,4 @@
-"""Exact top-k and the whole compress step on a CPU, against torch.topk and against moving the vector through memory.
+"""Time exact top-k and the compress step on a CPU, against torch.topk and against moving the vector through memory.
 
     python benchmarks/selection.py [--numel 11181642] [--turns 15] [--threads 1]
 
@@ -24,6 +24,7 @@ from flare_dist.compression.selection import _EVERY, _LINE, largest
 from flare_dist.compression.sparsifiers import count_kept
 from flare_dist.layout import Entry, ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 DENSITIES = {1e-4: (15, 2), 1e-3: (15, 2), 1e-2: (8, 4)}  # target of the selection, and of the compress step
 
@@ -66,23 +67,24 @@ def main() -> None:
 
 
 def print_selection(vector: Tensor, turns: int) -> None:
-    """Ours against torch.topk on normal values."""
+    """Compare ours with torch.topk on normal values."""
     rows = []
     for density, (target, _) in DENSITIES.items():
         k = count_kept(vector.numel(), density)
-        straight, seconds = _race(vector, k, turns, settle=False), _race(vector, k, turns, settle=True)
+        straight = _race(vector, k, turns, warm_caches=False)
+        seconds = _race(vector, k, turns, warm_caches=True)
         ms = [f"{milliseconds(seconds, name):.1f}" for name in ("ours", "torch")]
         faster = [f"{ratio(each, 'torch', 'ours'):.1f} x" for each in (straight, seconds)]
         rows.append([f"{density:g}", *ms, *faster, f"≥ {target} x"])
     print_table(["density", "ours, ms", "torch.topk, ms", "faster, caches emptied", "faster", "target"], rows)
     print(
-        "In the last comparison each way runs twice in a turn and the second time counts. Before it, ours comes right "
+        "In the last comparison each way runs twice in a turn, and the second run counts. Otherwise ours comes right "
         "after torch.topk, whose temporaries of several times the vector's size have emptied the caches.\n"
     )
 
 
 def print_adversarial(numel: int, draws: torch.Generator, turns: int) -> None:
-    """The same on inputs that mislead a sample, and for k = n."""
+    """Compare them on inputs that mislead a sample, and for k = n."""
     rows = []
     for name, make in INPUTS.items():
         vector = make(numel, draws)
@@ -94,8 +96,8 @@ def print_adversarial(numel: int, draws: torch.Generator, turns: int) -> None:
     print_table(header, rows)
 
 
-def _race(vector: Tensor, k: int, turns: int, settle: bool = False) -> dict[str, list[float]]:
-    """Seconds of both selections, once they were seen to agree."""
+def _race(vector: Tensor, k: int, turns: int, warm_caches: bool = False) -> dict[str, list[float]]:
+    """Check that both selections agree, and time them."""
     magnitudes = vector.abs()
     chosen = largest(vector, k)
     threshold = magnitudes.topk(k, sorted=False).values.amin()
@@ -104,14 +106,14 @@ def _race(vector: Tensor, k: int, turns: int, settle: bool = False) -> dict[str,
     assert (chosen.diff() > 0).all(), "not ascending"
     assert left_out <= threshold == magnitudes[chosen].amin(), "not the largest"
     ways = {"ours": lambda: largest(vector, k), "torch": lambda: vector.abs().topk(k)}
-    return alternate(ways, turns, settle=settle)
+    return alternate(ways, turns, warm_caches=warm_caches)
 
 
 def print_compress_step(numel: int, draws: torch.Generator, turns: int) -> None:
-    """The whole compress step against one copy plus one in-place add."""
+    """Compare the whole compress step with one copy plus one in-place add."""
     delta, other = torch.randn(numel, generator=draws), torch.zeros(numel)
     layouts = {"one tensor": ParameterLayout((Entry("all", (numel,), 0),))}
-    resnet = parameter_layout(build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0))
+    resnet = parameter_layout(build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION))
     if resnet.total <= numel:
         layouts["ResNet-18"] = resnet
     rows = []

@@ -1,9 +1,9 @@
-"""Time of an exact top-k on a GPU, beside moving the vector three times and beside torch.topk.
+"""Time an exact top-k on a GPU, beside moving the vector three times and beside torch.topk.
 
 Three moves are `a.add_(b)`: two readings and one writing. `select` is our selection as a hook calls it, from Python;
-`replayed` the same as a CUDA graph, the GPU's own time without that of launching; `add, select` a step of error
+`replayed` is the same as a CUDA graph: the GPU's own time without the launches. `add, select` is a step of error
 feedback before anything is written: the residual plus the delta, and the selection from it. torch.topk is given the
-magnitudes, unsorted. The second table has vectors that selections find hard, at one density.
+magnitudes, unsorted. The second table has vectors that are hard to select from, at one density.
 
     python benchmarks/selection_gpu.py [--turns 20] [--numel 11173962 1000000000]
 """
@@ -25,7 +25,7 @@ HARD_DENSITY = 1e-3
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
-    """What launches the same kernels by one call."""
+    """Capture the kernels of `run`; returns a function that launches them by one call."""
     run()  # compiles, which a capture must not
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -34,7 +34,7 @@ def replayed(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def hard_vectors(n: int) -> Iterator[tuple[str, Tensor, int]]:
-    """Names, vectors and how many of them are kept."""
+    """Yield a name, a vector, and how many of its entries are kept."""
     k = count_kept(n, HARD_DENSITY)
     yield "all equal", torch.full((n,), -0.3, device="cuda"), k
     yield "all zero", torch.zeros(n, device="cuda"), k
@@ -51,7 +51,7 @@ def hard_vectors(n: int) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def table(n: int, turns: int) -> None:
-    """Densities against three moves of the vector."""
+    """Compare selections at several densities with three moves of the vector."""
     vector, other = torch.randn(n, device="cuda"), torch.randn(n, device="cuda")
     residual = vector.clone()
     rows = []
@@ -79,7 +79,7 @@ def table(n: int, turns: int) -> None:
 
 
 def hard_table(n: int, turns: int) -> None:
-    """Hard vectors against torch.topk; what is selected is compared with it as well."""
+    """Compare selections from hard vectors with torch.topk, in time and in what is selected."""
     rows = []
     for name, vector, k in hard_vectors(n):
         magnitudes = vector.abs()
@@ -108,7 +108,7 @@ def main() -> None:
         raise SystemExit("error: selection_gpu.py needs a GPU, and PyTorch finds none")
     print(machine() + "\n")
     for n in options.numel:
-        needed = 80 * n  # bytes: mostly what torch.topk and the check need where k = n
+        needed = 80 * n  # bytes: mostly what torch.topk and the check need if k = n
         if needed > torch.cuda.mem_get_info()[0]:
             print(f"n = {n:,} needs about {needed / 1e9:.0f} GB on the GPU: left out.\n")
             continue

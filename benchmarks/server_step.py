@@ -1,4 +1,4 @@
-"""Aggregation and the server's step for sparse payloads, against touching the union of their entries once.
+"""Time aggregation and the server's step for sparse payloads, against touching the union of their entries once.
 
     python benchmarks/server_step.py [--numel 11181642] [--clients 64] [--density 0.001] [--turns 15] [--threads 1]
 

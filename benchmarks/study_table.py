@@ -1,9 +1,10 @@
-"""The table of a study in markdown, a line for each setting of each sweep: accuracy and bytes over the seeds.
+"""Print the table of a study, a line for each setting of each sweep: accuracy and bytes over the seeds.
 
     python benchmarks/study_table.py runs/fedopt/* --target 0.45
     python benchmarks/study_table.py runs/flash/mnist_1_*
 
-With a target it says in which round the seeds reached it, on average; of sparse models how far clients' masks differ.
+With a target, shows the round in which the seeds reached it, on average; for sparse models, how far clients' masks
+differ.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from flare_dist.analysis.bandwidth import read_metrics
+from flare_dist.analysis.metrics_file import read_metrics
 
 NOT_SETTINGS = (
     "purpose",
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def finished(file: Path) -> list[tuple[Row, list[Row]]]:
-    """The settings and the results of each point; runs that only tuned are left out."""
+    """Collect the settings and the results of each point; runs that only tuned are left out."""
     points = defaultdict(list)
     for row in csv.DictReader(file.read_text().splitlines()) if file.exists() else ():
         if row["purpose"] == "result" and row["status"] == "finished":
@@ -56,14 +57,15 @@ def finished(file: Path) -> list[tuple[Row, list[Row]]]:
 
 
 def measured(rows: list[Row], target: float | None) -> Row:
-    """What the seeds of one point came to."""
+    """Average the seeds of one point into a line of the table."""
     logs = [read_metrics(Path(row["directory"])) for row in rows]
     accuracies = [float(row["test_accuracy"]) for row in rows]
     spread = f" ± {stdev(accuracies):.3f}" if len(rows) > 1 else f" ({len(rows)} seed)"
     up, down, dense, buffers = (
         mean(sum(r.get(f"{k}_bytes", 0) for r in g) for g in logs) for k in ("uplink", "downlink", "dense", "buffer")
     )
-    up, dense = up + buffers, dense + buffers  # they travel with either
+    up += buffers  # which travel with either
+    dense += buffers
     line = {"test accuracy": f"{mean(accuracies):.3f}{spread}"}
     if target is not None:
         reached = [[r["round"] for r in log if r.get("test_accuracy", 0) >= target] for log in logs]

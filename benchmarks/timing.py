@@ -1,4 +1,4 @@
-"""How the benchmarks measure: side by side in one alternating sequence, and medians of the ratios of neighbours."""
+"""Measure ways side by side in one alternating sequence, and compare them by medians of the ratios of neighbours."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Seconds = Mapping[str, Sequence[float]]  # of each way, one for each turn
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1, settle: bool = False
+    ways: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 1, warm_caches: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each turn, in which all ways run once, one after another; warm-up turns do not count.
+    """Measure the seconds of each way in each turn; in a turn all ways run once, one after another.
 
-    Where ways are to `settle` each runs once more before, so that it finds the caches as it leaves them itself.
+    Warm-up turns do not count. With `warm_caches` each way runs once more before it is timed, so that it finds the
+    caches as it leaves them itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm_up, turns):
         for name, run in ways.items():
-            if settle:
+            if warm_caches:
                 run()
             _wait_for_gpu()
             start = time.perf_counter()
@@ -36,17 +37,17 @@ def alternate(
 
 
 def ratio(seconds: Seconds, one: str, other: str) -> float:
-    """How many times as long one way takes as the other: the median over the turns, in which noise hits both."""
+    """Compute how many times as long one way takes as the other: the median over turns, in which noise hits both."""
     return median(a / b for a, b in zip(seconds[one], seconds[other]))
 
 
 def milliseconds(seconds: Seconds, name: str) -> float:
-    """The median of one way."""
+    """Compute the median milliseconds of one way."""
     return 1000 * median(seconds[name])
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A Markdown table, numbers to the right."""
+    """Print a Markdown table, numbers to the right."""
     print("| " + " | ".join(header) + " |")
     print("|" + "|".join("---" if number == 0 else "--:" for number in range(len(header))) + "|")
     for row in rows:
@@ -55,7 +56,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """Describe the machine on which the numbers were measured."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{device}, torch {torch.__version__.split('+')[0]}, {torch.get_num_threads()} thread(s) a process"
 

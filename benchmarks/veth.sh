@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a training script on two machines, so to speak: two network namespaces at the ends of a cable (a veth pair), one
-# rank in each, and each direction limited to RATE by itself.
+# Run a training script as if on two machines: two network namespaces at the ends of a cable (a veth pair), one rank in
+# each, and each direction limited to RATE by itself.
 #
 #   OMP_NUM_THREADS=1 bash benchmarks/veth.sh 100mbit benchmarks/hook_step.py --link "cable, 100 Mbit each way"
 #

@@ -1,6 +1,6 @@
 """Federated and data-parallel training that sends sparse updates.
 
-In somebody's own loop: `flare_dist.attach`, or `ddp.register_comm_hook(flare_dist.SparseHookState(...), sparse_hook)`.
+In your own loop: `flare_dist.attach`, or `ddp.register_comm_hook(flare_dist.SparseHookState(...), sparse_hook)`.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: importing the package does no work (PEP 562)."""
+    """Import a public name when it is asked for, so that importing the package does no work (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'flare_dist' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

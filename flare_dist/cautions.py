@@ -1,59 +1,29 @@
-"""What is taken with a warning: combinations that mean something unexpected, and keys that change nothing."""
+"""Warn of combinations that mean something unexpected, and of keys that change nothing."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from flare_dist.compatibility import CONTROLLED
+from flare_dist.algorithms.methods import CAUTIONS as METHODS_CAUTION
+from flare_dist.conditions import (
+    exchanges_sparsely,
+    grows_masks,
+    has_client_memory,
+    has_clients,
+    has_masks_that_differ,
+    moves_masks,
+    scores_on_data,
+)
 from flare_dist.exclusion import Exclusion, Need
 
 DRAWN = ("dirichlet", "dirichlet_unbalanced", "quantity")  # partitions with a concentration
 
 
-def _of_clients(c: Any) -> bool:
-    return c.mode != "gradient"
-
-
-def _is_sparse_exchange(c: Any) -> bool:
-    return c.mode != "gradient" or c.gradients.hook == "sparse"
-
-
-def _moves_masks(c: Any) -> bool:
-    return _grows(c) or c.sparse_training.traits.server_moves
-
-
-def _grows(c: Any) -> bool:
-    return c.sparse_training.traits.has_stage_one or c.sparse_training.traits.clients_move
-
-
-def _asks_clients(c: Any) -> bool:
-    return c.sparse_training.traits.is_scored and c.pruning.looks_at_data
-
-
-def _masks_differ(c: Any) -> bool:
-    return c.sparse_training.traits.clients_move or bool(c.sparse_training.hetero)
-
-
-def _remembers(c: Any) -> bool:
-    return c.mode == "federated" and bool(c.exchanged.feedback.state_names or c.clients.memory_names)
-
-
 # fmt: off
-def _of_controls(name: str, title: str) -> Exclusion:
-    """Make the row of an objective whose second payload is of mean gradients."""
-    return Exclusion(("clients.objective", "compression.error_feedback"), f"{title}, sparse, without error feedback",
-                     lambda c: c.mode == "federated" and c.clients.objective == name
-                     and not c.compression.is_dense and c.compression.rule == "none",
-                     "without error feedback the server never hears of what is not sent of a change, and its control "
-                     "variate drifts from the mean of the clients'", "use ec", ("mode",))
-
-
 CAUTIONS = (
     Exclusion(("sparse_training.update_mode", "sparse_training.hetero"), "budgets with the mean over all clients",
               lambda c: bool(c.sparse_training.hetero) and c.sparse_training.update_mode == "mean",
               "the weights that clients with a smaller budget lack count as zeros", "masked_mean leaves them out"),
     Exclusion(("clients.momentum", "compression.error_feedback"), "dgc with local momentum",
-              lambda c: c.clients.momentum > 0 and c.mode != "centralised" and _is_sparse_exchange(c)
+              lambda c: c.clients.momentum > 0 and c.mode != "centralised" and exchanges_sparsely(c)
               and "velocity" in c.compression.feedback.state_names,
               "dgc has its own momentum", "set clients.momentum=0", ("mode", "gradients")),
     Exclusion(("mode", "clients.objective", "clients.step_ahead"), "an objective or step_ahead without clients",
@@ -64,40 +34,40 @@ CAUTIONS = (
               lambda c: c.mode == "federated" and c.clients.objective == "flare" and c.clients.flare.steps is not None
               and c.clients.flare.steps > c.local_steps,
               "more than the local steps of a round", "all are regularised", ("mode",)),
-    *(_of_controls(name, title) for name, title in CONTROLLED.items()),
+    *METHODS_CAUTION,
 )
-NEEDS = (  # of those that a key does not meet the first is named
+NEEDS = (  # of several that a key lacks, the first is named
     Need("clients.flare.*", lambda c: c.clients.objective == "flare", "clients.objective=flare"),
     Need("clients.feddyn.*", lambda c: c.clients.objective == "feddyn", "clients.objective=feddyn"),
     Need("clients.feddc.*", lambda c: c.clients.objective == "feddc", "clients.objective=feddc"),
     Need("clients.fedprox.*", lambda c: c.clients.objective == "fedprox", "clients.objective=fedprox"),
-    Need("clients.state_dir", _remembers, "clients that remember something: error feedback, feddyn, scaffold or feddc"),
+    Need("clients.state_dir", has_client_memory, "clients with memory: error feedback, feddyn, scaffold or feddc"),
     Need("compression.threshold", lambda c: c.compression.sparsifier == "threshold", "sparsifier=threshold"),
     Need("compression.downlink_density", lambda c: c.compression.downlink == "topk", "downlink=topk"),
     Need("data.alpha", lambda c: c.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
     Need("sparse_training.*", lambda c: c.sparse_training.is_sparse, "a sparse_training.method"),
     Need("sparse_training.init_*", lambda c: c.sparse_training.traits.has_stage_one,
          "sparse_training.method=spdst|jmwst"),
-    Need("sparse_training.prune_rate", _moves_masks, "a sparse_training.method that moves masks"),
-    Need("sparse_training.growth", _grows, "sparse_training.method=nst|spdst|jmwst|feddst"),
+    Need("sparse_training.prune_rate", moves_masks, "a sparse_training.method that moves masks"),
+    Need("sparse_training.growth", grows_masks, "sparse_training.method=nst|spdst|jmwst|feddst"),
     Need("sparse_training.r_int", lambda c: c.sparse_training.traits.server_moves,
          "sparse_training.method=jmwst|feddst|prunefl"),
     Need("sparse_training.r_end", lambda c: c.sparse_training.traits.fades, "sparse_training.method=feddst|prunefl"),
     Need("sparse_training.subsample", lambda c: c.sparse_training.method == "jmwst", "sparse_training.method=jmwst"),
-    Need("sparse_training.update_mode", _masks_differ, "masks that differ between clients"),
+    Need("sparse_training.update_mode", has_masks_that_differ, "masks that differ between clients"),
     Need("sparse_training.counts", lambda c: not c.sparse_training.traits.is_scored, "masks that are drawn"),
     Need("pruning.*", lambda c: c.sparse_training.traits.is_scored, "sparse_training.method=pruned|prunefl"),
-    Need("pruning.data", _asks_clients, "a pruning.criterion that looks at data"),
-    Need("pruning.frac", _asks_clients, "a pruning.criterion that looks at data"),
-    Need("pruning.batches", _asks_clients, "a pruning.criterion that looks at data"),
+    Need("pruning.data", scores_on_data, "a pruning.criterion that looks at data"),
+    Need("pruning.frac", scores_on_data, "a pruning.criterion that looks at data"),
+    Need("pruning.batches", scores_on_data, "a pruning.criterion that looks at data"),
     Need("pruning.threshold", lambda c: c.pruning.criterion == "threshold", "pruning.criterion=threshold"),
-    Need("compression.*", _is_sparse_exchange, "gradients.hook=sparse"),
+    Need("compression.*", exchanges_sparsely, "gradients.hook=sparse"),
     Need("gradients.*", lambda c: c.mode == "gradient", "mode=gradient"),
     Need("gradients.powersgd_*", lambda c: c.gradients.hook == "powersgd", "gradients.hook=powersgd"),
-    Need("server.*", _of_clients, "mode=federated"),
-    Need("clients.num", _of_clients, "mode=federated"),
-    Need("clients.per_round", _of_clients, "mode=federated"),
-    Need("clients.local_*", _of_clients, "mode=federated"),
-    Need("clients.weighting", _of_clients, "mode=federated"),
-    Need("data.partition", _of_clients, "mode=federated"),
+    Need("server.*", has_clients, "mode=federated"),
+    Need("clients.num", has_clients, "mode=federated"),
+    Need("clients.per_round", has_clients, "mode=federated"),
+    Need("clients.local_*", has_clients, "mode=federated"),
+    Need("clients.weighting", has_clients, "mode=federated"),
+    Need("data.partition", has_clients, "mode=federated"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskError(RuntimeError):
-    """A file of the run cannot be written; the message is for the user."""
+    """Raised if a file of the run cannot be written; the message is for the user."""
 
 
 @contextmanager
 def explained(key: str, path: Path, nbytes: int | None = None) -> Iterator[None]:
     """Raise DiskError that names the configuration's `key`, the path and the space left if the block meets an OSError.
 
-    `nbytes` is what is to be written, if that is known.
+    `nbytes` is the size of what is to be written, if that is known.
     """
     try:
         yield
@@ -28,7 +29,7 @@ def explained(key: str, path: Path, nbytes: int | None = None) -> Iterator[None]
 
 
 def _reason(error: OSError, path: Path, nbytes: int | None) -> str:
-    """The error in the system's words, and what helps."""
+    """Give the error in the system's words, and what to do."""
     if error.errno not in NO_ROOM:
         return f"{error.strerror or error}; the same command continues once it can be written"
     needed = f"it needs {nbytes:,} bytes, " if nbytes else ""
@@ -47,3 +48,12 @@ def free_space(path: Path) -> str:
 def existing(path: Path) -> Path:
     """Find the innermost folder on the way to `path` that is there, or `path` itself if it is."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file is on the disk, or a directory, whose entry for a renamed file must survive as well."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,7 @@
 """Options that do not go together: the type of a row, and the errors and warnings that rows make.
 
-The rows stand in compatibility.py. This module is below all others, so that every part can hold its own options
-against them before a whole configuration exists.
+The rows stand in compatibility.py, those of a method in its file. This module is below all others, so that every part
+can check its own options before a whole configuration exists.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ SHOWN = 60  # characters of a value in a message
 
 
 class Exclusion(NamedTuple):
-    """Options that do not go together, or that mean something unexpected together.
+    """Exclude options that do not go together, or warn if they mean something unexpected together.
 
     Args:
         keys: dotted keys and facts that meet; a message begins with the first and shows the values of all. A fact is
-            what no configuration says, such as a layer of the model.
+            something outside the configuration, such as a layer of the model.
         condition: the case in words, for the page of the documentation.
-        holds: whether it is so; is given an object with sections of `Config` and facts.
-        reason: why; the middle of "key: reason, got value; remedy".
+        holds: whether the case applies; is given an object with sections of `Config` and facts.
+        reason: why it is excluded; the middle of "key: reason, got value; remedy".
         remedy: what to do instead.
         reads: other sections and facts that `holds` reads.
     """
@@ -35,7 +35,7 @@ class Exclusion(NamedTuple):
     reads: tuple[str, ...] = ()
 
     def applies(self, given: dict[str, Any]) -> bool:
-        """Return whether all that the row is about is given, and the options exclude each other."""
+        """Tell whether every key and fact of the row is given, and the case applies."""
         needed = {key.partition(".")[0] for key in self.keys} | set(self.reads)
         return needed <= given.keys() and self.holds(SimpleNamespace(**given))
 
@@ -49,7 +49,7 @@ class Exclusion(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Keys that change nothing unless something else is so.
+    """Name keys that change nothing unless another setting makes them count.
 
     Args:
         pattern: the dotted keys, with * as in file names.
@@ -81,7 +81,7 @@ def _member(owner: Any, name: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as it stands in a file, in a few words."""
+    """Write a value as it stands in a file, cut off after `SHOWN` characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = f"[{', '.join(map(_shown, value))}]" if isinstance(value, (tuple, list)) else str(value)

@@ -2,8 +2,8 @@
 
 Most disks have flock, which ends with the process that holds it. Lustre mounted without `-o flock` (ENOSYS) and NFS
 without a lock daemon (ENOLCK) do not. There the lock is a second file, LOCK.held, that names its holder by process id
-and host. If its holder was killed, the next process of that host takes it over; no other host can tell, so it names the
-file and who made it.
+and host. If its holder was killed, the next process of that host takes it over. A process of another host cannot tell
+whether the holder lives, so its error names the file and the holder.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TAKEOVER_SECONDS = 1.0  # in which a dead holder's file is found and replaced
 
 
 class HeldError(Exception):
-    """Another process has the lock; the message says which, as far as it can be known, and what to do."""
+    """Raised if another process has the lock; the message names it as far as it can be known, and what to do."""
 
 
 def has_flock(directory: Path) -> bool:
-    """Tell whether files in `directory` can be locked by flock; raises OSError if none can be written to it."""
+    """Tell whether files in `directory` can be locked by flock; raises OSError if it cannot be written to."""
     with tempfile.TemporaryFile(dir=directory, prefix=".flock-") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,7 +57,7 @@ def take(path: Path, wait_seconds: float = 0.0) -> Lock:
 
 
 def held_path(path: Path) -> Path:
-    """The file that stands for the lock `path` on a disk without flock."""
+    """Return the path of the file that stands for the lock `path` on a disk without flock."""
     return path.with_name(path.name + HELD)
 
 

@@ -1,6 +1,6 @@
 """Learning-rate schedules over rounds, for clients and for the server.
 
-A schedule is written as a word, with its parameters behind a colon:
+A schedule is written as a word, followed by a colon and its parameters if it has any:
     constant            1
     linear              1 -> 0
     cosine              1 -> 0 along half a cosine
@@ -16,26 +16,26 @@ from collections.abc import Callable
 
 
 def parse_schedule(text: str, key: str) -> Callable[[int, int], float]:
-    """The schedule `text` as a function (round, rounds) -> factor, for rounds 1 … rounds.
+    """Parse the schedule `text` into a function (round, rounds) -> factor, for rounds 1 … rounds.
 
-    Raises ValueError naming the dotted `key` where the text is no schedule.
+    Raises ValueError that begins with the dotted `key` if the text is no schedule.
     """
     name, _, arguments = text.partition(":")
     if name not in SCHEDULES:
-        raise ValueError(f"{key}: unknown schedule {text!r} (choose from {', '.join(SCHEDULES)})")
+        raise ValueError(f"{key}: unknown schedule, got {text!r}; choose from {', '.join(SCHEDULES)}")
     try:
         return SCHEDULES[name](arguments)
     except ValueError as error:
-        raise ValueError(f"{key}: cannot read {text!r}: expected {FORMS[name]}") from error
+        raise ValueError(f"{key}: cannot read the schedule, got {text!r}; write {FORMS[name]}") from error
 
 
 def _progress(round_: int, rounds: int) -> float:
-    """0 in the first round, 1 after the last."""
+    """Return the share of rounds that are over: 0 in the first round, 1 after the last."""
     return (round_ - 1) / rounds
 
 
 def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, int], float]]:
-    """A schedule without parameters, from a function of the progress in [0, 1)."""
+    """Make a schedule without parameters from a function of the progress in [0, 1)."""
 
     def parse(arguments: str) -> Callable[[int, int], float]:
         if arguments:
@@ -47,18 +47,20 @@ def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, i
 
 def _exponential(arguments: str) -> Callable[[int, int], float]:
     final_text, at, length_text = arguments.partition("@")
-    final, length = float(final_text), int(length_text) if at else None
+    final = float(final_text)
+    length = int(length_text) if at else None
     if not 0 < final <= 1000 or (length is not None and length < 1):
         raise ValueError(arguments)
     if length is not None:
         return lambda round_, rounds: final ** ((round_ - 1) / length)
-    # reaches `final` in the last round itself, as published schedules from one rate to another do
+    # Reaches `final` in the last round itself, as published schedules from one rate to another do.
     return lambda round_, rounds: final ** ((round_ - 1) / max(1, rounds - 1))
 
 
 def _step(arguments: str) -> Callable[[int, int], float]:
     factor, _, rounds_text = arguments.partition("@")
-    decay, milestones = float(factor), [int(milestone) for milestone in rounds_text.split(",")]
+    decay = float(factor)
+    milestones = [int(milestone) for milestone in rounds_text.split(",")]
     if not 0 <= decay <= 1:
         raise ValueError(arguments)
     return lambda round_, rounds: decay ** sum(round_ >= milestone for milestone in milestones)
@@ -71,7 +73,7 @@ SCHEDULES: dict[str, Callable[[str], Callable[[int, int], float]]] = {
     "exponential": _exponential,
     "step": _step,
 }
-FORMS = {
+FORMS = {  # how each is written
     "constant": "constant",
     "linear": "linear",
     "cosine": "cosine",

@@ -1,4 +1,4 @@
-"""Randomness without state: every draw comes from a generator derived from what it is for.
+"""Randomness without state: every draw comes from a generator that is derived from its purpose.
 
 A generator is a pure function of (seed, purpose, round, client), so nothing random needs saving, and a client draws the
 same numbers whichever rank hosts it and however often the run was interrupted.
@@ -21,16 +21,16 @@ CPU = torch.device("cpu")
 
 
 def derive_seed(seed: int, purpose: str, round_: int = 0, client: int = 0) -> int:
-    """A 63-bit seed for one purpose, e.g. derive_seed(0, "shuffle", round_=3, client=17)."""
+    """Derive a 63-bit seed for one purpose, e.g. derive_seed(0, "shuffle", round_=3, client=17)."""
     key = f"{seed}/{purpose}/{round_}/{client}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what a model may draw from: torch's generators of the CPU and of `device`, numpy's and Python's `random`.
+    """Seed the generators that a model may draw from: torch's of the CPU and of `device`, numpy's and Python's.
 
-    torch.manual_seed would do it for all devices, but for each kind that was never used it writes its caller's stack
-    down, a fifth of the time that a local step of a small model takes.
+    torch.manual_seed would seed all devices, but it records its caller's stack for each kind that was never used, which
+    takes a fifth of the time of a local step of a small model.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -41,11 +41,12 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def draws_kept(device: torch.device = CPU) -> Iterator[None]:
-    """After the block the shared generators, those of `device` among them, are in the state that they had before it."""
+    """Restore the shared generators after the block, those of `device` among them, to their state before it."""
     gpus: list[torch.device | int] = [device] if device.type == "cuda" else []
     if torch.cuda.is_initialized():
         gpus = list(range(torch.cuda.device_count()))
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     with torch.random.fork_rng(gpus):
         try:
             yield
@@ -56,7 +57,7 @@ def draws_kept(device: torch.device = CPU) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Within the block a model draws from this seed, on the CPU and on `device`; the caller's draws are kept."""
+    """Let a model draw from this seed within the block, on the CPU and on `device`; the caller's draws are kept."""
     with draws_kept(device):
         seed_draws(seed, device)
         if torch.cuda.is_initialized():
@@ -65,11 +66,11 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 def states_outside_torch() -> tuple[object, ...]:
-    """The states of numpy's and Python's shared generators, to compare: torch itself tells if it draws."""
+    """Return the states of numpy's and Python's shared generators, to compare: torch itself tells if it draws."""
     name, key, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(key).tobytes(), *rest
 
 
 def generator(seed: int, purpose: str, round_: int = 0, client: int = 0) -> torch.Generator:
-    """A CPU generator seeded by `derive_seed`; CPU on purpose, so that draws do not depend on the device."""
+    """Make a generator seeded by `derive_seed`; on the CPU, so that draws do not depend on the device."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, round_, client))

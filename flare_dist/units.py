@@ -33,7 +33,7 @@ def show_numbered(noun: str, numbers: Sequence[int]) -> str:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """Write a number of things, e.g. 1 rank or 2 ranks; `many` is what they are called, if not `one` with an s."""
+    """Write a number of things, e.g. 1 rank or 2 ranks; `many` is the plural, if that is not `one` with an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 

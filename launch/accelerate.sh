@@ -9,6 +9,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # only silences the launcher: see
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export ACCELERATE_USE_CPU=true
 ranks=(--num_processes "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}" --main_process_port "${MASTER_PORT:-0}")
-[ -z "${ACCELERATE_CONFIG:-}" ] || ranks=() # it says them itself
+[ -z "${ACCELERATE_CONFIG:-}" ] || ranks=() # it has them itself
 config="${ACCELERATE_CONFIG:-$here/accelerate.yaml}"
 exec python "$here/run.py" accelerate launch --config_file "$config" "${ranks[@]}" --module flare_dist train "$@"

@@ -8,6 +8,6 @@ PATH="$here/../.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # see engine.threads
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
-where=(--num_gpus "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}")
-[ -z "${HOSTFILE:-}" ] || where=(--hostfile "$HOSTFILE")
-exec python "$here/run.py" deepspeed "${where[@]}" --master_port "${MASTER_PORT:-29500}" --no_local_rank --module flare_dist train "$@"
+hosts=(--num_gpus "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}")
+[ -z "${HOSTFILE:-}" ] || hosts=(--hostfile "$HOSTFILE")
+exec python "$here/run.py" deepspeed "${hosts[@]}" --master_port "${MASTER_PORT:-29500}" --no_local_rank --module flare_dist train "$@"

@@ -1,10 +1,10 @@
-"""Start ranks by a launcher, and end with the error that they have found instead of the launcher's traceback.
+"""Start ranks by a launcher, and end with the ranks' own error instead of the launcher's traceback.
 
     python launch/run.py torchrun --nproc_per_node 2 -m flare_dist train --config FILE
 
-What a user can put right the ranks write into the file FLARE_DIST_ERRORS; each line of it is said once, after all that
-the launcher says. A rank that crashes writes nothing there: its traceback and the launcher's report stay. If a signal
-ends a rank or the launcher, e.g. Ctrl-C, one line says that instead.
+Ranks write errors that a user can put right into the file FLARE_DIST_ERRORS. Each line of it is printed once, after the
+launcher's own output. A rank that crashes writes nothing there: its traceback and the launcher's report stay. If a
+signal ends a rank or the launcher, e.g. Ctrl-C, one line reports that instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# torchrun is the only one that reports on ranks through a logger of this process.
+# Only torchrun reports on ranks through a logger of this process.
 REPORTS = "torch.distributed.elastic.multiprocessing.api"
 
 
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _launch(module: str, errors: Path) -> int:
-    """The exit status of a launcher's main function; what it raises passes if no rank has said why."""
+    """Run a launcher's main function; returns its exit status. Its exception passes unless a rank reported an error."""
     try:
         importlib.import_module(module).main()
     except SystemExit as end:
@@ -57,7 +57,7 @@ def _launch(module: str, errors: Path) -> int:
 
 
 def _stopped(error: Exception) -> str:
-    """Say which signal stopped the launcher or the first of its ranks to end; nothing if none did."""
+    """Name the signal that stopped the launcher or the first of its ranks to end; empty if none did."""
     if hasattr(error, "sigval"):  # torchrun's SignalException, after it has ended the ranks
         return f"stopped by {signal.Signals(error.sigval).name}"
     if hasattr(error, "get_first_failure"):  # torchrun's ChildFailedError

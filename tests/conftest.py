@@ -1,12 +1,21 @@
 """Property tests draw the same everywhere, a busy machine is no failure, and every test begins alike."""
 
+from __future__ import annotations
+
 import logging
 import os
+import signal
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.helpers.sweeps import Processes
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
@@ -26,3 +35,61 @@ def as_it_began() -> Iterator[None]:
     log.propagate = True
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of one rank without interruption; tests copy what they change."""
+    from tests.helpers.runs import start, tiny  # here, for most tests import no trainer
+
+    directory = tmp_path_factory.mktemp("straight")
+    start(tiny(directory))
+    return directory
+
+
+@pytest.fixture
+def read_yaml(tmp_path: Path) -> Any:
+    """Return a function from the content of my.yaml to the configuration."""
+    from tests.helpers.configs import read_yaml
+
+    return partial(read_yaml, tmp_path / "my.yaml")
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Any:
+    """Return a function from the contents of 0.yaml, 1.yaml, ... to arguments that lay one over the other."""
+    from tests.helpers.configs import layers
+
+    return partial(layers, tmp_path)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """Replace the training processes of sweeps by a table of results."""
+    from tests.helpers.sweeps import Processes
+
+    used = Processes()
+    monkeypatch.setattr("flare_dist.studies.sweep_run._run", used.run)
+    return used
+
+
+@pytest.fixture
+def nothing_left_running() -> Iterator[None]:
+    """Kill the launchers that a failing test leaves behind; those of a module's fixtures have ended by then."""
+    from tests.helpers.launching import RUNNING
+
+    yield
+    for process in RUNNING:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    RUNNING.clear()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Forget Accelerate's precision and device, a singleton of the process, before and after a test."""
+    from accelerate.state import AcceleratorState  # here, for most tests import no Accelerate
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)

@@ -1,6 +1,6 @@
-"""A federated round in one process and in plain PyTorch: no flat vectors, no payloads, no process group.
+"""Federated rounds in one process and in plain PyTorch: no flat vectors, no payloads, no process group.
 
-It shares with the package only what defines the experiment: the data, the model, the seeds and the draw of the cohort.
+The package lends only the experiment: the data, the model, the seeds and the draw of the cohort.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from flare_dist.server.server import sample_cohort
 
 
 def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -> nn.Module:
-    """Top-k per tensor with ec, dgc or ef21 (or nothing where dense), local SGD with FLARE's pull where it is asked
-    for, weighted mean, server rate 1.
+    """Train by local SGD, top-k per tensor, the weighted mean and server rate 1; returns the global model.
 
-    Clients in `reject` are drawn but their updates are not used.
+    Error feedback is ec, dgc or ef21, and none if updates are dense. Local steps follow FLARE's pull if it is the
+    objective. Clients in `reject` are drawn, but their updates are not used.
     """
     data = load(config.data, config.seed)
-    parts = partition(config.data, data.train, data.num_classes, config.clients.num, config.seed)
+    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
-    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed)
+    model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed, data.task)
     memories: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for round_ in range(1, config.rounds + 1):
         cohort = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
@@ -67,12 +67,14 @@ def _local_delta(
     client: int,
     residual: list[Tensor],
 ) -> list[Tensor]:
+    """Train `model` in place on the examples of one client; returns local minus global, for each parameter."""
     torch.manual_seed(derive_seed(config.seed, "dropout", round_, client))
     start = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=config.clients.lr, momentum=config.clients.momentum)
     shuffle = generator(config.seed, "shuffle", round_, client)
     model.train()
-    steps, flare = 0, config.clients.flare
+    steps = 0
+    flare = config.clients.flare
     pulls = config.clients.objective == "flare" and any(a.any() for a in residual)
     for _ in range(config.clients.local_epochs):
         for inputs, labels in source.batches(examples, config.clients.batch_size, shuffle):
@@ -92,7 +94,7 @@ def _local_delta(
 
 
 def _fed_back(delta: Tensor, memory: tuple[Tensor, Tensor], config: Config) -> Tensor:
-    """What the server gets of `delta`; the first vector of `memory` is the residual or EF21's estimate."""
+    """Compress `delta` with error feedback, which updates `memory`: the residual or EF21's estimate, and a velocity."""
     first, velocity = memory
     if config.compression.rule == "ef21":
         return first.add_(_top(delta - first, config))
@@ -105,7 +107,7 @@ def _fed_back(delta: Tensor, memory: tuple[Tensor, Tensor], config: Config) -> T
 
 
 def _top(update: Tensor, config: Config) -> Tensor:
-    """`update` with all but its largest magnitudes zeroed, the first of equals kept."""
+    """Zero all but the largest magnitudes of `update`; among equals the first is kept."""
     if config.compression.is_dense:
         return update
     flat = update.flatten()

@@ -19,8 +19,8 @@ from flare_dist.rounds.setup import set_up
 from flare_dist.run import trainer
 from flare_dist.run.trainer import ROUNDS
 from flare_dist.server.config import ServerConfig
+from tests.helpers.runs import start_rank, tiny
 from tests.ranks import run_ranks
-from tests.test_trainer import _start, tiny
 
 
 class Unseeded(nn.Module):
@@ -86,12 +86,12 @@ def drift(world: World, config: Config) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trainer.ROUNDS, config.mode, play_and_lose)
         with pytest.raises(ValueError, match="than rank 0") as error:
-            _start(world, config, None)
+            start_rank(world, config, None)
     return str(error.value)
 
 
 def test_a_run_stops_where_a_rank_holds_another_model(tmp_path: Path) -> None:
-    model = ModelConfig(name="tests.test_rounds:norm_net", norm="batch")
+    model = ModelConfig(name="tests.helpers.rounds:norm_net", norm="batch")
     messages = run_ranks(drift, 3, tiny(tmp_path, model=model, server=ServerConfig()))
     assert len(set(messages)) == 1
     assert messages[0].startswith(

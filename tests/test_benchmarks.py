@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes that say nothing about speed, and their tables find their place in the document."""
+"""Benchmarks run, at sizes that are too small to measure, and their tables go to their places in the document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.test_link import missing, namespaces
+from tests.helpers.network import namespaces, why_no_namespaces
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
@@ -46,7 +46,7 @@ def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
     assert any(" x |" in row for row in rows)
 
 
-def test_clients_as_one_batch_are_set_beside_themselves_one_after_another() -> None:
+def test_clients_as_one_batch_are_compared_with_clients_one_after_another() -> None:
     command = [sys.executable, str(BENCHMARKS / "cohort.py"), "--model", "2nn", "--clients", "2"]
     command += ["--examples", "6", "12", "--turns", "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
@@ -68,13 +68,13 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
-def test_what_a_benchmark_uses_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is imported, since not all are small enough to be run here."""
+def test_every_benchmark_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all are small enough to be run here."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     assert load(name).__doc__
 
 
-def test_tables_are_put_between_their_marks_alone(
+def test_tables_replace_only_what_is_between_their_marks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report, document = load("report"), tmp_path / "benchmarks.md"
@@ -104,8 +104,8 @@ def test_every_name_of_the_document_can_be_run() -> None:
         assert re.search(rf"^    (\w+ \| )*{name}( \| \w+)*\)", runner, re.MULTILINE)
 
 
-def test_two_ends_of_a_cable_are_two_ranks_and_nothing_is_left(tmp_path: Path) -> None:
-    reason = missing()
+def test_a_rank_at_each_end_of_a_cable_is_reached_and_nothing_is_left(tmp_path: Path) -> None:
+    reason = why_no_namespaces()
     if reason:
         pytest.skip(reason)
     before, script = namespaces(), tmp_path / "sum.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.pruning import PruningConfig
+from tests.helpers.runs import start, tiny
 
 SPARSE = SparseTrainingConfig(method="spdst", density=0.5, hetero=((0.5, 0.5), (0.5, 1.0)))
 SCAFFOLD = ClientsConfig(objective="scaffold")
@@ -47,7 +49,7 @@ def test_what_has_none_is_named_with_what_it_would_need() -> None:
         ({"sparse_training": SPARSE}, ""),
         ({"sparse_training": replace(SPARSE, update_mode="mean")}, "weights that clients with a smaller budget lack"),
         ({"sparse_training": replace(SPARSE, update_mode="masked_mean")}, ""),
-        ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "its control variate drifts"),
+        ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "control variate drifts"),
         ({"clients": SCAFFOLD}, ""),
     ],
 )
@@ -83,3 +85,29 @@ def test_dtypes_that_cannot_be_saved_are_refused() -> None:
     model.register_buffer("waves", torch.ones(2, dtype=torch.complex128))
     with pytest.raises(ValueError, match=r"^model\.name: waves is torch\.complex128, which model\.safetensors cannot"):
         check_run(Config(), [torch.arange(10)], model)
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(None, False), (3, False), (4, True)])
+def test_more_regularised_steps_than_there_are_is_worth_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int | None, warned: bool
+) -> None:
+    """Each of the five clients has 108 / 5 examples, hence three batches of eight."""
+    config = tiny(tmp_path, rounds=1)
+    flare = replace(config.clients.flare, steps=steps)
+    start(replace(config, clients=replace(config.clients, objective="flare", flare=flare)))
+    said = "clients.flare.steps: more than the local steps of a round, got 4 with local_steps=3; all are regularised"
+    assert (said in caplog.messages) is warned
+
+
+def test_an_objective_without_clients_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny(tmp_path, rounds=1, mode="centralised")
+    start(replace(config, clients=replace(config.clients, objective="fedprox")))
+    assert any(
+        message.startswith("mode: clients.objective and step_ahead have no effect") for message in caplog.messages
+    )
+
+
+def test_momentum_twice_is_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny(tmp_path, rounds=1, compression=CompressionConfig(density=0.02, error_feedback="dgc"))
+    start(replace(config, clients=replace(config.clients, momentum=0.9)))
+    assert any(message.startswith("clients.momentum: dgc has its own momentum") for message in caplog.messages)

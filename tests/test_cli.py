@@ -1,9 +1,10 @@
-"""The command line: wrong input is one line that names the key, before any process group starts."""
+"""Wrong input on the command line is refused in one line that names the key, before any process group starts."""
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 
 from flare_dist import cli
 from flare_dist.run import trainer
-from tests.test_trainer import straight, tiny  # noqa: F401  (straight is a fixture)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -42,7 +42,7 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--model.name", "transformer"], "model.name: unknown model 'transformer'"),
         (["--model.name", "torchvision:nothing"], "model.name: torchvision has no classifier 'nothing'"),
         (["--model.name", "torchvision:resnet81"], "no classifier 'resnet81'; did you mean resnet18 or "),
-        (["--model.name", "torchvision:resnet18"], "it wants images of 3 channels, the data has inputs of"),
+        (["--model.name", "torchvision:resnet18"], "it takes images of 3 channels, got inputs of"),
         (["--model.name", "no_such_package:net"], "start the command where it lies, or install it"),
         (["--clients.objective", "flare", "--compression.error_feedback", "none"], "clients.objective: flare pulls"),
         (["--clients.flare.percentile", "100"], "clients.flare.percentile: must be in [0, 100), got 100"),
@@ -56,7 +56,10 @@ SMOKE = ("train", "--config", "configs/smoke.yaml")
         (["--mode", "gossip"], "mode: must be one of federated, gradient, centralised"),
         (["--rounds", "0"], "rounds: must be at least 1"),
         (["--checkpoint.keep", "1"], "checkpoint.keep: must be at least 2"),
-        (["--clients.lr_schedule", "step:x"], "clients.lr_schedule: cannot read 'step:x': expected step:FACTOR@"),
+        (
+            ["--clients.lr_schedule", "step:x"],
+            "clients.lr_schedule: cannot read the schedule, got 'step:x'; write step",
+        ),
         (["--config", "{tmp}/nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -73,8 +76,8 @@ def test_wrong_input_is_one_line_naming_the_key(
     monkeypatch.setattr(trainer, "open_world", no_process_group)
     (tmp_path / "file").touch()
     arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    where = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "out")]
-    status, _, error = run(capsys, *SMOKE, *where, *arguments)
+    directory = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "out")]
+    status, _, error = run(capsys, *SMOKE, *directory, *arguments)
     assert status == 2
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -100,7 +103,7 @@ def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
-def test_help_names_types_as_people_do(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_types_without_their_python_repr(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     text = capsys.readouterr().out
@@ -116,7 +119,9 @@ def test_help_names_types_as_people_do(command: str, capsys: pytest.CaptureFixtu
         (["xyz"], "error: xyz: there is no such command; choose from "),
     ],
 )
-def test_a_command_that_is_not_there(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused_with_suggestions(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, _, error = run(capsys, *arguments)
     assert status == 2
     assert error.startswith(said)
@@ -144,7 +149,7 @@ def test_diverged_training_ends_with_the_round_and_the_clients(
     assert "error: diverged: round 1: the losses or deltas of all clients (" in error
 
 
-def test_train_evaluate_and_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_evaluate_and_partition_print_their_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, error = run(capsys, *SMOKE, "--output_dir", str(tmp_path), "--engine.threads", "1")
     assert status == 0, error
     assert "compression against dense" in output
@@ -159,7 +164,7 @@ def test_train_evaluate_and_partition(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_compression_that_is_shown_has_batchnorm_s_bytes_on_both_sides(
+def test_the_compression_shown_counts_batchnorm_bytes_on_both_sides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--model.name", "resnet8", "--model.norm", "batch", "--compression.density", "0.01", "--rounds", "1"]
@@ -188,7 +193,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_sweep_trains_and_says_where_the_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_trains_and_prints_where_the_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ("sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
     status, output, _ = run(capsys, *sweep, "--grid", "clients.objective=none,flare", "--clients.lr", "0.1")
     assert status == 0
@@ -199,7 +204,7 @@ def test_sweep_trains_and_says_where_the_results_are(tmp_path: Path, capsys: pyt
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
-def test_without_matplotlib_tables_are_printed_all_the_same(
+def test_without_matplotlib_tables_are_still_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -231,7 +236,7 @@ def test_a_wrong_sweep_starts_nothing(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_rank_waits_for_rank_0_to_say_what_is_wrong(
+def test_a_rank_leaves_it_to_rank_0_to_report_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
@@ -246,3 +251,18 @@ def test_a_rank_waits_for_rank_0_to_say_what_is_wrong(
     status, _, error = run(capsys, *SMOKE, "--compression.density", "2")
     assert (status, error) == (2, "")
     assert (tmp_path / "errors").read_text().startswith("error: compression.density: ")
+
+
+@pytest.mark.parametrize(("rank", "options", "shown"), [("0", [], 1), ("1", [], 0), ("1", ["default"], 1)])
+def test_rank_0_alone_shows_warnings_of_libraries_unless_python_is_asked_for_them(
+    rank: str, options: list[str], shown: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "warnoptions", options)
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("default")
+        run(capsys, *SMOKE, "--compression.density", "2")
+        warnings.warn("a library's", UserWarning, stacklevel=1)
+    assert len([warning for warning in met if str(warning.message) == "a library's"]) == shown

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -25,19 +24,14 @@ from flare_dist.data.examples import Examples
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
 from flare_dist.seeding import generator
+from flare_dist.tasks.builtin import CLASSIFICATION
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 
 ROUNDS, CLASSES = 4, 3
 EXAMPLES = torch.arange(22)  # in batches of 5 the last one has 2
 BASE = ClientsConfig(batch_size=5, lr=0.1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its device in a singleton of the process."""
-    threads = torch.get_num_threads()
-    yield
-    AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):
@@ -73,7 +67,9 @@ def trainer(
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[config.optimizer](parameters, config.lr, config.momentum, config.weight_decay)
 
-    local_model = AccelerateModel(EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer)
+    local_model = AccelerateModel(
+        EngineConfig(threads=1), model or net(), torch.device("cpu"), make_optimizer, CLASSIFICATION
+    )
     algorithm = Algorithm(penalty=penalty) if penalty else None
     return LocalTrainer(local_model, batch_source(), config, ROUNDS, seed, algorithm)
 
@@ -369,32 +365,3 @@ def test_a_large_finite_delta_is_finite() -> None:
 def test_divergence_is_seen() -> None:
     assert local(trainer()).is_finite
     assert not local(trainer(replace(BASE, lr=1e30, local_epochs=3))).is_finite
-
-
-@pytest.mark.parametrize(
-    ("key", "values"),
-    [
-        ("num", {"num": 0}),
-        ("per_round", {"per_round": 0}),
-        ("per_round", {"num": 4, "per_round": 5}),
-        ("local_epochs", {"local_epochs": 0}),
-        ("local_steps", {"local_steps": 0}),
-        ("batch_size", {"batch_size": 0}),
-        ("optimizer", {"optimizer": "lion"}),
-        ("lr", {"lr": 0.0}),
-        ("lr", {"lr": math.nan}),
-        ("momentum", {"momentum": -0.1}),
-        ("momentum", {"optimizer": "adam", "momentum": 0.9}),
-        ("weight_decay", {"weight_decay": -0.1}),
-        ("objective", {"objective": "moon"}),
-        ("lr_schedule", {"lr_schedule": "poly"}),
-    ],
-)
-def test_errors_name_the_key(key: str, values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"^clients\.{key}: "):
-        ClientsConfig(**values)
-
-
-def test_the_cohort_is_everybody_unless_told() -> None:
-    assert ClientsConfig(num=12).cohort_size == 12
-    assert ClientsConfig(num=12, per_round=5).cohort_size == 5

@@ -136,11 +136,11 @@ def test_settings_that_do_not_belong_together_are_refused() -> None:
     for momentum in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"^compression\.momentum: must be in"):
             CompressionConfig(error_feedback="dgc", momentum=momentum)
-    with pytest.raises(ValueError, match=r"^compression\.momentum: only dgc has one"):
+    with pytest.raises(ValueError, match=r"^compression\.momentum: only dgc takes momentum"):
         CompressionConfig(momentum=0.5)
-    with pytest.raises(ValueError, match=r"^compression\.residual_decay: only ec has one"):
+    with pytest.raises(ValueError, match=r"^compression\.residual_decay: only ec decays its residual"):
         CompressionConfig(error_feedback="dgc", residual_decay=0.9)
-    with pytest.raises(ValueError, match=r"^compression\.warmup: leads to a density below 1"):
+    with pytest.raises(ValueError, match=r"^compression\.warmup: a warm-up leads to a density below 1"):
         CompressionConfig(sparsifier="dense", warmup=(0.5,))
 
 

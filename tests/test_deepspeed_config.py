@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: our configuration fills its "auto", and nothing may contradict it."""
+"""Our configuration fills DeepSpeed's "auto", and nothing may contradict it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,17 @@ def test_a_file_is_not_changed_by_reading_it() -> None:
 @pytest.mark.parametrize(
     ("given", "mode", "message"),
     [
-        ({"gradient_clipping": 1.0}, "federated", "gradient_clipping 1.0, clients.gradient_clipping says 0.0"),
-        ({"bf16": {"enabled": True}}, "federated", "enabled True, engine.mixed_precision says False"),
-        ({"train_micro_batch_size_per_gpu": 8}, "federated", "8, clients.batch_size says 10"),
+        (
+            {"gradient_clipping": 1.0},
+            "federated",
+            "gradient_clipping must be 0.0 to agree with clients.gradient_clipping, got 1.0",
+        ),
+        (
+            {"bf16": {"enabled": True}},
+            "federated",
+            "bf16.enabled must be False to agree with engine.mixed_precision, got True",
+        ),
+        ({"train_micro_batch_size_per_gpu": 8}, "federated", "must be 10 to agree with clients.batch_size, got 8"),
         ({"train_batch_size": 8}, "federated", "sets train_batch_size, which is clients.batch_size here"),
         ({"optimizer": {"type": "Adam"}}, "federated", "sets optimizer, which is clients.optimizer here"),
         ({"scheduler": {"type": "OneCycle"}}, "federated", "sets scheduler, which is clients.lr_schedule here"),
@@ -84,7 +92,7 @@ def test_fp16_needs_stage_1() -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "cannot read"), ("{", "is not JSON"), ("[1]", "holds no JSON object")]
 )
-def test_a_file_that_cannot_be_read(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "settings.json"
     if text is not None:
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""flare-dist doctor: a report that names what matters and no secret, and checks that find what is broken."""
+"""flare-dist doctor reports versions and settings without secrets, and its checks name what is broken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flare_dist.comm.world import World
 from tests.ranks import run_ranks
 
 
-def test_a_report_and_all_checks(
+def test_the_report_leaves_out_tokens_and_all_checks_pass(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
@@ -47,7 +47,7 @@ def test_failed_checks_are_named_last(
 
 
 def exchange_of_a_launch(world: World) -> str:
-    """What the check of a launched rank says, in the process group that the test's rank already has."""
+    """Run the check of a launched rank in the process group that the test's rank already has; returns its result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor, "try_all", lambda launch, kind, seconds: _exchange(world))
         return doctor._exchange(Launch(world.rank, world.size), "cpu", 30.0)

@@ -15,7 +15,7 @@ from flare_dist.compression.index_codecs import INDEX_CODECS
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
+from flare_dist.rounds.setup import set_up, set_up_federation
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.downlink import Downlink
 from tests.helpers.rounds import SPARSE
@@ -140,8 +140,8 @@ def test_every_rank_holds_the_same_view_and_any_number_of_them_the_same_bits(kin
 def test_centralised_training_has_no_view() -> None:
     """Its compression keys do not count, so the same configuration's twin can be trained."""
     config = dataclasses.replace(SPARSE, mode="centralised", compression=CompressionConfig(downlink="topk"))
-    fed = set_up_federation(config, World())
-    assert fed.downlink.view.data_ptr() == fed.server.parameters.data_ptr()
+    run = set_up(config, World())
+    assert run.view.data_ptr() == run.server.parameters.data_ptr()
 
 
 def test_a_lossless_downlink_changes_bytes_only() -> None:

@@ -1,54 +1,21 @@
-"""Every byte that a log tells of counts, and each second once: what stands in event files of other trainers."""
+"""Every logged byte counts, and each second once, also in the event files of other trainers."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from flare_dist import cli
-from flare_dist.analysis.bandwidth import RunLog, Totals, read_run, totals
+from flare_dist.analysis.bandwidth import totals
 from flare_dist.analysis.links import Link
-
-START = 1_700_000_000.0
-TAGS = {"uplink_bytes": "comm/sent", "wire_bytes": "comm/sent"}
-Event = tuple[str, int, float, float]  # (tag, step, value, seconds after START)
-_numbers = itertools.count()
-
-
-def write(directory: Path, events: Iterable[Event], **options: Any) -> Path:
-    """Write one event file; the path of it."""
-    suffix = f".{next(_numbers)}"  # names of one second would be the same
-    with SummaryWriter(str(directory), filename_suffix=suffix) as writer:
-        for tag, step, value, seconds in events:
-            writer.add_scalar(tag, value, step, walltime=START + seconds, **options)
-    (path,) = directory.glob(f"*tfevents*{suffix}")
-    return path
-
-
-def sent(steps: Iterable[int], begin: float = 0.0, each: float = 1000, seconds: float = 1.0) -> list[Event]:
-    """Bytes of each step, a second apart."""
-    return [("comm/sent", step, each, begin + seconds * step) for step in steps]
-
-
-def read(directory: Path, target: float | None = None, **tags: str) -> tuple[RunLog, Totals]:
-    log = read_run(directory, TAGS | tags, ranks=2)
-    return log, totals(log, [], "ranks", target)
-
-
-def amounts(directory: Path) -> tuple[int, float, float]:
-    """(rounds, kB, seconds) of a log."""
-    found = read(directory)[1]
-    assert found.amounts["uplink_bytes"] == found.amounts["wire_bytes"]  # one tag may stand for both
-    return found.rounds, found.amounts["uplink_bytes"] / 1000, found.amounts["round_seconds"]
+from flare_dist.analysis.run_logs import read_run
+from tests.helpers.event_files import START, TAGS, Event, amounts, numbers, read, sent, write
 
 
 @pytest.mark.parametrize("other", ["loss/train", "accuracy/test", "seconds/compute"])
-def test_what_is_logged_more_often_than_bytes_takes_no_seconds_away(tmp_path: Path, other: str) -> None:
+def test_a_tag_logged_more_often_than_bytes_takes_no_seconds_away(tmp_path: Path, other: str) -> None:
     often = [(other, step, 0.5, step + 0.1) for step in range(1, 101)]
     write(tmp_path, sorted(sent(range(10, 101, 10)) + often, key=lambda event: event[3]))
     assert amounts(tmp_path) == (10, 10, pytest.approx(100))
@@ -79,7 +46,7 @@ def test_a_requeued_run_counts_what_it_sent_twice_but_not_the_pause(tmp_path: Pa
     assert notes == ([f"{tmp_path}: {again}"] if first == 7 else [])
 
 
-def test_two_runs_in_one_directory_both_count_and_it_is_said(tmp_path: Path) -> None:
+def test_two_runs_in_one_directory_both_count_and_are_noted(tmp_path: Path) -> None:
     write(tmp_path, sent(range(1, 21)))
     write(tmp_path, sent(range(1, 16), begin=5000, each=2000, seconds=3))
     assert amounts(tmp_path) == (35, 50, pytest.approx(20 + 45))
@@ -111,7 +78,7 @@ def test_an_evaluator_that_outlives_a_requeue_joins_no_sessions(tmp_path: Path) 
     assert (found.target["bytes_up"], found.value, log.notes) == (15_000, pytest.approx(0.6), [])
 
 
-def test_bytes_of_one_step_alone_tell_no_time(tmp_path: Path) -> None:
+def test_bytes_of_a_single_step_have_no_time(tmp_path: Path) -> None:
     write(tmp_path, [*sent([1]), ("ranks/ranks", 1, 2, 1.0)])
     log, found = read(tmp_path)
     assert (found.rounds, found.amounts) == (1, {"uplink_bytes": 1000, "wire_bytes": 1000})
@@ -120,16 +87,16 @@ def test_bytes_of_one_step_alone_tell_no_time(tmp_path: Path) -> None:
     assert amounts(tmp_path) == (6, 6, pytest.approx(12))  # it is taken to be like the others
 
 
-def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_left_out_and_noted(tmp_path: Path) -> None:
     nan: list[Event] = [("comm/sent", 4, float("nan"), 4.0), ("loss/train", 4, float("nan"), 4.0)]
     write(tmp_path, sent(range(1, 4)) + nan + sent(range(5, 11)))
     assert amounts(tmp_path) == (9, 9, pytest.approx(10))
     assert f"{tmp_path}: values that are not finite are left out: 1" in read(tmp_path)[0].notes
 
 
-def test_new_style_hparams_and_what_a_restart_purges(tmp_path: Path) -> None:
+def test_new_style_scalars_count_also_if_a_restart_purges_them(tmp_path: Path) -> None:
     write(tmp_path, sent(range(1, 11)), new_style=True)
-    with SummaryWriter(str(tmp_path), purge_step=8, filename_suffix=f".{next(_numbers)}") as writer:
+    with SummaryWriter(str(tmp_path), purge_step=8, filename_suffix=f".{next(numbers)}") as writer:
         writer.add_hparams({"lr": 0.1}, {"hparam/accuracy": 0.5}, run_name=".")
         for step in range(8, 21):
             writer.add_scalar("comm/sent", 1000, step, walltime=START + 9000 + step)
@@ -143,7 +110,7 @@ def test_states_hold_until_they_change(tmp_path: Path) -> None:
     assert totals(log, [Link("", 8e3)], "star", None).projected[""] == pytest.approx(5 * (1 + 1 / 4))
 
 
-def test_the_command_names_the_run_that_lacks_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_run_that_lacks_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, sent([1]))
     command = ["bandwidth", str(tmp_path), "--tag", "wire_bytes=comm/sent", "--link", "1Mbps", "--output_dir"]
     assert cli.main([*command, str(tmp_path / "report"), "--ranks", "2"]) == 2

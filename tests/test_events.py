@@ -1,4 +1,4 @@
-"""Whatever is damaged in an event file, the rest of it counts, and the file is named."""
+"""The undamaged part of an event file counts, and the file is named."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from flare_dist import cli
-from flare_dist.analysis.bandwidth import read_run, totals
+from flare_dist.analysis.bandwidth import totals
 from flare_dist.analysis.events import read_event_file
 from flare_dist.analysis.links import Link
 from flare_dist.analysis.report import lines
-from tests.test_event_rows import TAGS, amounts, read, sent, write
+from flare_dist.analysis.run_logs import read_run
+from tests.helpers.event_files import TAGS, amounts, read, sent, write
 
 SEED = 18
 FILES = 2000  # that are mutated
 
 
 def record(event: bytes) -> bytes:
-    """An event as it stands in a file, with right checksums."""
+    """Make the record of an event, with right checksums."""
     length = struct.pack("<Q", len(event))
     return length + struct.pack("<I", masked_crc32c(length)) + event + struct.pack("<I", masked_crc32c(event))
 
 
 def records(data: bytes) -> list[bytes]:
-    """The records of a whole file."""
+    """Divide a whole file into its records."""
     found = []
     while data:
         end = 16 + struct.unpack("<Q", data[:8])[0]
@@ -80,7 +81,7 @@ def test_an_empty_file_is_named_alone_and_beside_others(tmp_path: Path, capsys: 
     assert amounts(tmp_path) == (20, 20, pytest.approx(20))
 
 
-def test_tensors_that_are_no_number_are_no_scalars(tmp_path: Path) -> None:
+def test_tensors_that_hold_no_single_number_are_left_out(tmp_path: Path) -> None:
     event = Event(step=1, wall_time=1.0)
     text = event.summary.value.add(tag="comm/text").tensor
     text.dtype = 7
@@ -99,7 +100,7 @@ def test_tensors_that_are_no_number_are_no_scalars(tmp_path: Path) -> None:
 
 
 def mutate(parts: list[bytes], draw: random.Random) -> bytes:
-    """One mutated file."""
+    """Damage a file in one way."""
     data = bytearray(b"".join(parts))
     place, length = draw.randrange(len(data)), draw.randrange(1, 60)
     kind = draw.randrange(8)
@@ -125,8 +126,10 @@ def mutate(parts: list[bytes], draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_two_thousand_damaged_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each gives its numbers or an error with the path, and a line that names the file wherever bytes are lost."""
+def test_two_thousand_damaged_files_are_read_or_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each gives its numbers or an error with the path, and a line that names the file if bytes are lost."""
     caplog.set_level("CRITICAL", logger="flare_dist")
     path = write(
         tmp_path, [*sent(range(1, 5)), ("ranks/ranks", 5, 2, 4.5), *sent(range(5, 8)), ("loss/train", 7, 1, 8)]
@@ -147,7 +150,7 @@ def test_two_thousand_damaged_files(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def is_made_of_records(data: bytes) -> bool:
-    """Whether nothing tells that the file was ever another one."""
+    """Tell whether the file consists of whole records, so that no reader can see the damage."""
     while len(data) >= 16:
         end = 16 + int(struct.unpack("<Q", data[:8])[0])
         if data[:end] != record(data[12 : end - 4]):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from flare_dist.disk import DiskError
 from flare_dist.records.files import replacing, save_model, save_state, sha256, write_text
+from tests.helpers.disks import fill
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -58,3 +61,22 @@ def test_a_flipped_bit_changes_the_checksum(tmp_path: Path) -> None:
 def test_saved_models_are_readable_by_others(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", torch.nn.Linear(2, 2).state_dict())
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("write", "needed"),
+    [
+        (lambda path: save_state(path, {"a": [torch.zeros(5000)], "b": 1}), "20,000"),
+        (lambda path: save_model(path, {"a": torch.zeros(5000)}), "20,0.."),
+        (lambda path: write_text(path, "x" * 20_000), "20,000"),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, write: Any, needed: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    fill(path)
+    with pytest.raises(DiskError, match=rf"cannot write {path}: No space left on device \(it needs {needed} bytes"):
+        write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

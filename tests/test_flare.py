@@ -255,14 +255,14 @@ def test_errors_name_the_key(key: str, value: float, message: str) -> None:
 def test_pulling_needs_a_residual(compression: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^clients\.objective: flare pulls towards the residual"):
         dataclasses.replace(CONFIG, compression=CompressionConfig(**compression))
-    with pytest.raises(ValueError, match=r"^clients\.step_ahead: follows the residual"):
+    with pytest.raises(ValueError, match=r"^clients\.step_ahead: step_ahead follows the residual"):
         dataclasses.replace(
             with_clients(CONFIG, objective="none", step_ahead=0.5), compression=CompressionConfig(**compression)
         )
 
 
 def test_conserving_needs_plain_sgd() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.flare\.conserve: not with fp16"):
+    with pytest.raises(ValueError, match=r"^clients\.flare\.conserve: fp16 skips steps"):
         dataclasses.replace(
             with_clients(CONFIG, flare=FlareConfig(conserve=True)), engine=EngineConfig(mixed_precision="fp16")
         )

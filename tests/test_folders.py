@@ -1,66 +1,20 @@
-"""Which folder is the test set, which folders are classes, and what is said of files that are left out."""
+"""Listing of a tree of images: which folder is the test set, and which folders are classes."""
 
 from __future__ import annotations
 
-import logging
-import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from flare_dist.data.config import DataConfig
-from flare_dist.data.datasets import DataSplits, load
-
-EACH = {"train": 3, "test": 2, "val": 1}  # images of a class
+from tests.helpers.images import copy, read, refused, write_parts
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two classes in train/, test/ and val/: 6, 4 and 2 images."""
-    for part, count in EACH.items():
-        for name in ("hor", "ver"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for i in range(count):
-                Image.new("L", (3, 2), 10 * i).save(tmp_path / part / name / f"{i}.png")
-    return tmp_path
-
-
-def read(root: Path) -> DataSplits:
-    return load(DataConfig(name="image_folder", root=str(root)), seed=0)
-
-
-def copy(root: Path, place: str) -> None:
-    """One more image."""
-    (root / place).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(root / "train/hor/0.png", root / place)
-
-
-def refused(root: Path, place: str, problem: str) -> None:
-    path = re.escape(str(root / place if place else root))
-    with pytest.raises(ValueError, match=rf"^data\.root: {path}: {problem}"):
-        read(root)
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "{part}/.ipynb_checkpoints/0.png", "{part}/@eaDir/0.png", "{part}/__MACOSX/0.png", "{part}/.hidden/deep/0.png",
-        "{part}/hor/.ipynb_checkpoints/0-checkpoint.png", "{part}/hor/@eaDir/0.png", "{part}/hor/._0.png",
-        "{part}/hor/.DS_Store", "{part}/ver/Thumbs.db", "{part}/stray.png", "{part}/notes.txt",
-    ],
-)  # fmt: skip
-def test_what_systems_leave_behind_changes_nothing(place: str, root: Path) -> None:
-    before = read(root)
-    for part in ("train", "test"):
-        copy(root, place.format(part=part))
-    after = read(root)
-    assert after.num_classes == 2
-    assert (len(after.train), len(after.test)) == (6, 4)
-    assert after.test.labels.equal(before.test.labels)
+    return write_parts(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["third", ".ipynb_checkpoints", "@eaDir"])
@@ -161,7 +115,7 @@ def test_near_misses_are_asked_about(old: str, new: str, hint: str, root: Path) 
     refused(root, "", hint)
 
 
-def test_what_is_no_data_set_is_explained(root: Path) -> None:
+def test_a_root_without_a_data_set_is_explained(root: Path) -> None:
     refused(root / "nowhere", "", "there is no such folder")
     refused(root / "train/hor/0.png", "", "is a file; unpack it")
     shutil.rmtree(root / "test")
@@ -192,74 +146,7 @@ def test_a_test_set_without_images_is_refused(root: Path) -> None:
     refused(root, "test", r"has no images, but 4 \.gif")
 
 
-def test_files_left_out_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    read(root)
-    assert "left out" not in caplog.text
-    for place in ("train/hor/a.gif", "train/hor/b.GIF", "test/ver/c.npy", "train/hor/._0.png", "train/stray.png",
-                  "train/ver/.DS_Store", "train/hor/README", "train/hor/d.png~"):  # fmt: skip
-        copy(root, place)
-    read(root)
-    (line,) = [message for message in caplog.messages if "left out" in message]
-    start, found = line.split(" left out ")
-    assert start == f"data.root: {root}:"
-    assert sorted(found.split(", ")) == [
-        "1 .npy", "1 .png beside the classes", "1 .png~", "1 hidden .png", "1 without suffix", "2 .gif"
-    ]  # fmt: skip
-
-
-def test_more_suffixes_are_images(root: Path) -> None:
-    for suffix in ("jfif", "jpe", "JPEG", "webp"):
-        copy(root, f"train/hor/more.{suffix}")
-    assert len(read(root).train) == 10
-
-
-def test_folders_within_a_class_belong_to_it(root: Path) -> None:
-    copy(root, "train/hor/more.png/deep/0.png")  # a folder may be named as an image
-    (root / "train/other").symlink_to(root / "train/ver")
-    read_ = read(root)
-    assert read_.train.labels.bincount().tolist() == [4, 3, 3]
-
-
-@pytest.mark.parametrize("place", ["train/hor/x.png", "train/third", "test/hor/x.png", "train/hor/sub"])
-def test_broken_links_are_named(place: str, root: Path) -> None:
-    (root / place).symlink_to("/nowhere/x")
-    refused(root, place, "is a link to /nowhere/x, which cannot be found$")
-
-
 def test_a_broken_link_for_the_test_set_does_not_make_val_stand_in(root: Path) -> None:
     (root / "test").rename(root / "moved")
     (root / "test").symlink_to("/nowhere/test")
     refused(root, "test", "is a link to /nowhere/test, which cannot be found$")
-
-
-def test_a_link_to_its_own_folder_is_refused(root: Path) -> None:
-    (root / "train/hor/again").symlink_to(root / "train/hor")
-    refused(root, "train/hor/again", r"is a link to .*/train/hor, in which it lies$")
-
-
-def test_a_folder_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = os.scandir
-
-    def deny(path: str) -> object:
-        if str(path).endswith("train/ver"):
-            raise PermissionError(13, "Permission denied", path)
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", deny)
-    refused(root, "train/ver", "Permission denied$")
-
-
-def test_names_may_have_any_bytes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As files from an older system have, in Latin-1: read, cached, and printable if something is wrong."""
-    before = read(root).train
-    for part in ("train", "test"):
-        os.rename(root / part / "hor", os.fsencode(root / part) + b"/caf\xe9")
-    path = os.fsencode(root / "train") + b"/caf\xe9/n\xe4\nchste.png"
-    os.rename(os.fsencode(root / "train") + b"/caf\xe9/0.png", path)
-    assert sorted(read(root).train.labels.tolist()) == before.labels.tolist()
-    Path(os.fsdecode(path)).write_bytes(b"x")
-    refused(root, r"train/caf\xe9/n\xe4\nchste.png", r"cannot be read \(")
-    with pytest.raises(ValueError, match=r"^data\.root: ") as caught:
-        read(root)
-    str(caught.value).encode()

@@ -1,4 +1,4 @@
-"""Twelve thousand damaged image files: each is read, or refused in one line that names it.
+"""Damaged image files, twelve thousand of them: each is read, or refused in one line that names it.
 
 The damage is drawn from SEED: bits, bytes, lengths and whole blocks of small good files of every kind that we read. In
 half of the PNGs the checksums are mended afterwards, or nearly all damage would stop at them.
@@ -30,7 +30,7 @@ EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 
 
 def good_files() -> list[bytes]:
-    """Small good files of every kind that we read, and of one (GIF) that is often named as another."""
+    """Make small good files of every kind that we read, and of one (GIF) that is often named as another."""
     grey = np.random.default_rng(SEED).integers(0, 65536, (SIZE, SIZE), dtype=np.uint16)
     image = Image.fromarray((grey >> 8).astype(np.uint8))
     colours = image.convert("RGB")
@@ -88,10 +88,11 @@ def overwrite_header(content: bytearray, rng: random.Random) -> None:
 
 
 def write_extreme(content: bytearray, rng: random.Random) -> None:
-    """A number that a decoder may take for a length, an offset or a size."""
-    start, form = rng.randrange(max(1, len(content) - 4)), rng.choice(["<I", ">I", "<H", ">H"])
-    value = rng.choice(EXTREMES) & (0xFFFFFFFF if form[1] == "I" else 0xFFFF)
-    number = struct.pack(form, value)
+    """Write a number that a decoder may take for a length, an offset or a size."""
+    start = rng.randrange(max(1, len(content) - 4))
+    layout = rng.choice(["<I", ">I", "<H", ">H"])
+    value = rng.choice(EXTREMES) & (0xFFFFFFFF if layout[1] == "I" else 0xFFFF)
+    number = struct.pack(layout, value)
     content[start : start + len(number)] = number
 
 
@@ -133,7 +134,7 @@ DAMAGES: list[Callable[[bytearray, random.Random], None]] = [
 
 
 def damaged(files: list[bytes], rng: random.Random) -> bytes:
-    """One of `files` with one to three kinds of damage; now and then its tail is that of another."""
+    """Damage one of `files` in one to three ways; now and then its tail is that of another."""
     content = bytearray(rng.choice(files))
     for damage in rng.choices(DAMAGES, k=rng.randint(1, 3)):
         if content:
@@ -145,7 +146,7 @@ def damaged(files: list[bytes], rng: random.Random) -> bytes:
 
 
 def mend_checksums(content: bytes) -> bytes:
-    """The same PNG with checksums that agree, as far as its chunks can be followed."""
+    """Make the checksums of a PNG agree, as far as its chunks can be followed."""
     mended, place = bytearray(content), 8
     while content.startswith(b"\x89PNG") and place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)

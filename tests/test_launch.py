@@ -1,4 +1,4 @@
-"""The real thing: torchrun, two ranks, a run directory and its TensorBoard file; kills and interrupts."""
+"""Runs of two ranks under torchrun write what they promise, and survive kills, hangs and interrupts."""
 
 from __future__ import annotations
 
@@ -6,53 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from tests.helpers.launching import finished, torchrun
 
-
-RUNNING: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_running() -> Iterator[None]:
-    """A test that fails leaves no launcher behind; those of a module's fixtures have ended by then."""
-    yield
-    for process in RUNNING:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    RUNNING.clear()
-
-
-def launched(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    """A launcher in a session of its own, as from a terminal."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-    RUNNING.append(process)
-    return process
-
-
-def torchrun(
-    directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
-) -> subprocess.Popen[str]:
-    """A small configuration on two ranks, in a session of its own as from a terminal."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
-    command += ["-m", "flare_dist", "train", "--config", config, "--output_dir", str(directory)]
-    return launched([*command, *arguments], ENVIRONMENT)
-
-
-def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
-    """The output of a launcher that ends well and without a warning of Python's."""
-    output, error = process.communicate(timeout=seconds)
-    assert process.returncode == 0, error
-    assert "Warning: " not in error, error
-    return output
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -63,7 +26,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    """The ranks of a torchrun process."""
+    """List the process ids of the ranks of a torchrun process."""
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
     return [int(pid) for pid in listed.split()]
 
@@ -85,13 +48,13 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return directory, finished(torchrun(directory), 120)
 
 
-def test_summary_is_printed_once(smoke: tuple[Path, str]) -> None:
+def test_the_summary_is_printed_once(smoke: tuple[Path, str]) -> None:
     directory, output = smoke
     assert output.count("compression against dense") == 1
     assert output.count(f"run directory: {directory}") == 1
 
 
-def test_tensorboard_carries_what_metrics_do(smoke: tuple[Path, str]) -> None:
+def test_tensorboard_has_the_values_of_metrics(smoke: tuple[Path, str]) -> None:
     directory, _ = smoke
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(directory)).Reload()
@@ -108,7 +71,7 @@ def test_tensorboard_carries_what_metrics_do(smoke: tuple[Path, str]) -> None:
         assert len(events.Scalars(tag)) == len(expected) > 0
 
 
-def test_keys_of_metrics(smoke: tuple[Path, str]) -> None:
+def test_every_row_of_metrics_has_its_keys(smoke: tuple[Path, str]) -> None:
     rows = [json.loads(line) for line in (smoke[0] / "metrics.jsonl").read_text().splitlines()]
     keys = {"round", "test_loss", "test_accuracy", "train_loss", "clients", "rejected_clients", "kept", "total"}
     keys |= {f"{name}_bytes" for name in ("uplink", "downlink", "buffer", "dense", "wire")}
@@ -121,7 +84,7 @@ def test_keys_of_metrics(smoke: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_run_ends_at_once_and_continues_bitwise(
+def test_an_interrupted_run_ends_at_once_and_continues_bitwise(
     smoke: tuple[Path, str], tmp_path: Path, how: signal.Signals
 ) -> None:
     long = ("--rounds", "2000", "--eval_every", "100")
@@ -166,8 +129,8 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(tmp_path: Path) -> None:
     assert "error: rank 1 has not answered rank 0 for 8 s" in error
 
 
-def test_a_restarted_run_goes_on_from_its_checkpoint(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    """torchrun starts all ranks anew; the end is that of an undisturbed run."""
+def test_a_restarted_run_continues_from_its_checkpoint(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    """torchrun starts all ranks anew; the final model is that of an undisturbed run."""
     length = ("--rounds", "60", "--checkpoint.every", "2", "--eval_every", "100")
     process = torchrun(tmp_path / "killed", *length, options=("--max-restarts", "1"))
     wait_until(lambda: has_checkpoint(tmp_path / "killed") and len(children(process)) == 2)

@@ -1,11 +1,10 @@
-"""The launchers beside torchrun start the same ranks, and the engine is what the configuration says."""
+"""The launchers beside torchrun start the same ranks, and the engine follows the configuration."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import signal
-import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,18 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.test_launch import ENVIRONMENT, finished, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
+from tests.helpers.launching import ENVIRONMENT, finished, launched, torchrun
+from tests.helpers.ports import free_port
 
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """What torchrun and Accelerate train."""
+    """Train with torchrun the model that Accelerate and DeepSpeed must train as well."""
     directory = tmp_path_factory.mktemp("torchrun")
     finished(torchrun(directory))
     return load_file(directory / "model.safetensors")
@@ -60,7 +56,7 @@ sys.exit(2)
 
 
 @pytest.mark.parametrize("how", ["error", "crash"])
-def test_a_launch_ends_with_the_error_of_whichever_rank(tmp_path: Path, how: str) -> None:
+def test_a_launch_ends_with_the_error_of_the_rank_that_failed(tmp_path: Path, how: str) -> None:
     """A crash keeps its traceback and the launcher's report, an error stands alone."""
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
@@ -89,7 +85,7 @@ def test_a_wrong_key_is_the_last_line_of_every_launcher(tmp_path: Path, script: 
 
 
 class StoppedError(Exception):
-    """What torchrun raises: SignalException has `sigval`, ChildFailedError the first failure."""
+    """Raise as torchrun does: SignalException has `sigval`, ChildFailedError the first failure."""
 
     def __init__(self, sigval: signal.Signals | None = None, exitcode: int = 0) -> None:
         super().__init__("a page of the launcher's own")
@@ -106,7 +102,7 @@ class StoppedError(Exception):
         (StoppedError(exitcode=-9), 1, "error: rank 1 was stopped by SIGKILL; the same command continues from "),
     ],
 )
-def test_a_signal_is_told_in_one_line(
+def test_a_signal_is_reported_in_one_line(
     error: Exception, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = importlib.util.spec_from_file_location("launch_run", "launch/run.py")
@@ -135,8 +131,8 @@ def test_a_wrong_number_of_ranks_starts_nothing(script: str) -> None:
     assert error == "error: NPROC_PER_NODE: expected a number of ranks of at least 1, got 'two'\n"
 
 
-def test_a_node_wants_its_place() -> None:
+def test_a_node_without_its_rank_is_refused() -> None:
     process = launched(["bash", "launch/torchrun.sh"], {**ENVIRONMENT, "NNODES": "2"})
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert error.endswith("NODE_RANK: set it to the place of this node, 0 to NNODES - 1\n")
+    assert error.endswith("NODE_RANK: set it to the number of this node, 0 to NNODES - 1\n")

@@ -10,7 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flare_dist"
 
 # Each folder may import itself and what stands before it in one of these lists.
-GROUND = {"layout", "seeding", "schedules", "units", "disk", "locks", "exclusion", "compatibility", "cautions"}
+GROUND = {
+    "layout",
+    "seeding",
+    "schedules",
+    "units",
+    "disk",
+    "errors",
+    "locks",
+    "preserved",
+    "exclusion",
+    "conditions",
+    "compatibility",
+    "cautions",
+}
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
@@ -19,15 +32,18 @@ MAY_IMPORT = {
     "schedules": set(),
     "units": set(),
     "disk": set(),
+    "errors": set(),
     "locks": set(),
     "exclusion": set(),
-    "compatibility": {"exclusion"},
-    "cautions": {"exclusion", "compatibility"},
+    "preserved": set(),
+    "conditions": set(),
+    "compatibility": {"exclusion", "conditions", "algorithms"},
+    "cautions": {"exclusion", "conditions", "algorithms"},
     "tasks": GROUND,
     "data": GROUND | {"tasks"},
     "models": GROUND | {"tasks"},
     "compression": GROUND,
-    "algorithms": GROUND,
+    "algorithms": GROUND - {"compatibility", "cautions"},
     "sparse_training": GROUND | {"tasks", "compression"},
     "clients": PURE,
     "server": PURE,
@@ -46,10 +62,10 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "torch.distributed": {"comm/collectives.py", "comm/world.py"},
-    "accelerate": {"engines/accelerate.py"},
+    "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
-    "jsonargparse": {"config/config.py", "config/parser.py"},
-    "tensorboard": {"analysis/events.py", "records/tracking.py"},
+    "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},
+    "tensorboard": {"analysis/events.py", "records/tensorboard.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
 }

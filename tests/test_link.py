@@ -1,8 +1,7 @@
-"""A real slow link: benchmarks/link.sh limits the rate, and leaves nothing behind."""
+"""benchmarks/link.sh makes a link of the rate asked for, and leaves nothing behind."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.network import namespaces, why_no_namespaces
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks/link.sh"
+
+
 TRANSFER = """
 import socket, threading, time
 listener = socket.create_server(("127.0.0.1", 0))
@@ -26,25 +29,8 @@ print(time.perf_counter() - start)
 """
 
 
-def namespaces() -> str:
-    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-
-
-def missing() -> str:
-    """Why it cannot work here, if so."""
-    if os.geteuid() != 0:
-        return "needs root"
-    if not shutil.which("ip") or not shutil.which("tc"):
-        return "needs iproute2"
-    made = subprocess.run(["ip", "netns", "add", "flare-link-probe"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespaces here: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", "flare-link-probe"], check=True)
-    return ""
-
-
-def test_the_rate_is_the_one_asked_for_and_nothing_is_left() -> None:
-    reason = missing()
+def test_the_link_has_the_rate_asked_for_and_nothing_is_left() -> None:
+    reason = why_no_namespaces()
     if reason:
         pytest.skip(reason)
     before = namespaces()
@@ -55,8 +41,8 @@ def test_the_rate_is_the_one_asked_for_and_nothing_is_left() -> None:
     assert namespaces() == before
 
 
-def test_a_failing_command_s_status_is_kept_and_nothing_is_left() -> None:
-    reason = missing()
+def test_the_status_of_a_failing_command_is_kept_and_nothing_is_left() -> None:
+    reason = why_no_namespaces()
     if reason:
         pytest.skip(reason)
     before = namespaces()
@@ -64,7 +50,7 @@ def test_a_failing_command_s_status_is_kept_and_nothing_is_left() -> None:
     assert namespaces() == before
 
 
-def test_it_says_what_it_needs() -> None:
+def test_missing_arguments_and_tools_are_named() -> None:
     done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "bash benchmarks/link.sh 100mbit .venv/bin/torchrun" in done.stderr

@@ -23,10 +23,11 @@ from flare_dist.sparse_training.masks import (
     layer_counts,
     mask_mismatch,
     none_empty,
-    prunable_entries,
     random_mask,
     random_places,
 )
+from flare_dist.sparse_training.prunable import prunable_entries
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 CPU = torch.device("cpu")
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 40), ("bias", 5), ("b", 400))])
@@ -38,7 +39,7 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 def test_the_prunable_weights_of_resnet18_are_those_of_the_paper() -> None:
-    model = build("resnet18", "group", (3, 32, 32), 10, 0)
+    model = build("resnet18", "group", (3, 32, 32), 10, 0, CLASSIFICATION)
     entries = prunable_entries(model, parameter_layout(model), SparseTrainingConfig(method="spdst"))
     assert (len(entries), sum(entry.numel for entry in entries)) == (20, 11_159_232)
     without = SparseTrainingConfig(method="spdst", exclude=("*downsample*",))  # as for Tiny-ImageNet
@@ -46,7 +47,7 @@ def test_the_prunable_weights_of_resnet18_are_those_of_the_paper() -> None:
 
 
 def test_the_prunable_weights_of_mnist_net_are_its_second_convolution_and_its_first_linear_layer() -> None:
-    model = build("mnist_net", "group", (1, 28, 28), 10, 0)
+    model = build("mnist_net", "group", (1, 28, 28), 10, 0, CLASSIFICATION)
     config = SparseTrainingConfig(method="spdst", layers="all", exclude_ends=True)
     entries = prunable_entries(model, parameter_layout(model), config)
     assert [entry.shape for entry in entries] == [(20, 10, 5, 5), (50, 5120)]

@@ -1,4 +1,4 @@
-"""What is installed is what is used, and the files that say so agree."""
+"""Dependencies are declared, files that list them agree, and the documentation names files that exist."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_readme_tree_is_true() -> None:
             assert re.search(rf"\b{re.escape(path.name)}", readme), f"README.md does not mention {path.name}"
 
 
-def test_files_that_the_documentation_names_are_there() -> None:
+def test_files_named_in_the_documentation_exist() -> None:
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name in re.findall(r"(?:launch|configs|docs|benchmarks)/[\w./-]+\.\w+", path.read_text()):
             assert (ROOT / name).exists(), f"{path.name} mentions {name}"

@@ -1,31 +1,21 @@
-"""The laws of every partitioner."""
+"""Partitions: one tensor of indices, looked up by client, and refusals that name the key."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from flare_dist.cli import main
 from flare_dist.data.config import DataConfig
-from flare_dist.data.examples import Examples
-from flare_dist.data.partition import PARTITIONERS, label_table, partition
-
-CLASSES = 10
-COMPLETE = sorted(set(PARTITIONERS) - {"consecutive"})
-
-
-def examples(n: int = 1003, groups: int | None = 40) -> Examples:
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.randint(CLASSES, (n,), generator=rng)
-    writers = None if groups is None else torch.randperm(n, generator=rng) % groups
-    return Examples(torch.zeros(n, 1, 1, 1), labels, writers)
-
-
-def split(name: str, clients: int = 13, n: int = 1003, seed: int = 0, **values: Any) -> list[Tensor]:
-    return list(partition(DataConfig(partition=name, **values), examples(n), CLASSES, clients, seed))
+from flare_dist.data.partition import label_table, partition
+from flare_dist.data.partitioners import PARTITIONERS
+from flare_dist.data.sources import SOURCES
+from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers.partitions import CLASSES, examples, split
+from tests.helpers.tasks import drawn
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -38,98 +28,11 @@ def test_parts_are_disjoint_in_order_and_not_empty(name: str, alpha: float) -> N
     assert len(torch.cat(parts).unique()) == sum(map(len, parts))
 
 
-@pytest.mark.parametrize("name", COMPLETE)
-@pytest.mark.parametrize("clients", [1, 13, 40])
-def test_every_example_is_used_once(name: str, clients: int) -> None:
-    assert torch.equal(torch.cat(split(name, clients)).sort().values, torch.arange(1003))
-
-
-@pytest.mark.parametrize("name", sorted(set(COMPLETE) - {"natural", "shards"}))
-def test_as_many_clients_as_examples_leave_none_empty(name: str) -> None:
-    assert [len(part) for part in split(name, clients=50, n=50, alpha=0.01)] == [1] * 50
-
-
-@pytest.mark.parametrize("name", ["iid", "dirichlet"])
-@pytest.mark.parametrize("alpha", [1e-6, 0.1, 1e6])
-def test_balanced_sizes_differ_by_at_most_one(name: str, alpha: float) -> None:
-    sizes = {len(part) for part in split(name, alpha=alpha)}
-    assert max(sizes) - min(sizes) <= 1
-
-
 @pytest.mark.parametrize("name", PARTITIONERS)
 def test_the_seed_decides(name: str) -> None:
     first, again, other = split(name), split(name), split(name, seed=1)
     assert all(map(torch.equal, first, again))
     assert all(map(torch.equal, first, other)) == (name == "consecutive")
-
-
-def test_consecutive_takes_runs_in_data_order() -> None:
-    parts = split("consecutive", clients=4, examples_per_client=50)
-    assert torch.equal(torch.cat(parts), torch.arange(200))
-    assert [len(part) for part in parts] == [50] * 4
-    assert [len(part) for part in split("consecutive", clients=4)] == [250] * 4
-    with pytest.raises(ValueError, match=r"^clients\.num: 4 clients of data\.examples_per_client=300 need 1200 "):
-        split("consecutive", clients=4, examples_per_client=300)
-
-
-@pytest.mark.parametrize("name", ["dirichlet", "dirichlet_unbalanced"])
-def test_alpha_goes_from_one_class_to_all(name: str) -> None:
-    def largest_share(alpha: float) -> float:
-        table = label_table(split(name, 20, 20000, alpha=alpha), examples(20000).labels, CLASSES).double()
-        return float((table.max(1).values / table.sum(1)).mean())
-
-    assert largest_share(1e-3) > 0.7
-    assert largest_share(1e4) < 0.15
-    assert largest_share(0.1) > largest_share(1.0) > largest_share(10.0)
-
-
-def test_dirichlet_follows_its_mixes() -> None:
-    """With more than enough examples of each class, mean and variance of the class shares are those of Dir(alpha)."""
-    table = label_table(split("dirichlet", 1000, 40000, alpha=1.0), examples(40000).labels, CLASSES).double()
-    share = table / table.sum(1, keepdim=True)
-    assert float(share.mean()) == pytest.approx(0.1, abs=1e-3)
-    variance = 0.1 * 0.9 / 11 + 0.1 * 0.9 / 40  # of Dir(1) and of drawing 40 examples from it, nearly
-    assert float(share.var()) == pytest.approx(variance, rel=0.15)
-
-
-def test_dirichlet_is_uniform_over_the_examples_of_a_class() -> None:
-    """Who gets an example does not depend on its place in the data."""
-    owners = np.stack([np.argsort(torch.cat(split("dirichlet", 2, 200, seed)).numpy()) < 100 for seed in range(200)])
-    assert abs(owners[:, :100].mean() - 0.5) < 0.03
-
-
-def test_quantity_sizes_follow_alpha() -> None:
-    def spread(alpha: float) -> float:
-        return float(torch.tensor([float(len(part)) for part in split("quantity", 50, 5000, alpha=alpha)]).std())
-
-    assert spread(0.1) > spread(1.0) > spread(100.0)
-
-
-def test_shards_bound_the_number_of_classes() -> None:
-    n, clients = 1000, 20
-    train = Examples(torch.zeros(n, 1, 1, 1), torch.arange(n) % CLASSES)
-    parts = partition(DataConfig(partition="shards", shards_per_client=2), train, CLASSES, clients, 0)
-    table = label_table(parts, train.labels, CLASSES)
-    assert (table.sum(1) == 50).all()
-    assert ((table > 0).sum(1) <= 2).all()
-    with pytest.raises(ValueError, match=r"^data\.shards_per_client: "):
-        split("shards", clients=40, n=50)
-
-
-def test_natural_deals_groups_whole() -> None:
-    groups = examples().groups
-    assert groups is not None
-    held = [set(groups[part].tolist()) for part in split("natural", clients=13)]
-    assert sum(map(len, held)) == len(set.union(*held)) == 40
-    assert {len(each) for each in held} == {3, 4}
-    assert all(len(groups[part].unique()) == 1 for part in split("natural", clients=40))
-
-
-def test_natural_errors_name_the_keys() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.num: must be at most 40, "):
-        split("natural", clients=41)
-    with pytest.raises(ValueError, match=r"^data\.partition: digits has no natural groups$"):
-        partition(DataConfig(partition="natural"), examples(groups=None), CLASSES, 2, 0)
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -146,7 +49,18 @@ def test_label_table_counts() -> None:
 
 
 def test_a_client_is_looked_up_as_it_is_listed() -> None:
-    parts = partition(DataConfig(partition="quantity", alpha=0.5), examples(), CLASSES, 13, 0)
+    parts = partition(DataConfig(partition="quantity", alpha=0.5), examples(), CLASSIFICATION, CLASSES, 13, 0)
     assert list(parts.sizes) == [len(part) for part in parts]
     assert all(torch.equal(parts[client], part) for client, part in enumerate(parts))
     assert parts[0].untyped_storage().data_ptr() == parts[12].untyped_storage().data_ptr()
+
+
+def test_partitions_by_class_need_one_for_each_example(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SOURCES, "mine", partial(drawn, "regression"))
+    arguments = ["--data.name=mine", "--model.name=tests.helpers.tasks:numbers", f"--output_dir={tmp_path}"]
+    assert main(["train", *arguments, "--data.partition=dirichlet"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "got dirichlet with data.name=mine and class_of=null; choose from iid, consecutive" in said
+    assert main(["partition", *arguments, "--clients.num=3"]) == 0

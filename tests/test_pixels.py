@@ -1,13 +1,11 @@
-"""What pixels mean: one brightness whatever the bits, and otherwise a refusal that names the file."""
+"""Reading of pixels: one brightness whatever the bits, and otherwise a refusal that names the file."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from torch import Tensor
 
-from flare_dist.cli import main
-from flare_dist.data import images
 from flare_dist.data.config import DataConfig
-from flare_dist.data.datasets import load
-
-GREY = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
-DEEP = GREY.astype(np.uint16) * 257  # 255 becomes 65,535
-
-
-def tree(root: Path, name: str, image: Image.Image | bytes, **options: Any) -> Path:
-    """A data set of one image a part; the path of the training image."""
-    for part in ("train", "test"):
-        (root / part / "one").mkdir(parents=True, exist_ok=True)
-        path = root / part / "one" / name
-        if isinstance(image, bytes):
-            path.write_bytes(image)
-        else:
-            image.save(path, **options)
-    return root / "train" / "one" / name
-
-
-def pixels(root: Path, image_range: float | None = None) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        inputs = load(DataConfig(name="image_folder", root=str(root), image_range=image_range), seed=0).train.inputs
-    assert inputs.dtype == torch.uint8
-    return inputs[0]
-
-
-def grey(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.broadcast_to(values, (3, *values.shape)).copy())
-
-
-def tiff(values: np.ndarray, bits: int, kind: int, photometric: int = 1, order: str = "<") -> bytes:
-    """An uncompressed TIFF of one channel: `kind` 1 unsigned, 2 signed, 3 float."""
-    data = values.tobytes()
-    entries = [
-        (256, values.shape[-1]), (257, values.shape[0]), (258, bits), (259, 1), (262, photometric),
-        (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, values.shape[0]), (279, len(data)), (339, kind),
-    ]  # fmt: skip
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
-    body = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in entries)
-    return head + body + struct.pack(order + "I", 0) + data
-
-
-def png(rows: np.ndarray, bits: int, colour: int, size: tuple[int, int] | None = None) -> bytes:
-    """A PNG of `rows` [H, W, ...]; `size` (width, height) may be another than that."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    width, height = size or (rows.shape[1], rows.shape[0])
-    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+from tests.helpers.images import DEEP, GREY, grey, pixels, png, tiff, tree
 
 
 @pytest.mark.parametrize(
@@ -133,25 +77,15 @@ def test_values_that_are_no_brightness_are_refused(wrong: float, tmp_path: Path)
         pixels(tmp_path, 1.0)
 
 
-def test_a_pgm_says_itself_what_is_white(tmp_path: Path) -> None:
+def test_the_header_of_a_pgm_names_its_white(tmp_path: Path) -> None:
     """Pillow scales it, so a range would be taken of other values than the file's."""
     low = np.rint(GREY * (4095 / 255)).astype(">u2")
     path = tree(tmp_path, "a.pgm", b"P5 6 4 4095\n" + low.tobytes())
     assert torch.equal(pixels(tmp_path), grey(GREY))
-    with pytest.raises(ValueError, match=rf"^data\.image_range: {path}: is a PGM that says itself .*; set it to null$"):
+    with pytest.raises(
+        ValueError, match=rf"^data\.image_range: {path}: is a PGM, whose header names .*; set it to null$"
+    ):
         pixels(tmp_path, 4095)
-
-
-def test_unused_bits_are_worth_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """12 bits in 16 look like black images; which value is white nobody knows but the user."""
-    low = (GREY.astype(np.uint16) * 16).astype(">u2")
-    tree(tmp_path, "a.png", png(low, 16, 0))
-    assert torch.equal(pixels(tmp_path, 4080), grey(GREY))
-    assert not caplog.messages
-    pixels(tmp_path)
-    assert [message.partition("; ")[0] for message in caplog.messages] == [
-        f"data.root: {tmp_path}: the brightest value in train/ is 15 of 255"
-    ]
 
 
 def test_a_negative_of_sixteen_bits_is_refused(tmp_path: Path) -> None:
@@ -201,15 +135,6 @@ def test_an_image_is_not_turned(tmp_path: Path) -> None:
     assert torch.equal(pixels(tmp_path), grey(GREY))
 
 
-def test_the_cache_of_an_older_way_of_decoding_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree(tmp_path, "a.png", Image.fromarray(GREY))
-    with monkeypatch.context() as older:
-        older.setattr(images, "_DECODING", "rgb 1")
-        older.setattr(images, "read_image", lambda path, image_range: np.zeros((3, 4, 6), np.uint8))
-        assert not pixels(tmp_path).any()
-    assert torch.equal(pixels(tmp_path), grey(GREY))
-
-
 def with_text() -> bytes:
     """A good image with two megabytes of zipped text, more than Pillow takes."""
     text = PngImagePlugin.PngInfo()
@@ -235,37 +160,4 @@ def test_a_bad_image_is_named(content: bytes, said: str, tmp_path: Path) -> None
     path = tree(tmp_path, "b.png", Image.fromarray(GREY)).with_name("b.png")
     path.write_bytes(content)
     with pytest.raises(ValueError, match="^" + re.escape(f"data.root: {path}: {said}")):
-        pixels(tmp_path)
-
-
-def test_the_command_line_needs_one_line_for_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = tree(tmp_path, "b.png", png(GREY, 8, 0, (20000, 5000)))
-    assert main(["partition", "--data.name", "image_folder", "--data.root", str(tmp_path)]) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: data.root: {path}: cannot be read (20000x5000 pixels")
-
-
-def test_what_is_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tree(tmp_path, "a.png", Image.fromarray(GREY)).with_name("b.png")
-    os.mkfifo(path)
-    with pytest.raises(ValueError, match=rf"^data\.root: {path}: is not a file$"):
-        pixels(tmp_path)
-    path.unlink()
-
-    def deny(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Image, "open", deny)
-    with pytest.raises(ValueError, match=r"^data\.root: .*/train/one/a\.png: cannot be read \(Permission denied\)$"):
-        pixels(tmp_path)
-
-
-def test_more_images_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tree(tmp_path, "a.png", Image.fromarray(GREY))
-
-    def fail(*_: object) -> None:
-        raise MemoryError("Unable to allocate 1.2 TiB")
-
-    monkeypatch.setattr(np, "empty", fail)
-    with pytest.raises(ValueError, match=rf"^data\.root: {path}: 1 images of its size, 6x4, do not fit .*1\.2 TiB"):
         pixels(tmp_path)

@@ -1,4 +1,4 @@
-"""The files under configs/, alone and laid over each other, and every command that names one in the documentation."""
+"""Every file under configs/ is valid, alone and layered, and so is every documented command that names one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 
 from flare_dist.cli.sweeps import compare_parser, sweep_parser
 from flare_dist.cli.training import partition_parser, train_parser
-from flare_dist.config.config import Config, as_dict, build_config, differing_keys, with_arguments
+from flare_dist.config.config import Config
+from flare_dist.config.load import build_config, with_arguments
+from flare_dist.config.saved import as_dict, differing_keys
 from flare_dist.run.checks import keys_without_effect
 
 ROOT = Path(__file__).parent.parent
@@ -65,11 +67,11 @@ DOCUMENTED = sorted({command for path in DOCUMENTS for command in commands(path.
 
 
 @pytest.mark.parametrize("layers", [*((name,) for name in FILES if name not in SHARED), *LAYERS], ids="+".join)
-def test_what_we_ship_is_valid_and_has_an_effect(layers: tuple[str, ...]) -> None:
+def test_shipped_configurations_are_valid_and_every_key_has_an_effect(layers: tuple[str, ...]) -> None:
     assert not keys_without_effect(read(*layers))
 
 
-def test_what_several_methods_share_is_valid() -> None:
+def test_configurations_that_several_methods_share_are_valid() -> None:
     for name in SHARED:
         read(name)
 
@@ -112,7 +114,7 @@ def test_every_command_of_the_documentation_is_valid(
         assert config.output_dir not in alone
 
 
-def test_commands_are_found() -> None:
+def test_commands_are_found_in_a_text() -> None:
     assert len(DOCUMENTED) > 25
     text = (
         "`--config configs/a.yaml\n--rounds 3` and\n  flare-dist train --config configs/b.yaml \\\n  --seed 1   # so\n"

@@ -21,16 +21,9 @@ from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.criteria import CRITERIA, flow, gradient, hessian_gradient
 from flare_dist.sparse_training.masks import layer_counts
-from flare_dist.sparse_training.pruning import (
-    CRITERIA,
-    PruningConfig,
-    flow,
-    gradient,
-    hessian_gradient,
-    highest,
-    layer_shares,
-)
+from flare_dist.sparse_training.pruning import PruningConfig, highest, layer_shares
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BASE, BUDGET, PRUNABLE, config
 from tests.ranks import run_ranks, single

@@ -20,10 +20,12 @@ from flare_dist.models.registry import build
 from flare_dist.rounds.federated import federated_round
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.masks import largest_mask, layer_counts, prunable_entries
+from flare_dist.sparse_training.masks import largest_mask, layer_counts
+from flare_dist.sparse_training.prunable import prunable_entries
 from flare_dist.sparse_training.pruning import PruningConfig
 from flare_dist.sparse_training.readjust import readjusted_mask, uses_of
 from flare_dist.sparse_training.schedule import MaskSchedule
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BUDGET, ENTRIES, PRUNABLE, TOTAL, begin, config, draws, local_mask, spy
 
 
@@ -106,7 +108,7 @@ def test_feddst_s_server_averages_over_those_who_have_a_weight_and_keeps_the_lar
 
 @pytest.mark.parametrize("name", ["cnn", "2nn"])
 def test_a_weight_of_a_convolution_is_used_at_every_place_of_its_output(name: str) -> None:
-    module = build(name, "group", (1, 8, 12), 4, 0)
+    module = build(name, "group", (1, 8, 12), 4, 0, CLASSIFICATION)
     entries = prunable_entries(module, parameter_layout(module), SparseTrainingConfig(layers="all", density=0.5))
     expected = {"cnn": [96.0, 24.0, 1.0], "2nn": [1.0, 1.0, 1.0]}[name]
     assert uses_of(module, entries, torch.zeros(1, 1, 8, 12)) == expected
@@ -178,7 +180,7 @@ def _unmasked(seen: list[Any], start: Tensor) -> Tensor:
 def _squares_by_hand(used: Config, fed: Any, client: int, start: Tensor, mask: Tensor) -> Tensor:
     """The sum of squared gradients over a client's local steps, by plain SGD with momentum in float64."""
     model = fed.clients.trainer.model
-    module = build(used.model.name, "group", (1, 8, 8), 4, 0).double()
+    module = build(used.model.name, "group", (1, 8, 8), 4, 0, CLASSIFICATION).double()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(dict(model.layout.views(start))[name])

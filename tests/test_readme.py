@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.ports import free_port
 from tests.ranks import rank_processes, results_of
-from tests.test_launchers import free_port
 
 ROOT = Path(__file__).parent.parent
 CALLBACKS = {  # how each is added, in scripts of libraries that need not be installed
@@ -25,7 +25,7 @@ SCRIPTS = {"DDP": "ddp_loop.py", "Accelerate": "accelerate_loop.py", "DeepSpeed"
 
 
 def diffs() -> dict[str, list[str]]:
-    """The lines of each diff in the README, by the bold word that begins the paragraph before it."""
+    """Find the lines of each diff in the README, by the bold word that begins the paragraph before it."""
     before, *blocks = (ROOT / "README.md").read_text().split("```diff\n")
     found = {}
     for block in blocks:
@@ -37,7 +37,7 @@ def diffs() -> dict[str, list[str]]:
 
 
 def applied(script: str, diff: list[str]) -> str:
-    """The script with the diff's new lines, each behind the line that it follows there."""
+    """Add the diff's new lines to the script, each behind the line that it follows there."""
     lines, place = script.splitlines(), 0
     for line in diff:
         sign, text = line[:1], line[1:]
@@ -50,7 +50,7 @@ def applied(script: str, diff: list[str]) -> str:
 
 
 def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What two ranks started as by a launcher end with: their weights, and the bytes of the hook."""
+    """Run a script on two ranks, as a launcher would; returns the weights of each, and the bytes of its hook."""
     port = free_port()
     with rank_processes(2) as pool:
         futures = [pool.submit(_run, rank, port, str(path), arguments) for rank in range(2)]
@@ -74,14 +74,14 @@ def weights(ends: list[dict[str, Any]]) -> Tensor:
     return found
 
 
-def test_there_is_a_diff_for_each() -> None:
+def test_the_readme_has_a_diff_for_each_library() -> None:
     assert diffs().keys() == SCRIPTS.keys()
     added = [line for line in diffs()["DDP"] if line.startswith("+")]
     assert len(added) == 5
 
 
 def callback(name: str) -> str:
-    """The Python block that follows this bold word in the README."""
+    """Find the Python block that follows this bold word in the README."""
     after = (ROOT / "README.md").read_text().split(f"**{name}**", 1)[1]
     return after.split("```python\n", 1)[1].split("```", 1)[0]
 

@@ -17,16 +17,12 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.recorded import Recordings, record, why_not_recorded
 from flare_dist.models.registry import build
 from flare_dist.seeding import states_outside_torch
+from flare_dist.tasks.builtin import CLASSIFICATION
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 CPU = torch.device("cpu")
 Penalty = Callable[[Tensor, Tensor], None]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def batches(shape: tuple[int, ...], sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -49,13 +45,15 @@ def test_recorded_steps_have_the_same_bits(
     for records in (True, False):
         if not records:
             monkeypatch.setattr(Recordings, "of", lambda self, inputs, labels: None)
-        net = build(name, "batch", shape, 5, 0)
-        used = AccelerateModel(EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum))
+        net = build(name, "batch", shape, 5, 0, CLASSIFICATION)
+        used = AccelerateModel(
+            EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum), CLASSIFICATION
+        )
         losses = [used.step(*batch, penalty)[0] for batch in batches(shape, [6, 6, 6, 4, 6, 4])]
         ends.append((used.parameters.clone(), torch.stack(losses)))
         if records:
             assert used._recordings is not None
-            assert [made is not None for made in used._recordings._by_form.values()] == [True, True]
+            assert [made is not None for made in used._recordings._by_shape.values()] == [True, True]
         AcceleratorState._reset_state(True)
     assert torch.equal(ends[0][0], ends[1][0])
     assert torch.equal(ends[0][1], ends[1][1])
@@ -63,7 +61,7 @@ def test_recorded_steps_have_the_same_bits(
 
 def test_only_a_few_shapes_are_recorded() -> None:
     net = nn.Linear(3, 5)
-    recordings = Recordings(net, list(net.parameters()))
+    recordings = Recordings(net, list(net.parameters()), CLASSIFICATION)
     made = [recordings.of(*batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
     assert made == [True] * recorded.SHAPES + [False, True, True]
     net.eval()
@@ -71,7 +69,7 @@ def test_only_a_few_shapes_are_recorded() -> None:
 
 
 class Own(nn.Module):
-    """A user's module; what its forward does besides, nobody knows."""
+    """A user's module, whose forward pass may do anything."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -105,7 +103,7 @@ def changed(change: Callable[[nn.Linear], object]) -> nn.Module:
         (nn.Linear(3, 5), None),
     ],
 )
-def test_models_that_are_not_recorded(model: nn.Module, reason: str | None) -> None:
+def test_models_that_may_not_repeat_their_operations_are_not_recorded(model: nn.Module, reason: str | None) -> None:
     found = why_not_recorded(model)
     assert (found is None) == (reason is None)
     assert (reason or "") in (found or "")
@@ -128,7 +126,7 @@ def test_a_function_of_torch_s_that_means_something_else_is_not_called() -> None
 
     model = Own(scaled)
     tensors = list(model.parameters())
-    recording = record(model, tensors, *next(batches((3,), [4])))
+    recording = record(model, tensors, *next(batches((3,), [4])), CLASSIFICATION)
     assert recording is not None
     inputs, labels = list(batches((3,), [4, 4]))[1]
     loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -154,16 +152,16 @@ CONSTANT = torch.ones(5)
     ],
     ids=["dropout", "branch", "constant", "in place", "selection", "nan", "no gradient", "random", "numpy"],
 )
-def test_passes_that_a_list_of_operations_cannot_repeat(then: Callable[[Tensor], Tensor]) -> None:
+def test_passes_that_a_list_of_operations_cannot_repeat_are_not_recorded(then: Callable[[Tensor], Tensor]) -> None:
     model, before = Own(then), states_outside_torch()
-    assert record(model, list(model.parameters()), *next(batches((3,), [4]))) is None
+    assert record(model, list(model.parameters()), *next(batches((3,), [4])), CLASSIFICATION) is None
     assert states_outside_torch() == before
 
 
 def test_neither_weights_nor_gradients_nor_draws_change_while_recording() -> None:
-    model = build("2nn", "batch", (1, 8, 8), 5, 0)
+    model = build("2nn", "batch", (1, 8, 8), 5, 0, CLASSIFICATION)
     before, state = [parameter.clone() for parameter in model.parameters()], torch.get_rng_state()
-    assert record(model, list(model.parameters()), *next(batches((1, 8, 8), [4]))) is not None
+    assert record(model, list(model.parameters()), *next(batches((1, 8, 8), [4])), CLASSIFICATION) is not None
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters()))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(state, torch.get_rng_state())

@@ -190,7 +190,7 @@ def test_ledger_counts_the_buffers_that_moved(config: Config) -> None:
 
 def test_batchnorm_buffers_travel_and_are_averaged() -> None:
     config = dataclasses.replace(
-        SPARSE, rounds=1, model=ModelConfig(name="tests.test_rounds:norm_net", norm="batch"), data=DATA
+        SPARSE, rounds=1, model=ModelConfig(name="tests.helpers.rounds:norm_net", norm="batch"), data=DATA
     )
     ranks = run_ranks(play, 2, config)
     alone = single(play, config)
@@ -200,15 +200,6 @@ def test_batchnorm_buffers_travel_and_are_averaged() -> None:
         assert reports[0]["buffer_bytes"] == 4 * buffers.numel() * reports[0]["clients"]
     assert alone[1].numel() == 8
     assert not torch.equal(alone[1], set_up(config, World()).server.buffers)
-
-
-def norm_net(input_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(input_shape[0], 4, 3),
-        torch.nn.BatchNorm2d(4),
-        torch.nn.Flatten(),
-        torch.nn.Linear(4 * (input_shape[1] - 2) * (input_shape[2] - 2), num_classes),
-    )
 
 
 def test_centralised_rounds_are_plain_training_on_the_pooled_data(tmp_path: Path) -> None:

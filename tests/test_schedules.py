@@ -1,4 +1,4 @@
-"""The forms of a schedule, their ends, and what is refused."""
+"""Schedules: how they are written, where they begin and end, and what is refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_schedule_is_tested_and_says_how_it_is_written() -> None:
     assert {text.partition(":")[0] for text in WELL_FORMED} == set(SCHEDULES) == set(FORMS)
 
 
-def test_values() -> None:
+def test_constant_linear_and_step_have_these_factors() -> None:
     assert factors("constant") == [1.0] * 10
     assert factors("linear") == pytest.approx([round_ / 10 for round_ in range(10, 0, -1)])
     assert factors("step:0.5@3,5,9") == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.125, 0.125]
@@ -95,19 +95,22 @@ def test_exponential_reaches_its_end_in_equal_ratios(final: float) -> None:
 @pytest.mark.parametrize("key", ["clients.lr_schedule", "server.lr_schedule"])
 @pytest.mark.parametrize("text", MALFORMED)
 def test_malformed_schedules_name_the_key_and_the_form(text: str, key: str) -> None:
-    message = f"{key}: cannot read {text!r}: expected {FORMS[text.partition(':')[0]]}"
+    message = f"{key}: cannot read the schedule, got {text!r}; write {FORMS[text.partition(':')[0]]}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_schedule(text, key)
 
 
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_unknown_schedules_name_the_key_and_the_choices(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^clients\.lr_schedule: unknown schedule .* linear, cosine, exponential, "):
+    with pytest.raises(
+        ValueError,
+        match=r"^clients\.lr_schedule: unknown schedule, got .*; choose from constant, linear, cosine, ",
+    ):
         parse_schedule(text, "clients.lr_schedule")
 
 
-def test_configs_refuse_them() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.lr_schedule: cannot read 'step:x@3'"):
+def test_configurations_refuse_what_is_no_schedule() -> None:
+    with pytest.raises(ValueError, match=r"^clients\.lr_schedule: cannot read the schedule, got 'step:x@3'"):
         ClientsConfig(lr_schedule="step:x@3")
-    with pytest.raises(ValueError, match=r"^server\.lr_schedule: unknown schedule 'cos'"):
+    with pytest.raises(ValueError, match=r"^server\.lr_schedule: unknown schedule, got 'cos'"):
         ServerConfig(lr_schedule="cos")

@@ -22,7 +22,7 @@ from flare_dist.run.evaluation import evaluate_run
 from flare_dist.seeding import derive_seed, draws_kept, generator, seed_draws, seeded, states_outside_torch
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from tests.test_trainer import assert_same_run, start, tiny
+from tests.helpers.runs import assert_same_run, start, tiny
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from tests.test_trainer import assert_same_run, start, tiny
         ((1, "model"), 9170347345600110061),
     ],
 )
-def test_pinned(arguments: tuple[int, str, int, int], seed: int) -> None:
+def test_seeds_are_pinned(arguments: tuple[int, str, int, int], seed: int) -> None:
     """Whoever changes these numbers changes every result that was ever published with this package."""
     assert derive_seed(*arguments) == seed
 

@@ -210,11 +210,11 @@ def test_any_optimizer_of_torch_can_be_named() -> None:
         ({"optimizer": "torch:SparseAdam"}, "server.optimizer: torch:SparseAdam does not step one flat vector"),
         (
             {"optimizer": "fedadam", "momentum": 0.9},
-            "server.momentum: this optimizer has none, got 0.9 with server.optimizer=fedadam",
+            "server.momentum: this optimizer takes no momentum, got 0.9 with server.optimizer=fedadam",
         ),
         (
             {"optimizer": "sgd", "betas": (0.9, 0.9)},
-            "server.betas: this optimizer has none, got [0.9, 0.9] with server.optimizer=sgd",
+            "server.betas: this optimizer takes no betas, got [0.9, 0.9] with server.optimizer=sgd",
         ),
         ({"optimizer": "fedadam", "betas": (0.9, 1.0)}, "server.betas: must be in [0, 1), got [0.9, 1.0]"),
         ({"optimizer": "fedadam", "tau": 0.0}, "server.tau: must be positive and below 1e19, got 0.0"),

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn.utils import prune
 
-from flare_dist.analysis.bandwidth import read_run, totals
+from flare_dist.analysis.bandwidth import totals
+from flare_dist.analysis.run_logs import read_run
 from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
@@ -26,7 +27,8 @@ from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.payload import Masked
-from flare_dist.config.config import CheckpointConfig, Config, load_config
+from flare_dist.config.config import CheckpointConfig, Config
+from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
@@ -42,6 +44,7 @@ from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BASE, BUDGET, HETERO, PRUNABLE, QUIET, TOPK, begin, config, play, spy
 from tests.ranks import run_ranks, single
 
@@ -398,9 +401,9 @@ def test_checkpoints_and_exports_are_zero_outside_the_mask(tmp_path: Path) -> No
 def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
     weights, masks = load_file(directory / "model.safetensors"), load_file(directory / "model.masks.safetensors")
-    model = build("cnn", "group", (1, 8, 8), 4, 0)
+    model = build("cnn", "group", (1, 8, 8), 4, 0, CLASSIFICATION)
     model.load_state_dict(weights)  # a plain state_dict, with zeros
-    pruned = build("cnn", "group", (1, 8, 8), 4, 1)
+    pruned = build("cnn", "group", (1, 8, 8), 4, 1, CLASSIFICATION)
     for name in masks:
         prune.identity(pruned.get_submodule(name.split(".")[0]), "weight")
     renamed = {f"{key}_orig" if f"{key}_mask" in masks else key: value for key, value in weights.items()}
@@ -473,7 +476,7 @@ def single_cohort(used: Config) -> list[int]:
     [
         (
             {"mode": "gradient"},
-            "sparse_training.method: masks are those of federated clients, got jmwst with mode=gradient",
+            "sparse_training.method: only federated clients train with masks, got jmwst with mode=gradient",
         ),
         ({"compression": CompressionConfig(error_feedback="ef21")}, "ef21's estimates do not follow masks"),
         (

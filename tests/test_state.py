@@ -1,4 +1,4 @@
-"""Who hosts whom, and what they remember."""
+"""States are each client's own, start at zero and come home from the training device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.clients.state import ClientStates, hosting_ranks
+from flare_dist.clients.state import ClientStates
 
 CPU = torch.device("cpu")
-COHORTS = [[3], [0, 1, 2, 3], [17, 2, 40, 5, 11, 6, 23], list(range(100))]
 
 
 class Away(Tensor):
-    """Stands for a vector on another device than the training: to bring it there is to copy it."""
+    """Stand for a vector on another device than the training: to bring it there is to copy it."""
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.as_subclass(Tensor).clone()
@@ -23,39 +22,6 @@ class Away(Tensor):
 
 def away(value: float) -> Tensor:
     return torch.full((5,), value).as_subclass(Away)
-
-
-@pytest.mark.parametrize("cohort", COHORTS)
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("stateful", [True, False])
-def test_every_client_is_hosted_once_by_a_rank_that_exists(cohort: list[int], world_size: int, stateful: bool) -> None:
-    hosted = hosting_ranks(cohort, world_size, stateful)
-    assert list(hosted) == sorted(cohort)
-    assert set(hosted.values()) <= set(range(world_size))
-    assert list(hosted.items()) == list(hosting_ranks(cohort[::-1], world_size, stateful).items())
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_clients_with_state_stay_at_home(world_size: int) -> None:
-    """Whoever else takes part, a client meets its memory on the same rank."""
-    homes: dict[int, set[int]] = {}
-    for cohort in COHORTS:
-        for client, rank in hosting_ranks(cohort, world_size, stateful=True).items():
-            homes.setdefault(client, set()).add(rank)
-    assert all(ranks == {client % world_size} for client, ranks in homes.items())
-
-
-@pytest.mark.parametrize("cohort", COHORTS)
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_clients_without_state_are_split_evenly_in_runs(cohort: list[int], world_size: int) -> None:
-    ranks = list(hosting_ranks(cohort, world_size, stateful=False).values())
-    loads = [ranks.count(rank) for rank in range(world_size)]
-    assert max(loads) - min(loads) <= 1
-    assert ranks == sorted(ranks)
-
-
-def test_an_empty_cohort_is_hosted_nowhere() -> None:
-    assert hosting_ranks([], 2, stateful=True) == hosting_ranks([], 2, stateful=False) == {}
 
 
 def test_memory_starts_at_zero_is_each_client_s_own_and_stays() -> None:
@@ -128,7 +94,7 @@ def test_changes_come_home_from_the_gpu() -> None:
     assert states[3]["residual"] is home
 
 
-def test_without_names_there_is_nothing_to_remember() -> None:
+def test_without_names_nothing_is_remembered() -> None:
     states = ClientStates((), 5, CPU)
     assert states[0] == {}
     with states.lend(1) as lent:

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from flare_dist.clients.spill import SpilledStates
+from flare_dist.clients.file_states import FileStates
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.config.config import CheckpointConfig, Config, load_config
-from flare_dist.records import rundir, statedir
-from flare_dist.studies.sweep import Grid, check_settings
+from flare_dist.config.config import CheckpointConfig, Config
+from flare_dist.config.load import load_config
+from flare_dist.records import statedir
+from flare_dist.studies.grid import Grid
+from flare_dist.studies.sweep import check_settings
+from tests.helpers.runs import assert_same_run, results, start, start_rank, tiny
 from tests.ranks import run_ranks
-from tests.test_trainer import _start, assert_same_run, results, start, tiny
 
 RULES = {
     "ec": CompressionConfig(density=0.02),
@@ -66,9 +68,9 @@ def test_files_give_the_bits_of_memory(straight: tuple[Path, str], tmp_path: Pat
 
 def start_and_die(world: World, config: Config, lends: int) -> None:
     """Rank 1 is killed by kill -9 while a client trains, with half of a change in its file."""
-    lend, count = SpilledStates.lend, 0
+    lend, count = FileStates.lend, 0
 
-    def lend_or_die(self: SpilledStates, client: int) -> Any:
+    def lend_or_die(self: FileStates, client: int) -> Any:
         nonlocal count
         count += 1
         if count == lends:
@@ -78,8 +80,8 @@ def start_and_die(world: World, config: Config, lends: int) -> None:
         return lend(self, client)
 
     if world.rank == 1:
-        SpilledStates.lend = lend_or_die  # type: ignore[method-assign]
-    _start(world, config, None)
+        FileStates.lend = lend_or_die  # type: ignore[method-assign]
+    start_rank(world, config, None)
 
 
 @pytest.mark.parametrize(("lends", "ranks"), [(1, 2), (6, 2), (6, 3)])
@@ -150,7 +152,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one, kill_in_round=3)
     two = dataclasses.replace(one, output_dir=str(tmp_path / "two"), checkpoint=resume(tmp_path / "one"))
     with pytest.raises(
-        ValueError, match=r"^clients\.state_dir: .*one-states holds what the clients of .*/one remember"
+        ValueError, match=r"^clients\.state_dir: .*one-states holds the memory of the clients of .*/one"
     ):
         start(two)
     with statedir.claim(one), pytest.raises(ValueError, match=r"^clients\.state_dir: another run is writing to"):
@@ -158,7 +160,7 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     start(one)
     shutil.move(tmp_path / "one", tmp_path / "moved")
     statedir.check(dataclasses.replace(one, output_dir=str(tmp_path / "moved")))
-    with pytest.raises(ValueError, match=r"/one, which is not there any more, remember; remove it or choose another"):
+    with pytest.raises(ValueError, match=r"/one, which is not there any more; remove it, or choose another"):
         statedir.check(dataclasses.replace(two, checkpoint=CheckpointConfig()))
     (tmp_path / "one-states" / statedir.OWNER).unlink()
     with pytest.raises(ValueError, match="a run that left no name"):
@@ -217,7 +219,7 @@ def test_a_relative_path_is_the_same_from_elsewhere(places: Path, monkeypatch: p
     start(relative(run))  # which is finished
     assert_same_run(places / "straight", run)
     assert not list((places / "there").iterdir())
-    assert rundir.state_dir_of(run) == places / "here" / "st"
+    assert statedir.state_dir_of(run) == places / "here" / "st"
     assert load_config(run / "config.yaml").data.root == str(places / "there" / "data")
 
 
@@ -230,7 +232,7 @@ def test_a_run_is_moved_with_its_states(places: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(places / "there")
     start(relative(places / "there" / "run"))
     assert_same_run(places / "straight", places / "there" / "run")
-    assert rundir.state_dir_of(places / "there" / "run") == places / "there" / "st"
+    assert statedir.state_dir_of(places / "there" / "run") == places / "there" / "st"
 
 
 def test_states_that_are_not_there_are_missed_before_the_run_starts(
@@ -240,9 +242,11 @@ def test_states_that_are_not_there_are_missed_before_the_run_starts(
     start(relative(run), kill_in_round=5)
     config.write_text(config.read_text().replace(str(places / "here" / "st"), "st"))  # as older versions wrote it
     monkeypatch.chdir(places / "there")
-    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to where its command was started; "):
+    with pytest.raises(ValueError, match=r"^clients\.state_dir: .* relative to the start of its command: start"):
         start(relative(run))
-    with pytest.raises(ValueError, match=r"^checkpoint\.resume: what the clients of .* is not in st, .*; start from"):
+    with pytest.raises(
+        ValueError, match=r"^checkpoint\.resume: the memory of the clients of .* is not in st; start from"
+    ):
         start(tiny(places / "two", compression=RULES["ec"], checkpoint=resume(run)))
     assert not list((places / "there").iterdir())
     monkeypatch.chdir(places / "here")

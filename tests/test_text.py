@@ -1,33 +1,24 @@
-"""Texts come back as they were said, whichever layout they lie in; the character model learns them."""
+"""Texts come back as they were said, whichever layout they lie in."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flare_dist.comm.world import World
-from flare_dist.config.config import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import partition
 from flare_dist.data.text import CHARACTERS, encode_text, load_texts
-from flare_dist.layout import parameter_layout
-from flare_dist.models.registry import build
-from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.setup import build_for, build_run, divide
-from flare_dist.run.evaluation import evaluate
-from flare_dist.tasks.builtin import NEXT_TOKEN
 
 ROOT = Path(__file__).parent
+
 SAMPLE = ROOT / "shakespeare"
+
 SNIPPETS = {
     name: "".join(own["snippets"])
     for name, own in json.loads((SAMPLE / "train" / "plays.json").read_text())["user_data"].items()
@@ -102,7 +93,10 @@ def test_windows_that_do_not_overlap_are_pieces_of_their_own(tmp_path: Path) -> 
         ("[]", r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
         ('{"user_data": {"A": {"x": ["a"], "y": []}}}', r"^data\.root: .*all\.json: is not in LEAF's or TFF's layout"),
         ('{"user_data": {"A": {"x": ["a"], "y": ["bc"]}}}', r"^data\.root: .*all\.json: is not .*'bc' is not one char"),
-        ('{"user_data": {"A": {"snippets": ["short"]}}}', r"^data\.sequence_length: no speaker in .* says 101 "),
+        (
+            '{"user_data": {"A": {"snippets": ["short"]}}}',
+            r"^data\.sequence_length: no speaker in .* has 101 characters, got 100; ",
+        ),
     ],
 )
 def test_errors_name_the_key(tmp_path: Path, content: str | bytes | None, message: str) -> None:
@@ -143,12 +137,15 @@ def data_config(**settings: Any) -> DataConfig:
 def test_clients_are_speakers() -> None:
     data = load(data_config(), 0)
     assert data.input_shape == (30,)
-    parts = partition(data_config(partition="natural"), data.train, data.num_classes, 5, 0)
+    parts = partition(data_config(partition="natural"), data.train, data.task, data.num_classes, 5, 0)
     assert data.train.groups is not None
     assert [len(data.train.groups[part].unique()) for part in parts] == [1] * 5
-    with pytest.raises(ValueError, match=r"^data\.partition: goes by labels"):
-        partition(data_config(partition="dirichlet"), data.train, data.num_classes, 5, 0)
-    with pytest.raises(ValueError, match=r"^data\.augment: is for images"):
+    with pytest.raises(
+        ValueError,
+        match=r"^data\.partition: this partition divides by the class .*, got dirichlet with .* class_of=token; ",
+    ):
+        partition(data_config(partition="dirichlet"), data.train, data.task, data.num_classes, 5, 0)
+    with pytest.raises(ValueError, match=r"^data\.augment: augmentation is for images"):
         load(data_config(augment="crop"), 0)
 
 
@@ -159,38 +156,3 @@ def test_batches_of_text_are_codes() -> None:
     assert inputs.dtype == labels.dtype == torch.int64
     assert torch.equal(inputs, data.train.inputs[[3, 1]].long())
     assert torch.equal(labels, data.train.labels[[3, 1]])
-
-
-def test_text_and_images_want_models_of_their_own() -> None:
-    with pytest.raises(ValueError, match=r"^model\.name: cannot build gru for inputs of shape \(1, 28, 28\): it reads"):
-        build("gru", "group", (1, 28, 28), 10, 0)
-    for name in ("2nn", "cnn", "torchvision:resnet18"):
-        with pytest.raises(ValueError, match=rf"^model\.name: .*{name}.* inputs of shape \(30,\)"):
-            build(name, "group", (30,), 86, 0, NEXT_TOKEN, torch.int64)
-
-
-def test_the_published_configuration_learns_the_sample() -> None:
-    """flare/gru.yaml with fewer and larger steps: FLARE on all local steps, but not on the embedding."""
-    torch.set_num_threads(1)
-    config = load_config(ROOT.parent / "configs" / "flare" / "gru.yaml")
-    assert config.clients.flare.exclude == ("embedding.*",)
-    gentle = dataclasses.replace(config.clients.flare, tau=0.002)
-    config = dataclasses.replace(
-        config,
-        rounds=2,
-        data=data_config(partition="natural"),
-        clients=dataclasses.replace(config.clients, num=3, per_round=None, lr=0.3, flare=gentle),
-        compression=dataclasses.replace(config.compression, density=0.01),
-    )
-    data = load(config.data, config.seed)
-    model = build_for(config, data)
-    assert parameter_layout(model).total == 4_048_470
-    fed = build_run(config, World(), data, divide(config, data), model)
-    assert isinstance(fed, Federation)
-    losses = [federated_round(round_, fed)["train_loss"] for round_ in range(1, 3)]
-    assert losses[-1] < losses[0] - 0.3
-    fed.clients.trainer.model.load(fed.server.parameters.data, fed.server.buffers)
-    found = evaluate(fed.clients.trainer.model.module, BatchSource(data.test, data.mean, data.std, "cpu"), data.task)
-    assert found["loss"] < 4.0
-    assert found["accuracy"] > 0.1
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))

@@ -1,4 +1,4 @@
-"""Two nodes: an agent of torchrun in each of two network namespaces, joined by a veth pair."""
+"""Two nodes train what one does: an agent of torchrun in each of two network namespaces, joined by a veth pair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_launch import ENVIRONMENT, finished, launched, nothing_left_running, torchrun  # noqa: F401 (a fixture)
+from tests.helpers.launching import ENVIRONMENT, finished, launched, torchrun
+
+pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 NODES = ("10.231.7.1", "10.231.7.2")
 
@@ -22,7 +24,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """The names of two network namespaces with a link between them, gone afterwards."""
+    """Make two network namespaces with a link between them, and remove them afterwards; gives their names."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and iproute2")
     names = [f"flare{os.getpid()}-{node}" for node in (0, 1)]
@@ -44,7 +46,7 @@ def namespaces() -> Iterator[list[str]]:
 
 
 def agent(name: str, node: int, directory: Path) -> subprocess.Popen[str]:
-    """torchrun on one of two nodes."""
+    """Start torchrun on one of two nodes."""
     command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--nproc_per_node", "1", "--node_rank", str(node), "--master_addr", NODES[0], "--master_port", "29500"]
     command += ["-m", "flare_dist", "train", "--config", "configs/quickstart.yaml", "--output_dir", str(directory)]

@@ -1,4 +1,4 @@
-"""A bare autograd loop of the same SGD steps, split over the ranks of torchrun: the least that PyTorch asks for."""
+"""Run a bare autograd loop of the same SGD steps, split over the ranks of torchrun: the least that PyTorch needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
         cohort = torch.randperm(CLIENTS, generator=draws)[:COHORT].tolist()
         total = torch.zeros_like(vector)
         for client in cohort[rank::size]:
-            nn.utils.vector_to_parameters(vector.clone(), model.parameters())  # which become views of it
+            nn.utils.vector_to_parameters(vector.clone(), model.parameters())  # which become views of the copy
             train_epoch(model, *clients[client], torch.Generator().manual_seed(1000 * round_ + client))
             total += nn.utils.parameters_to_vector(model.parameters()).detach()
         if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""What all contestants of benchmarks/rounds.py share: the task and the report of a run. Needs NumPy and PyTorch only.
+"""Define the task and the report that all contestants of benchmarks/rounds.py share. Needs NumPy and PyTorch only.
 
 The task, FedAvg on MNIST as in McMahan et al. 2017: 10 of 100 clients a round, an epoch of batches of 10, SGD at 0.05.
 The examples, the clients' shares of them and the initial weights are files that rounds.py writes once for all.
@@ -23,7 +23,7 @@ CLIENTS, COHORT, BATCH, LR = 100, 10, 10, 0.05
 
 
 class Task:
-    """The data as tensors, and the model."""
+    """Hold the data as tensors, and build the model."""
 
     def __init__(self, directory: Path) -> None:
         def read(name: str) -> Tensor:
@@ -35,13 +35,13 @@ class Task:
         self.start = read("start")  # float32 [199210]
 
     def model(self) -> nn.Sequential:
-        """The 2NN with the initial weights."""
+        """Build the 2NN with the initial weights."""
         model = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
-        nn.utils.vector_to_parameters(self.start.clone(), model.parameters())  # which become views of it
+        nn.utils.vector_to_parameters(self.start.clone(), model.parameters())  # which become views of the copy
         return model
 
     def client(self, number: int) -> tuple[Tensor, Tensor]:
-        """One client's examples."""
+        """Look up one client's examples."""
         return self.inputs[self.parts[number]], self.labels[self.parts[number]]
 
     @torch.no_grad()
@@ -50,13 +50,13 @@ class Task:
 
 
 def train_epoch(model: nn.Module, inputs: Tensor, labels: Tensor, shuffle: torch.Generator) -> None:
-    """A client's round in plain PyTorch."""
+    """Train one client for a round, in plain PyTorch."""
     order = torch.randperm(len(labels), generator=shuffle)
     train_batches(model, ((inputs[batch], labels[batch]) for batch in order.split(BATCH)))
 
 
 def train_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """SGD on batches."""
+    """Take a step of SGD on each batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     for inputs, labels in batches:
         optimizer.zero_grad()
@@ -65,7 +65,7 @@ def train_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 class Clock:
-    """Wall and CPU seconds of rounds on one rank; call `lap` after each, and at the very beginning."""
+    """Measure wall and CPU seconds of rounds on one rank; call `lap` at the very beginning and after each round."""
 
     def __init__(self) -> None:
         self.laps: list[tuple[float, float]] = []
@@ -74,7 +74,7 @@ class Clock:
         self.laps.append((time.perf_counter(), time.process_time() if cpu is None else cpu))
 
     def write(self, path: Path, warm_up: int, accuracy: float) -> None:
-        """Of the rounds after the warm-up; one file for each rank."""
+        """Write the report of the rounds after the warm-up, a file for each rank."""
         laps = self.laps[warm_up:]
         wall = [after[0] - before[0] for before, after in pairwise(laps)]
         cpu = (laps[-1][1] - laps[0][1]) / (len(laps) - 1)
@@ -83,11 +83,11 @@ class Clock:
 
 
 def options() -> argparse.Namespace:
-    """What rounds.py tells each contestant."""
+    """Parse the arguments that rounds.py gives to each contestant."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task", type=Path, help="directory with the data")
-    parser.add_argument("root", type=Path, help="where MNIST itself is")
-    parser.add_argument("report", type=Path, help="where to write the report")
+    parser.add_argument("root", type=Path, help="directory of MNIST itself")
+    parser.add_argument("report", type=Path, help="path of the report")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warm_up", type=int, default=2, help="rounds of these that do not count")
     parser.add_argument("--loader", action="store_true", help="of flower.py alone")

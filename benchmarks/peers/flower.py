@@ -1,7 +1,7 @@
-"""The same with Flower's simulation (Ray), two workers.
+"""Run the same rounds with Flower's simulation (Ray), two workers.
 
 With --loader the client reads its examples as in Flower's own introduction to PyTorch, by torch's DataLoader with the
-usual transforms of each image; without, batches are slices of tensors that each worker keeps, as in the bare loop.
+usual transforms of each image. Without it, batches are slices of tensors that each worker keeps, as in the bare loop.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 TRANSFORMS = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-TASKS: dict[str, Task] = {}  # of a worker process: Flower has no place for what clients share
+TASKS: dict[str, Task] = {}  # of a worker process: Flower has no place for objects that clients share
 
 
 def cpu_seconds() -> float:
-    """Of this process and all that Ray has started from it."""
+    """Add up the CPU seconds of this process and of all that Ray has started from it."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
@@ -37,9 +37,11 @@ def cpu_seconds() -> float:
 
 def main() -> None:
     given = options()
-    task, clock = Task(given.task), Clock()
+    task = Task(given.task)
+    clock = Clock()
     directory = str(given.task)
-    client_app, server_app = ClientApp(), ServerApp()
+    client_app = ClientApp()
+    server_app = ServerApp()
 
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
@@ -63,7 +65,7 @@ def main() -> None:
         return Message(content=content, reply_to=message)
 
     class Timed(FedAvg):
-        """FedAvg that notes when each round has ended."""
+        """Record when each round of FedAvg ends."""
 
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             result = super().aggregate_train(server_round, replies)

@@ -1,4 +1,4 @@
-"""flare_dist's federated rounds, as `flare-dist train --config configs/mnist_2nn.yaml` plays them."""
+"""Run flare_dist's federated rounds, as `flare-dist train --config configs/mnist_2nn.yaml` does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
-from flare_dist.config.config import load_config
+from flare_dist.config.load import load_config
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation
 

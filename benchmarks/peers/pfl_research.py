@@ -1,4 +1,4 @@
-"""The same with pfl-research's SimulatedBackend, in one process or under torchrun."""
+"""Run the same rounds with pfl-research's SimulatedBackend, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 
 class Model(nn.Module):
-    """The 2NN with the loss and the metrics that pfl asks for."""
+    """Wrap the 2NN with the loss and the metrics that pfl needs."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Model(nn.Module):
 
 
 class Laps(TrainingProcessCallback):
-    """Notes when each round has ended."""
+    """Record when each round ends."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

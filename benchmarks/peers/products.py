@@ -1,4 +1,4 @@
-"""PyTorch's matrix products of the same SGD steps and nothing else, split over the ranks of torchrun: a floor."""
+"""Compute the matrix products of the same SGD steps and nothing else, split over the ranks of torchrun: a floor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main() -> None:
 def multiply(
     batch: Tensor, weights: list[Tensor], layers: list[Tensor], errors: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    """The products of one forward and one backward pass, into memory that is there already."""
+    """Compute the products of one forward and one backward pass, into memory that is already allocated."""
     layers = [batch, *layers[1:]]
     for weight, (below, above) in zip(weights, pairwise(layers)):
         torch.mm(below, weight.t(), out=above)

@@ -80,7 +80,7 @@ class Senders:
     num_clients: int  # of the whole federation
 
     def mean(self, number: Callable[[LocalWork], float]) -> float:
-        """The weighted mean of one of their numbers."""
+        """Average one of their numbers, by weight."""
         present = math.fsum(self.weights.values())
         return math.fsum(weight * number(self.works[client]) for client, weight in self.weights.items()) / present
 
@@ -129,18 +129,18 @@ class Algorithm(NamedTuple):
     brief: Brief = everybody_alike  # before anybody trains, on every rank
     penalty: MakePenalty = no_penalty  # adds to the gradient of local steps; None leaves plain local training
     before_wire: BeforeWire = the_delta  # may change the delta and the client's memory in place; not if it was rejected
-    after_wire: AfterWire = the_mean  # makes the server's step of the mean delta in place, where the step is taken
+    after_wire: AfterWire = the_mean  # makes the server's step of the mean delta in place, on the ranks that step
     after_round: AfterRound = nothing  # moves what clients are told, on every rank
     estimate: Estimate | None = None  # if sparse payloads change a vector of each client that the server keeps as well
 
     @property
     def told(self) -> tuple[str, ...]:
-        """The vectors of the server that clients are sent."""
+        """Name the vectors of the server that clients are sent."""
         return tuple(name for name in self.server if name in self.sends)
 
     @property
     def remembers_alone(self) -> bool:
-        """True if the server's step depends on vectors that rank 0 alone keeps."""
+        """Tell whether the server's step depends on vectors that rank 0 alone keeps."""
         return len(self.told) < len(self.server)
 
 

@@ -75,7 +75,7 @@ def _repeated(names: list[str]) -> str:
 
 
 def _sum(penalties: list[Penalty | None]) -> Penalty | None:
-    """One penalty that adds the gradients of these."""
+    """Sum penalties: one that adds the gradients of all."""
     added = [penalty for penalty in penalties if penalty is not None]
     if len(added) < 2:
         return added[0] if added else None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Mean, Penalty, Senders, Trained, Vectors
+from flare_dist.algorithms.excludes import drifting_controls, of_controls, of_own_mean
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def feddc(config: FedDCConfig) -> Algorithm:
 
 
 def _remember(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
-    """Let drift and gradient follow the whole delta, not the part of it that is sent."""
+    """Move drift and gradient by the whole delta, not by the part of it that is sent."""
     work = trained.work
     memory["drift"].add_(trained.delta)
     change = torch.add(server["gradient"], trained.delta, alpha=1 / (work.steps * work.lr)).neg_()
@@ -76,3 +77,7 @@ def _add_drift(mean_delta: Mean, server: Vectors, senders: Senders) -> None:
 def _follow(means: Vectors, server: Vectors, senders: Senders) -> None:
     """Move the mean gradient of all clients."""
     server["gradient"].add_(means["gradient"], alpha=len(senders.weights) / senders.num_clients)
+
+
+EXCLUDES = (*of_own_mean("feddc", "FedDC"), *of_controls("feddc", "FedDC"))
+CAUTIONS = drifting_controls("feddc", "FedDC")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Mean, Penalty, Senders, Trained, Vectors
+from flare_dist.algorithms.excludes import of_own_mean
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,6 @@ def feddyn(config: FedDynConfig) -> Algorithm:
         mean_delta.sub_(h, alpha=1 / alpha)
 
     return Algorithm(memory=("h",), server=("feddyn",), penalty=penalty, before_wire=before_wire, after_wire=after_wire)
+
+
+EXCLUDES = of_own_mean("feddyn", "FedDyn")

@@ -11,6 +11,8 @@ are compressed.
 from __future__ import annotations
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalWork, Mean, Senders, Trained, Vectors
+from flare_dist.conditions import is_fednova, is_masked
+from flare_dist.exclusion import Exclusion
 
 
 def fednova() -> Algorithm:
@@ -19,7 +21,7 @@ def fednova() -> Algorithm:
 
 
 def gradients_in(work: LocalWork) -> float:
-    """||a||_1: how many gradients' worth of steps a client's delta is.
+    """Count how many gradients' worth of steps a client's delta is, ||a||_1.
 
     With momentum r the s-th gradient has moved the model by 1 + r + ... + r^(K - s) steps by the end; with the
     proximal term of weight m each step first shrinks what was there by 1 - lr * m.
@@ -41,3 +43,14 @@ def _by_the_gradient(trained: Trained, memory: Vectors, server: Vectors) -> Vect
 
 def _times_mean_count(mean_delta: Mean, server: Vectors, senders: Senders) -> None:
     mean_delta.mul_(senders.mean(lambda work: work.gradients))
+
+
+# fmt: off
+EXCLUDES = (
+    Exclusion(("server.aggregator", "clients.optimizer"), "FedNova with adam or adamw",
+              lambda c: is_fednova(c) and c.clients.optimizer != "sgd", "fednova counts steps of sgd",
+              "use clients.optimizer=sgd", ("mode",)),
+    Exclusion(("server.aggregator", "sparse_training.method"), "FedNova with masks",
+              lambda c: is_fednova(c) and is_masked(c),
+              "fednova does not go with sparse models, which have a mean of their own", "use mean", ("mode",)),
+)

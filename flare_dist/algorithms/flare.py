@@ -5,7 +5,7 @@ https://arxiv.org/abs/2312.13795, and the authors' code.
 
 In round r a client minimises f(w) + tau_r * sum_li M_li * |w_li - (w_t,li + A_li)| for its first local steps, with
 its residual A, tau_r = tau / decay^r and the mask M_l = |A_l| > its percentile, strictly, tensor by tensor. The
-gradient of the penalty is tau_r * M * sign((w - w_t) - A): the model is pulled to where error feedback wants it to go.
+gradient of the penalty is tau_r * M * sign((w - w_t) - A): the model is pulled to what was not sent yet.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty
 from flare_dist.algorithms.percentile import magnitude_percentile
+from flare_dist.conditions import conserves, has_no_residual, trains
+from flare_dist.exclusion import Exclusion
 from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**16  # entries handled at once on a CPU, so that temporaries stay in its cache
@@ -91,7 +93,7 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
             away = (local[slice_] - context.global_parameters[slice_]).sub_(residual[slice_])
             # Capped, one step of plain SGD ends at the target at most.
             direction = away.div_(context.lr * tau).clamp_(-1, 1) if config.cap else away.sign_()
-            # 1 where |A| is above the threshold, else 0: hardshrink is several times faster than a boolean mask here
+            # 1 if |A| is above the threshold, else 0: hardshrink is several times faster than a boolean mask here
             direction.mul_(F.hardshrink(residual[slice_], threshold).sign_().square_())
             gradient[slice_].add_(direction, alpha=tau)
             if velocity is not None:
@@ -105,7 +107,7 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
 def _pulled_slices(
     config: FlareConfig, layout: ParameterLayout, residual: Tensor, mask: Tensor | None
 ) -> Iterator[tuple[slice, float]]:
-    """The slices of the flat vector that are handled at once, with the magnitude above which entries are pulled.
+    """Yield the slices of the flat vector that are handled at once, and the magnitude above which entries are pulled.
 
     Of a sparse model the percentile is that of the active entries.
     """
@@ -122,3 +124,19 @@ def _pulled_slices(
         chunk = _CHUNK if residual.device.type == "cpu" else entry.numel
         for start in range(entry.offset, end, chunk):
             yield slice(start, min(start + chunk, end)), threshold
+
+
+# fmt: off
+EXCLUDES = (
+    Exclusion(("clients.flare.conserve", "clients.optimizer", "clients.weight_decay", "clients.gradient_clipping"),
+              "conserving FLARE without plain sgd",
+              lambda c: conserves(c) and (c.clients.optimizer != "sgd" or c.clients.weight_decay > 0
+                                                   or c.clients.gradient_clipping is not None),
+              "needs clients.optimizer=sgd without weight decay and clipping", "leave those out, or set false"),
+    Exclusion(("clients.flare.conserve", "engine.mixed_precision"), "conserving FLARE with fp16",
+              lambda c: c.mode == "federated" and conserves(c) and c.engine.mixed_precision == "fp16",
+              "fp16 skips steps, which would be subtracted all the same", "use bf16 or no", ("mode",)),
+    Exclusion(("clients.objective", "compression.error_feedback", "compression.sparsifier", "compression.density"),
+              "FLARE without a residual", lambda c: trains(c, "flare") and has_no_residual(c),
+              "flare pulls towards the residual, and there is none", "send less, with ec or dgc", ("mode",)),
+)

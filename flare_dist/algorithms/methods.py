@@ -8,15 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flare_dist.algorithms import ef21, feddc, feddyn, fednova, fedprox, flare, scaffold
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.algorithms.compose import compose
-from flare_dist.algorithms.ef21 import ef21
-from flare_dist.algorithms.feddc import feddc
-from flare_dist.algorithms.feddyn import feddyn
-from flare_dist.algorithms.fednova import fednova
-from flare_dist.algorithms.fedprox import fedprox
-from flare_dist.algorithms.flare import flare
-from flare_dist.algorithms.scaffold import scaffold
 
 
 def algorithm_of(clients: Any, aggregator: str = "mean", feedback: str = "none") -> Algorithm:
@@ -28,13 +22,16 @@ def algorithm_of(clients: Any, aggregator: str = "mean", feedback: str = "none")
 # clients.objective
 OBJECTIVES: dict[str, Callable[[Any], Algorithm]] = {
     "none": lambda clients: FEDAVG,
-    "fedprox": lambda clients: fedprox(clients.fedprox),
-    "feddyn": lambda clients: feddyn(clients.feddyn),
-    "scaffold": lambda clients: scaffold(),
-    "feddc": lambda clients: feddc(clients.feddc),
-    "flare": lambda clients: flare(clients.flare),
+    "fedprox": lambda clients: fedprox.fedprox(clients.fedprox),
+    "feddyn": lambda clients: feddyn.feddyn(clients.feddyn),
+    "scaffold": lambda clients: scaffold.scaffold(),
+    "feddc": lambda clients: feddc.feddc(clients.feddc),
+    "flare": lambda clients: flare.flare(clients.flare),
 }
 # server.aggregator
-AGGREGATORS: dict[str, Callable[[], Algorithm]] = {"mean": lambda: FEDAVG, "fednova": fednova}
+AGGREGATORS: dict[str, Callable[[], Algorithm]] = {"mean": lambda: FEDAVG, "fednova": fednova.fednova}
 # compression.error_feedback, of the rules of which the server has a part
-FEEDBACK: dict[str, tuple[Algorithm, ...]] = {"ef21": (ef21(),)}
+FEEDBACK: dict[str, tuple[Algorithm, ...]] = {"ef21": (ef21.ef21(),)}
+# Read by compatibility.py and cautions.py: options with which a method is refused, or taken with a warning.
+EXCLUDES = (*flare.EXCLUDES, *feddyn.EXCLUDES, *scaffold.EXCLUDES, *feddc.EXCLUDES, *fednova.EXCLUDES)
+CAUTIONS = (*scaffold.CAUTIONS, *feddc.CAUTIONS)

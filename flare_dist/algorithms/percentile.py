@@ -12,7 +12,7 @@ _SAMPLE = 2**16
 
 
 def magnitude_percentile(vector: Tensor, percentile: float) -> float:
-    """The entry of |vector| (shape [n]) at place round(percentile / 100 * (n - 1)) of its ascending order.
+    """Return the entry of |vector| (shape [n]) at place round(percentile / 100 * (n - 1)) of its ascending order.
 
     This nearest-rank rule is that of FLARE's code; `torch.quantile` interpolates and refuses more than 16 M entries.
     """
@@ -27,7 +27,7 @@ def magnitude_percentile(vector: Tensor, percentile: float) -> float:
 
 
 def _in_bracket(vector: np.ndarray, place: int) -> float | None:
-    """The entry asked for, looked for between two bounds that a random sample suggests; None where it is not there.
+    """Look for the entry between two bounds that a random sample suggests; None if it lies outside.
 
     A pass over a long vector costs as much as its memory; sorting out the few entries in the bracket costs nothing.
     """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty, Senders, Trained, Vectors
+from flare_dist.algorithms.excludes import drifting_controls, of_controls
 
 
 def scaffold() -> Algorithm:
@@ -48,3 +49,7 @@ def _with_change(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
 def _follow(means: Vectors, server: Vectors, senders: Senders) -> None:
     """Move the server's control variate; clients that did not take part have not changed theirs."""
     server["control"].add_(means["control"], alpha=len(senders.weights) / senders.num_clients)
+
+
+EXCLUDES = of_controls("scaffold", "SCAFFOLD")
+CAUTIONS = drifting_controls("scaffold", "SCAFFOLD")

@@ -1,30 +1,30 @@
-"""How dense each layer of a sparse model is: what stage 1 found, and what became of it over the rounds."""
+"""Read and tabulate the density of each layer of a sparse model: as stage 1 found it, and over the rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from flare_dist.analysis.bandwidth import read_metrics
+from flare_dist.analysis.event_rows import Row
+from flare_dist.analysis.metrics_file import METRICS, read_metrics
 
 
 @dataclass(frozen=True)
 class Densities:
-    """The layer densities of a run, each list in the order of `layers`."""
+    """Hold the layer densities of a run, each list in the order of `layers`."""
 
     layers: list[str]
-    sensitivities: dict[str, list[float]]  # by client of stage 1; empty where there was none
+    sensitivities: dict[str, list[float]]  # by client of stage 1; empty if there was none
     rounds: list[tuple[int, list[float]]]  # (round, densities), 0 being the first mask
 
 
 def read_densities(directory: Path) -> Densities:
     """Read the masks' densities from metrics.jsonl; ValueError if it is not that of a sparse model, or damaged."""
-    rows: list[dict[str, Any]] = []
-    if (directory / "metrics.jsonl").exists():
+    rows: list[Row] = []
+    if (directory / METRICS).exists():
         rows = [row for row in read_metrics(directory) if row.get("layer_densities")]
     if not rows:
         raise ValueError(f"densities: {directory} holds no run of a sparse model (sparse_training.method)")
@@ -36,12 +36,12 @@ def read_densities(directory: Path) -> Densities:
             client: [float(value) for _, value in zip(layers, values, strict=True)] for client, values in found.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"densities: {directory / 'metrics.jsonl'} has a damaged line ({error!r})") from error
+        raise ValueError(f"densities: {directory / METRICS} has a damaged line ({error!r})") from error
     return Densities(layers, own, rounds)
 
 
 def densities_table(densities: Densities) -> Table:
-    """A row for each layer: the clients' mean in stage 1, and the density with the first mask and now."""
+    """Tabulate, for each layer, the clients' mean in stage 1 and the density of the first mask and of the last."""
     first, last = densities.rounds[0], densities.rounds[-1]
     table = Table("layer")
     titles = [*(["stage 1, mean"] if densities.sensitivities else []), f"round {first[0]}", f"round {last[0]}"]
@@ -55,6 +55,6 @@ def densities_table(densities: Densities) -> Table:
 
 
 def spread(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """(least, most) of each column."""
+    """Find the least and the greatest value of each column."""
     columns = list(zip(*rows))
     return [min(column) for column in columns], [max(column) for column in columns]

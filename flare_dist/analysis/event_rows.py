@@ -1,9 +1,10 @@
-"""The rounds that event files tell of: every byte that was logged counts, and each second once.
+"""Turn the scalars of event files into rows of rounds: every logged byte counts, and each second once.
 
-A directory may hold several files: of a run that was killed and went on, of several runs, of processes side by side.
-Files whose bytes were sent at overlapping times are one session; others are sessions one after another, and the time
-between two sessions is no round's. In a session the values of one step are a row; if a step comes again, as after a
-return to a checkpoint, it is another row. Bytes that several files of a session log for one step add up.
+A directory may hold several files: of a run that was killed and continued, of several runs, of processes that ran side
+by side. Files whose bytes were sent at overlapping times form one session. Other files are sessions one after another,
+and the time between two sessions belongs to no round. In a session the values of one step are a row. If a step comes
+again, as after a return to a checkpoint, it is another row. Bytes that several files of a session log for one step are
+added up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STATES = ("clients", "ranks")  # hold until another value is logged
 
 @dataclass
 class Step:
-    """A row, when its first value was written and when its first bytes."""
+    """Hold a row, the time at which its first value was written and the time of its first bytes."""
 
     row: Row
     time: float
@@ -36,9 +37,9 @@ class Step:
 def rows_of(
     directory: Path, files: Sequence[EventFile], keys: Mapping[str, Sequence[str]]
 ) -> tuple[list[Row], list[str]]:
-    """Make rows of all files, in the order in which they were written; `keys` are those that each tag stands for.
+    """Make rows of all files, in the order in which they were written; `keys` lists the keys of each tag.
 
-    Returns them with notes for the reader.
+    Returns the rows, and notes for the reader on values that were left out, repeated or not timed.
     """
     known = [EventFile(f.path, [s for s in f.scalars if s.tag in keys and _is_usable(s, keys)], None) for f in files]
     left_out = sum(not _is_usable(s, keys) for f in files for s in f.scalars if s.tag in keys)
@@ -53,14 +54,14 @@ def rows_of(
 
 
 def _is_usable(scalar: Scalar, keys: Mapping[str, Sequence[str]]) -> bool:
-    """Bytes, seconds and the like must be finite to be added up; an accuracy or a loss need not be."""
+    """Tell whether a value counts: bytes, seconds and the like must be finite; an accuracy or a loss need not be."""
     return math.isfinite(scalar.value) or all(key.endswith(("_accuracy", "_loss")) for key in keys[scalar.tag])
 
 
 def _sessions(files: Sequence[EventFile], keys: Mapping[str, Sequence[str]]) -> list[list[EventFile]]:
-    """Put files together whose bytes were sent at overlapping times, in the order of time.
+    """Group the files whose bytes were sent at overlapping times, in the order of time.
 
-    What files without bytes hold goes to the session that was going on, or the last one before, value by value.
+    Values of files without bytes go one by one to the session that was going on, or to the last one before.
     """
     times = {file.path: [s.time for s in file.scalars if _is_of_bytes(s, keys)] for file in files}
     senders = sorted(
@@ -91,7 +92,7 @@ def _is_of_bytes(scalar: Scalar, keys: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _steps(session: Sequence[EventFile], keys: Mapping[str, Sequence[str]]) -> list[Step]:
-    """Gather the values of one session by step; a key that a file logs again for a step begins another pass of it."""
+    """Collect the values of one session by step; a key that a file logs again for a step begins another pass of it."""
     steps: dict[tuple[int, int], Step] = {}
     for file in session:
         times = 0
@@ -124,9 +125,9 @@ def _put(step: Step, key: str, scalar: Scalar) -> None:
 
 
 def _time_rounds(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[str]:
-    """Take the times between bytes for rounds if no seconds are logged; returns what cannot be known.
+    """Time rounds by the gaps between bytes if no seconds are logged; returns a note on rounds without a gap.
 
-    When the first round of a session began is not logged: it is taken to be as long as the second one.
+    The beginning of a session's first round is not logged: it is taken to be as long as the second one.
     """
     untimed = [[s for s in steps if s.sent is not None] for steps in sessions if not _has(steps, "round_seconds")]
     everything = []
@@ -144,7 +145,7 @@ def _time_rounds(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[st
 
 
 def _fold_seconds(steps: Sequence[Step]) -> None:
-    """Book seconds that were logged beside rows with bytes on the next such row, or on the last one."""
+    """Add seconds that were logged between rows with bytes to the next such row, or to the last one."""
     sent = [step.row for step in steps if step.sent is not None]
     keys = {key for step in steps for key in step.row if key.endswith("_seconds") and key != "elapsed_seconds"}
     if not sent:
@@ -162,7 +163,7 @@ def _fold_seconds(steps: Sequence[Step]) -> None:
 
 
 def _fill(rows: Sequence[Row]) -> None:
-    """Give every round all kinds of bytes, and states until they change, the first one from the beginning on."""
+    """Give every round all kinds of bytes, and carry states on until they change, the first one also backwards."""
     sent = [row for row in rows if any(key.endswith("_bytes") for key in row)]
     for key in {key for row in sent for key in row if key.endswith("_bytes")}:
         for row in sent:
@@ -178,7 +179,7 @@ def _has(steps: Sequence[Step], key: str) -> bool:
 
 
 def _repeats(directory: Path, sessions: Sequence[Sequence[Step]]) -> list[str]:
-    """Say if steps were played, or logged, more than once."""
+    """Write notes on steps that several files logged at one time, and on steps that were logged again."""
     shared = sum(step.shared for steps in sessions for step in steps)
     notes = []
     if shared:

@@ -1,8 +1,8 @@
-"""The scalars of one TensorBoard event file, past whatever is damaged in it.
+"""Read the scalars of one TensorBoard event file past damaged records.
 
-A record is its length (8 bytes), a checksum of these, the event and a checksum of it. TensorBoard's own reader ends at
-the first record whose checksum is wrong, without a word; this one goes on at the next that is whole and tells what it
-had to leave out.
+A record is its length (8 bytes), a checksum of these, the event and a checksum of it. TensorBoard's own reader ends
+silently at the first record whose checksum is wrong. This one goes on at the next whole record and tells what it left
+out.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
-# What a length below 4 GiB looks like; bytes of value 0, to which a crash may leave a file's end, are none.
+# Matches a length below 4 GiB, but not the zeros that a crash may leave at the end of a file.
 LENGTH = re.compile(rb"(?=(?!\0{4})[\s\S]{4}\0{4})")
 BEFORE, BEHIND = 12, 4  # bytes of a record around its event
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """One value of a tag."""
+    """Hold one value of a tag."""
 
     tag: str
     step: int
@@ -36,11 +36,11 @@ class Scalar:
 
 @dataclass(frozen=True)
 class EventFile:
-    """The scalars of one event file, as far as it could be read."""
+    """Hold the scalars of one event file, as far as it could be read."""
 
     path: Path
     scalars: list[Scalar]  # as they were written
-    lost: str | None  # what could not be read, in words
+    lost: str | None  # the damage, in words
 
 
 def read_event_file(path: Path) -> EventFile:
@@ -61,7 +61,7 @@ def read_event_file(path: Path) -> EventFile:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
-    """Yield (start, end, record) through the whole file; None stands for bytes that hold no whole record."""
+    """Yield (start, end, record) through the whole file; the record is None for bytes that hold no whole one."""
     place = 0
     while place < len(data):
         start, end = _next_record(data, place)
@@ -73,7 +73,7 @@ def _records(data: bytes) -> Iterator[tuple[int, int, bytes | None]]:
 
 
 def _next_record(data: bytes, place: int) -> tuple[int, int]:
-    """Find the first whole record at or behind `place`; an empty one at the end if there is none."""
+    """Find (start, end) of the first whole record at or behind `place`; both are the file's end if there is none."""
     for match in LENGTH.finditer(data, place):
         start = match.start()
         end = start + BEFORE + int.from_bytes(data[start : start + 8], "little") + BEHIND
@@ -88,17 +88,17 @@ def _is_whole(data: bytes, start: int, end: int) -> bool:
 
 
 def _event(record: bytes | None) -> Any:
-    """Decode an event; None if it is none."""
+    """Decode an event; None if the record holds none."""
     if record is None:
         return None
     try:
         return Event.FromString(record)
-    except Exception:  # protobuf's DecodeError, whose place differs between its versions
+    except Exception:  # protobuf's DecodeError moved between its versions
         return None
 
 
 def _scalars(event: Any, time: float) -> Iterator[Scalar]:
-    """Yield the numbers of an event; `time` stands in for a clock that gave none."""
+    """Yield the numbers of an event; `time` is taken if the event's own is not finite."""
     for value in event.summary.value:
         number = value.simple_value if value.WhichOneof("value") == "simple_value" else _number_of(value)
         if number is not None:
@@ -106,23 +106,23 @@ def _scalars(event: Any, time: float) -> Iterator[Scalar]:
 
 
 def _number_of(value: Any) -> float | None:
-    """Take the number out of a tensor that is one."""
+    """Take the number out of a tensor of one element; None for anything else."""
     if value.WhichOneof("value") != "tensor" or any(size.size != 1 for size in value.tensor.tensor_shape.dim):
         return None
     try:
         array = np.asarray(tensor_util.make_ndarray(value.tensor))
-    except (TypeError, ValueError):  # no type that numpy has, or not as many values as the shape tells
+    except (TypeError, ValueError):  # no type of numpy's, or fewer values than the shape has
         return None
     return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
 
 
 def _what_is_lost(damaged: list[tuple[int, int]], size: int) -> str | None:
-    """Put into words what of a file of `size` bytes could not be read."""
+    """Describe the damaged parts of a file of `size` bytes; None if there are none."""
     if not size:
         return "it is empty"
     if not damaged:
         return None
     lost = sum(end - start for start, end in damaged)
-    where = ", ".join(f"{start} to {end}" for start, end in damaged[:3]) + (", ..." if damaged[3:] else "")
+    places = ", ".join(f"{start} to {end}" for start, end in damaged[:3]) + (", ..." if damaged[3:] else "")
     last = ", the end of the file" if damaged[-1][1] == size else ""
-    return f"{lost} of its {size} bytes are damaged and left out (bytes {where}{last})"
+    return f"{lost} of its {size} bytes are damaged and left out (bytes {places}{last})"

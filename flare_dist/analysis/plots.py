@@ -1,4 +1,4 @@
-"""Plots of what runs and partitions look like; matplotlib is the optional extra `plots`."""
+"""Plot partitions, runs and layer densities; matplotlib is the optional extra `plots`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from flare_dist.analysis.bandwidth import RunLog, Totals, metric_against_bytes
+from flare_dist.analysis.bandwidth import Totals, metric_against_bytes
 from flare_dist.analysis.densities import Densities, spread
+from flare_dist.analysis.run_logs import RunLog
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 class MissingMatplotlibError(ValueError):
-    """Plots were asked for, and matplotlib is not installed."""
+    """Report that a plot was asked for and matplotlib is not installed."""
 
 
 def plot_label_table(counts: Tensor, path: Path) -> None:
     """Write a PNG of the clients x labels table `counts` (int64 [clients, labels]) as stacked bars.
 
-    Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    Raises ValueError if matplotlib is not installed or `path` cannot be written.
     """
     clients, labels = counts.shape
     figure = _figure(max(6.0, min(24.0, clients / 5)), 4)
@@ -40,7 +42,7 @@ def plot_label_table(counts: Tensor, path: Path) -> None:
 def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path) -> None:
     """Write a PNG of test accuracy, or the task's best metric, against all bytes sent up, one colour for each label.
 
-    Buffers are included. Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError where
+    Buffers are included. Runs of one label, e.g. seeds, are drawn thin in the same colour. Raises ValueError if
     matplotlib is not installed or `path` cannot be written.
     """
     figure = _figure(9, 5)
@@ -58,9 +60,9 @@ def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path
 
 
 def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
-    """Write a PNG of the mean seconds of a round: measured, by what they were spent on, and projected on each link.
+    """Write a PNG of the mean seconds of a round: measured, divided by activity, and projected on each link.
 
-    Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    Raises ValueError if matplotlib is not installed or `path` cannot be written.
     """
     links = list(runs[0].projected)
     figure = _figure(max(6.0, 1.5 * len(runs) * (1 + len(links))), 5)
@@ -84,35 +86,45 @@ def plot_seconds(runs: Sequence[Totals], path: Path) -> None:
 
 
 def plot_densities(densities: Densities, path: Path) -> None:
-    """Write a PNG of the density of each layer: what stage 1 found and the masks now, and their way over the rounds.
+    """Write a PNG of the density of each layer: as stage 1 found it beside the masks now, and over the rounds.
 
-    Raises ValueError where matplotlib is not installed or `path` cannot be written.
+    Raises ValueError if matplotlib is not installed or `path` cannot be written.
     """
-    layers = range(len(densities.layers))
-    figure = _figure(12, max(4.0, 0.28 * len(layers) + 1))
+    figure = _figure(12, max(4.0, 0.28 * len(densities.layers) + 1))
     of_layers, over_rounds = figure.subplots(1, 2)
-    number, last = densities.rounds[-1]
-    of_layers.barh(layers, last, color="C0", label=f"mask of round {number}")
-    if densities.sensitivities:
-        least, most = spread(list(densities.sensitivities.values()))
-        of_layers.hlines(layers, least, most, color="C1", linewidth=3, label="clients of stage 1, least to most")
-    of_layers.set_yticks(layers, [_as_text(name) for name in densities.layers], fontsize="small")
-    of_layers.invert_yaxis()
-    of_layers.set(xlabel="density", xlim=(0, 1.02), title="Density of each layer")
-    of_layers.legend(fontsize="small")
-    rounds = [round_ for round_, _ in densities.rounds]
-    for place, name in enumerate(densities.layers):
-        way = [values[place] for _, values in densities.rounds]
-        over_rounds.plot(rounds, way, label=_as_text(name), color=f"C{place % 10}", alpha=0.8)
-    over_rounds.set(xlabel="round", ylabel="density", yscale="log", title="Over the rounds")
-    over_rounds.grid(alpha=0.3)
-    if len(layers) <= 10:
-        over_rounds.legend(fontsize="small")
+    _draw_layers(of_layers, densities)
+    _draw_rounds(over_rounds, densities)
     _save(figure, path)
 
 
+def _draw_layers(axes: Axes, densities: Densities) -> None:
+    """Draw a bar for each layer, and on it the range that the clients of stage 1 found."""
+    layers = range(len(densities.layers))
+    number, last = densities.rounds[-1]
+    axes.barh(layers, last, color="C0", label=f"mask of round {number}")
+    if densities.sensitivities:
+        least, most = spread(list(densities.sensitivities.values()))
+        axes.hlines(layers, least, most, color="C1", linewidth=3, label="clients of stage 1, least to most")
+    axes.set_yticks(layers, [_as_text(name) for name in densities.layers], fontsize="small")
+    axes.invert_yaxis()
+    axes.set(xlabel="density", xlim=(0, 1.02), title="Density of each layer")
+    axes.legend(fontsize="small")
+
+
+def _draw_rounds(axes: Axes, densities: Densities) -> None:
+    """Draw a line for each layer over the rounds; a legend would hide the lines of more than ten."""
+    rounds = [round_ for round_, _ in densities.rounds]
+    for place, name in enumerate(densities.layers):
+        line = [values[place] for _, values in densities.rounds]
+        axes.plot(rounds, line, label=_as_text(name), color=f"C{place % 10}", alpha=0.8)
+    axes.set(xlabel="round", ylabel="density", yscale="log", title="Over the rounds")
+    axes.grid(alpha=0.3)
+    if len(densities.layers) <= 10:
+        axes.legend(fontsize="small")
+
+
 def _as_text(label: str) -> str:
-    """A label in which matplotlib sees no formula."""
+    """Escape the dollars of a label, which matplotlib would read as a formula."""
     return label.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""The bandwidth report: a table for the terminal, the same as CSV, and one HTML file that holds everything."""
+"""Write the bandwidth report: a table for the terminal, the same as CSV, and one HTML file that holds everything."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rich.table import Table
 
 from flare_dist.analysis import links
 from flare_dist.analysis import plots as plots_module
-from flare_dist.analysis.bandwidth import RunLog, Totals, metric_against_bytes
+from flare_dist.analysis.bandwidth import Totals, metric_against_bytes
+from flare_dist.analysis.run_logs import RunLog
 from flare_dist.units import show_bytes, show_seconds
 
-Lines = list[tuple[str, list[str]]]  # (what, its value for each run)
+Lines = list[tuple[str, list[str]]]  # (title, a cell for each run)
 
 AMOUNTS = {
     "buffer_bytes": "of these, buffers",
@@ -34,14 +35,9 @@ AMOUNTS = {
 
 
 def lines(runs: Sequence[Totals], target: float | None) -> Lines:
-    """What there is to say of the runs; percentages are differences to the first of them."""
+    """Build the lines of the table; percentages are differences to the first run."""
     rows: Lines = [("rounds", [str(run.rounds) for run in runs])]
-    if any(run.bytes_up is not None for run in runs):
-        rows.append(("bytes up", _against_first([run.bytes_up for run in runs], show_bytes)))
-    for key, title in AMOUNTS.items():
-        if any(run.amounts.get(key) or (key in run.amounts and key != "buffer_bytes") for run in runs):
-            show = show_bytes if "bytes" in key else show_seconds
-            rows.append((title, _against_first([run.amounts.get(key) for run in runs], show)))
+    rows += _amount_lines(runs)
     rows.append(("compression of the uplink", _against_first([run.compression for run in runs], "{:.1f} x".format)))
     rows.append(("share of time communicating", [_plain(run.communicating, "{:.1%}") for run in runs]))
     metric = " or ".join(dict.fromkeys(run.metric for run in runs))
@@ -50,22 +46,39 @@ def lines(runs: Sequence[Totals], target: float | None) -> Lines:
         a_round = [run.projected[link] / max(run.rounds, 1) for run in runs]
         rows.append((f"a round at {link}", _against_first(a_round, show_seconds)))
         rows.append((f"all rounds at {link}", _against_first([run.projected[link] for run in runs], show_seconds)))
-    if target is not None:
-        reached = {"round": f"round with {metric} {target:g}", "bytes_up": "bytes up until then"}
-        reached |= {"downlink_bytes": "bytes down until then", "round_seconds": "seconds until then"}
-        reached |= {link: f"the same at {link}" for link in runs[0].projected}
-        for key, title in reached.items():
-            show = show_bytes if "bytes" in key else "{:.0f}".format if key == "round" else show_seconds
-            rows.append((title, [show(run.target[key]) if run.target else "not reached" for run in runs]))
+    return rows if target is None else rows + _target_lines(runs, metric, target)
+
+
+def _amount_lines(runs: Sequence[Totals]) -> Lines:
+    """Build the lines of bytes and seconds, of those kinds that a run has."""
+    rows: Lines = []
+    if any(run.bytes_up is not None for run in runs):
+        rows.append(("bytes up", _against_first([run.bytes_up for run in runs], show_bytes)))
+    for key, title in AMOUNTS.items():
+        if any(run.amounts.get(key) or (key in run.amounts and key != "buffer_bytes") for run in runs):
+            show = show_bytes if "bytes" in key else show_seconds
+            rows.append((title, _against_first([run.amounts.get(key) for run in runs], show)))
     return rows
 
 
-def _plain(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _target_lines(runs: Sequence[Totals], metric: str, target: float) -> Lines:
+    """Build the lines of what each run needed to reach the target."""
+    titles = {"round": f"round with {metric} {target:g}", "bytes_up": "bytes up until then"}
+    titles |= {"downlink_bytes": "bytes down until then", "round_seconds": "seconds until then"}
+    titles |= {link: f"the same at {link}" for link in runs[0].projected}
+    rows: Lines = []
+    for key, title in titles.items():
+        show = show_bytes if "bytes" in key else "{:.0f}".format if key == "round" else show_seconds
+        rows.append((title, [show(run.target[key]) if run.target else "not reached" for run in runs]))
+    return rows
+
+
+def _plain(value: float | None, template: str) -> str:
+    return "-" if value is None else template.format(value)
 
 
 def _against_first(values: Sequence[float | None], show: Callable[[float], str]) -> list[str]:
-    """Each value, and by how much it differs from the first."""
+    """Show each value, and by how many percent it differs from the first."""
     cells = ["-" if value is None else show(value) for value in values]
     for place, value in enumerate(values[1:], 1):
         if value is not None and values[0]:
@@ -74,6 +87,7 @@ def _against_first(values: Sequence[float | None], show: Callable[[float], str])
 
 
 def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
+    """Build the table for the terminal, a column for each run."""
     table = Table("", *[escape(run.name) for run in runs])
     for title, cells in rows:
         table.add_row(escape(title), *map(escape, cells))
@@ -83,9 +97,9 @@ def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
 def write_report(
     directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals], rows: Lines, notes: Sequence[str]
 ) -> list[Path]:
-    """Write CSV, plots and HTML to `directory`; returns their paths. Without matplotlib there are no plots.
+    """Write CSV, plots and HTML to `directory`; returns their paths.
 
-    Raises ValueError if they cannot be written.
+    Without matplotlib there are no plots. Raises ValueError if a file cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,7 +123,7 @@ def _plots(directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals]) -> l
 
 
 def write_csv(path: Path, runs: Sequence[Totals]) -> None:
-    """A row for each run, in bytes and seconds; bytes_up are those of payloads and of buffers."""
+    """Write a row for each run, in bytes and seconds; bytes_up counts payloads and buffers."""
     table = []
     for run in runs:
         row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
@@ -124,7 +138,7 @@ def write_csv(path: Path, runs: Sequence[Totals]) -> None:
 
 
 def write_html(path: Path, runs: Sequence[Totals], rows: Lines, plots: Sequence[Path], notes: Sequence[str]) -> None:
-    """One file without references to others: the table, the plots and the model of the links."""
+    """Write one file without references to others: the table, the plots, the notes and the model of the links."""
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
     body = "".join(
         f"<tr><th>{html.escape(title)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, partition, sweep, compare, bandwidth, densities, compatibility, doctor."""
+"""Run the commands train, evaluate, partition, sweep, compare, bandwidth, densities, compatibility and doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,9 +24,9 @@ from flare_dist.rounds.diverged import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
 
-# The file for errors that the scripts in launch/ show at the end, after all that the launcher says.
+# Names a file for errors, which the scripts in launch/ print at the end, after the launcher's own output.
 ERRORS = "FLARE_DIST_ERRORS"
-SECONDS_FOR_RANK_0 = 5.0  # in which it says what is wrong for all ranks, and the launcher ends them
+SECONDS_FOR_RANK_0 = 5.0  # after which the launcher would have ended this rank if rank 0 had the same error
 
 Run = Callable[[Any, Any, Launch, Console], None]
 COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(launch: Launch, message: str, status: int) -> int:
-    """Say what went wrong in one line, once for all ranks, and hand the exit status on."""
+    """Report the error in one line, once for all ranks, and return the exit status."""
     if ERRORS in os.environ:
         with open(os.environ[ERRORS], "a", encoding="utf-8") as file:
             file.write(f"error: {message}\n")
@@ -75,12 +76,16 @@ def _fail(launch: Launch, message: str, status: int) -> int:
         log.error("error: %s", message)
     else:
         time.sleep(SECONDS_FOR_RANK_0)
-        sys.stderr.write(f"error: rank {launch.rank}: {message}\n")  # no other rank has met it
+        sys.stderr.write(f"error: rank {launch.rank}: {message}\n")  # this rank alone has the error
     return status
 
 
 def _start_logging(launch: Launch, console: Console) -> None:
-    """Rank 0 speaks, above the progress bar; the first rank of every other node reports errors; the rest are silent."""
+    """Let rank 0 log, above the progress bar, and the first rank of every other node report errors.
+
+    The rest are silent. Warnings of Python and of libraries are the same on every rank, so rank 0 alone shows them,
+    unless `python -W` or PYTHONWARNINGS asks for them.
+    """
     handler: logging.Handler = logging.StreamHandler()
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
@@ -90,16 +95,19 @@ def _start_logging(launch: Launch, console: Console) -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO if launch.rank == 0 else logging.ERROR)
     log.propagate = False
+    if launch.rank != 0 and not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def _mark_warning(record: logging.LogRecord) -> bool:
-    """Begin warnings with the word, as errors do."""
+    """Prefix a warning with the word, as errors are."""
     if record.levelno == logging.WARNING and not str(record.msg).startswith("warning: "):
         record.msg = f"warning: {record.msg}"
     return True
 
 
 def _parse(parsers: dict[str, Parser], arguments: Sequence[str] | None) -> tuple[str, Any]:
+    """Parse the command line into the name of a command and its options."""
     parser = Parser(
         prog="flare-dist", description="Federated training with sparse updates.", version=version("flare_dist")
     )

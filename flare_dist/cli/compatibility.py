@@ -1,4 +1,4 @@
-"""The command that prints what goes with what: the page docs/compatibility.md, made from the tables."""
+"""Print which options go together: the page docs/compatibility.md, made from the tables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from flare_dist.exclusion import Exclusion
 INTRODUCTION = """\
 # What goes with what
 
-Options that are not listed here go together. A run checks besides that each value is in its range, that files can be
-read and that the model takes the data. "In steps" means `flare_dist.attach`, and mode gradient with
+Options that are not listed here go together. A run also checks that each value is in its range, that files can be read
+and that the model takes the data. "In steps" means `flare_dist.attach`, and mode gradient with
 `gradients.hook: sparse`.
 
-This page is what `flare-dist compatibility` prints, from `flare_dist/compatibility.py` and `flare_dist/cautions.py`.
+`flare-dist compatibility` prints this page from `flare_dist/compatibility.py`, `flare_dist/cautions.py` and the methods
+in `flare_dist/algorithms/`.
 """
 
 
@@ -33,7 +34,7 @@ def run_compatibility(parser: Parser, options: Any, launch: Launch, console: Con
 
 
 def page() -> str:
-    """Write the page: what is refused, what is taken with a warning, and which keys need others."""
+    """Write the page: combinations that are refused, those that are taken with a warning, and keys that need others."""
     refused = ["## Refused", "", *_table(EXCLUSIONS)]
     warned = ["## Taken, with a warning", "", *_table(CAUTIONS)]
     patterns: dict[str, list[str]] = {}
@@ -50,6 +51,6 @@ def _table(rows: Iterable[Exclusion]) -> list[str]:
 
 
 def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Write a table of Markdown; a bar within a cell is escaped."""
+    """Write the lines of a Markdown table; a bar within a cell is escaped."""
     table = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]

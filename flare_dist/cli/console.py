@@ -1,4 +1,4 @@
-"""Where tables are printed, and whether there is a plot."""
+"""Print tables at full width, and make plots if matplotlib is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flare_dist.analysis.plots import MissingMatplotlibError
 
 
 def wide_console() -> Console:
-    """A console for tables; a file or a pipe has no edge to wrap at."""
+    """Make a console for tables; a file or a pipe has no edge to wrap at."""
     output = Console()
     if not output.is_terminal:
         output.width = 10_000
@@ -19,7 +19,7 @@ def wide_console() -> Console:
 
 
 def make_plot(path: Path, plot: Callable[[Path], None]) -> None:
-    """Say where the plot is, or why there is none: what comes with it in words is no less true without."""
+    """Make a plot and print its path; without matplotlib print the reason, since the words beside it do not need it."""
     try:
         plot(path)
     except MissingMatplotlibError as error:

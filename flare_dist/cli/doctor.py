@@ -1,4 +1,4 @@
-"""The command doctor: what a report of a bug needs, and whether ranks reach each other here."""
+"""Print the facts that a bug report needs, and check that ranks reach each other."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from flare_dist.engines.config import default_threads
 from flare_dist.locks import has_flock
 from flare_dist.records.rundir import check_writable
 
-Check = tuple[str, Callable[[], str]]  # its name, and a function that returns what it found or raises
+Check = tuple[str, Callable[[], str]]  # its name, and a function that returns its result or raises
 
 
 def doctor_parser() -> Parser:
     parser = Parser(
-        description="Print what a report of a bug needs, and check that two ranks exchange a message; under a launcher "
+        description="Print what a bug report needs, and check that two ranks exchange a message; under a launcher "
         "(torchrun -m flare_dist doctor) that its ranks do. The exit status is 1 if a check fails.",
     )
-    parser.add_argument("--output_dir", type=str, default="runs", help="Where runs are to be written.")
+    parser.add_argument("--output_dir", type=str, default="runs", help="Directory in which runs are to be written.")
     parser.add_argument(
-        "--timeout_seconds", type=float, default=60.0, help="After which ranks that do not answer have failed."
+        "--timeout_seconds", type=float, default=60.0, help="Seconds after which a rank without an answer has failed."
     )
     return parser
 
 
 def run_doctor(parser: Any, options: Any, launch: Launch, console: Console) -> None:
-    """Print the report on rank 0; ends with status 1 if a check fails on this rank."""
+    """Print the report on rank 0; exits with status 1 if a check fails on this rank."""
     say: Callable[[str], None] = print if launch.rank == 0 else lambda line: None
     for name, value in [*_versions(), *_machine(launch), *_environment()]:
         say(f"{name:24} {value}")
@@ -60,7 +60,7 @@ def run_doctor(parser: Any, options: Any, launch: Launch, console: Console) -> N
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    """The installed versions, of packages that are not imported for it."""
+    """List the installed versions without importing the packages."""
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     for name in PACKAGES:
         try:
@@ -71,6 +71,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _machine(launch: Launch) -> Iterator[tuple[str, str]]:
+    """List the properties of this machine, its processors and its devices."""
     yield "system", platform.platform()
     yield "host", socket.gethostname()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -99,7 +100,7 @@ def _cpu_model() -> str:
 
 
 def _driver() -> str:
-    """The version of NVIDIA's driver as its own tool says it."""
+    """Ask NVIDIA's own tool for the version of the driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "none"
@@ -112,13 +113,14 @@ def _driver() -> str:
 
 
 def _environment() -> Iterator[tuple[str, str]]:
-    """The launcher's and the backends' variables: known names alone, for others may hold secrets."""
+    """List the variables of launchers and backends: known names alone, since others may hold secrets."""
     for name in VARIABLES:
         if name in os.environ:
             yield name, os.environ[name]
 
 
 def _checks(output_dir: Path, launch: Launch, seconds: float) -> Iterator[Check]:
+    """List the checks: the disk, and an exchange by each backend that runs here would use."""
     yield "disk", lambda: _output_dir(output_dir)
     kinds = ["cpu"] + ["cuda"] * (torch.cuda.device_count() >= 2)
     if launch.size > 1:
@@ -129,13 +131,14 @@ def _checks(output_dir: Path, launch: Launch, seconds: float) -> Iterator[Check]
 
 
 def _output_dir(directory: Path) -> str:
-    """Check that runs can be written there; returns how they are locked, and the free space."""
+    """Check that runs can be written to a directory; returns how they are locked, and the free space."""
     check_writable("output_dir", directory)
     locks = "flock" if has_flock(existing(directory)) else "no flock, a killed run leaves a lock file behind"
     return f"{directory.absolute()} can be written, {locks}, {free_space(directory)}"
 
 
 def _exchange(launch: Launch, kind: str, seconds: float) -> str:
+    """Exchange a message between all ranks of the launch, or between two processes without one; returns whose."""
     if launch.size == 1:
         try_two(kind, seconds)
         return "two processes of this machine"

@@ -1,4 +1,4 @@
-"""The commands that read what runs have logged: bandwidth, densities."""
+"""Run the commands that read the logs of runs: bandwidth, densities."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import RunLog, check_same_work, parse_tags, read_run, totals, unknown_slowest
+from flare_dist.analysis.bandwidth import totals, unknown_slowest
 from flare_dist.analysis.densities import densities_table, read_densities
+from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities
 from flare_dist.analysis.report import lines, terminal_table, write_report
+from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
@@ -27,11 +29,11 @@ DENSITIES = "densities.png"
 
 def bandwidth_parser() -> Parser:
     parser = Parser(
-        description="Compare what runs sent and took, and project it on other links, from their logs.",
+        description="Compare bytes and seconds of runs, and project them on other links, from their logs.",
     )
     parser.add_argument("runs", nargs="+", type=str, help="Directories with metrics.jsonl or TensorBoard event files.")
     add_projections(parser)
-    parser.add_argument("--ranks", type=int | None, default=None, help="How many ranks ran, where logs do not say.")
+    parser.add_argument("--ranks", type=int | None, default=None, help="Number of ranks, if the logs do not tell it.")
     parser.add_argument(
         "--tag",
         action="append",
@@ -48,7 +50,7 @@ def bandwidth_parser() -> Parser:
 
 
 def add_projections(parser: Any) -> None:
-    """What is asked of logs: other links, and an accuracy to be reached."""
+    """Add the options of projections: other links, and an accuracy to be reached."""
     parser.add_argument(
         "--link",
         action="append",
@@ -67,7 +69,7 @@ def add_projections(parser: Any) -> None:
         "--target",
         type=float | None,
         default=None,
-        help="Test accuracy to be reached, in (0, 1], or what else the task compares models by.",
+        help="Test accuracy to be reached, in (0, 1], or a value of the metric by which the task compares models.",
     )
 
 
@@ -85,17 +87,17 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
 
 
 def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
-    """The links asked for; ValueError if one, or the target of these metrics, makes no sense."""
+    """Parse the links; ValueError if one of them is wrong, or if the target is out of range for one of `metrics`."""
     target = options.target
     if target is not None and "accuracy" in metrics and not 0 < target <= 1:
-        raise ValueError(f"--target: an accuracy in (0, 1], got {target}")
+        raise ValueError(f"--target: an accuracy must be in (0, 1], got {target}")
     if target is not None and not math.isfinite(target):
         raise ValueError(f"--target: must be finite, got {target}")
     return [Link.parse(text) for text in options.link]
 
 
 def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]) -> None:
-    """Print the comparison of runs with the first of them, and write it to `directory`."""
+    """Compare the runs with the first of them: print the table, log `notes`, and write the report to `directory`."""
     runs = [totals(run, links, options.topology, options.target) for run in logs]
     rows = lines(runs, options.target)
     wide_console().print(terminal_table(runs, rows))
@@ -103,7 +105,7 @@ def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, director
         notes = [*notes, *filter(None, map(unknown_slowest, logs))]
     for note in notes:
         log.warning("%s", note)
-    damage = [note for run in logs for note in run.notes]  # of which the log knows since it was read
+    damage = [note for run in logs for note in run.notes]  # logged when it was read
     for path in write_report(directory, logs, runs, rows, [*notes, *damage]):
         print(path)
 

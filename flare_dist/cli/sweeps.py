@@ -1,4 +1,4 @@
-"""The commands that start many runs: sweep, compare."""
+"""Run the commands that start many runs: sweep, compare."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import read_run
 from flare_dist.analysis.plots import plot_accuracy_against_bytes
+from flare_dist.analysis.run_logs import RunLog, read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
 from flare_dist.comm.launch import Launch
-from flare_dist.config.config import build_config, config_parser, with_arguments
-from flare_dist.config.parser import ConfigParser
-from flare_dist.engines.config import settle_device
+from flare_dist.config.config import Config
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser, with_arguments
+from flare_dist.engines.config import resolve_device
 from flare_dist.rounds.diverged import DivergedError
-from flare_dist.studies.sweep import PLOT, RESULTS, Grid, check_settings, parse_values, sweep
+from flare_dist.studies.grid import Grid, parse_values
+from flare_dist.studies.sweep import PLOT, RESULTS, check_settings, sweep
 from flare_dist.studies.sweep_results import by_point, results_table, write_csv
 from flare_dist.studies.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques
 from flare_dist.tasks.config import AUTO, find_task
@@ -32,7 +34,7 @@ def sweep_parser() -> ConfigParser:
     parser = config_parser(
         description="Train every combination of some settings, one after another; the same command continues."
     )
-    group = parser.add_argument_group("What is tried")
+    group = parser.add_argument_group("Settings to try")
     group.add_argument(
         "--grid", action="append", type=str, default=[], help="KEY=VALUE,VALUE,...: every combination is trained."
     )
@@ -41,13 +43,14 @@ def sweep_parser() -> ConfigParser:
 
 
 def _add_repetitions(group: Any, each: str, ranks: int) -> None:
+    """Add the options that say how often `each` is trained: tuned keys, seeds, and the ranks of a run."""
     group.add_argument(
         "--tune",
         action="append",
         type=str,
         default=[],
         help=f"KEY=VALUE,VALUE,...: for each {each} the best value on the validation set is chosen with the first "
-        "seed (a tenth is held out unless data.validation says otherwise), then all seeds are trained.",
+        "seed (a tenth is held out unless data.validation is set), then all seeds are trained.",
     )
     group.add_argument("--seeds", type=str, default="0", help="Seeds, separated by commas.")
     group.add_argument("--ranks", type=int, default=ranks, help="Ranks of each run, on this node.")
@@ -61,6 +64,7 @@ def _begin(command: str, launch: Launch) -> None:
 
 
 def _parse_grid(options: Any, grid: dict[str, list[str]]) -> Grid:
+    """Read seeds and tuned keys from the options; ValueError if they are wrong."""
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
@@ -73,7 +77,8 @@ def run_sweep(parser: ConfigParser, options: Any, launch: Launch, console: Conso
     grid = _parse_grid(options, parse_values("--grid", options.grid))
     config = build_config(parser, options)
     rows = sweep(config, grid, options.ranks)
-    keys, directory = [*grid.grid, *grid.tune], Path(config.output_dir)
+    keys = [*grid.grid, *grid.tune]
+    directory = Path(config.output_dir)
     wide_console().print(results_table(rows, keys))
     print(f"results: {directory / RESULTS}")
     finished = {
@@ -87,12 +92,12 @@ def compare_parser() -> ConfigParser:
     parser = config_parser(
         description="Train the same model with several ways of exchanging gradients, and set them side by side."
     )
-    group = parser.add_argument_group("What is compared")
+    group = parser.add_argument_group("Techniques to compare")
     group.add_argument(
         "--techniques",
         type=str,
         default=",".join(USUAL),
-        help=f"Separated by commas, the first being what the others are compared with: {', '.join(DIFFERENCES)}. They "
+        help=f"Separated by commas; the others are compared with the first: {', '.join(DIFFERENCES)}. They "
         "differ in the exchange alone; the density of topk is compression.density.",
     )
     _add_repetitions(group, "technique", ranks=2)
@@ -107,35 +112,48 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
     best = "accuracy" if config.task.name == AUTO else find_task(config.task.name).best[0]
     links = parse_projections(options, {best})
     if config.mode != "gradient":
-        raise ValueError(f"mode: compare is about gradients; it needs mode=gradient, not {config.mode}")
-    directory, rows = Path(config.output_dir), []
+        raise ValueError(f"mode: compare needs mode=gradient, got {config.mode}")
     fixed = [key for key in grid.tune if key in PLAIN]
     if fixed:
-        raise ValueError(f"--tune: {fixed[0]} is what tells techniques apart")
+        raise ValueError(f"--tune: {fixed[0]} tells techniques apart, so it cannot be tuned")
+    directory = Path(config.output_dir)
     techniques = {
         name: with_arguments(config, [*arguments, f"--output_dir={directory / name}"])
         for name, arguments in find_techniques(options.techniques, config).items()
     }
-    for own in techniques.values():  # before the first one starts
-        settle_device(own.engine)
-        check_settings(own, grid)
-    for name, own in techniques.items():
-        log.info("%s", name)
-        rows += [{"technique": name} | row for row in sweep(own, grid, options.ranks)]
-        write_csv(directory / RESULTS, rows)
+    rows = _train_each(techniques, grid, options.ranks, directory / RESULTS)
     wide_console().print(results_table(rows, ["technique", *grid.tune]))
     print(f"results: {directory / RESULTS}")
-    firsts = [row for row in rows if row["purpose"] == "result" and row["seed"] == grid.seeds[0]]
-    logs = [
-        replace(read_run(Path(row["directory"]), {}), name=row["technique"])
-        for row in firsts
-        if row["status"] == "finished"
-    ]
+    logs = _read_finished(rows, grid.seeds[0])
     if not logs:
         raise DivergedError("compare: every technique diverged; try a lower clients.lr")
+    report(logs, links, options, directory, _notes(list(techniques), [run.name for run in logs], grid))
+
+
+def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: Path) -> list[dict[str, Any]]:
+    """Sweep each technique, after all of them are known to be valid; returns the rows, which `results` holds too."""
+    for own in techniques.values():
+        resolve_device(own.engine)
+        check_settings(own, grid)
+    rows: list[dict[str, Any]] = []
+    for name, own in techniques.items():
+        log.info("%s", name)
+        rows += [{"technique": name} | row for row in sweep(own, grid, ranks)]
+        write_csv(results, rows)
+    return rows
+
+
+def _read_finished(rows: list[dict[str, Any]], seed: int) -> list[RunLog]:
+    """Read the logs of the finished runs of one seed, each under the name of its technique."""
+    own = [row for row in rows if row["purpose"] == "result" and row["seed"] == seed]
+    finished = [row for row in own if row["status"] == "finished"]
+    return [replace(read_run(Path(row["directory"]), {}), name=row["technique"]) for row in finished]
+
+
+def _notes(techniques: list[str], finished: list[str], grid: Grid) -> list[str]:
+    """Write notes for the reader of the report: its seed, the techniques that diverged, and the baseline."""
     notes = [f"Bytes, seconds and curves are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
-    there, baseline = [run.name for run in logs], next(iter(techniques))
-    notes += [f"{name} diverged." for name in techniques if name not in there]
-    if there[0] != baseline:
-        notes.append(f"Percentages are against {there[0]}, not {baseline}.")
-    report(logs, links, options, directory, notes)
+    notes += [f"{name} diverged." for name in techniques if name not in finished]
+    if finished[0] != techniques[0]:
+        notes.append(f"Percentages are against {finished[0]}, not {techniques[0]}.")
+    return notes

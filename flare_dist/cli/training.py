@@ -1,4 +1,4 @@
-"""The commands of one run: train, evaluate, partition."""
+"""Run the commands of one run: train, evaluate, partition."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, pl
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.launch import Launch
-from flare_dist.config.config import build_config, config_parser
-from flare_dist.config.parser import ConfigParser, Parser, user_path
+from flare_dist.config.config_parser import ConfigParser
+from flare_dist.config.load import build_config, config_parser
+from flare_dist.config.parser import Parser, user_path
 from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
@@ -48,7 +49,7 @@ def evaluate_parser() -> Parser:
     parser = Parser(description="Report the test metrics of the model that a run saved.")
     parser.add_argument("run", type=str, help="Run directory.")
     parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
-    parser.add_argument("--root", type=str | None, default=None, help="Where the data lies, if not where it was.")
+    parser.add_argument("--root", type=str | None, default=None, help="Directory of the data, if it has moved.")
     return parser
 
 

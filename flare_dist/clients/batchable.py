@@ -1,4 +1,4 @@
-"""Which models can be trained for many clients as one batch, and for how many clients there is room."""
+"""Tell which models can be trained for many clients as one batch, and how many clients there is room for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from flare_dist.clients.batched import forward, stack
-from flare_dist.layout import preserved
+from flare_dist.clients.stacked import forward, stack
+from flare_dist.preserved import preserved
 from flare_dist.seeding import seeded, states_outside_torch
 
 REFUSED: list[tuple[type[nn.Module], str]] = [
     (_BatchNorm, "BatchNorm, whose statistics would count what fills unequal batches up"),
     (_DropoutNd, "dropout, which would not draw as for one client after another"),
-    (nn.RNNBase, "recurrent layers, whose kernels know one set of weights"),
+    (nn.RNNBase, "recurrent layers, whose kernels take one set of weights"),
 ]
 REFUSALS = (RuntimeError, TypeError, ValueError, UserWarning)  # the last is a loop over the clients in disguise
 
@@ -26,10 +26,10 @@ MOST_ON_GPU = 256  # beyond it kernels are long and launches cost nothing any mo
 
 
 def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
-    """Why clients of `model`, which is on the CPU, cannot be trained as one batch; None where they can.
+    """Say why clients of `model`, which is on the CPU, cannot be trained as one batch; None if they can.
 
-    `blank` is one input, [1, ...]. Looks for layers that do not go with it, then tries two clients with weights that
-    are not the initial ones, since these may hide what a layer does (a branch that begins with zeros).
+    `blank` is one input, [1, ...]. Looks for layers that do not allow it, then tries two clients with weights that are
+    not the initial ones, since these may hide what a layer does (a branch that begins with zeros).
     """
     for kind, reason in REFUSED:
         if any(isinstance(part, kind) for part in model.modules()):
@@ -40,16 +40,11 @@ def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
 
 def _why_not_two(tried: nn.Module, blank: Tensor) -> str | None:
     """Say why two clients cannot be trained as one batch; the model is left as they leave it."""
-    start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
     buffers = list(tried.buffers())
     unchanged = [buffer.clone() for buffer in buffers]
     draws = torch.Generator().manual_seed(0)
-    inputs = blank.expand(2, 3, *blank.shape[1:]).clone()
-    if inputs.is_floating_point():
-        inputs.normal_(generator=draws)
-    else:
-        known = [part.num_embeddings for part in tried.modules() if isinstance(part, nn.Embedding)]
-        inputs.random_(0, min(known, default=1), generator=draws)
+    inputs = _drawn_inputs(tried, blank, draws)
+    start = {name: value for name, value in tried.named_parameters() if value.requires_grad}
     stacked = dict(zip(start, stack(start, 2)))
     for values in stacked.values():
         values.data.add_(torch.randn(values.shape, generator=draws), alpha=0.1)
@@ -72,8 +67,17 @@ def _why_not_two(tried: nn.Module, blank: Tensor) -> str | None:
     return None
 
 
+def _drawn_inputs(model: nn.Module, blank: Tensor, draws: torch.Generator) -> Tensor:
+    """Draw inputs like `blank` for two clients with three examples each, [2, 3, ...]."""
+    inputs = blank.expand(2, 3, *blank.shape[1:]).clone()
+    if inputs.is_floating_point():
+        return inputs.normal_(generator=draws)
+    known = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
+    return inputs.random_(0, min(known, default=1), generator=draws)
+
+
 def most_clients(model: nn.Module, blank: Tensor, batch_size: int, device: torch.device) -> int:
-    """How many clients to train as one batch on `device`; `model` is on the CPU, `blank` one input, [1, ...].
+    """Compute how many clients to train as one batch on `device`; `model` is on the CPU, `blank` one input, [1, ...].
 
     On a GPU they may take a quarter of its free memory (`ClientStates` leaves as much): six vectors of the model's size
     (values, gradients, two of Adam's, a temporary, deltas), and what an example keeps for its backward pass four times
@@ -87,7 +91,7 @@ def most_clients(model: nn.Module, blank: Tensor, batch_size: int, device: torch
 
 
 def kept_for_backward(model: nn.Module, blank: Tensor) -> int:
-    """Entries of all tensors that a forward pass of one example keeps, the weights among them."""
+    """Count the entries of all tensors that a forward pass of one example keeps, the weights among them."""
     kept: list[int] = []
 
     def count(saved: Tensor) -> Tensor:

@@ -6,63 +6,23 @@ A rank has one `LocalTrainer` and lends it to the clients it hosts, one after an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.data.batches import BatchSource
-from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.tasks.task import Count, at_least_one
-
-
-class LocalModel(Protocol):
-    """An engine's model: flat vectors to read and write, and a training step."""
-
-    module: nn.Module  # to evaluate
-    layout: ParameterLayout
-    buffer_layout: ParameterLayout
-    parameters: Tensor  # float32 [total], the model's current values
-    buffers: Tensor  # float32 [b]
-    dtypes: dict[str, torch.dtype]  # of parameters and buffers by name, as the user has made them
-    optimizer: Optimizer
-
-    def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and all other buffers those that they began with."""
-
-    def collect(self) -> None:
-        """After training: make sure that `parameters` and `buffers` hold what the model has become."""
-
-    def optimizer_state(self, name: str) -> dict[str, Any]:
-        """Return the optimizer's state for a checkpoint, if it outlives a round; ranks that share it call together."""
-
-    def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
-        """Take over what `optimizer_state` gave; raises ValueError if it is another optimizer's."""
-
-    def mask_(self, factor: Tensor) -> None:
-        """Multiply the parameters by `factor`, float32 [total], in place."""
-
-    def reset(self) -> None:
-        """Forget what earlier clients left in the optimizer and the loss scale."""
-
-    def step(
-        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
-    ) -> tuple[Tensor, Count]:
-        """Take one optimizer step on a batch; returns its mean loss and how many labels count in it.
-
-        `penalty` adds to (gradient, parameters) before the step.
-        """
 
 
 @dataclass(frozen=True)
@@ -75,7 +35,7 @@ class ClientResult:
     model_delta: Tensor  # float32 [total]: local - global
     buffer_delta: Tensor  # float32 [b]: change of the model's floating-point buffers; of a constant exactly zero
     mask: Tensor | None = None  # bool [total]: of a sparse model, the mask that the client ended with
-    squares: Tensor | None = None  # float32 [total]: sums of squared gradients, where the server asks for them
+    squares: Tensor | None = None  # float32 [total]: sums of squared gradients, if the server asks for them
 
     @property
     def is_finite(self) -> bool:

@@ -1,4 +1,4 @@
-"""Who takes part and how clients train."""
+"""Choose who takes part and how clients train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flare_dist.schedules import parse_schedule
 
 @dataclass(frozen=True)
 class ClientsConfig:
-    """Who takes part and how clients train.
+    """Choose who takes part and how clients train.
 
     Args:
         num: clients of the federation, hosted by any number of ranks.
@@ -41,9 +41,9 @@ class ClientsConfig:
         weighting: how the server weights clients: num_examples or uniform.
         step_ahead: how much of its residual a client is moved ahead before it trains, in [0, 1]; its delta is
             measured from there (SAEF: 0 = plain error feedback).
-        together: whether the clients of a rank are trained as one batch: auto (a small model on a GPU, where it and the
-            other settings allow it), always (an error where they do not) or never (one after another). The result is
-            the same to rounding; the run's configuration has what auto came to.
+        together: whether the clients of a rank are trained as one batch: auto (if the model is small, on a GPU, and the
+            other settings allow it), always (an error if they do not) or never (one after another). The result is the
+            same to rounding; the run's configuration has what auto came to.
         state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
             of in memory, for more than fits into it (null = in memory).
         objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold, feddc or flare.
@@ -82,7 +82,7 @@ class ClientsConfig:
                 raise ValueError(f"clients.{name}: must be at least 1, got {value}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
-                f"clients.optimizer: unknown optimizer {self.optimizer!r} (choose from {', '.join(OPTIMIZERS)})"
+                f"clients.optimizer: unknown optimizer, got {self.optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
             )
         if not 0 < self.lr < 1e38:  # the range of float32
             raise ValueError(f"clients.lr: must be positive and below 1e38, got {self.lr}")
@@ -93,43 +93,45 @@ class ClientsConfig:
             raise ValueError(f"clients.gradient_clipping: must be positive, got {self.gradient_clipping}")
         if self.objective not in OBJECTIVES:
             raise ValueError(
-                f"clients.objective: unknown objective {self.objective!r} (choose from {', '.join(OBJECTIVES)})"
+                f"clients.objective: unknown objective, got {self.objective!r}; choose from {', '.join(OBJECTIVES)}"
             )
         if self.together not in ("auto", "always", "never"):
             raise ValueError(f"clients.together: must be auto, always or never, got {self.together!r}")
         if self.state_dir == "":
-            raise ValueError("clients.state_dir: must name a directory (null = in memory)")
+            raise ValueError(
+                "clients.state_dir: must name a directory, got an empty path; null keeps the states in memory"
+            )
         if not 0 <= self.step_ahead <= 1:
             raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
         refuse(EXCLUSIONS, clients=self)
 
     def steps_with(self, num_examples: int) -> int:
-        """Local steps of a round on so many examples."""
+        """Count the local steps of a round on so many examples."""
         if self.local_steps is not None:
             return self.local_steps
         return self.local_epochs * self.epoch_steps(num_examples)
 
     def epoch_steps(self, num_examples: int) -> int:
-        """Local steps of a pass over so many examples."""
+        """Count the local steps of a pass over so many examples."""
         return count_batches(num_examples, self.batch_size, self.smallest)
 
     def batch_sizes(self, num_examples: int) -> list[int]:
-        """The sizes of the mini-batches of a pass over so many examples."""
+        """Compute the sizes of the mini-batches of a pass over so many examples."""
         return batch_sizes(num_examples, self.batch_size, self.smallest)
 
     def largest_batch(self, sizes: Iterable[int]) -> int:
-        """The size of the largest mini-batch of clients with so many examples each."""
+        """Compute the size of the largest mini-batch of clients with so many examples each."""
         return max(batch for size in set(sizes) for batch in self.batch_sizes(size))
 
     @property
     def smallest(self) -> int:
-        """Fewest examples that a step is taken on."""
+        """Return the fewest examples that a step is taken on."""
         return self.smallest_batch or 1
 
     @property
     def memory_names(self) -> tuple[str, ...]:
-        """The vectors that a client remembers for its objective."""
+        """Name the vectors that a client remembers for its objective."""
         return algorithm_of(self).memory
 
     @property

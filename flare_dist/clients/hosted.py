@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flare_dist.algorithms.algorithm import LocalWork
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.spill import SpilledStates
+from flare_dist.clients.file_states import FileStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.data.partition import Partition
 
@@ -18,13 +16,10 @@ class Clients:
     """Local training, the clients' memory and their examples."""
 
     trainer: LocalTrainer
-    states: ClientStates | SpilledStates
+    states: ClientStates | FileStates
     partition: Partition  # the indices of each client's examples
+    cohort_size: int  # clients of a round
     batched: BatchedTrainer | None  # if clients are trained as one batch
-
-    def works(self, round_: int, cohort: Iterable[int]) -> dict[int, LocalWork]:
-        """Return the numbers of each client's round."""
-        return {client: self.trainer.work(round_, self.partition.sizes[client]) for client in cohort}
 
     def steps(self, client: int) -> tuple[int, int]:
         """Return a client's local steps in a round, and the steps of one of its epochs."""

@@ -1,4 +1,4 @@
-"""Local optimizers: torch.optim over the tensors that an engine trains, often one flat vector of them all."""
+"""Make local optimizers of torch.optim over the tensors that an engine trains, often one flat vector of them all."""
 
 from __future__ import annotations
 

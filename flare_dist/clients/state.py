@@ -1,6 +1,7 @@
-"""What clients remember between rounds, and where it lives.
+"""Keep what clients remember between rounds, in memory.
 
-Client i's memory is homed on rank i mod world_size and never moves; it is allocated when the client first takes part.
+The state of client i lives on rank i mod world_size and never moves (`hosting.py`). It is allocated when the client
+first takes part.
 """
 
 from __future__ import annotations
@@ -13,17 +14,9 @@ import torch
 from torch import Tensor
 
 
-def hosting_ranks(cohort: Sequence[int], world_size: int, stateful: bool) -> dict[int, int]:
-    """The rank of each client, in ascending client order: its home where clients have state, or an even split."""
-    ordered = sorted(cohort)
-    if stateful:
-        return {client: client % world_size for client in ordered}
-    return {client: position * world_size // len(ordered) for position, client in enumerate(ordered)}
-
-
 @contextmanager
 def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The vectors of `home`, or copies on `device`; what is changed in them is kept at home."""
+    """Lend the vectors of `home`, or copies on `device`, and write back what was changed in the copies."""
     lent = {name: vector.to(device) for name, vector in home.items()}
     yield lent
     for name, vector in home.items():
@@ -32,7 +25,7 @@ def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[st
 
 
 class ClientStates:
-    """The state of the clients homed on this rank: for each a dict of flat vectors, zero at first use."""
+    """Keep the states of the clients that live on this rank: a dict of flat vectors for each, zero at first use."""
 
     def __init__(self, names: Sequence[str], total: int, device: torch.device) -> None:
         self.names = names
@@ -47,7 +40,7 @@ class ClientStates:
 
     @contextmanager
     def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
-        """A client's state on the training device; what is changed in it is kept where the state lives."""
+        """Lend a client's state on the training device; what is changed in it is kept where the state lives."""
         with on_device(self[client], self.device) as lent:
             yield lent
 
@@ -57,19 +50,19 @@ class ClientStates:
             vector.copy_(vectors[name]) if name in vectors else vector.zero_()
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
-        """Begin with the memory that a checkpoint holds, by client."""
+        """Begin with the states that a checkpoint holds, by client."""
         for client, vectors in saved.items():
             self.load(client, vectors)
 
     def for_checkpoint(self, round_: int) -> dict[str, Any]:
-        """What this rank's file of the checkpoint of `round_` holds."""
+        """Return what this rank's file of the checkpoint of `round_` holds."""
         return {"clients": self.clients}
 
     def release(self, oldest: int) -> None:
-        """Forget what only checkpoints before that of round `oldest` need: nothing, for each holds its own."""
+        """Forget what only checkpoints before that of round `oldest` need: nothing, for each holds its own states."""
 
     def _roomy_device(self) -> torch.device:
-        """The training device while a quarter of its memory stays free for activations, otherwise the CPU."""
+        """Choose the training device while a quarter of its memory stays free for activations, otherwise the CPU."""
         if self.device.type == "cuda":
             free, capacity = torch.cuda.mem_get_info(self.device)
             if free - 4 * self.total * len(self.names) < capacity // 4:

@@ -1,6 +1,6 @@
-"""Values of configuration keys as they may be written, in YAML and on the command line alike.
+"""Values of configuration keys as they are written, in YAML and on the command line alike.
 
-A scalar is read by the type of its key. YAML 1.1 by itself takes `no` for False, `12:30:15` for 45,015 and `1e-3` for
+A scalar is read by the type of its key. YAML 1.1 by itself reads `no` for False, `12:30:15` for 45,015 and `1e-3` for
 text; here `no` is a word if the key is a word, and 1e-3 is a number if the key is a number.
 """
 
@@ -21,12 +21,12 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 BASED = re.compile(r"[-+]?0(x[\da-fA-F]+|o[0-7]+|b[01]+)")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
-LARGEST = 2**63 - 1  # of a signed integer of 64 bits; what is counted here ends up in one
+LARGEST = 2**63 - 1  # of a signed integer of 64 bits, in which counts are stored
 SHOWN = 60  # characters of a wrong value in a message
 
 
 def convert(hint: Any, node: yaml.Node) -> Any:
-    """The value that a YAML node stands for, of the type `hint`; ValueError says what was expected instead."""
+    """Convert a YAML node to the type `hint`; ValueError says which type was expected."""
     if get_origin(hint) in (Union, types.UnionType):
         return _one_of(hint, node)
     if hint is Any:
@@ -47,7 +47,7 @@ def convert(hint: Any, node: yaml.Node) -> Any:
 
 
 def convert_text(hint: Any, text: str) -> Any:
-    """The value that stands on a command line for a key of the type `hint`: a text, if it may be one, as it stands."""
+    """Convert the text of a command line to the type `hint`; if a text is allowed, it stays as it stands."""
     kinds = {get_origin(kind) or kind for kind in _members(hint)}
     if text.lstrip()[:1] in ("[", "{") and kinds & {tuple, dict}:
         try:
@@ -60,7 +60,7 @@ def convert_text(hint: Any, text: str) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """A converted value as a command line has it."""
+    """Write a converted value as a command line has it."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, (list, dict)):
@@ -69,7 +69,7 @@ def to_text(value: Any) -> str:
 
 
 def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> type of everything in a tree of dataclasses."""
+    """Collect dotted key -> type of every field in a tree of dataclasses."""
     leaves: dict[str, Any] = {}
     for name, hint in get_type_hints(configuration).items():
         leaves |= leaf_types(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
@@ -77,7 +77,7 @@ def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def describe(hint: Any) -> str:
-    """A type in words, e.g. "a list of 3 whole numbers"."""
+    """Describe a type in words, e.g. "a list of 3 whole numbers"."""
     if len(_members(hint)) > 1:
         return " or ".join(map(describe, _members(hint)))
     if get_origin(hint) in (tuple, list):
@@ -91,9 +91,9 @@ def describe(hint: Any) -> str:
 
 
 def expand_home(text: str, key: str) -> str:
-    """A path with ~ and ~user replaced; ValueError if there is no such user, or if no system takes the path."""
+    """Replace ~ and ~user in a path; ValueError if there is no such user, or if no system takes the path."""
     if "\0" in text:
-        raise ValueError(f"{key}: no path has a byte of value 0, got {text!r}")
+        raise ValueError(f"{key}: no path has a byte of value 0, got {text!r}; remove it")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
         user = text.split("/")[0]
@@ -108,7 +108,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _one_of(hint: Any, node: yaml.Node) -> Any:
-    """The first type of a union that takes the node; anything may be a text, which is therefore asked last."""
+    """Convert a node to the first type of a union that takes it; text takes any node, and is therefore tried last."""
     for kind in sorted(_members(hint), key=lambda kind: kind is str):
         try:
             return convert(kind, node)
@@ -118,7 +118,7 @@ def _one_of(hint: Any, node: yaml.Node) -> Any:
 
 
 def _item_types(hint: Any, count: int) -> list[Any] | None:
-    """The type of each of `count` items; None if so many do not fit."""
+    """List the type of each of `count` items; None if the type has another number of them."""
     items = get_args(hint)
     if get_origin(hint) is list or items[-1] is Ellipsis:
         return [items[0]] * count
@@ -126,7 +126,7 @@ def _item_types(hint: Any, count: int) -> list[Any] | None:
 
 
 def _read_scalar(hint: Any, node: yaml.ScalarNode) -> bool | int | float | None:
-    """The number or truth value that a plain scalar is; None if it is none of the type, or in quotation marks."""
+    """Read a plain scalar as a number or truth value; None if it is not of the type, or in quotation marks."""
     text = node.value
     if node.style is not None:
         return None
@@ -136,7 +136,7 @@ def _read_scalar(hint: Any, node: yaml.ScalarNode) -> bool | int | float | None:
         raise ValueError(f"expected a finite number, got {text}")
     try:
         value = int(text, 0) if BASED.fullmatch(text) else _decimal(text)
-    except (ValueError, OverflowError):  # of more digits than Python reads
+    except (ValueError, OverflowError):  # more digits than Python reads
         value = math.inf
     if value is not None and not abs(value) <= (LARGEST if hint is int else 1.7e308):
         raise ValueError(f"expected {describe(hint)} within the range of 64 bits, got {_shown(node)}")
@@ -146,7 +146,7 @@ def _read_scalar(hint: Any, node: yaml.ScalarNode) -> bool | int | float | None:
 
 
 def _decimal(text: str) -> int | float | None:
-    """A number in decimal digits; None if it is none."""
+    """Read a number in decimal digits; None if the text is no number."""
     if not NUMBER.fullmatch(text):
         return None
     digits = text.replace("_", "")
@@ -154,7 +154,7 @@ def _decimal(text: str) -> int | float | None:
 
 
 def _as_yaml_says(node: yaml.Node) -> Any:
-    """The value of a node whose key admits anything, such as a setting of DeepSpeed's."""
+    """Convert a node whose key admits any value, such as a setting of DeepSpeed's."""
     if isinstance(node, yaml.SequenceNode):
         return [_as_yaml_says(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -167,7 +167,7 @@ def is_null(node: yaml.Node) -> bool:
 
 
 def _shown(node: yaml.Node) -> str:
-    """A node in a few words, for messages."""
+    """Show a node in a few words, for messages."""
     if isinstance(node, yaml.SequenceNode):
         return f"a list of {len(node.value)}"
     if isinstance(node, yaml.MappingNode):

@@ -1,7 +1,7 @@
-"""Configuration files: what is written for which dotted key, and in which line.
+"""Configuration files: the value of each dotted key, and the line in which it stands.
 
-Nothing that is written gets lost: a key or section that stands there twice, an unknown one and a value of another type
-are refused by path, line and dotted key. Anchors, aliases and merge keys (`<<: *other`) are YAML's own.
+Nothing that is written gets lost: a key or section that stands there twice, an unknown key and a value of another type
+are refused with path, line and dotted key. Anchors, aliases and merge keys (`<<: *other`) are YAML's own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ STANDARD_TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a file: values by dotted key, and where each of them stands, e.g. "my.yaml:3"."""
+    """Hold the content of a file: values by dotted key, and the file and line of each, e.g. "my.yaml:3"."""
 
     values: dict[str, Any]
     places: dict[str, str]
 
     def nested(self) -> dict[str, Any]:
-        """The values as a tree of sections."""
+        """Return the values as a tree of sections."""
         tree: dict[str, Any] = {}
         for dotted, value in self.values.items():
             *sections, name = dotted.split(".")
@@ -49,7 +49,7 @@ def read_file(path: Path, hints: Mapping[str, Any], section: str = "") -> Docume
 
 
 def read_text(text: str, hints: Mapping[str, Any], origin: str, section: str = "") -> Document:
-    """Read YAML that comes from `origin`, the name that messages begin with after the key."""
+    """Read YAML; messages name `origin` after the key."""
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None:
@@ -68,7 +68,7 @@ def read_text(text: str, hints: Mapping[str, Any], origin: str, section: str = "
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" for a mistyped dotted key, or nothing if no known one is like it."""
+    """Write "; did you mean ...?" for a mistyped dotted key, or nothing if no known one is like it."""
     known = list(known)
     section, _, leaf = name.lstrip("-").rpartition(".")
     siblings = {key.lstrip("-").split(".")[-1]: key for key in known if key.lstrip("-").rpartition(".")[0] == section}
@@ -80,10 +80,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 class _Reader:
-    """One pass over the nodes of a file."""
+    """Read the nodes of a file in one pass."""
 
     def __init__(self, hints: Mapping[str, Any], origin: str) -> None:
-        self.hints, self.origin = hints, origin
+        self.hints = hints
+        self.origin = origin
         self.sections = {key[:end] for key in hints for end, letter in enumerate(key) if letter == "."}
 
     def read(self, node: yaml.MappingNode, section: str) -> Document:
@@ -92,15 +93,17 @@ class _Reader:
         for dotted, value, place in self._leaves(node, f"{section}." if section else ""):
             if dotted in values:
                 raise ValueError(f"{dotted}: {place}: is written twice, at {places[dotted]} as well; remove one")
+            places[dotted] = place
             try:
-                values[dotted], places[dotted] = convert(self.hints[dotted], value), place
+                values[dotted] = convert(self.hints[dotted], value)
             except ValueError as error:
                 raise ValueError(f"{dotted}: {place}: {error}{_hint(value)}") from error
         return Document(values, places)
 
     def _leaves(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Node, str]]:
         for name, (key, value) in self._keys(node, prefix).items():
-            dotted, place = prefix + name, _place(self.origin, key.start_mark)
+            dotted = prefix + name
+            place = _place(self.origin, key.start_mark)
             if not value.tag.startswith(STANDARD_TAG) or value.tag.startswith(f"{STANDARD_TAG}python"):
                 raise ValueError(f"{dotted}: {place}: the tag {value.tag} is not known here; leave it out")
             if dotted in self.hints:
@@ -116,7 +119,7 @@ class _Reader:
                 raise ValueError(f"{dotted}: {place}: expected keys and values, got {got}; {remedy}")
 
     def _keys(self, node: yaml.MappingNode, prefix: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Key and value nodes by name; what merge keys bring stands behind what is written."""
+        """Collect key and value nodes by name; a key that is written wins over one that a merge key brings."""
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
@@ -157,7 +160,7 @@ def _place(origin: str, mark: Any) -> str:
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
-    """Say what is wrong with a file that is no YAML, and the usual reason."""
+    """Describe what is wrong with a file that is not YAML, and the usual reason."""
     problem = error.problem or "is not YAML"
     if "another document" in problem:
         return "expected a single document, got a second one after ---; make two files of it"
@@ -169,7 +172,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
 
 
 def _hint(value: yaml.Node) -> str:
-    """Say what to do about a value of the wrong type, if that is plain."""
+    """Suggest what to do about a value of the wrong type, if that is plain."""
     if not isinstance(value, yaml.ScalarNode):
         return ""
     if value.style in ("'", '"'):

@@ -1,4 +1,4 @@
-"""Work that is done once beside the data and shared by every process: a folder, a lock and checked array files.
+"""Cache of work that is done once and shared by every process: a folder beside the data, a lock and checked files.
 
 Nothing here is needed for a result, so a root that cannot be written only costs a warning and the time saved.
 """
@@ -17,24 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
-from flare_dist.data.paths import reason, shown
+from flare_dist.errors import printable, reason
 from flare_dist.locks import HeldError, Lock, take
 
 log = logging.getLogger(__name__)
 
 FOLDER = ".flare_dist_cache"
-WAIT_SECONDS = 10.0  # after which it is said for whom a process waits
+WAIT_SECONDS = 10.0  # after which the log names the process that is waited for
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[Path | None]:
-    """Hold the lock of `root` across processes; yields its cache folder, or None (and warns) if it is unwritable."""
+    """Hold the lock of `root` across processes; yield its cache folder, or warn and yield None if it is unwritable."""
     folder = root / FOLDER
     try:
         lock = _take(folder / "lock")
     except OSError as error:
         log.warning(
-            "data.root: %s: no cache there (%s); every process does the work itself", shown(folder), reason(error)
+            "data.root: %s: no cache there (%s); every process does the work itself", printable(folder), reason(error)
         )
         yield None
         return
@@ -45,7 +45,7 @@ def locked(root: Path) -> Iterator[Path | None]:
 
 
 def _take(path: Path) -> Lock:
-    """Wait for a lock as long as it takes, and say once what for: on some disks a killed process leaves it behind."""
+    """Wait for a lock as long as it takes, and log the holder once: on some disks a killed process leaves it behind."""
     has_spoken = False
     while True:
         try:
@@ -57,7 +57,7 @@ def _take(path: Path) -> Lock:
 
 
 def cached_array(root: Path, name: str, fingerprint: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `build` returns, read from the cache of `root` if it was stored under the same `fingerprint`.
+    """Return the array that `build` makes, read from the cache of `root` if it was stored under the same `fingerprint`.
 
     One file for each `name`, replaced when the fingerprint changes. A truncated or damaged file is built anew. Several
     processes may call this at once: one builds and the others wait for it.
@@ -76,12 +76,12 @@ def cached_array(root: Path, name: str, fingerprint: str, build: Callable[[], np
         return found
 
 
-# What numpy raises on absent or damaged files.
+# Raised by numpy on absent or damaged files.
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 
 
 def _read(path: Path, fingerprint: str) -> np.ndarray | None:
-    """Three arrays in one file: fingerprint, content, checksum; None unless all three agree."""
+    """Read an array from a file of fingerprint, content and checksum; None unless all three agree."""
     try:
         with path.open("rb") as file:
             if str(np.load(file, allow_pickle=False)) != fingerprint:
@@ -93,7 +93,7 @@ def _read(path: Path, fingerprint: str) -> np.ndarray | None:
 
 
 def _write(path: Path, fingerprint: str, array: np.ndarray) -> None:
-    """Write beside `path` and rename, so that a reader sees the old file or the new one; a full disk only warns."""
+    """Write beside `path` and rename, so that a reader sees the old file or the new one; warn if the disk is full."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
@@ -103,7 +103,7 @@ def _write(path: Path, fingerprint: str, array: np.ndarray) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes it private; colleagues may share the root
         os.replace(temporary, path)
     except OSError as error:
-        log.warning("data.root: %s: could not write the cache (%s)", shown(path), reason(error))
+        log.warning("data.root: %s: could not write the cache (%s)", printable(path), reason(error))
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 

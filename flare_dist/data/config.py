@@ -1,4 +1,4 @@
-"""Which data set, and how it is shared out among the clients."""
+"""Settings of the data: which data set, and how it is shared out among the clients."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from flare_dist.data.batches import AUGMENTATIONS
+from flare_dist.data.augmentation import AUGMENTATIONS
 from flare_dist.data.datasets import NORMALIZATIONS
-from flare_dist.data.partition import PARTITIONERS
-from flare_dist.data.paths import shown
+from flare_dist.data.partitioners import PARTITIONERS
 from flare_dist.data.sources import SOURCES
+from flare_dist.errors import printable
 
 # A run's config.yaml could not be read again; files within the folder may have any name.
 _UNPRINTABLE = "the name has bytes that are not UTF-8 or control characters; give a link to it with another name"
@@ -18,7 +18,7 @@ _UNPRINTABLE = "the name has bytes that are not UTF-8 or control characters; giv
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """A seeded data set of any size: noise around one pattern for each class and a fainter one for each group.
+    """Sizes of a seeded data set: noise around one pattern for each class and a fainter one for each group.
 
     Args:
         examples: Training examples.
@@ -44,7 +44,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how it is shared out among the clients.
+    """Choose a data set, and how it is shared out among the clients.
 
     Args:
         name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder,
@@ -83,7 +83,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_one_of("data.name", self.name, SOURCES)
-        _require(self.root.isprintable(), "data.root", _UNPRINTABLE, shown(self.root))
+        _require(self.root.isprintable(), "data.root", _UNPRINTABLE, printable(self.root))
         _require_one_of("data.partition", self.partition, PARTITIONERS)
         _require_one_of("data.normalize", self.normalize, NORMALIZATIONS)
         _require_one_of("data.augment", self.augment, AUGMENTATIONS)

@@ -1,4 +1,4 @@
-"""The data of a run: a named source, cut into train, validation and test, and how its pixels are to be normalised."""
+"""The data of a run: a named source, cut into train, validation and test, and the statistics that normalise it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """What a run trains, tunes and is tested on; batches are (x - mean) / std."""
+    """Hold the parts on which a run trains, is tuned and is tested; batches are (x - mean) / std."""
 
     train: Examples
     validation: Examples | None
@@ -36,33 +36,32 @@ class DataSplits:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one image, or (length,) of one text."""
+        """Return (channels, height, width) of one image, or (length,) of one text."""
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def blank(self) -> Tensor:
-        """An input of zeros as a model takes it, to try one on: float32 [1, C, H, W], of text int64 [1, T]."""
+        """Make an input of zeros to try a model on: float32 [1, C, H, W], of text int64 [1, T]."""
         return torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.train.is_text else torch.float32)
 
 
 def load(config: DataConfig, seed: int, task_name: str = AUTO) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.
 
-    The task is the data's natural one, unless `task_name` names another.
-
-    Raises ValueError that names `data.root` if files are missing or damaged, and `data.name` if the task does not
-    take what the source gives.
+    The task is the data's natural one, unless `task_name` names another. Raises ValueError that names `data.root` if
+    files are missing or damaged, and `data.name` if the task cannot learn from these examples.
     """
     source = SOURCES[config.name](config, seed)
     task_name = source.task if task_name == AUTO else task_name
     task = find_task(task_name)
     _check_source(config.name, source, task_name)
-    train, validation = source.train, None
+    train = source.train
+    validation = None
     if config.validation > 0:
         train, validation = hold_out(train, config.validation, generator(seed, "validation"))
     if source.train.is_text:
         refuse(EXCLUSIONS, data=config, is_text=True)
-        mean, std = torch.empty(0), torch.empty(0)
+        mean = std = torch.empty(0)
     else:
         mean, std = NORMALIZATIONS[config.normalize](train, source)
     return DataSplits(train, validation, source.test, source.num_classes, mean, std, task, task_name)
@@ -77,22 +76,22 @@ def _check_source(name: str, source: Source, task_name: str) -> None:
             raise ValueError(f"data.name: {name}: {part}: {error}{another}") from error
     trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))
     if trained != tested:
-        raise ValueError(f"data.name: {name}: test: inputs have the shape {tested}, those of train {trained}")
+        raise ValueError(f"data.name: {name}: test: inputs must have the shape {trained} of train, got {tested}")
 
 
 def standard(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Mean 0 and deviation 1 in each channel, over what is trained on."""
+    """Give each channel mean 0 and deviation 1 over the training examples."""
     return channel_statistics(train.inputs)
 
 
 def unit(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Pixels in [0, 1]."""
+    """Bring pixels into [0, 1]."""
     channels = train.inputs.shape[1]
     return torch.zeros(channels), torch.full((channels,), source.white)
 
 
 def raw(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Pixels as they are."""
+    """Leave pixels as they are."""
     channels = train.inputs.shape[1]
     return torch.zeros(channels), torch.ones(channels)
 

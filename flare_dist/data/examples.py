@@ -1,4 +1,4 @@
-"""Labelled examples in memory, and what is done with them before training: select, hold out, measure."""
+"""Labelled examples in memory, and the steps before training: select, hold out, measure, check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flare_dist.tasks.builtin import CLASSIFICATION, shown
+from flare_dist.tasks.builtin import describe_tensor
 from flare_dist.tasks.task import Task
 
 TOKENS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -18,7 +18,7 @@ _CHUNK = 256  # examples converted to float64 at once; few, so that they stay in
 
 @dataclass(frozen=True)
 class Examples:
-    """n labelled images, or n sequences of tokens; what labels look like is up to the task."""
+    """Hold n labelled images, or n sequences of tokens; the task decides the form of labels."""
 
     inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; tokens [n, T] of any integer type
     labels: Tensor  # [n, ...]
@@ -30,7 +30,7 @@ class Examples:
 
 
 def subset(examples: Examples, indices: Tensor) -> Examples:
-    """Copies of the examples at `indices`, int64 [m], in that order."""
+    """Copy the examples at `indices`, int64 [m], in that order."""
     groups = None if examples.groups is None else examples.groups[indices]
     return dataclasses.replace(
         examples, inputs=examples.inputs[indices], labels=examples.labels[indices], groups=groups
@@ -38,19 +38,21 @@ def subset(examples: Examples, indices: Tensor) -> Examples:
 
 
 def hold_out(examples: Examples, fraction: float, rng: torch.Generator) -> tuple[Examples, Examples]:
-    """(rest, held out): a random `fraction` of the examples, rounded, at least one; both keep their data order.
+    """Split into (rest, held out): a random `fraction`, rounded, at least one example; both keep their data order.
 
-    Raises ValueError where nothing would be left to train on.
+    Raises ValueError if nothing would be left to train on.
     """
     held = max(1, round(fraction * len(examples)))
     if held >= len(examples):
-        raise ValueError(f"data.validation: {fraction} of {len(examples)} examples leaves none to train on")
+        raise ValueError(
+            f"data.validation: leaves none of {len(examples)} examples to train on, got {fraction}; hold out less"
+        )
     order = torch.randperm(len(examples), generator=rng)
     return subset(examples, order[held:].sort().values), subset(examples, order[:held].sort().values)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of each channel of [n, C, H, W] in raw units: two float32 [C].
+    """Compute mean and population deviation of each channel of [n, C, H, W] in raw units: two float32 [C].
 
     Sums are in float64, hence exact for uint8 whatever the number of threads. A constant channel gets deviation 1.
     """
@@ -68,19 +70,21 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def check_examples(examples: Examples, num_classes: int, task: Task = CLASSIFICATION) -> None:
-    """Raise ValueError that says which of the `examples` the task does not take: types, shapes, values."""
-    inputs, labels, groups = examples.inputs, examples.labels, examples.groups
+def check_examples(examples: Examples, num_classes: int, task: Task) -> None:
+    """Raise ValueError if the task cannot learn from `examples`, for their types, shapes or values."""
+    inputs = examples.inputs
+    labels = examples.labels
+    groups = examples.groups
     dims, allowed = (2, TOKENS) if examples.is_text else (4, (torch.uint8, torch.float32))
     if inputs.dim() != dims or inputs.dtype not in allowed:
         kinds = "tokens [n, T] of an integer type" if examples.is_text else "images uint8 or float32 [n, C, H, W]"
-        raise ValueError(f"inputs must be {kinds}, got {shown(inputs)}")
+        raise ValueError(f"inputs must be {kinds}, got {describe_tensor(inputs)}")
     if not len(inputs):
         raise ValueError("there are no examples")
     task.check_labels(labels, tuple(inputs.shape), num_classes)
     if labels.shape[:1] != inputs.shape[:1]:
-        raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {shown(labels)}")
+        raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {describe_tensor(labels)}")
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != inputs.shape[:1]):
-        raise ValueError(f"groups must be int64 {list(inputs.shape[:1])}, got {shown(groups)}")
+        raise ValueError(f"groups must be int64 {list(inputs.shape[:1])}, got {describe_tensor(groups)}")
     if inputs.is_floating_point() and not all(chunk.isfinite().all() for chunk in inputs.split(_CHUNK)):
         raise ValueError("inputs must be finite, got infinite ones or NaN")

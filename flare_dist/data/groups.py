@@ -1,4 +1,4 @@
-"""The natural client of each image, from root/groups.csv: lines "train/<class>/<file>,<group>"."""
+"""Table of the natural client of each image, root/groups.csv: lines "train/<class>/<file>,<group>"."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flare_dist.data.paths import reason, refusal, shown
+from flare_dist.errors import printable, reason, refusal
 
 _DELIMITERS = (",", ";", "\t")  # a spreadsheet writes ";" if decimals have a comma
 
 
 def read_groups(root: Path, paths: Sequence[str]) -> Tensor | None:
-    """Codes 0, 1, … for the group names of `paths`, in sorted order of the names; None if there is no table.
+    """Read codes 0, 1, … for the groups of `paths`, in sorted order of the names; None if there is no table.
 
     Raises ValueError that names the table if it cannot be read, lacks an image or puts one into two groups.
     """
@@ -32,7 +32,7 @@ def read_groups(root: Path, paths: Sequence[str]) -> Tensor | None:
     missing = next((key for key in keys if key not in named), None)
     if missing is not None:
         hint = "" if text.isascii() or _is_utf8(text) else "; the table is not UTF-8, save it as such"
-        raise refusal(table, f"has no line '{shown(missing)},<group>'{hint}")
+        raise refusal("data.root", table, f"has no line '{printable(missing)},<group>'{hint}")
     return torch.from_numpy(np.unique([named[key] for key in keys], return_inverse=True)[1].astype(np.int64))
 
 
@@ -41,9 +41,9 @@ def _text(table: Path) -> str:
     try:
         content = table.read_bytes()
     except OSError as error:
-        raise refusal(table, reason(error)) from error
+        raise refusal("data.root", table, reason(error)) from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise refusal(table, "is UTF-16; save it as UTF-8")
+        raise refusal("data.root", table, "is UTF-16; save it as UTF-8")
     return content.decode("utf-8-sig", "surrogateescape")
 
 
@@ -56,18 +56,24 @@ def _is_utf8(text: str) -> bool:
 
 
 def _named(table: Path, text: str, delimiter: str, keys: set[str]) -> dict[str, str]:
-    """Group by path for the lines about `keys`; a path with Windows' backslashes is the one with slashes."""
+    """Read the group of each path among `keys`; a path with Windows' backslashes is the one with slashes."""
     named: dict[str, str] = {}
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
-            path, group = (row[0].strip(), row[1].strip()) if len(row) >= 2 else ("", "")
+            if len(row) < 2:
+                continue
+            path, group = row[0].strip(), row[1].strip()
             key = path if path in keys else path.replace("\\", "/").removeprefix("./")
             if key not in keys:
                 continue
             if not group:
-                raise refusal(table, f"has no group for {shown(key)}")
+                raise refusal("data.root", table, f"has no group for {printable(key)}")
             if named.setdefault(key, group) != group:
-                raise refusal(table, f"puts {shown(key)} into two groups, {shown(named[key])} and {shown(group)}")
+                raise refusal(
+                    "data.root",
+                    table,
+                    f"puts {printable(key)} into two groups, {printable(named[key])} and {printable(group)}",
+                )
     except csv.Error as error:
-        raise refusal(table, f"is not a table ({error})") from error
+        raise refusal("data.root", table, f"is not a table ({error})") from error
     return named

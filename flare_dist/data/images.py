@@ -1,6 +1,6 @@
 """Trees of image files, root/train/<class>/* and root/test/<class>/*, decoded once into one uint8 array.
 
-Which files those are, `folders.py` decides; what their pixels mean, `pixels.py`; whose they are, `groups.py`.
+`folders.py` lists the files, `pixels.py` reads one of them, `groups.py` reads to whom they belong.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from flare_dist.data.cache import cached_array
 from flare_dist.data.examples import Examples
 from flare_dist.data.folders import Listing, list_folder
 from flare_dist.data.groups import read_groups
-from flare_dist.data.paths import reason, refusal, shown
 from flare_dist.data.pixels import read_image
+from flare_dist.errors import printable, reason, refusal
 
 log = logging.getLogger(__name__)
 
 _DECODING = "rgb 2"  # part of the cache's fingerprint: change it if the same files are to become other pixels
 _BLOCK = 256  # images decoded by one task
 _THREADED_BYTES = 8192  # mean file size from which threads pay; below it they only fight over the interpreter lock
-_DARK = 64  # what is white in 14 bits of 16
+_DARK = 64  # the white of 14 bits of 16
 _PATIENCE_SECONDS = 2.0  # shorter work shows no progress bar
 
 
 def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples, Examples, int]:
-    """(train, test, number of classes) of the tree at `root`; natural groups come from root/groups.csv if it exists.
+    """Load (train, test, number of classes) of the tree at `root`; natural groups come from root/groups.csv, if any.
 
     `image_range` is the value that is white in grey images of more than 8 bits; None = the most that their mode holds.
     Raises ValueError that names `data.root` and the path for a wrong layout, an unreadable image or images of different
@@ -53,7 +53,7 @@ def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples,
         log.warning(
             "data.root: %s: the brightest value in train/ is %d of 255; if its files have 16 bits of which not all are "
             "used, set data.image_range to the value that is white, 4095 of 12 bits",
-            shown(root),
+            printable(root),
             brightest,
         )
     return learn, judge, len(classes)
@@ -76,16 +76,16 @@ def _file(path: str) -> os.stat_result:
     try:
         fact = os.stat(path)
     except OSError as error:
-        raise refusal(path, reason(error)) from error
+        raise refusal("data.root", path, reason(error)) from error
     if not stat.S_ISREG(fact.st_mode):  # reading a pipe would wait for ever
-        raise refusal(path, "is not a file")
+        raise refusal("data.root", path, "is not a file")
     return fact
 
 
 def decode(paths: Sequence[str], threaded: bool, image_range: float | None = None) -> np.ndarray:
-    """uint8 [n, 3, H, W], the images at `paths` in order; ValueError names the first that has another size."""
+    """Decode the images at `paths` in order: uint8 [n, 3, H, W]; ValueError names the first that has another size."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's of damaged metadata; what concerns pixels we refuse ourselves
+        warnings.simplefilter("ignore")  # Pillow's of damaged metadata; damaged pixels we refuse ourselves
         return _fill(paths, threaded, image_range)
 
 
@@ -126,9 +126,9 @@ def _room(count: int, first: str, shape: Sequence[int]) -> np.ndarray:
         problem = (
             f"{count} images of its size, {shape[2]}x{shape[1]}, do not fit into memory ({error}); make them smaller"
         )
-        raise refusal(first, problem) from error
+        raise refusal("data.root", first, problem) from error
 
 
 def _sizes_differ(path: str, shape: Sequence[int], first: str, expected: Sequence[int]) -> ValueError:
-    sizes = f"is {shape[2]}x{shape[1]}, but {shown(first)} is {expected[2]}x{expected[1]}"
-    return refusal(path, f"{sizes}; all images must have one size")
+    sizes = f"is {shape[2]}x{shape[1]}, but {printable(first)} is {expected[2]}x{expected[1]}"
+    return refusal("data.root", path, f"{sizes}; all images must have one size")

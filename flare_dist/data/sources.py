@@ -1,4 +1,4 @@
-"""Where examples come from: each data set by name, as uint8 tensors in memory."""
+"""Sources of examples: each data set by name, as tensors in memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
-from flare_dist.data.paths import reason, refusal
 from flare_dist.data.text import CHARACTERS, load_texts
+from flare_dist.errors import reason, refusal
 from flare_dist.seeding import generator
+from flare_dist.tasks.builtin import CLASSIFICATION
 
 if TYPE_CHECKING:
     from flare_dist.data.config import DataConfig
@@ -27,7 +28,7 @@ _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, Run
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it is read, before anything is held out or normalised."""
+    """Hold a data set as it is read, before anything is held out or normalised."""
 
     train: Examples
     test: Examples
@@ -37,7 +38,7 @@ class Source:
 
 
 def digits(config: DataConfig, seed: int) -> Source:
-    """scikit-learn's bundled 8x8 digits, values 0 to 16; every fifth image of each class is a test image."""
+    """Load scikit-learn's bundled 8x8 digits, values 0 to 16; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -49,7 +50,7 @@ def digits(config: DataConfig, seed: int) -> Source:
 
 
 def synthetic(config: DataConfig, seed: int) -> Source:
-    """Grey noise around one random pattern for each class, plus a fainter one for each group (its "handwriting")."""
+    """Draw grey noise around one pattern for each class, plus a fainter one for each group (its "handwriting")."""
     sizes = config.synthetic
     rng = generator(seed, "synthetic patterns")
     patterns = torch.randn(sizes.classes, *sizes.shape, generator=rng)
@@ -71,13 +72,13 @@ def synthetic(config: DataConfig, seed: int) -> Source:
 
 
 def image_folder(config: DataConfig, seed: int) -> Source:
-    """The tree of images at `data.root`; see `images.py`."""
-    return Source(*load_folder(Path(config.root).expanduser(), config.image_range))
+    """Load the tree of images at `data.root`; see `images.py`."""
+    return Source(*load_folder(Path(config.root), config.image_range))
 
 
 def shakespeare(config: DataConfig, seed: int) -> Source:
-    """Texts of many speakers at `data.root`; see `text.py`."""
-    texts = load_texts(Path(config.root).expanduser(), config.sequence_length)
+    """Load texts of many speakers at `data.root`; see `text.py`."""
+    texts = load_texts(Path(config.root), config.sequence_length)
     return Source(*texts, len(CHARACTERS), task="next_token")
 
 
@@ -92,14 +93,14 @@ def torchvision_source(
     transposed: bool = False,
     **options: Any,
 ) -> Source:
-    """A data set that the class `reader` of torchvision.datasets reads from `files` in `folder` of `data.root`.
+    """Load a data set by the class `reader` of torchvision.datasets from `files` in `folder` of `data.root`.
 
-    Raises ValueError that names the missing files. They are fetched only where `data.download` asks for it, by one
-    process while the others wait.
+    Raises ValueError that names the missing files. They are fetched only if `data.download` is set, by one process
+    while the others wait.
     """
     from torchvision import datasets
 
-    root = Path(config.root).expanduser().absolute()
+    root = Path(config.root).absolute()
     read = partial(getattr(datasets, reader), str(root), **options)
     if config.download:
         with locked(root):
@@ -109,14 +110,14 @@ def torchvision_source(
                 raise ValueError(f"data.download: could not fetch {config.name} into {root} ({error})") from error
     missing = [file for file in files if not (root / folder / file).is_file()]
     if missing:
-        hint = "" if config.download else "; data.download=true would fetch them"
+        hint = "" if config.download else "; data.download=true fetches them"
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
         train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
         for examples in (train, test):
-            check_examples(examples, num_classes)
+            check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
-        raise refusal(root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
+        raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
     return Source(train, test, num_classes)
 
 

@@ -1,6 +1,6 @@
-"""Texts of many speakers on the disk, as LEAF and TensorFlow Federated share them out, cut into sequences.
+"""Texts of many speakers on the disk, in the layout of LEAF or TensorFlow Federated, cut into sequences.
 
-    root/train/*.json   {"user_data": {speaker: {...}}}, and root/test/*.json with what the same speakers say later
+    root/train/*.json   {"user_data": {speaker: {...}}}, and root/test/*.json with later texts of the same speakers
 
 LEAF gives each speaker windows, {"x": ["To be, o", "o be, or"], "y": ["r", " "]}, which are put together again;
 TensorFlow Federated gives {"snippets": ["To be, or not ..."]}.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.data.examples import Examples
-from flare_dist.data.paths import reason, refusal, shown
+from flare_dist.errors import printable, reason, refusal
 
 # The 86 characters of TensorFlow Federated's Shakespeare models; a character that is none of them counts as a space.
 CHARACTERS = " " + string.ascii_letters + string.digits + "\n\r!\"#$%&'()*,-./:;?@[]_"
@@ -26,16 +26,16 @@ _CODES = {character: code for code, character in enumerate(CHARACTERS)}
 
 
 def encode_text(text: str) -> Tensor:
-    """uint8 codes, one for each character."""
+    """Encode a text as uint8 codes, one for each character."""
     return torch.tensor([_CODES.get(character, 0) for character in text], dtype=torch.uint8)
 
 
 def load_texts(root: Path, sequence_length: int) -> tuple[Examples, Examples]:
-    """(train, test): inputs uint8 [n, sequence_length], labels the characters that follow each, groups the speakers.
+    """Load (train, test): inputs uint8 [n, sequence_length], labels the characters that follow, groups the speakers.
 
     A speaker's text is cut into runs of sequence_length + 1 characters; what is left over at the end of it is not used.
-    Raises ValueError that names data.root where files are missing or not of either layout, and data.sequence_length
-    where nobody says as much.
+    Raises ValueError that names data.root if files are missing or of neither layout, and data.sequence_length if every
+    text is shorter.
     """
     speakers: dict[str, int] = {}
     train, test = (_examples(root, part, sequence_length, speakers) for part in ("train", "test"))
@@ -43,7 +43,8 @@ def load_texts(root: Path, sequence_length: int) -> tuple[Examples, Examples]:
 
 
 def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> Examples:
-    rows, groups = [], []
+    rows = []
+    groups = []
     for speaker, text in _texts(root / part):
         group = speakers.setdefault(speaker, len(speakers))
         codes = encode_text(text)
@@ -51,17 +52,19 @@ def _examples(root: Path, part: str, length: int, speakers: dict[str, int]) -> E
         rows.append(runs)
         groups += [group] * len(runs)
     if not groups:
-        problem = f"no speaker in {shown(root / part)} says {length + 1} characters"
-        raise ValueError(f"data.sequence_length: {problem}")
+        problem = f"no speaker in {printable(root / part)} has {length + 1} characters"
+        raise ValueError(f"data.sequence_length: {problem}, got {length}; choose less")
     sequences = torch.cat(rows)
     return Examples(sequences[:, :-1].contiguous(), sequences[:, 1:].long(), torch.tensor(groups), is_text=True)
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """(speaker, all that they say) from every file of a folder, in order of the files' names."""
+    """Yield (speaker, their whole text) from every file of a folder, in order of the files' names."""
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
-        raise refusal(folder, "there are no .json files in it" if folder.is_dir() else "there is no such folder")
+        raise refusal(
+            "data.root", folder, "there are no .json files in it" if folder.is_dir() else "there is no such folder"
+        )
     said_in: dict[str, Path] = {}
     for file in files:
         try:
@@ -69,29 +72,33 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
             found = json.loads(file.read_bytes(), object_pairs_hook=_distinct)["user_data"]
             texts = {speaker: _text(own) for speaker, own in found.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-            raise refusal(file, f"is not in LEAF's or TFF's layout ({reason(error)})") from error
+            raise refusal("data.root", file, f"is not in LEAF's or TFF's layout ({reason(error)})") from error
         for speaker, text in texts.items():
             if speaker in said_in:
-                raise refusal(file, f"{shown(speaker)} speaks in {shown(said_in[speaker])} too; are they copies?")
+                raise refusal(
+                    "data.root",
+                    file,
+                    f"{printable(speaker)} speaks in {printable(said_in[speaker])} too; are they copies?",
+                )
             said_in[speaker] = file
             yield speaker, text
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a name that comes twice in it would silently drop what came first."""
+    """Make an object of JSON; ValueError if a name comes twice, for json would silently drop the first."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} comes twice in it")
+        raise ValueError(f"{printable(twice)} comes twice in it")
     return found
 
 
 def _text(own: dict[str, Any]) -> str:
-    """What one speaker says: snippets one after another, or windows that overlap, put together."""
+    """Put one speaker's text together: snippets one after another, or windows that overlap."""
     if "snippets" in own:
         return "".join(own["snippets"])
-    text, tail = "", ""
+    text = tail = ""
     for window, following in zip(own["x"], own["y"], strict=True):
         if len(following) != 1:
             raise ValueError(f"{following!r} is not one character")

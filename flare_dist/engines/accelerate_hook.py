@@ -1,26 +1,25 @@
-"""The sparse hook under Accelerate: its memory goes with save_state and load_state, as long as the model does."""
+"""Attach the sparse hook under Accelerate, and save its memory with Accelerate's own state, as long as the model is."""
 
 from __future__ import annotations
 
 import weakref
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.engines.accelerate import Accelerator
 from flare_dist.engines.attach import attach_ddp, unwrapped
-from flare_dist.hook.checkpoint import NAME, save_hook_state
-from flare_dist.hook.restore import load_named
+from flare_dist.hook.checkpoint import NAME, load_named, save_hook_state
 from flare_dist.hook.state import SparseHookState
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:
-    """The sparse hook on a model that `accelerator` prepared; its memory goes with save_state and load_state.
+    """Attach the hook to a model that `accelerator` prepared; its memory goes with save_state and load_state.
 
     Accelerate itself would drop a hook that is not its own, and saves what is registered with it on one rank only.
     """
-    if _bare(model) is not model:  # of what is not wrapped attach_ddp tells more
+    if _bare(model) is not model:  # if it is not wrapped, the error of attach_ddp explains more
         check_held(accelerator, model)
     state = attach_ddp(model, scaler=accelerator.scaler, **settings)
     save_with(accelerator, state, model)
@@ -39,7 +38,8 @@ def save_with(accelerator: Accelerator, state: SparseHookState, model: nn.Module
     Files are called after the place of `model` among the accelerator's models, as its own are. A model that it has let
     go, by free_memory, is not saved any more, and nothing here keeps it or its memory alive.
     """
-    saves, loads = accelerator._save_model_state_pre_hook, accelerator._load_model_state_pre_hook
+    saves = accelerator._save_model_state_pre_hook
+    loads = accelerator._load_model_state_pre_hook
     for hooks in (saves, loads):
         for key in [key for key, hook in hooks.items() if _is_of(hook, model)]:  # attached anew
             del hooks[key]
@@ -52,7 +52,7 @@ def save_with(accelerator: Accelerator, state: SparseHookState, model: nn.Module
 
 
 class _MemoryOf:
-    """The files of one model's hook in what an accelerator saves; holds neither the model nor the hook's state."""
+    """Save and load the memory of one model's hook; holds neither the model nor the hook's state."""
 
     def __init__(self, accelerator: Accelerator, state: SparseHookState, model: nn.Module, old_name: str) -> None:
         self._accelerator = weakref.ref(accelerator)
@@ -61,8 +61,10 @@ class _MemoryOf:
         self._old_name = old_name
 
     def _found(self) -> tuple[SparseHookState, str] | None:
-        """The hook's state and what its files are called; None if the accelerator has let the model go."""
-        accelerator, state, model = self._accelerator(), self._state(), self.model()
+        """Find the hook's state and the name of its files; None if the accelerator has let the model go."""
+        accelerator = self._accelerator()
+        state = self._state()
+        model = self.model()
         if accelerator is None or state is None or model is None:
             return None
         place = _place(accelerator, model)
@@ -88,7 +90,7 @@ def _is_of(hook: Any, model: nn.Module) -> bool:
 
 
 def _place(accelerator: Accelerator, model: nn.Module) -> int | None:
-    """The model's place among those that the accelerator saves; it keeps them without DDP.
+    """Find the model's place among those that the accelerator saves; it keeps them without DDP.
 
     Not among the `models` that it gives to hooks: when it loads, other hooks may have emptied that list.
     """
@@ -97,7 +99,7 @@ def _place(accelerator: Accelerator, model: nn.Module) -> int | None:
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model without what compiles it or wraps it in DDP."""
+    """Unwrap the model from what compiles it and from DDP."""
     inner: nn.Module = unwrapped(model)
     return _bare(inner.module) if isinstance(inner, DistributedDataParallel) else inner
 

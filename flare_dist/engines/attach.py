@@ -1,4 +1,4 @@
-"""`flare_dist.attach`: the sparse exchange in the training loop that somebody already has."""
+"""Put the sparse exchange into the training loop that somebody already has (`flare_dist.attach`)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def check_ddp(ddp: DistributedDataParallel) -> None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside torch.compile and Fabric's wrapper."""
+    """Unwrap the model from torch.compile and from Fabric's wrapper."""
     while isinstance(model, nn.Module) and not isinstance(model, DistributedDataParallel):
         inner = [model._modules[name] for name in ("_orig_mod", "_forward_module") if name in model._modules]
         if not inner:
@@ -132,7 +132,7 @@ def is_engine(target: Any) -> bool:
 
 
 def _forget_copied_hook(ddp: DistributedDataParallel) -> None:
-    """Remove what a copy has of the hook of the model that it was copied from: no reducer calls it."""
+    """Remove what a copied model still holds of the original's hook: no reducer calls it."""
     watches = {number: hook for number, hook in ddp._forward_hooks.items() if isinstance(hook, HookWatch)}
     if watches and not any(watch.is_on(ddp) for watch in watches.values()):
         ddp._comm_hooks.clear()

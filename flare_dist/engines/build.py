@@ -1,4 +1,4 @@
-"""The model of a rank in the engine that the configuration names, imported when it is needed."""
+"""Build the engine that the configuration names; its library is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_model(
     task: Task,
     smallest_batch: int = 1,
 ) -> EngineModel:
-    """`model` on this rank's device; `alone` where each rank trains by itself, as federated clients do.
+    """Put `model` on this rank's device, in its engine; `alone` if each rank trains by itself, as federated clients do.
 
     No piece of a step is taken on fewer than `smallest_batch` examples, if there are so many.
     For DeepSpeed `config.deepspeed_config` must hold the settings (`deepspeed_settings`), and all ranks call together.
@@ -39,17 +39,21 @@ def build_model(
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, gradient_clipping, smallest_batch, task)
-    # What DeepSpeed would ask its own launcher for; the process group is there already.
-    where = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
-    for name, value in where.items():
+        return AccelerateModel(config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch)
+    _prepare_deepspeed(world)
+    from flare_dist.engines.deepspeed import DeepSpeedModel
+
+    assert isinstance(config.deepspeed_config, dict)
+    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, task, alone, smallest_batch)
+
+
+def _prepare_deepspeed(world: World) -> None:
+    """Tell DeepSpeed by the environment what it would ask its own launcher for; the process group is there already."""
+    ours = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
+    for name, value in ours.items():
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ["DS_ACCELERATOR"] = world.device.type
     # DeepSpeed calls it by the name that torch 2.14 warns of; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
-    from flare_dist.engines.deepspeed import DeepSpeedModel
-
-    assert isinstance(config.deepspeed_config, dict)
-    return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, alone, smallest_batch, task)

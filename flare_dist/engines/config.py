@@ -1,4 +1,4 @@
-"""Where local training runs, and in which precision."""
+"""Choose where local training runs, and in which precision."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NAMES = ("accelerate", "deepspeed")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where local training runs, and in which precision.
+    """Choose where local training runs, and in which precision.
 
     Args:
         name: accelerate (placement and mixed precision by Hugging Face Accelerate) or deepspeed (the same by an engine
-            of DeepSpeed's for each rank: ZeRO 0 to 2, in mode gradient 0 and 1).
+            of DeepSpeed on each rank: ZeRO 0 to 2, in mode gradient 0 and 1).
         mixed_precision: no, bf16 or fp16 (fp16 needs a GPU); weights, deltas and residuals stay float32.
-        device: auto (a GPU where there is one), cpu or cuda.
+        device: auto (a GPU if there is one), cpu or cuda.
         gradient_accumulation_steps: pieces in which a mini-batch goes through the model, to save memory; the optimizer
             takes one step for all of them.
         recorded: auto (steps of a small model on a CPU are recorded and called without autograd, with the same bits) or
@@ -45,7 +45,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"engine.name: unknown engine {self.name!r} (choose from {', '.join(NAMES)})")
+            raise ValueError(f"engine.name: unknown engine, got {self.name!r}; choose from {', '.join(NAMES)}")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -62,17 +62,17 @@ class EngineConfig:
             raise ValueError(f"engine.timeout_seconds: must be in [1, 1e7], got {self.timeout_seconds}")
 
 
-def settle_device(config: EngineConfig) -> str:
-    """cpu or cuda; ValueError naming the key where this machine cannot do what is asked for."""
+def resolve_device(config: EngineConfig) -> str:
+    """Choose cpu or cuda; raises ValueError that names the key if this machine cannot do what is asked for."""
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
-        raise ValueError("engine.device: cuda was asked for, but PyTorch sees no GPU")
+        raise ValueError("engine.device: PyTorch sees no GPU, got cuda; choose auto or cpu")
     device = config.device if config.device != "auto" else "cuda" if has_gpu else "cpu"
     refuse(EXCLUSIONS, engine=config, device=device)
     return device
 
 
 def default_threads(local_ranks: int) -> int:
-    """Cores that this process may use, divided by the ranks on this machine; at least one."""
+    """Divide the cores that this process may use by the ranks on this machine; at least one."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available // local_ranks)

@@ -1,4 +1,4 @@
-"""DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
+"""Read DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OURS = {
 def deepspeed_settings(
     config: EngineConfig, batch_size: int, gradient_clipping: float | None, mode: str
 ) -> dict[str, Any]:
-    """What `engine.deepspeed_config` says, with every "auto" filled in.
+    """Read what `engine.deepspeed_config` says, and fill in every "auto".
 
-    Raises ValueError naming the key where the file is missing or no JSON object, where a value in it contradicts
-    ours or takes the place of one of ours, and where DeepSpeed cannot do what is asked for.
+    Raises ValueError that names the key if the file is missing or no JSON object, if a value in it contradicts ours or
+    takes the place of one of ours, and if DeepSpeed cannot do what is asked for.
     """
     settings = _read(config.deepspeed_config)
     for key, ours in OURS.items():
@@ -38,7 +38,8 @@ def deepspeed_settings(
     _fill(settings, "gradient_clipping", gradient_clipping or 0.0, "clients.gradient_clipping")
     for precision in ("bf16", "fp16"):
         section = settings[precision] = dict(settings.get(precision, {}))
-        _fill(section, "enabled", config.mixed_precision == precision, "engine.mixed_precision")
+        is_enabled = config.mixed_precision == precision
+        _fill(section, "enabled", is_enabled, "engine.mixed_precision", f"{precision}.enabled")
 
     if config.mixed_precision != "no":  # BatchNorm takes its statistics in the precision of its weights only
         settings["data_types"] = {"buffer_dtype": config.mixed_precision, **settings.get("data_types", {})}
@@ -48,14 +49,14 @@ def deepspeed_settings(
             "engine.deepspeed_config: data_types.grad_accum_dtype keeps a second set of gradients; leave it out"
         )
     if settings.get("zero_optimization", {}).get("round_robin_gradients"):
-        raise ValueError("engine.deepspeed_config: zero_optimization.round_robin_gradients must be false")
+        raise ValueError("engine.deepspeed_config: zero_optimization.round_robin_gradients must be false, got true")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     refuse(EXCLUSIONS, engine=config, mode=mode, zero_stage=stage)
     return settings
 
 
 def _read(given: str | dict[str, Any]) -> dict[str, Any]:
-    """The settings in a JSON file, or a copy of those given."""
+    """Read the settings in a JSON file, or copy those given."""
     if isinstance(given, dict):
         return dict(given)
     try:
@@ -69,9 +70,12 @@ def _read(given: str | dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _fill(settings: dict[str, Any], key: str, value: Any, ours: str) -> None:
-    """Put our value for a missing or "auto" one; ValueError where another one stands there."""
+def _fill(settings: dict[str, Any], key: str, value: Any, ours: str, name: str | None = None) -> None:
+    """Put our value for a missing or "auto" one; raises ValueError if another one stands there."""
     found = settings.get(key, "auto")
     if found not in ("auto", value):
-        raise ValueError(f'engine.deepspeed_config: says {key} {found}, {ours} says {value}; "auto" takes ours')
+        raise ValueError(
+            f"engine.deepspeed_config: {name or key} must be {value} to agree with {ours}, got {found}; "
+            'write "auto", which takes ours'
+        )
     settings[key] = value

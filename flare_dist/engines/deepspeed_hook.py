@@ -1,4 +1,4 @@
-"""The sparse hook inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
+"""Exchange gradients sparsely inside a DeepSpeed engine, which has no hook of its own (DeepSpeed#886).
 
 At ZeRO stage 0 DeepSpeed averages all gradients after backward, in `buffered_allreduce_fallback`; at stage 1 bucket by
 bucket in the optimizer's `average_tensor`. Both are replaced on the engine, and nothing else: accumulation, clipping,
@@ -23,7 +23,23 @@ if TYPE_CHECKING:
 
 
 def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
-    """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason where it cannot."""
+    """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason if it cannot."""
+    _check_stage(engine)
+    _check_settings(engine)
+    refuse_sparse_gradients(engine.module)
+    group = engine.data_parallel_group
+    state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
+    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
+    engine._sparse_hook_state = state
+    if engine.zero_optimization_stage() == 0:
+        engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)
+    else:
+        _replace_average(engine.optimizer, state)
+    return state
+
+
+def _check_stage(engine: DeepSpeedEngine) -> None:
+    """Raise ValueError if the engine's ZeRO stage leaves no whole gradient to select from, or not in this precision."""
     stage = engine.zero_optimization_stage()
     if stage >= 2:
         raise ValueError(
@@ -32,34 +48,29 @@ def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
         )
     if engine.fp16_enabled() and stage == 0:
         raise ValueError("attach: DeepSpeed does not scale the loss with fp16 at ZeRO stage 0; use stage 1 or bf16")
+    if stage == 0 and hasattr(engine.optimizer, "get_grads_for_reduction"):
+        raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
+
+
+def _check_settings(engine: DeepSpeedEngine) -> None:
+    """Raise ValueError if some of the engine's gradients would not go through the hook."""
     if engine.has_moe_layers or engine.pipeline_parallelism:
         raise ValueError("attach: experts and pipelines reduce their gradients in groups of their own")
     if len(set(engine.get_data_types())) > 1:
         raise ValueError("attach: data_types.grad_accum_dtype keeps a second set of gradients; leave it out")
-    if stage == 1 and engine.zero_round_robin_gradients():
-        raise ValueError("attach: set zero_optimization.round_robin_gradients to false")
-    if stage == 1 and engine.optimizer.overlap_comm:
-        raise ValueError("attach: set zero_optimization.overlap_comm to false: its buckets end at random moments")
-    if stage == 1 and not engine.optimizer.contiguous_gradients:
-        raise ValueError("attach: set zero_optimization.contiguous_gradients to true")
-    if stage == 0 and hasattr(engine.optimizer, "get_grads_for_reduction"):
-        raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
+    if engine.zero_optimization_stage() == 1:
+        if engine.zero_round_robin_gradients():
+            raise ValueError("attach: set zero_optimization.round_robin_gradients to false")
+        if engine.optimizer.overlap_comm:
+            raise ValueError("attach: set zero_optimization.overlap_comm to false: its buckets end at random moments")
+        if not engine.optimizer.contiguous_gradients:
+            raise ValueError("attach: set zero_optimization.contiguous_gradients to true")
     if getattr(engine, "_sparse_hook_state", None) is not None:
         raise ValueError("attach: the engine exchanges sparsely already")
-    refuse_sparse_gradients(engine.module)
-    group = engine.data_parallel_group
-    state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
-    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
-    engine._sparse_hook_state = state
-    if stage == 0:
-        engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)
-    else:
-        _replace_average(engine.optimizer, state)
-    return state
 
 
 def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
-    """Stage 0: the mean of all gradients, written back to where DeepSpeed reads them."""
+    """Exchange all gradients at stage 0, and write the mean to where DeepSpeed reads them."""
     state.begin_step()
     parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
     gradients, _ = engine._get_gradients_for_reduction()
@@ -70,7 +81,7 @@ def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
 
 
 def _replace_average(optimizer: Any, state: SparseHookState) -> None:
-    """Stage 1: the mean of each bucket in place, of which the optimizer then keeps its own part."""
+    """Exchange each bucket in place at stage 1; the optimizer then keeps its own part of the mean."""
     reduce_gradients = optimizer.reduce_gradients
 
     def begin_and_reduce(*arguments: Any, **options: Any) -> None:

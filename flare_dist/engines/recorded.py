@@ -1,9 +1,9 @@
-"""The steps of a small model as the list of tensor operations that they come to, called without autograd.
+"""Record the tensor operations of a small model's step, and call them without autograd.
 
-More than half of a small model's step on a CPU is bookkeeping of autograd and the dispatcher. For batches of one shape
-the operations of a forward and a backward pass are always the same, where a model's Python does nothing else: they are
-recorded once, below autograd, and called directly from then on. The same kernels in the same order give the same bits,
-which is seen to before a recording is used.
+More than half of a small model's step on a CPU is bookkeeping of autograd and the dispatcher. If a model's Python does
+nothing but call layers, the operations of a forward and a backward pass are the same for all batches of one shape. They
+are recorded once, below autograd, and called directly from then on. The same kernels in the same order give the same
+bits, which is checked before a recording is used.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
-from flare_dist.tasks.builtin import CLASSIFICATION
-from flare_dist.tasks.task import Task, mean_criterion
+from flare_dist.tasks.task import Count, Task, counted, mean_criterion
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
@@ -29,31 +28,31 @@ Recording = Callable[..., tuple[Tensor, ...]]
 
 
 class NotRecordableError(Exception):
-    """A pass does something that a list of operations cannot do again."""
+    """Signal that a pass does something that a list of operations cannot do again."""
 
 
 class Recorder(TorchDispatchMode):
-    """Writes every operation down whose result is new: memory of the same place and form is the same value here."""
+    """Record every operation whose result is new: memory of the same address and layout is the same value here."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self._alive: list[Tensor] = []  # for no place in memory to be given away twice
+        self._alive: list[Tensor] = []  # so that no address is given away twice
         self._nodes: dict[tuple[Any, ...], fx.Node] = {}
         for number, tensor in enumerate(inputs):
             if tensor.numel() and _place(tensor) in self._nodes:
                 raise NotRecordableError("two inputs that are the same memory")
-            self._know(tensor, self.graph.placeholder(f"input_{number}"))
+            self._add(tensor, self.graph.placeholder(f"input_{number}"))
 
     def node(self, value: Any) -> Any:
-        """What stands for `value`; raises NotRecordableError for a tensor that comes from elsewhere."""
+        """Return the node that stands for `value`; raises NotRecordableError for a tensor that comes from elsewhere."""
         if not isinstance(value, Tensor):
             return value
         if _place(value) not in self._nodes:
             raise NotRecordableError("a tensor that is neither parameter nor input")
         return self._nodes[_place(value)]
 
-    def _know(self, tensor: Tensor, node: fx.Node) -> None:
+    def _add(self, tensor: Tensor, node: fx.Node) -> None:
         self._alive.append(tensor)
         self._nodes.setdefault(_place(tensor), node)
 
@@ -62,19 +61,20 @@ class Recorder(TorchDispatchMode):
         tags = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
         if func._schema.is_mutable or tags & set(func.tags):
             raise NotRecordableError(str(func))
-        inputs, named = fx.node.map_aggregate(args, self.node), fx.node.map_aggregate(kwargs, self.node)
+        inputs = fx.node.map_aggregate(args, self.node)
+        named = fx.node.map_aggregate(kwargs, self.node)
         result = func(*args, **kwargs)
         function = _shortest(func, args, kwargs, result)
         if isinstance(result, Tensor):
             if _place(result) not in self._nodes:
-                self._know(result, self.graph.call_function(function, inputs, named))
+                self._add(result, self.graph.call_function(function, inputs, named))
             return result
         if not isinstance(result, tuple | list):
             raise NotRecordableError(str(func))
-        together = self.graph.call_function(function, inputs, named)
+        results = self.graph.call_function(function, inputs, named)
         for number, part in enumerate(result):
             if isinstance(part, Tensor):
-                self._know(part, self.graph.call_function(operator.getitem, (together, number)))
+                self._add(part, self.graph.call_function(operator.getitem, (results, number)))
         return result
 
 
@@ -83,7 +83,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _shortest(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[..., Any]:
-    """What to call for an operation with this result: torch's own function takes a third of the time of an overload."""
+    """Find the fastest function with this result: torch's own takes a third of the time of an operation's overload."""
     name = func._schema.name.removeprefix("aten::")
     for function in (getattr(torch, name, None), getattr(Tensor, name, None)):
         if function is not None and isinstance(result, Tensor):
@@ -97,7 +97,7 @@ def _shortest(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[..., A
 
 
 def why_not_recorded(model: nn.Module) -> str | None:
-    """Why the steps of `model` are not to be recorded; None where they may be."""
+    """Say why the steps of `model` must not be recorded; None if they may be."""
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
         return "it is large"
     if any(True for _ in model.buffers()):
@@ -106,50 +106,66 @@ def why_not_recorded(model: nn.Module) -> str | None:
     hooks += [p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()]
     if any(hooks):
         return "there are hooks on its parameters or on all modules"
-    for part in model.modules():
-        if not type(part).__module__.startswith(KNOWN):
-            return f"its {type(part).__name__} may do something else at every call"
-        own = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        if any(own) or part._compiled_call_impl is not None:
-            return f"its {type(part).__name__} has hooks or is compiled"
-        if any(callable(value) and not isinstance(value, nn.Module | nn.Parameter) for value in vars(part).values()):
-            return f"its {type(part).__name__} has been given a function"
+    return next(filter(None, map(_why_not_module, model.modules())), None)
+
+
+def _why_not_module(part: nn.Module) -> str | None:
+    """Say why the calls of one module, its submodules aside, must not be recorded; None if they may be."""
+    name = type(part).__name__
+    if not type(part).__module__.startswith(KNOWN):
+        return f"its {name} may do something else at every call"
+    own = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    if any(own) or part._compiled_call_impl is not None:
+        return f"its {name} has hooks or is compiled"
+    if any(callable(value) and not isinstance(value, nn.Module | nn.Parameter) for value in vars(part).values()):
+        return f"its {name} has been given a function"
     return None
 
 
 class Recordings:
-    """Of one model, a recording for each of the first few shapes of batches that it is trained on.
+    """Keep the recordings of one model, one for each of the first few shapes of batches that it is trained on.
 
-    Nothing else may become of the model than other weights: neither hooks nor frozen parameters.
+    Only its weights may change after that: it must be given neither hooks nor frozen parameters.
     """
 
-    def __init__(self, model: nn.Module, tensors: Sequence[Tensor], task: Task = CLASSIFICATION) -> None:
+    def __init__(self, model: nn.Module, tensors: Sequence[Tensor], task: Task) -> None:
         self._model = model
         self._task = task
         self._tensors = tensors
-        self._by_form: dict[tuple[Any, ...], Recording | None] = {}
+        self._by_shape: dict[tuple[Any, ...], Recording | None] = {}
+
+    def step(
+        self, values: Sequence[Tensor], inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, list[Tensor], Count] | None:
+        """Return (mean loss, gradient of each tensor, how many labels count) of a batch at the weights `values`.
+
+        None if autograd has to take the step.
+        """
+        recording = self.of(inputs, labels)
+        if recording is None:
+            return None
+        loss, *gradients = recording(*values, inputs, labels)
+        return loss, gradients, counted(labels, self._task.ignored)
 
     def of(self, inputs: Tensor, labels: Tensor) -> Recording | None:
-        """What `record` makes of batches like this one; None where the step has to be taken in the usual way.
+        """Return the recording for batches like this one; None if there is none and none is to be made.
 
         In training mode only: dropout, which is not recorded, would be nothing at all in the other.
         """
         if not self._model.training:
             return None
-        form = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride(), labels.dtype)
-        if form not in self._by_form:
-            if len(self._by_form) == SHAPES:
+        shape = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride(), labels.dtype)
+        if shape not in self._by_shape:
+            if len(self._by_shape) == SHAPES:
                 return None
-            self._by_form[form] = record(self._model, self._tensors, inputs, labels, self._task)
-        return self._by_form[form]
+            self._by_shape[shape] = record(self._model, self._tensors, inputs, labels, self._task)
+        return self._by_shape[shape]
 
 
-def record(
-    model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task = CLASSIFICATION
-) -> Recording | None:
-    """A function (*tensors, inputs, labels) -> (mean loss, gradient of each tensor), for batches of these shapes.
+def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task) -> Recording | None:
+    """Make a function (*tensors, inputs, labels) -> (mean loss, gradient of each tensor), for batches of these shapes.
 
-    `tensors` are the parameters of `model`. None where a pass cannot be recorded, or does not repeat its bits.
+    `tensors` are the parameters of `model`. None if a pass cannot be recorded, or does not repeat its bits.
     """
     try:
         recorder = Recorder([*tensors, inputs, labels])

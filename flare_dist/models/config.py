@@ -1,4 +1,4 @@
-"""Which model is trained."""
+"""Settings of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flare_dist.models.registry import check_name
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model is trained.
+    """Choose the model that is trained.
 
     Args:
         name: 2nn, cnn, lenet, mnist_net, resnet8, resnet18, resnet34, vgg11, vgg16, vgg19, flare_fc, flare_cnn or

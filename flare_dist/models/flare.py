@@ -11,7 +11,7 @@ from torch import nn
 
 
 def flare_fc(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """784-4069-4069-4069-10 without activations: a deep linear model of 36,356,525 weights on MNIST."""
+    """Build 784-4069-4069-4069-10 without activations: a deep linear model of 36,356,525 weights on MNIST."""
     return _glorot_normal(
         nn.Sequential(
             nn.Flatten(),
@@ -24,7 +24,7 @@ def flare_fc(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def flare_cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 32 and 64 channels, each with a pool, and 512 units: 582,026 weights on MNIST.
+    """Build two 5x5 convolutions of 32 and 64 channels, each with a pool, and 512 units: 582,026 weights on MNIST.
 
     It ends in a softmax although the loss applies another: scores lie in [0, 1] and the loss cannot fall below
     log(e + 9) - 1 = 1.46 for ten classes, hence the large learning rate of its published runs.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class CharacterGRU(nn.Module):
-    """Embedding of 256, one GRU layer of 1024 and scores of the next character at every place.
+    """Score the next character at every place: an embedding of 256 and one GRU layer of 1024.
 
     Takes codes int64 [b, T] and gives scores [b, num_classes, T]; 4,048,470 weights for 86 characters.
     """
@@ -23,7 +23,7 @@ class CharacterGRU(nn.Module):
 
 
 def gru(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The model for sequences of any length; raises ValueError for images."""
+    """Build the model for sequences of any length; raises ValueError for images."""
     if len(input_shape) != 1:
-        raise ValueError("it reads text (data.name shakespeare), the data are images")
+        raise ValueError(f"it reads text (data.name=shakespeare), got inputs of shape {input_shape}")
     return CharacterGRU(num_classes)

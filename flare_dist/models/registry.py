@@ -1,4 +1,7 @@
-"""Models by name: ours, torchvision's, the user's."""
+"""Models by name: ours, torchvision's, the user's.
+
+A new one of ours is one function (input_shape, num_classes) -> module and one line in MODELS.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flare_dist.errors import reason_in_code
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
-from flare_dist.models.trial import blank_of, check_fit, describe, has_lazy
+from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed, seeded
-from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
@@ -30,12 +33,12 @@ Builder = Callable[[Shape, int], nn.Module]
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError naming model.name where `name` is no model; imports the user's module where it names one."""
+    """Raise ValueError that names model.name if `name` is no model; imports the user's module if it names one."""
     find_builder(name)
 
 
 def find_builder(name: str) -> Builder:
-    """The function (input_shape, num_classes) -> module behind a model's name."""
+    """Find the function (input_shape, num_classes) -> module behind a model's name."""
     if name in MODELS:
         return MODELS[name]
     module, _, attribute = name.partition(":")
@@ -46,23 +49,31 @@ def find_builder(name: str) -> Builder:
         )
     if module == "torchvision":
         return _torchvision_builder(attribute)
+    return _users_builder(name, module, attribute)
+
+
+def _users_builder(name: str, module: str, attribute: str) -> Builder:
+    """Import the user's function; ValueError that names model.name if that fails."""
     if os.getcwd() not in sys.path:  # the user's own module, which a console script would not find beside it
         sys.path.insert(0, os.getcwd())
     try:
         builder = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever somebody's module, or script, may raise
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            where = (
-                f"there is no module {error.name!r} in {os.getcwd()}; start the command where it lies, or install it"
-            )
-            raise ValueError(f"model.name: cannot import {name!r}: {where}") from error
-        raise ValueError(f"model.name: cannot import {name!r}: {describe(error)}") from error
+            raise ValueError(
+                f"model.name: cannot import {name!r}: there is no module {error.name!r} in {os.getcwd()}; start the "
+                "command where it lies, or install it"
+            ) from error
+        raise ValueError(f"model.name: cannot import {name!r}: {reason_in_code(error)}") from error
     if not callable(builder):
-        raise ValueError(f"model.name: {name!r} is not callable")
+        raise ValueError(
+            f"model.name: must be a function (input_shape, num_classes), got {name!r}, which is not callable"
+        )
     return builder
 
 
 def _torchvision_builder(name: str) -> Builder:
+    """Make the builder of a classifier of torchvision; ValueError that names similar ones if there is none."""
     import torchvision  # seconds, which runs without its models save
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -72,8 +83,8 @@ def _torchvision_builder(name: str) -> Builder:
 
     def build(input_shape: Shape, num_classes: int) -> nn.Module:
         if len(input_shape) != 3 or input_shape[0] != 3:
-            raise ValueError(f"it wants images of 3 channels, the data has inputs of shape {input_shape}")
-        # Two classifiers give auxiliary scores while training, where one score a class is wanted.
+            raise ValueError(f"it takes images of 3 channels, got inputs of shape {input_shape}")
+        # These two give auxiliary scores too while they train, and a task takes one score for each class.
         options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
@@ -86,17 +97,18 @@ def build(
     input_shape: Shape,
     num_classes: int,
     seed: int,
-    task: Task = CLASSIFICATION,
+    task: Task,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The model with initial weights drawn from `seed`, on the CPU, trying it on inputs of `input_shape` and `dtype`.
+    """Build the model on the CPU, with weights drawn from `seed`, and try it on inputs of `input_shape` and `dtype`.
 
     `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
     model.name if the model does not take such inputs or does not give the outputs that the task needs.
     """
     find_builder(name)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
-        model, blank = _construct(name, input_shape, num_classes), blank_of(input_shape, dtype)
+        model = _construct(name, input_shape, num_classes)
+        blank = blank_of(input_shape, dtype)
         try:
             if norm == "group":
                 if has_lazy(model):  # lazy norms become BatchNorm2d at the first call
@@ -105,6 +117,12 @@ def build(
             check_fit(model, blank, num_classes, task)
         except ValueError as error:
             raise ValueError(f"model.name: {name} {error}") from error
+    _check_parameters(name, model)
+    return model
+
+
+def _check_parameters(name: str, model: nn.Module) -> None:
+    """Raise ValueError that names model.name if nothing can be trained, or if initial weights are not finite."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"model.name: {name} has no trainable parameters")
     for parameter_name, parameter in model.named_parameters():
@@ -113,25 +131,23 @@ def build(
                 f"model.name: {name} begins with weights that are not finite ({parameter_name}); torch.empty and "
                 "torch.Tensor leave them as the memory was, so initialise them"
             )
-    return model
 
 
 def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
-    """The module that a builder makes; ValueError if it makes none, or one elsewhere or of another precision."""
+    """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
     builder = find_builder(name)
     try:
         model = builder(input_shape, num_classes)
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
-            f"model.name: cannot build {name} for inputs of shape {input_shape}: {describe(error)}"
+            f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
         ) from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model.name: {name} gives a {type(model).__name__}, not a torch.nn.Module")
+        raise ValueError(f"model.name: {name} must return a torch.nn.Module, got {type(model).__name__}")
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise ValueError(
-                f"model.name: {name} has {tensor_name} on {tensor.device}; build it on the CPU, engine.device says "
-                "where it is trained"
+                f"model.name: {name} has {tensor_name} on {tensor.device}; build it on the CPU, engine.device moves it"
             )
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -143,7 +159,7 @@ def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
 
 
 def _replace_norms(name: str, model: nn.Module) -> None:
-    """GroupNorm in place of BatchNorm2d, saying how many of what has gone and which norms stay."""
+    """Put GroupNorm in place of BatchNorm2d; the log has how many norms of which class are replaced, and which stay."""
     gone = _count_norms(model)
     if not gone:
         return

@@ -1,4 +1,4 @@
-"""ResNet-18 for 32x32 images, and GroupNorm in place of BatchNorm."""
+"""ResNets for small images, and GroupNorm in place of BatchNorm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def resnet8(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The thin ResNet of He et al. 2016 for CIFAR with three blocks, of 16, 32 and 64 channels: 78 k weights."""
+    """Build the thin ResNet of He et al. 2016 for CIFAR with three blocks, of 16, 32 and 64 channels: 78 k weights."""
     from torchvision.models.resnet import BasicBlock
 
     def block(before: int, after: int, stride: int) -> nn.Module:
@@ -33,16 +33,17 @@ def resnet8(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def resnet18(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """torchvision's ResNet-18 with a stem for small images (He et al. 2016), 3x3 stride 1, no pool: 11.17 M weights."""
+    """Build ResNet-18 (He et al. 2016) with a stem for small images, 3x3 of stride 1, no pool: 11.17 M weights."""
     return _with_small_stem("resnet18", input_shape, num_classes)
 
 
 def resnet34(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The same of ResNet-34: 21.28 M weights."""
+    """Build ResNet-34 with such a stem: 21.28 M weights."""
     return _with_small_stem("resnet34", input_shape, num_classes)
 
 
 def _with_small_stem(name: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Build a ResNet of torchvision and replace its first layers."""
     import torchvision  # seconds, which runs of other models save
 
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)

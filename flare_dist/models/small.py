@@ -1,4 +1,4 @@
-"""The small models of the federated-learning papers, for images of any size and number of channels.
+"""Small models of the federated-learning papers, for images of any size and number of channels.
 
 Pools stand before the ReLUs that the papers put first: the function is the same, on a quarter of the entries.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def two_nn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The 2NN of McMahan et al. 2017: two hidden layers of 200 ReLUs (784-200-200-10 on MNIST, 199,210 weights)."""
+    """Build the 2NN of McMahan et al. 2017, two layers of 200 ReLUs: 784-200-200-10 with 199,210 weights on MNIST."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), 200),
@@ -23,7 +23,7 @@ def two_nn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 16 and 32 channels, each with a pool, and one linear layer: 28,938 weights on MNIST."""
+    """Build 5x5 convolutions of 16 and 32 channels, each with a pool, and a linear layer: 28,938 weights on MNIST."""
     channels, height, width = input_shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 5, padding=2),
@@ -38,7 +38,7 @@ def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 class OverlappingMaxPool(nn.MaxPool2d):
-    """MaxPool2d in half the time on a CPU, where torch's kernel is fast with the channels innermost; the same bits."""
+    """Pool as MaxPool2d in half the time on a CPU: its kernel is fast if channels are innermost. The bits are equal."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.is_cuda:
@@ -48,10 +48,10 @@ class OverlappingMaxPool(nn.MaxPool2d):
 
 
 def mnist_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """The MNISTNet of FLASH (Babakniya et al. 2023): 5x5 convolutions of 10 and 20 channels, each with a 3x3 pool of
-    stride 1, and 50 units: 261,840 weights on MNIST.
+    """Build the MNISTNet of FLASH (Babakniya et al. 2023): 261,840 weights on MNIST.
 
-    It ends in a softmax although the loss applies another, as published.
+    It has 5x5 convolutions of 10 and 20 channels, each with a 3x3 pool of stride 1, and 50 units. It ends in a softmax
+    although the loss applies another, as published.
     """
     channels, height, width = input_shape
     return nn.Sequential(
@@ -70,7 +70,7 @@ def mnist_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def lenet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 weights on MNIST, 62,006 on CIFAR-10.
+    """Build LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 weights on MNIST, 62,006 on CIFAR-10.
 
     Images of 28x28 are padded to the 32x32 that it was drawn for.
     """

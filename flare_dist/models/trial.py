@@ -1,4 +1,4 @@
-"""Trying a model before it is trained: whether it takes the data, and how many examples it needs at once.
+"""Trial of a model before it is trained: whether it takes the data, and how many examples it needs at once.
 
 A trial leaves no trace but what a model makes at its first call (`flare_dist.layout.preserved`): lazy parameters, whose
 values are then drawn from the generators as the caller has seeded them.
@@ -6,25 +6,21 @@ values are then drawn from the generators as the caller has seeded them.
 
 from __future__ import annotations
 
-import traceback
+import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from flare_dist.layout import preserved
+from flare_dist.errors import reason_in_code
+from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-from flare_dist.tasks.builtin import CLASSIFICATION
-from flare_dist.tasks.task import Shape, Task
+from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, mean_loss
 
-KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that always use what they have
+KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
 DRAWS = 16  # of models that may skip layers at random
-
-# Where the lines of a traceback lie that are not of the user's own code.
-NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> None:
@@ -40,13 +36,13 @@ def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> 
         raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
 
 
-def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task = CLASSIFICATION) -> str | None:
-    """Say why `model` cannot be trained on a batch of a single example; None if it can.
+def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> str | None:
+    """Return why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
     """
     with seeded(derive_seed(0, "trial")), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is found out here
+        warnings.simplefilter("ignore")  # of the very failure that is looked for
         try:
             one = _outputs(model, blank, num_classes, task, 1, training=True)
         except ValueError as error:
@@ -57,7 +53,7 @@ def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task = 
 
 
 def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
-    """The trainable parameters of `model` that take no part in its scores, or not in all of a few draws.
+    """Name the trainable parameters that take no part in the scores of `model`, or not in all of a few draws.
 
     Raises ValueError with the reason if its scores cannot be differentiated.
     """
@@ -70,11 +66,38 @@ def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
             try:
                 parts = torch.autograd.grad(model(_copies(blank, 2)).sum(), list(named.values()), allow_unused=True)
             except Exception as error:  # whatever somebody's code may raise
-                raise ValueError(f"has no gradient: {describe(error)}") from error
+                raise ValueError(f"has no gradient: {reason_in_code(error)}") from error
             unused = [name for name, part in zip(named, parts) if part is None]
             if unused:
                 return unused
     return []
+
+
+def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.name if the task's loss and its criterion differ on `batch`.
+
+    Steps are taken by the criterion if there is one, so another loss would silently have no effect. A loss that is made
+    of the criterion cannot differ and is not tried.
+    """
+    if task.criterion is None or task.loss == OfOutputs(task.criterion, task.ignored):
+        return
+    by_loss = _mean_loss(task._replace(criterion=None), model, batch)
+    by_criterion = _mean_loss(task, model, batch)
+    if not math.isclose(by_loss, by_criterion, rel_tol=1e-3, abs_tol=1e-6) and math.isfinite(by_loss + by_criterion):
+        raise ValueError(
+            f"task.name: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
+            f"{len(batch[1])} examples; mend one of them, or leave criterion None"
+        )
+
+
+def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
+    """Evaluate the mean loss of `batch`, with the same draws at each call."""
+    try:
+        with seeded(derive_seed(0, "trial")), preserved(model), torch.no_grad():
+            mean, _ = mean_loss(task, model.eval(), batch)
+            return float(mean)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"task.name: its loss fails on {len(batch[1])} examples: {reason_in_code(error)}") from error
 
 
 def has_lazy(model: nn.Module) -> bool:
@@ -82,16 +105,8 @@ def has_lazy(model: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
-def describe(error: BaseException) -> str:
-    """An error of somebody's code in a line: its kind if that says something, its words and the place in their file."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THEIRS)]
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
-    return f"{kind}{error}{place}"
-
-
 def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
-    """One input of zeros, [1, ...]."""
+    """Make one input of zeros, [1, ...]."""
     return torch.zeros(1, *input_shape, dtype=dtype)
 
 
@@ -100,12 +115,12 @@ def _copies(blank: Tensor, examples: int) -> Tensor:
 
 
 def _is_finite(outputs: Any) -> bool:
-    """Whether no output is NaN or infinite; only tensors can be."""
+    """Tell whether no output is NaN or infinite; only tensors can be."""
     return not isinstance(outputs, Tensor) or bool(outputs.isfinite().all())
 
 
 def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, examples: int, training: bool) -> Any:
-    """The outputs for blank examples; ValueError with the reason if there are none, or others than the task takes."""
+    """Compute outputs for blank examples; ValueError with the reason if there are none, or not those of the task."""
     input_shape = tuple(blank.shape[1:])
     try:
         with preserved(model), torch.set_grad_enabled(training):
@@ -115,16 +130,16 @@ def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, exam
     except Exception as error:  # whatever somebody's code may raise
         batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
         how = "while it trains" if training else "in evaluation"
-        raise ValueError(f"does not take {batch} {how}: {describe(error)}") from error
+        raise ValueError(f"does not take {batch} {how}: {reason_in_code(error)}") from error
     expected = None if task.outputs is None else (examples, *task.outputs(input_shape, num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:
-        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, it gives {shape}")
+        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}")
     changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
     if changed is not None:
         raise ValueError(
-            f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep what "
-            "depends on the batch as a plain attribute"
+            f"changes the shape of its buffer {changed} from {shapes[changed]} to {others.get(changed)}; keep values "
+            "that depend on the batch as a plain attribute"
         )
     if not isinstance(outputs, Tensor):
         return outputs

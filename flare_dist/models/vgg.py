@@ -6,24 +6,25 @@ from torch import nn
 
 
 def vgg11(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Configuration A of Simonyan & Zisserman 2015: 28,144,010 weights on CIFAR-10."""
+    """Build configuration A of Simonyan & Zisserman 2015: 28,144,010 weights on CIFAR-10."""
     return _vgg("A", input_shape, num_classes)
 
 
 def vgg16(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Configuration D: 33,638,218 weights on CIFAR-10."""
+    """Build configuration D: 33,638,218 weights on CIFAR-10."""
     return _vgg("D", input_shape, num_classes)
 
 
 def vgg19(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Configuration E: 38,947,914 weights on CIFAR-10."""
+    """Build configuration E: 38,947,914 weights on CIFAR-10."""
     return _vgg("E", input_shape, num_classes)
 
 
 def _vgg(configuration: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """torchvision's convolutions, pooled to 1x1, and a head of 4096-4096 with dropout 0.5; images of 32x32 or more.
+    """Build the convolutions of torchvision, pooled to 1x1, and a head of 4096-4096 with dropout 0.5.
 
-    Weights are He normal: without normalisation the deep ones would not start from PyTorch's default.
+    Images are of 32x32 or more. Weights are He normal: without normalisation the deep ones would not start from
+    PyTorch's default.
     """
     from torchvision.models import vgg  # seconds, which runs of other models save
 
@@ -44,6 +45,6 @@ def _vgg(configuration: str, input_shape: tuple[int, ...], num_classes: int) -> 
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model

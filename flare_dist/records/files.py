@@ -14,18 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from flare_dist.clients.slots import sync_path
-from flare_dist.comm.world import World
-from flare_dist.disk import DiskError, explained
-
-MESSAGE_BYTES = 1000  # of a rank's error, as far as the other ranks hear of it
+from flare_dist.disk import explained, sync_path
 
 
 @contextmanager
 def replacing(path: Path, key: str = "output_dir", nbytes: int | None = None) -> Iterator[Path]:
-    """A temporary path to write to, in place of `path` once the block has ended and its bytes are on the disk.
+    """Yield a temporary path to write to, which replaces `path` once the block has ended and its bytes are on the disk.
 
-    Raises DiskError that names the configuration's `key` if the disk does not take it; `nbytes` are to be written.
+    Raises DiskError that begins with the configuration's `key` if the disk does not take `nbytes` bytes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,18 +31,20 @@ def replacing(path: Path, key: str = "output_dir", nbytes: int | None = None) ->
             os.replace(temporary, path)
             sync_path(path.parent)
     finally:
-        with suppress(OSError):  # of a disk that has gone, whose own error is the one to tell
+        with suppress(OSError):  # the disk may have gone, and its first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, key: str = "output_dir") -> None:
+    """Write a whole file, or leave the old one; raises DiskError as `replacing` does."""
     content = text.encode()
     with replacing(path, key, len(content)) as temporary:
         temporary.write_bytes(content)
 
 
 def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write weights and buffers by name; copies, because they share one flat vector, and in one piece each."""
+    """Write weights and buffers by name in the format of safetensors."""
+    # Tensors share one flat vector, and may be expanded or transposed: the format takes each in one piece of its own.
     whole = torch.contiguous_format
     content = save({name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()})
     with replacing(path, nbytes=len(content)) as temporary:
@@ -63,10 +61,10 @@ def is_storable(dtype: torch.dtype) -> bool:
 
 
 def save_state(path: Path, state: Any) -> None:
-    """torch.save of plain containers and tensors, readable with weights_only=True."""
+    """Write plain containers and tensors by torch.save, readable with weights_only=True."""
     with replacing(path, nbytes=_nbytes(state)) as temporary:
         try:
-            with temporary.open("wb") as file:  # of its own file torch.save would not say why it cannot be written
+            with temporary.open("wb") as file:  # a file that torch.save opens gives no reason if it fails
                 torch.save(state, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
@@ -84,25 +82,10 @@ def _nbytes(state: Any) -> int:
 
 
 def sha256(path: Path) -> bytes:
-    """The digest of a file, read in blocks of 1 MiB."""
+    """Compute the digest of a file, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         read: Callable[[], bytes] = lambda: file.read(2**20)  # noqa: E731
         for block in iter(read, b""):
             digest.update(block)
     return digest.digest()
-
-
-@contextmanager
-def on_all_ranks(world: World) -> Iterator[None]:
-    """Raise DiskError on every rank if the block raises it on one of them; all ranks enter and leave it together."""
-    problem = ""
-    try:
-        yield
-    except DiskError as error:
-        problem = str(error)
-    if world.all_true(not problem):
-        return
-    sent = torch.tensor(list(problem.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES)), dtype=torch.uint8)
-    heard = [bytes(line.tolist()).decode(errors="replace").strip() for line in world.all_gather(sent)]
-    raise DiskError(problem or next(line for line in heard if line))

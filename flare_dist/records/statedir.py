@@ -1,18 +1,17 @@
-"""The directory in which a run keeps what its clients remember (`clients.state_dir`), and whose it is.
+"""The directory in which a run keeps its clients' memory (`clients.state_dir`), and the run that owns it.
 
-STATE_DIR/run.txt      the run directory that it belongs to, as long as there is a run
-          00012/...    the clients' memory, see clients/slots.py
+STATE_DIR/run.txt      the run directory that owns it, as long as there is a run
+          00012/...    the clients' memory, see clients/version_files.py
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from flare_dist.clients.slots import remove_versions, versions_in
-from flare_dist.config.config import Config
+from flare_dist.clients.version_files import remove_versions, versions_in
+from flare_dist.config.config import Config, with_values
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
 
@@ -20,37 +19,43 @@ OWNER = "run.txt"
 LOCK = ".states.lock"  # not the name of the run directory's own, which may be the same directory
 
 
-def settle(config: Config, source: Path | None, is_finished: bool) -> Config:
-    """The configuration with the directory's whole path, where the run that goes on has it now.
+def resolve(config: Config, source: Path | None, is_finished: bool) -> Config:
+    """Return the configuration with the absolute path of the directory, as the run that goes on finds it now.
 
-    A relative path is of the directory in which the command was first started: from elsewhere it stands for the same
-    place if that ends with it. A directory that was moved is found where the command says that it is. Raises ValueError
-    if what the clients of `source` remember is not there, and as `check` does.
+    A relative path belongs to the directory in which the command was first started. From elsewhere it stands for the
+    same place if that place ends with it. A directory that was moved is found at the path that the command names.
+    Raises ValueError if the memory of the clients of `source` is not there, and as `check` does.
     """
     directory = Path(config.output_dir)
     if source and source != directory:
         _check_source(source)
     if config.clients.state_dir is None:
         return config
-    state_dir = rundir.whole_path(config.clients.state_dir)
-    saved = rundir.state_dir_of(directory) if source == directory else None
+    state_dir = rundir.absolute_path(config.clients.state_dir)
+    saved = state_dir_of(directory) if source == directory else None
     if saved:
         state_dir = saved.absolute() if is_finished else _find(config.clients.state_dir, saved, directory)
-    config = dataclasses.replace(config, clients=dataclasses.replace(config.clients, state_dir=str(state_dir)))
+    config = with_values(config, {"clients.state_dir": str(state_dir)})
     check(config, source)
     return config
 
 
+def state_dir_of(directory: Path) -> Path | None:
+    """Read the path of the clients' memory of the run in `directory`; None if it is in the checkpoints."""
+    state_dir = rundir.read_config(directory)["clients"]["state_dir"]
+    return None if state_dir is None else Path(state_dir)
+
+
 def of_source(config: Config, source: Path) -> Path | None:
-    """Find where the run that this one goes on from has its clients' memory now, if not in its checkpoints."""
+    """Find the clients' memory of the run that this one goes on from; None if it is in the checkpoints."""
     if source == Path(config.output_dir) and config.clients.state_dir:
         return Path(config.clients.state_dir)
-    return rundir.state_dir_of(source)
+    return state_dir_of(source)
 
 
 def _find(given: str, saved: Path, directory: Path) -> Path:
-    """Find the memory of the clients of the run in `directory`, which had it in `saved`."""
-    places = [rundir.whole_path(given)]
+    """Find the clients' memory of the run in `directory`, which had it in `saved`; the command names `given`."""
+    places = [rundir.absolute_path(given)]
     parts = Path(os.path.normpath(given)).parts
     if not Path(given).is_absolute() and saved.parts[-len(parts) :] == tuple(part for part in parts if part != ".."):
         places.append(saved.absolute())
@@ -58,24 +63,24 @@ def _find(given: str, saved: Path, directory: Path) -> Path:
     moved = [place for place in places if any(versions_in(place)) and not _is_run(_owner(place))]
     if ours or moved:
         return (ours or moved)[0]
-    relative = "" if saved.is_absolute() else ", a path relative to where its command was started; start it there or"
+    started = "" if saved.is_absolute() else ", relative to the start of its command: start it there, or"
     raise ValueError(
-        f"clients.state_dir: what the clients of {directory} remember is not in {places[0]}, the run had it in "
-        f"{saved}{relative or ';'} give the whole path to where it is"
+        f"clients.state_dir: the memory of the clients of {directory} is not in {places[0]}, the run had it in {saved}"
+        f"{started or ';'} give its absolute path"
     )
 
 
 def _check_source(source: Path) -> None:
-    """Raise ValueError if the run that this one goes on from does not have its clients' memory where it says."""
-    theirs = rundir.state_dir_of(source)
+    """Raise ValueError if the clients' memory of `source` is not at the path in its configuration."""
+    theirs = state_dir_of(source)
     if theirs is None:
         return
     owner = _owner(theirs)
     if not theirs.is_dir() or (owner != source.resolve() and _is_run(owner)):
-        relative = "" if theirs.is_absolute() else "start from where its command was started, or "
+        start_there = "" if theirs.is_absolute() else "start from the directory of its command, or "
         raise ValueError(
-            f"checkpoint.resume: what the clients of {source} remember is not in {theirs}, where the run had it; "
-            f"{relative}write the whole path to it into {source / rundir.CONFIG} (clients.state_dir)"
+            f"checkpoint.resume: the memory of the clients of {source} is not in {theirs}; {start_there}write the "
+            f"absolute path to it into {source / rundir.CONFIG} (clients.state_dir)"
         )
 
 
@@ -84,7 +89,7 @@ def _is_run(owner: Path | None) -> bool:
 
 
 def check(config: Config, source: Path | None = None) -> None:
-    """Raise ValueError where the directory cannot be written to, or holds what another run's clients remember.
+    """Raise ValueError if the directory cannot be written to, or holds the memory of another run's clients.
 
     `source` is the run that this one goes on from.
     """
@@ -93,26 +98,27 @@ def check(config: Config, source: Path | None = None) -> None:
     state_dir = Path(config.clients.state_dir)
     rundir.check_writable("clients.state_dir", state_dir)
     if source and source.resolve() != Path(config.output_dir).resolve():
-        theirs = rundir.state_dir_of(source)
+        theirs = state_dir_of(source)
         if theirs and theirs.resolve() == state_dir.resolve():
             raise ValueError(
-                f"clients.state_dir: {state_dir} holds what the clients of {source} remember, which stays as it is; "
+                f"clients.state_dir: {state_dir} holds the memory of the clients of {source}, which stays as it is; "
                 "choose another directory"
             )
     owner = _owner(state_dir)
     if owner != Path(config.output_dir).resolve() and _is_run(owner):
         raise ValueError(
-            f"clients.state_dir: {state_dir} holds what the clients of {owner} remember; choose another directory"
+            f"clients.state_dir: {state_dir} holds the memory of the clients of {owner}; choose another directory"
         )
     if owner != Path(config.output_dir).resolve() and any(versions_in(state_dir)) and not _goes_on(config, state_dir):
-        whose = f"of {owner}, which is not there any more," if owner else "of a run that left no name"
+        whose = f"of {owner}, which is not there any more" if owner else "of a run that left no name"
         raise ValueError(
-            f"clients.state_dir: {state_dir} holds what the clients {whose} remember; remove it or choose another"
+            f"clients.state_dir: {state_dir} holds the memory of the clients {whose}; remove it, or choose another "
+            "directory"
         )
 
 
 def claim(config: Config) -> AbstractContextManager[object]:
-    """Take the directory for this process until it ends; raises ValueError where another run has it."""
+    """Take the directory for this process until it ends; raises ValueError if another run holds it."""
     if config.clients.state_dir is None:
         return nullcontext()
     state_dir = Path(config.clients.state_dir)
@@ -126,16 +132,16 @@ def claim(config: Config) -> AbstractContextManager[object]:
 
 
 def mark(config: Config) -> None:
-    """Write down whose the directory is; for one rank, once the run directory has its configuration."""
+    """Write the owner into the directory; for one rank, once the run directory has its configuration."""
     if config.clients.state_dir is not None:
         owner = Path(config.clients.state_dir) / OWNER
         write_text(owner, f"{Path(config.output_dir).resolve()}\n", "clients.state_dir")
 
 
 def clear(directory: Path) -> None:
-    """Remove what the clients of the run in `directory` remember; for one rank, before the run itself is removed."""
+    """Remove the clients' memory of the run in `directory`; for one rank, before the run itself is removed."""
     try:
-        state_dir = rundir.state_dir_of(directory)
+        state_dir = state_dir_of(directory)
     except ValueError:  # there is no run, or none whose configuration can be read
         return
     if state_dir and _owner(state_dir) == directory.resolve():
@@ -144,16 +150,16 @@ def clear(directory: Path) -> None:
 
 
 def _goes_on(config: Config, state_dir: Path) -> bool:
-    """Tell whether the run directory holds a run with its clients' memory there; each of them may have been moved."""
+    """Tell whether the run directory holds a run whose clients' memory is `state_dir`; either may have been moved."""
     try:
-        own = rundir.state_dir_of(Path(config.output_dir))
+        own = state_dir_of(Path(config.output_dir))
     except ValueError:  # it holds none
         return False
     return own is not None and (own.resolve() == state_dir.resolve() or not own.exists())
 
 
 def _owner(state_dir: Path) -> Path | None:
-    """The run directory to which it belongs, if it is anybody's."""
+    """Read the run directory that owns a state directory; None if no run does."""
     try:
         return Path((state_dir / OWNER).read_text(encoding="utf-8").strip())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a run comes to: its best evaluation, its totals, and the table that it ends with."""
+"""The result of a run: its best evaluation, its totals, and the table that it ends with."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from rich.table import Table
 from flare_dist.tasks.task import Best, goodness
 from flare_dist.units import show_bytes
 
-# What is evaluated: the test set, what is held out, and the server's own parameters under a lossy downlink.
+# The test set, the examples held out, and the server's own parameters under a lossy downlink.
 EVALUATIONS = ("test_", "validation_", "server_test_")
 
 
 def is_best(row: dict[str, Any], earlier: list[dict[str, Any]], best: Best) -> bool:
-    """Whether `row` has an evaluation that beats every earlier one of the run by the task's `best` metric."""
+    """Tell whether `row` has an evaluation that beats every earlier one of the run by the task's `best` metric."""
     key = f"test_{best[0]}"
     beaten = max((selection(r, best) for r in earlier if key in r), default=-math.inf)
     return key in row and selection(row, best) > beaten
 
 
 def selection(row: dict[str, Any], best: Best) -> float:
-    """The value that chooses the best model, larger is better: on the validation set if there is one."""
+    """Return the value that chooses the best model, larger is better: on the validation set if there is one."""
     name, _ = best
     return goodness(best, row.get(f"validation_{name}", row[f"test_{name}"]))
 
 
 def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, Any], best: Best) -> dict[str, Any]:
-    """summary.json: final and best metrics, total bytes each way, wall-clock seconds, versions and hardware."""
+    """Make summary.json: final and best metrics, total bytes each way, wall-clock seconds, versions and hardware."""
     metric, direction = best
     evaluated = [row for row in rows if f"test_{metric}" in row]
     chosen = max(evaluated, key=partial(selection, best=best))
@@ -55,18 +55,20 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
 
 
 def bytes_up(row: dict[str, Any]) -> int:
-    """Add up what clients sent: their payloads, and the model's buffers, which travel with them."""
+    """Add up the bytes that clients sent: their payloads, and the model's buffers, which travel with them."""
     sent: int = row.get("uplink_bytes", 0) + (row.get("buffer_bytes") or 0)
     return sent
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The table that a run ends with; the model's buffers travel with the payloads and count with them."""
+    """Make the table that a run ends with; the model's buffers travel with the payloads and count with them."""
     table = Table(show_header=False)
     metric = summary.get("metric", "accuracy")
     server = summary.get(f"server_test_{metric}")
     buffers = summary.get("buffer_bytes", 0)
-    up, dense, down = bytes_up(summary), summary["dense_bytes"] + buffers, summary["downlink_bytes"]
+    up = bytes_up(summary)
+    dense = summary["dense_bytes"] + buffers
+    down = summary["downlink_bytes"]
     rows = {
         f"test {metric}": f"{summary[f'test_{metric}']:.4f} (best {summary[f'best_{metric}']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.clients.client import LocalModel, LocalTrainer
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.rounds.diverged import DivergedError
@@ -33,12 +34,12 @@ class Centralised:
 
     @property
     def model(self) -> LocalModel:
-        """The model that trains and is evaluated here."""
+        """Return the model that trains and is evaluated here."""
         return self.trainer.model
 
     @property
     def view(self) -> Tensor:
-        """The parameters, float32 [total]."""
+        """Return the parameters, float32 [total]."""
         return self.server.parameters.data
 
     def held_alike(self) -> list[Tensor]:

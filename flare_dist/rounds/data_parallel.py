@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.client import LocalModel, LocalTrainer
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.batches import SharedEpochs
@@ -36,12 +37,12 @@ class DataParallel:
 
     @property
     def model(self) -> LocalModel:
-        """The model that trains and is evaluated here."""
+        """Return the model that trains and is evaluated here."""
         return self.trainer.model
 
     @property
     def view(self) -> Tensor:
-        """The parameters, float32 [total], as every rank holds them."""
+        """Return the parameters, float32 [total], as every rank holds them."""
         return self.server.parameters.data
 
     def held_alike(self) -> list[Tensor]:

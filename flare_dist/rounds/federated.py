@@ -13,7 +13,7 @@ import torch
 
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import ClientResult
-from flare_dist.clients.state import hosting_ranks
+from flare_dist.clients.hosting import hosting_ranks
 from flare_dist.comm.cohort import Cohort, Received
 from flare_dist.compression.error_feedback import State
 from flare_dist.rounds.diverged import DivergedError
@@ -50,7 +50,7 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
 def draw(round_: int, fed: Federation) -> Cohort:
     """Draw the clients of a round, and their hosts and weights; the seed decides, so every rank knows them."""
     clients = fed.config.clients
-    drawn = sample_cohort(fed.config.seed, round_, clients.num, clients.cohort_size)
+    drawn = sample_cohort(fed.config.seed, round_, clients.num, fed.clients.cohort_size)
     hosts = hosting_ranks(drawn, fed.world.size, stateful=bool(fed.clients.states.names))
     return Cohort(hosts, cohort_weights(drawn, fed.clients.partition.sizes, clients.weighting))
 
@@ -68,14 +68,14 @@ def train(
 def _train_one_after_another(
     round_: int, hosted: list[int], uplink: Uplink, fed: Federation, watch: Stopwatch
 ) -> Iterator[tuple[ClientResult, State]]:
-    clients, server = fed.clients, fed.server
+    clients, server, view = fed.clients, fed.server, fed.downlink.view
     for client in hosted:
         with clients.states.lend(client) as memory, watch.client():
             with watch.phase("compute"):
                 mask = uplink.local_mask(client, memory)
                 examples = clients.partition[client]
                 result = clients.trainer.train(
-                    client, round_, examples, fed.view, server.buffers, memory, mask, server.told
+                    client, round_, examples, view, server.buffers, memory, mask, server.told
                 )
             yield result, memory
 
@@ -86,7 +86,7 @@ def _train_as_one_batch(
     """Train clients whose training needs nothing of what they remember, many at a time."""
     for group in batched.groups(hosted, fed.clients.partition):
         with watch.phase("compute"):
-            results = batched.train(group, round_, fed.clients.partition, fed.view, fed.server.buffers)
+            results = batched.train(group, round_, fed.clients.partition, fed.downlink.view, fed.server.buffers)
         for result in results:
             with fed.clients.states.lend(result.client) as memory:
                 yield result, memory

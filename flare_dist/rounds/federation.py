@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.clients.client import LocalModel
 from flare_dist.clients.hosted import Clients
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
@@ -43,12 +43,12 @@ class Federation:
 
     @property
     def model(self) -> LocalModel:
-        """The model that trains and is evaluated here."""
+        """Return the model that trains and is evaluated here."""
         return self.clients.trainer.model
 
     @property
     def view(self) -> Tensor:
-        """The global parameters as clients hold them, float32 [total]."""
+        """Return the global parameters as clients hold them, float32 [total]."""
         return self.downlink.view
 
     def held_alike(self) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Stopwatch:
             self.seconds[name] += seconds
 
     def totals(self) -> dict[str, float]:
-        """`ranks`, and all `*_seconds` of the round, each the largest over them.
+        """Return `ranks`, and all `*_seconds` of the round, each the largest over the ranks.
 
         slowest_client_seconds are missing if no rank trained one client after another.
         """
@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
-    """The density below which an all-gather of `payloads` payloads a rank moves less than a dense all-reduce."""
+    """Find the density below which an all-gather of `payloads` payloads a rank moves less than an all-reduce."""
     dense = all_reduce_wire(ranks, WORD * packing.total)
     least, most = packing.whole.numel(), packing.total
     if all_gather_wire(ranks, payloads * packing.nbytes(least)) >= dense:
@@ -99,7 +99,7 @@ def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
 
 
 def report_break_even(config: Config, compressor: Compressor, ranks: int) -> None:
-    """Say at start where sparse payloads stop paying on the wire, and warn where the density lies beyond."""
+    """Log the density above which sparse payloads stop paying on the wire, and warn if the run's lies beyond."""
     if config.mode == "centralised" or config.exchanged.is_dense or ranks == 1:
         return
     payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
@@ -178,7 +178,7 @@ def gradient_report(
 
 
 def centralised_report(round_: int, train_loss: float, seconds: dict[str, float]) -> dict[str, Any]:
-    """The row of one centralised round: nothing is sent."""
+    """Return the row of one centralised round: nothing is sent."""
     kinds = ("uplink", "downlink", "buffer", "dense", "wire")
     unsent = [*(f"{kind}_bytes" for kind in kinds), "collectives", "kept", "total"]
     return {

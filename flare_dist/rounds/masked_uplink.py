@@ -20,7 +20,7 @@ from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
 from flare_dist.server.aggregation import DeltaSum
-from flare_dist.sparse_training.aggregation import UPDATE_MODES, GatheredMasks
+from flare_dist.sparse_training.aggregation import GatheredMasks
 from flare_dist.sparse_training.assignment import Assignment, assign, downlink_nbytes, local_mask, most_nbytes
 from flare_dist.sparse_training.compressor import MaskedCompressor
 from flare_dist.sparse_training.consensus import Masks
@@ -129,8 +129,7 @@ class MaskedUplink:
         """Step on the mean of the clients' models, and make the next masks."""
         server = self.fed.server
         if self.gathered:
-            average = UPDATE_MODES[self.masks.config.resolved_update_mode]
-            average(received.mean_vector, server.parameters.data, self.gathered)
+            self.masks.average(received.mean_vector, server.parameters.data, self.gathered)
         self._whole.step(received)
         self.masks.move(self.round, server, self.gathered, self.squares)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.state import hosting_ranks
+from flare_dist.clients.hosting import hosting_ranks
 from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD
@@ -25,8 +25,9 @@ from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.criteria import CRITERIA, Batches
 from flare_dist.sparse_training.masks import budget, layers_of, sizes
-from flare_dist.sparse_training.pruning import CRITERIA, Batches, highest, layer_shares
+from flare_dist.sparse_training.pruning import highest, layer_shares
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ SERVER = -1  # as a client: the server's own examples
 def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
     """Choose the mask; all ranks call it together. Returns what the row of round 0 says of it.
 
-    Raises DivergedError on all ranks where no client measures anything finite.
+    Raises DivergedError on all ranks if no client measures anything finite.
     """
     config, world, entries = fed.config, fed.world, masks.entries
     settings = config.pruning
@@ -83,7 +84,7 @@ def _asked(config: Config) -> list[int]:
 
 
 def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
-    """What the criterion measures, float32 [total] and 0 where nothing is prunable; how many clients sent theirs."""
+    """Measure the criterion, float32 [total], 0 for what is not prunable; also returns how many clients sent theirs."""
     config, world, module = fed.config, fed.world, fed.model.module
     criterion = CRITERIA[config.pruning.criterion]
     named = dict(module.named_parameters())
@@ -131,13 +132,13 @@ def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _lacks_labels(labels: Tensor, ignored: int | None) -> bool:
-    """Whether some labels are no classes, other than those that the task leaves out."""
+    """Tell whether some labels are no classes, besides those that the task leaves out."""
     missing = labels < 0 if ignored is None else (labels < 0) & (labels != ignored)
     return not labels.is_floating_point() and bool(missing.any())
 
 
 def _flat(masks: Masks, parts: list[Tensor]) -> Tensor:
-    """One vector [total] of a tensor for each entry."""
+    """Join a tensor for each entry to one vector [total]."""
     vector = torch.zeros(masks.total, device=masks.device)
     for layer, part in zip(layers_of(vector, masks.entries), parts):
         layer.copy_(part.detach().flatten())

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.state import hosting_ranks
+from flare_dist.clients.hosting import hosting_ranks
 from flare_dist.compression.payload import WORD
 from flare_dist.layout import Entry
 from flare_dist.rounds.diverged import DivergedError

@@ -72,7 +72,8 @@ class WholeUplink:
         self.cohort = cohort
         self.fed = fed
         self.algorithm = fed.clients.trainer.algorithm
-        self.works = fed.clients.works(round_, cohort.hosts)
+        clients = fed.clients
+        self.works = {client: clients.trainer.work(round_, clients.partition.sizes[client]) for client in cohort.hosts}
         self.compress = compress or fed.compressor.compress
         self.deltas = deltas or open_payloads(round_, cohort, fed, server.receive, server.buffers.numel())
         beside = [name for name in self.algorithm.sends if name != "delta"]
@@ -167,5 +168,5 @@ def leave_to_rank_0(total: DeltaSum, client: int, payload: Payload, weight: floa
 
 
 def _alone(result: ClientResult) -> ClientResult:
-    """Address another payload of a client; the model's buffers go with its delta."""
+    """Strip the model's buffers, which go with the delta, for another payload of a client."""
     return replace(result, buffer_delta=result.buffer_delta.new_empty(0))

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from flare_dist.cautions import CAUTIONS, NEEDS
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.config.config import Config, as_dict, differing_keys
+from flare_dist.config.config import Config
+from flare_dist.config.saved import as_dict, differing_keys
 from flare_dist.exclusion import messages, refuse
 from flare_dist.layout import parameter_layout
 from flare_dist.records.files import is_storable
-from flare_dist.sparse_training.masks import prunable_entries
+from flare_dist.sparse_training.prunable import prunable_entries
 
 log = logging.getLogger(__name__)
 
 
 def keys_without_effect(config: Config) -> dict[str, list[str]]:
-    """The keys of `config` that differ from the defaults and change nothing, by what they would need."""
+    """Find the keys of `config` that differ from the defaults and change nothing, by what they need."""
     found: dict[str, list[str]] = {}
     for key in differing_keys(as_dict(Config()), as_dict(config)):
         needs = [need for pattern, counts, need in NEEDS if fnmatch(key, pattern) and not counts(config)]

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import explained
 from flare_dist.records import checkpoint, rundir, statedir
-from flare_dist.records.files import on_all_ranks
-from flare_dist.records.tracking import read_rows
+from flare_dist.records.metrics import read_rows
 from flare_dist.rounds.alike import check_alike
 from flare_dist.rounds.setup import Run
 

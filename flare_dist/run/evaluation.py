@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flare_dist.config.config import Config, load_config
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.engines.accelerate import place
+from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.setup import Run, build_for
@@ -73,11 +74,11 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
 
 
 def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:
-    """The metrics on the test set of the model that a run saved, the task's best metric first.
+    """Measure the model that a run saved on the test set; returns the task's best metric first.
 
     `which` is final or best; `root` moves the data.
 
-    Raises ValueError where `directory` holds no such model.
+    Raises ValueError if `directory` holds no such model.
     """
     path = directory / {"final": MODEL, "best": BEST}[which]
     for needed in (directory / CONFIG, path):

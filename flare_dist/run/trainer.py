@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
-from flare_dist.config.config import Config, with_task
+from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.records import rundir, statedir
-from flare_dist.records.files import on_all_ranks, write_text
+from flare_dist.records.files import write_text
+from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
+from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.setup import Run, build_for, build_run, divide
-from flare_dist.rounds.smallest import settle_smallest_batch
+from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
-from flare_dist.rounds.together import settle_together
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
@@ -46,9 +48,9 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     """
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
-    config, source = rundir.settle(config, launch.local_size)
+    config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
-    config = statedir.settle(config, source, is_finished=summary is not None)
+    config = statedir.resolve(config, source, is_finished=summary is not None)
     torch.set_num_threads(config.engine.threads or 1)
     torch.set_flush_denormal(True)  # CPUs take many times as long over them, and saturated softmaxes give many
     device = launch.device(config.engine.device)
@@ -57,12 +59,12 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         source = None
     if summary is None:
         data = load(config.data, config.seed, config.task.name)
-        config = with_task(config, data.task_name)
+        config = with_values(config, {"task.name": data.task_name})
         parts = divide(config, data)
         model = build_for(config, data)
         check_run(config, parts, model, launch.size)
-        config = settle_smallest_batch(config, parts.sizes, data, model)
-        config = settle_together(config, model, data.blank, config.engine.device, data.task)
+        config = resolve_smallest_batch(config, parts.sizes, data, model)
+        config = resolve_together(config, model, data.blank, config.engine.device, data.task)
         if config.mode == "gradient":
             check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
 

@@ -17,7 +17,7 @@ class SparseSum:
     """A weighted sum of sparse payloads that is never written out as a vector: their entries, as they came.
 
     It has those operations of a vector that a mean delta meets on its way to a plain step of the server, `add_to_`,
-    which touches nothing but those entries. Where clients send the same entry each is added by itself, so that the sum
+    which touches nothing but those entries. If clients send the same entry, each is added by itself, so that the sum
     is rounded in another order than a dense one.
     """
 
@@ -43,7 +43,7 @@ class SparseSum:
             values.div_(divisor)
 
     def add_to_(self, vector: Tensor, factor: float) -> None:
-        """vector += factor * sum, float32 [total], in the order in which the payloads came."""
+        """Add factor * sum to `vector`, float32 [total], in the order in which the payloads came."""
         for indices, values in zip(self._indices, self._values):
             vector.scatter_add_(0, indices, values if factor == 1 else values * factor)
 
@@ -61,7 +61,7 @@ def uniform(num_examples: Sequence[int]) -> list[float]:
 
 
 def cohort_weights(cohort: Sequence[int], num_examples: Sequence[int], weighting: str) -> dict[int, float]:
-    """The weight of each client of the cohort, summing to 1; `num_examples` is indexed by client."""
+    """Weigh the clients of the cohort, summing to 1; `num_examples` is indexed by client."""
     raw = WEIGHTINGS[weighting]([num_examples[client] for client in cohort])
     return {client: weight / math.fsum(raw) for client, weight in zip(cohort, raw)}
 

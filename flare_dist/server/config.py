@@ -58,7 +58,7 @@ class ServerConfig:
 
     @property
     def settings(self) -> Settings:
-        """What the optimizer is made with, its own where nothing was given."""
+        """Return the optimizer's settings, with its own defaults for what was not given."""
         given = Settings(self.lr, self.momentum, self.betas, self.tau)
         return find_optimizer(self.optimizer).with_defaults(given)
 
@@ -72,5 +72,5 @@ class ServerConfig:
 
     @property
     def has_memory(self) -> bool:
-        """True where a step depends on earlier ones."""
+        """Tell whether a step depends on earlier ones."""
         return self.optimizer not in ("sgd", "fedavgm") or bool(self.settings.momentum)

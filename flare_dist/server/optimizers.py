@@ -17,7 +17,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 
 class Settings(NamedTuple):
-    """What an optimizer is made with; None where it has no such setting, or is to take its own."""
+    """The settings of an optimizer; None if it has no such setting, or takes its own default."""
 
     lr: float
     momentum: float | None = None
@@ -29,17 +29,17 @@ SecondMoment = Callable[[Tensor, Tensor, float], object]  # updates (v, Delta^2,
 
 
 def adagrad_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """v <- v + Delta^2."""
+    """Update v <- v + Delta^2."""
     v.add_(squared)
 
 
 def adam_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """v <- beta2 * v + (1 - beta2) * Delta^2."""
+    """Update v <- beta2 * v + (1 - beta2) * Delta^2."""
     v.mul_(beta2).add_(squared, alpha=1 - beta2)
 
 
 def yogi_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """v <- v - (1 - beta2) * Delta^2 * sign(v - Delta^2)."""
+    """Update v <- v - (1 - beta2) * Delta^2 * sign(v - Delta^2)."""
     v.addcmul_(squared, torch.sign(v - squared), value=beta2 - 1)
 
 
@@ -59,7 +59,7 @@ class FederatedAdaptive(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step on the gradient of the parameter."""
+        """Step on the gradient of the parameter."""
         for group in self.param_groups:
             (beta1, beta2), tau = group["betas"], group["tau"]
             for parameter in group["params"]:
@@ -76,7 +76,7 @@ Make = Callable[[Tensor, Settings], Optimizer]
 
 
 class Kind(NamedTuple):
-    """How an optimizer is made, and the momentum and betas that it has if none are given; None where it has none."""
+    """A kind of optimizer: how it is made, and its default momentum and betas; None if it has none."""
 
     make: Make
     momentum: float | None = None
@@ -88,7 +88,7 @@ class Kind(NamedTuple):
 
 
 def sgd(parameters: Tensor, settings: Settings) -> Optimizer:
-    """lr 1 is FedAvg; with momentum FedAvgM (Hsu et al. 2019): v <- beta * v + Delta, w <- w + lr * v."""
+    """Make SGD: FedAvg at lr 1; with momentum FedAvgM (Hsu et al. 2019): v <- beta * v + Delta, w <- w + lr * v."""
     return SGD([parameters], lr=settings.lr, momentum=settings.momentum or 0.0)
 
 
@@ -97,7 +97,7 @@ def rmsprop(parameters: Tensor, settings: Settings) -> Optimizer:
 
 
 def adaptive(second_moment: SecondMoment) -> Make:
-    """FedAdagrad, FedAdam or FedYogi, by what becomes of the second moment."""
+    """Make FedAdagrad, FedAdam or FedYogi, which differ in the second moment."""
 
     def make(parameters: Tensor, settings: Settings) -> Optimizer:
         assert settings.betas is not None
@@ -107,7 +107,7 @@ def adaptive(second_moment: SecondMoment) -> Make:
 
 
 def torch_s(optimizer: Callable[..., Optimizer]) -> Make:
-    """One of torch.optim with its own settings, but for the learning rate and betas."""
+    """Make one of torch.optim with its own settings, but for the learning rate and betas."""
 
     def make(parameters: Tensor, settings: Settings) -> Optimizer:
         betas: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
@@ -117,7 +117,7 @@ def torch_s(optimizer: Callable[..., Optimizer]) -> Make:
 
 
 def find_optimizer(name: str) -> Kind:
-    """The optimizer of this name, of ours or as torch:NAME; ValueError that lists them where there is none."""
+    """Find an optimizer, one of ours or torch:NAME; raises ValueError that lists them if there is none."""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     prefix, _, own = name.partition(":")
@@ -139,14 +139,14 @@ def find_optimizer(name: str) -> Kind:
 
 
 def optimizer_state(optimizer: Optimizer, name: str) -> dict[str, Any]:
-    """What a checkpoint keeps of an optimizer: its state, and whose it is; not its settings."""
+    """Return an optimizer's state for a checkpoint, and whose it is; not its settings."""
     return {"name": name, "state": optimizer.state_dict()["state"]}
 
 
 def load_optimizer_state(optimizer: Optimizer, name: str, saved: dict[str, Any], key: str) -> None:
     """Copy a state that `optimizer_state` gave; the settings stay those that the optimizer was made with.
 
-    Raises ValueError naming the dotted `key` where the state is another optimizer's.
+    Raises ValueError naming the dotted `key` if the state is another optimizer's.
     """
     if saved["state"] and saved["name"] != name:
         raise ValueError(f"{key}: the checkpoint holds the state of {saved['name']}, not of {name}")
@@ -155,7 +155,7 @@ def load_optimizer_state(optimizer: Optimizer, name: str, saved: dict[str, Any],
     settings = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict(copy.deepcopy({"state": saved["state"], "param_groups": settings}))
     for group in optimizer.param_groups:
-        if group.get("momentum"):  # rmsprop does not make the buffer where there was no momentum before
+        if group.get("momentum"):  # rmsprop does not make the buffer if there was no momentum before
             for parameter in group["params"]:
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 

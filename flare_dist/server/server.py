@@ -1,6 +1,6 @@
 """The parameter server: draws the cohort and steps the global parameters.
 
-Rank 0's server is the one that counts. Where its step is stateless the other ranks, which hold the same mean delta,
+Rank 0's server is the one that counts. If its step is stateless, the other ranks, which hold the same mean delta,
 take it themselves and nothing needs to be sent back.
 """
 
@@ -21,7 +21,7 @@ from flare_dist.server.optimizers import find_optimizer, load_optimizer_state, o
 
 
 def sample_cohort(seed: int, round_: int, num: int, per_round: int) -> list[int]:
-    """`per_round` of `num` clients, drawn without replacement for this round, ascending."""
+    """Draw `per_round` of `num` clients for this round, without replacement, ascending."""
     return sorted(torch.randperm(num, generator=generator(seed, "cohort", round_))[:per_round].tolist())
 
 
@@ -94,7 +94,7 @@ class Server:
         return forgotten
 
     def state_dict(self) -> dict[str, Any]:
-        """References, not copies: what a checkpoint saves."""
+        """Return what a checkpoint saves; references, not copies."""
         optimizer = optimizer_state(self.optimizer, self.config.optimizer)
         return {
             "parameters": self.parameters.data,
@@ -107,7 +107,7 @@ class Server:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy parameters, buffers, memory and the optimizer's state; its settings stay those of the configuration.
 
-        Raises ValueError where the state is another optimizer's.
+        Raises ValueError if the state is another optimizer's.
         """
         load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])

@@ -38,8 +38,11 @@ def assign(
 
     Clients with the same mask and steps share an encoding; `packing_of` packs the active entries of a mask.
     """
-    factors = flash.budgets_of(masks.config, list(steps), round_, masks.seed)
-    nested = flash.nested_masks(masks.config, masks.entries, parameters, masks.mask)
+    factors = dict.fromkeys(steps, 1.0)
+    nested = {1.0: masks.mask}
+    if masks.config.hetero:
+        factors = flash.budgets_of(masks.config, list(steps), round_, masks.seed)
+        nested = flash.nested_masks(masks.config, masks.entries, parameters, masks.mask)
     encodings: dict[tuple[float, int, int], MaskedForm] = {}
     assigned = {}
     for client, (count, epoch) in steps.items():
@@ -99,7 +102,15 @@ def local_mask(masks: Masks, round_: int, client: int, assignment: Assignment) -
     measures = masks.schedule.measures_in(round_)
     mask = assignment.encoding.mask
     return LocalMask(
-        masks.config, masks.entries, mask, assignment.budget, assignment.rates, draws, masks.factor, measures
+        masks.config,
+        masks.entries,
+        mask,
+        assignment.budget,
+        assignment.rates,
+        draws,
+        masks.factor,
+        masks.growth,
+        measures,
     )
 
 
@@ -110,4 +121,4 @@ def first_stage_mask(masks: Masks, client: int, steps: int, epoch_steps: int) ->
     even = [config.density] * len(entries)
     mask = flash.drawn_mask(config, entries, even, masks.total, draws, masks.device)
     rates = falling_rates(config.prune_rate, steps, epoch_steps)
-    return LocalMask(config, entries, mask, budget(config, entries), rates, draws, masks.factor)
+    return LocalMask(config, entries, mask, budget(config, entries), rates, draws, masks.factor, masks.growth)

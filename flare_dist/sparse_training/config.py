@@ -42,7 +42,7 @@ class SparseTrainingConfig:
         subsample: what jmwst's server divides the weights among layers by: avg (the clients' mean densities) or
             aggregate (how many weights the clients have together).
         update_mode: how clients' models become one: mean (a weight outside a client's mask counts as 0), masked_mean
-            (the mean over the clients that have it) or auto, which is masked_mean for feddst and where budgets differ.
+            (the mean over the clients that have it) or auto: masked_mean for feddst and for budgets that differ.
         hetero: budgets, pairs of (share of the cohort, factor on density), e.g. [[0.3, 0.5], [0.3, 0.75], [0.4, 1]];
             a client with a smaller budget trains the largest weights only. Empty = all alike; needs spdst or jmwst.
         counts: exact (masks have density times prunable weights, and what a layer cannot take the others get) or
@@ -101,12 +101,12 @@ class SparseTrainingConfig:
 
     @property
     def traits(self) -> Method:
-        """What the method does with masks."""
+        """Return what the method does with masks."""
         return METHODS[self.method]
 
     @property
     def resolved_growth(self) -> str:
-        """random or gradient."""
+        """Resolve auto: random or gradient."""
         if self.growth != "auto":
             return self.growth
         return self.traits.growth
@@ -117,7 +117,7 @@ class SparseTrainingConfig:
 
     @property
     def resolved_update_mode(self) -> str:
-        """mean or masked_mean."""
+        """Resolve auto: mean or masked_mean."""
         if self.update_mode != "auto":
             return self.update_mode
         return "masked_mean" if self.hetero else self.traits.update_mode

@@ -20,7 +20,7 @@ from flare_dist.compression.payload import WORD
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 from flare_dist.sparse_training import flash
-from flare_dist.sparse_training.aggregation import GatheredMasks
+from flare_dist.sparse_training.aggregation import UPDATE_MODES, GatheredMasks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.downlink import MaskDownlink
 from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch
@@ -58,6 +58,8 @@ class Masks:
     ) -> None:
         self.config = config
         self.method = METHODS[config.method]
+        self.average = UPDATE_MODES[config.resolved_update_mode]
+        self.growth = config.resolved_growth
         self.schedule = MaskSchedule(config, rounds)
         self.entries = entries
         self.total = total

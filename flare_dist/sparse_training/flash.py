@@ -33,12 +33,12 @@ Entries = Sequence[Entry]
 
 
 def _exact_counts(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[int]:
-    """The budget, shared among layers in proportion to `shares`; what a full one cannot take the others get."""
+    """Share the budget among layers in proportion to `shares`; what a full one cannot take the others get."""
     return none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
 
 
 def budget_densities(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[float]:
-    """The density of each layer where the budget is shared in proportion to `shares`."""
+    """Return each layer's density if the budget is shared in proportion to `shares`."""
     return [count / entry.numel for count, entry in zip(_exact_counts(config, entries, shares), entries)]
 
 
@@ -50,7 +50,7 @@ def drawn_mask(
     draws: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """A random mask of these densities; of all weights together `budget` are active where counts are exact."""
+    """Draw a mask of these densities; if counts are exact, `budget` of all weights together are active."""
     if config.counts == "faithful":
         return bernoulli_mask(entries, densities, total, draws, device)
     shares = [density * entry.numel for density, entry in zip(densities, entries)]
@@ -60,7 +60,7 @@ def drawn_mask(
 def consensus_densities(
     config: SparseTrainingConfig, entries: Entries, sensitivities: Sequence[Sequence[float]]
 ) -> list[float]:
-    """The density of each layer from the sensitivities of each client of stage 1."""
+    """Return each layer's density, from the sensitivities of the clients of stage 1."""
     means = [math.fsum(layer) / len(layer) for layer in zip(*sensitivities)]
     shares = [mean * entry.numel for mean, entry in zip(means, entries)]
     if config.counts == "exact":
@@ -72,7 +72,7 @@ def consensus_densities(
 def projected_mask(
     config: SparseTrainingConfig, entries: Entries, weights: Tensor, within: Tensor, shares: Sequence[float], keep: int
 ) -> Tensor:
-    """The largest `keep` of the weights active in `within`, shared among layers in proportion to `shares`."""
+    """Keep the largest of the weights active in `within`, `keep` in all, in proportion to the layers' `shares`."""
     limits = layer_counts(within, entries)
     if config.counts == "exact":
         counts = none_empty(apportion(shares, keep, limits), limits)
@@ -83,9 +83,9 @@ def projected_mask(
 
 
 def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int, seed: int) -> dict[int, float]:
-    """The factor on the density that each client of the cohort can afford in a round: all of it in the first one.
+    """Draw the factor on the density that each client can afford in a round: 1 in the first one.
 
-    Who has which budget is drawn anew. As many clients have each as its share of the cohort says, and where that is no
+    Who has which budget is drawn anew. As many clients have each as its share of the cohort says, and if that is no
     whole number one more or one less, at random (systematic sampling).
     """
     if not config.hetero or round_ == 1:
@@ -102,7 +102,7 @@ def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int,
 def nested_masks(
     config: SparseTrainingConfig, entries: Entries, weights: Tensor, consensus: Tensor
 ) -> dict[float, Tensor]:
-    """The mask of each budget by its factor: of the consensus the largest weights that it can afford.
+    """Return the mask of each budget by its factor: the largest weights of the consensus that it can afford.
 
     Each lies within the next larger one. Layers have their shares of the consensus.
     """

@@ -32,9 +32,10 @@ class LocalMask:
     """The mask of one client in one round, and its updates.
 
     `rates` are the local steps after which the mask is updated, and the share of each layer that an update removes.
-    `budget` is the number of prunable weights that are to be active afterwards. `factor`, float32 [total], is 1 where a
-    weight is active and 0 elsewhere; it is written here until the client has trained. If it `measures`, `squares`,
-    float32 [total], adds up the squares of the loss's gradients, of all weights.
+    As many weights grow elsewhere, at random places or by the gradient, as `growth` says. `budget` is the number of
+    prunable weights that are to be active afterwards. `factor`, float32 [total], is 1 where a weight is active and 0
+    elsewhere; it is written here until the client has trained. If it `measures`, `squares`, float32 [total], adds up
+    the squares of the loss's gradients, of all weights.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class LocalMask:
         rates: Mapping[int, float],
         draws: torch.Generator,
         factor: Tensor,
+        growth: str = "random",
         measures: bool = False,
     ) -> None:
         self.config = config
+        self.growth = growth
         self.entries = entries
         self.mask = mask.clone() if rates else mask
         self.budget = budget
@@ -60,7 +63,7 @@ class LocalMask:
 
     def watch(self, step: int, penalty: Penalise | None) -> Penalise | None:
         """Return the penalty of a local step, from 1, which also keeps the gradient of the loss if it is needed."""
-        grows = step in self.rates and self.config.resolved_growth == "gradient"
+        grows = step in self.rates and self.growth == "gradient"
         if not grows and self.squares is None:
             return penalty
 

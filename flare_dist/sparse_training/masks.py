@@ -1,6 +1,6 @@
-"""Masks of a model: which weights may be pruned, how many each layer keeps, and which.
+"""Masks of a model: how many weights each layer keeps, and which.
 
-A mask is a bool vector [total] over the flat parameters, true where a weight is active; what is not prunable always is.
+A mask is a bool vector [total] over the flat parameters, true if a weight is active; what is not prunable always is.
 """
 
 from __future__ import annotations
@@ -8,52 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from fnmatch import fnmatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flare_dist.compression.selection import largest
-from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
 
 _CHUNK = 2**20  # entries of several masks that are compared at once
 
 
-def prunable_entries(model: nn.Module, layout: ParameterLayout, config: SparseTrainingConfig) -> tuple[Entry, ...]:
-    """The prunable weights of `model`, in the layout's order.
-
-    Raises ValueError where there are none, or where a pattern of `exclude` matches no weight.
-    """
-    convolutions, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
-    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, convolutions + linear)]
-    wanted = convolutions if config.layers == "conv" else convolutions + linear
-    places = range(len(modules))
-    inner = places[1:-1] if config.exclude_ends else places
-    names = {f"{modules[place][0]}.weight".lstrip(".") for place in inner if isinstance(modules[place][1], wanted)}
-    for pattern in config.exclude:
-        excluded = {name for name in names if fnmatch(name, pattern)}
-        if not excluded:
-            raise ValueError(f"sparse_training.exclude: {pattern!r} matches no prunable weight ({_list(names)})")
-        names -= excluded
-    entries = tuple(entry for entry in layout.entries if entry.name in names)
-    if not entries:
-        kind = "convolutions" if config.layers == "conv" else "convolutions or linear layers"
-        raise ValueError(f"sparse_training.layers: the model has no prunable {kind} besides those that are excluded")
-    for entry in entries:
-        if entry.numel * config.density < 0.5:
-            raise _empty(entry, config.density)
-    least = min([1.0, *(factor for _, factor in config.hetero)])
-    if budget(config, entries, least) < len(entries):
-        raise _empty(min(entries, key=lambda entry: entry.numel), config.density * least)
-    return entries
-
-
-def _list(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _empty(entry: Entry, density: float) -> ValueError:
+def empty_layer(entry: Entry, density: float) -> ValueError:
+    """Make the error of a layer that would keep no weight."""
     return ValueError(
         f"sparse_training.density: {density:g} leaves none of the {entry.numel} weights of {entry.name}; choose more, "
         f"or keep it dense (sparse_training.exclude)"
@@ -65,16 +32,16 @@ def sizes(entries: Sequence[Entry]) -> list[int]:
 
 
 def budget(config: SparseTrainingConfig, entries: Sequence[Entry], factor: float = 1.0) -> int:
-    """The prunable weights that are active at `factor` times the density, which is read as an exact decimal."""
+    """Count the weights that are active at `factor` times the density, which is read as an exact decimal."""
     exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor))) * sum(sizes(entries))
     return round(exact)
 
 
 def apportion(shares: Sequence[float], total: int, limits: Sequence[int]) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to `shares` (not negative), none above its limit.
+    """Split `total` into whole numbers in proportion to `shares` (not negative), none above its limit.
 
     What a limit cuts off is shared among the others in the same proportion; fractions go to the largest remainders,
-    the first of equals. They add up to less only where all limits do.
+    the first of equals. They add up to less only if all limits do.
     """
     left = min(total, sum(limits))
     counts = [0] * len(limits)
@@ -101,7 +68,7 @@ def apportion(shares: Sequence[float], total: int, limits: Sequence[int]) -> lis
 
 
 def none_empty(counts: Sequence[int], limits: Sequence[int]) -> list[int]:
-    """The same counts, but a layer that would get nothing gets one entry of the layer with most: none dies."""
+    """Give a layer that would get nothing one entry of the layer with most, so that none dies."""
     filled = list(counts)
     for place, limit in enumerate(limits):
         if not filled[place] and limit and max(filled) > 1:
@@ -111,17 +78,17 @@ def none_empty(counts: Sequence[int], limits: Sequence[int]) -> list[int]:
 
 
 def layers_of(vector: Tensor, entries: Sequence[Entry]) -> Iterator[Tensor]:
-    """The slice of a flat vector that belongs to each entry."""
+    """Yield the slice of a flat vector that belongs to each entry."""
     return (vector[entry.offset : entry.end] for entry in entries)
 
 
 def layer_counts(mask: Tensor, entries: Sequence[Entry]) -> list[int]:
-    """How many weights of each entry are active."""
+    """Count the active weights of each entry."""
     return [int(layer.count_nonzero()) for layer in layers_of(mask, entries)]
 
 
 def everything_but(entries: Sequence[Entry], total: int, device: torch.device) -> Tensor:
-    """The mask of which none of the entries is active."""
+    """Return the mask in which no weight of the entries is active."""
     mask = torch.ones(total, dtype=torch.bool, device=device)
     for layer in layers_of(mask, entries):
         layer.zero_()
@@ -131,7 +98,7 @@ def everything_but(entries: Sequence[Entry], total: int, device: torch.device) -
 def random_mask(
     entries: Sequence[Entry], counts: Sequence[int], total: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
-    """A mask with so many active weights in each entry, at random."""
+    """Draw a mask with so many active weights in each entry."""
     mask = everything_but(entries, total, device)
     for layer, count in zip(layers_of(mask, entries), counts):
         layer[random_places(layer.numel(), count, draws).to(device)] = True
@@ -141,20 +108,20 @@ def random_mask(
 def bernoulli_mask(
     entries: Sequence[Entry], densities: Sequence[float], total: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
-    """A mask with each weight active by itself, as often as its layer's density says (FLASH's code).
+    """Draw each weight by itself, with its layer's density as the probability (FLASH's code).
 
-    Raises ValueError where a layer draws none.
+    Raises ValueError if a layer draws none.
     """
     mask = everything_but(entries, total, device)
     for entry, layer, density in zip(entries, layers_of(mask, entries), densities):
         layer.copy_(torch.rand(layer.numel(), generator=draws) < density)
         if not layer.any():
-            raise _empty(entry, density)
+            raise empty_layer(entry, density)
     return mask
 
 
 def random_places(numel: int, count: int, draws: torch.Generator) -> Tensor:
-    """`count` different numbers below `numel` on the CPU, in no order."""
+    """Draw `count` different numbers below `numel` on the CPU, in no order."""
     if count * 4 > numel:
         return torch.randperm(numel, generator=draws)[:count]
     # A few are drawn again and again until enough differ: most of a long layer is never touched.
@@ -166,7 +133,7 @@ def random_places(numel: int, count: int, draws: torch.Generator) -> Tensor:
 
 
 def largest_mask(weights: Tensor, entries: Sequence[Entry], counts: Sequence[int], within: Tensor) -> Tensor:
-    """The mask of each entry's largest magnitudes, so many of them, among those active in the mask `within`.
+    """Keep each entry's largest magnitudes, so many of them, among those active in the mask `within`.
 
     Ties go to the lowest index; counts must not exceed what `within` has.
     """
@@ -181,7 +148,7 @@ def largest_mask(weights: Tensor, entries: Sequence[Entry], counts: Sequence[int
 
 
 def mask_mismatch(masks: Sequence[Tensor], entries: Sequence[Entry]) -> float:
-    """Mean Jaccard distance 1 - |a and b| / |a or b| over the pairs of masks, of the prunable weights; 0 for one."""
+    """Average the Jaccard distance 1 - |a and b| / |a or b| over pairs of masks, of the prunable weights; 0 for one."""
     if len(masks) < 2:
         return 0.0
     both = torch.zeros(len(masks), len(masks), dtype=torch.float64, device=masks[0].device)
@@ -196,7 +163,7 @@ def mask_mismatch(masks: Sequence[Tensor], entries: Sequence[Entry]) -> float:
 
 
 def drop_outside(vectors: Sequence[Tensor], mask: Tensor) -> int:
-    """Zero the vectors, in place, where the mask is false; returns how many entries were not zero there."""
+    """Zero the vectors outside the mask, in place; returns how many entries were not zero there."""
     dropped = 0
     for vector in vectors:
         before = int(vector.count_nonzero())

@@ -20,7 +20,7 @@ from flare_dist.sparse_training.pruning import highest
 
 @torch.no_grad()
 def uses_of(module: nn.Module, entries: Sequence[Entry], inputs: Tensor) -> list[float]:
-    """How often one example uses a weight of each entry, which is what its time is in proportion to.
+    """Count how often one example uses a weight of each entry, to which its time is proportional.
 
     A weight of a convolution is used for each place of its output, one of a linear layer once. `inputs` is a batch.
     """
@@ -55,7 +55,7 @@ def readjusted_mask(
     rate: float,
     keep: int,
 ) -> Tensor:
-    """The mask of `keep` prunable weights: of each layer all but `rate` of the largest active ones, then the others.
+    """Choose `keep` prunable weights: all but `rate` of each layer's active ones, the largest, then others.
 
     Those come by `squares` (float32 [total], sums of squared gradients) over `uses`, active or not.
     """

@@ -13,7 +13,7 @@ from flare_dist.sparse_training.methods import METHODS
 
 
 def update_steps(num_steps: int, steps_per_epoch: int) -> range:
-    """After which local steps the mask moves: at the end of every epoch but the last, or in the middle of a single one.
+    """Return the local steps after which the mask moves: each epoch's end but the last, or a single one's middle.
 
     >>> list(update_steps(12, 4)), list(update_steps(7, 7)), list(update_steps(1, 1))
     ([4, 8], [3], [])
@@ -24,7 +24,7 @@ def update_steps(num_steps: int, steps_per_epoch: int) -> range:
 
 
 def falling_rates(rate: float, num_steps: int, steps_per_epoch: int) -> dict[int, float]:
-    """The local steps after which the mask moves, and the prune rate of each, which falls to 0 at the round's end."""
+    """Return the local steps after which the mask moves, and their prune rates, which fall to 0 at the round's end."""
     return {step: rate * (1 - step / num_steps) for step in update_steps(num_steps, steps_per_epoch)}
 
 
@@ -37,15 +37,15 @@ class MaskSchedule:
         self.end = config.r_end or rounds + 1  # the round in which a rate that falls over the rounds is 0
 
     def clients_move_in(self, round_: int) -> bool:
-        """True where clients move their masks while they train."""
+        """Tell whether clients move their masks while they train."""
         return self.method.clients_move and self._is_due(round_)
 
     def server_moves_in(self, round_: int) -> bool:
-        """True where the server makes a new consensus of what the clients bring."""
+        """Tell whether the server makes a new consensus of the clients' updates."""
         return self.method.server_moves and self._is_due(round_)
 
     def measures_in(self, round_: int) -> bool:
-        """True where clients send the squares of their gradients."""
+        """Tell whether clients send the squares of their gradients."""
         return self.method.is_measured and self._is_due(round_)
 
     def _is_due(self, round_: int) -> bool:
@@ -54,14 +54,14 @@ class MaskSchedule:
         return (round_ - 1) % (self.config.r_int if self.method.server_moves else 1) == 0
 
     def rate(self, round_: int) -> float:
-        """The prune rate with which a round begins."""
+        """Return the prune rate with which a round begins."""
         if not self.method.fades:
             return self.config.prune_rate
         progress = min(1.0, (round_ - 1) / max(self.end - 1, 1))
         return self.config.prune_rate / 2 * (1 + math.cos(math.pi * progress))
 
     def rates(self, round_: int, num_steps: int, steps_per_epoch: int) -> dict[int, float]:
-        """The local steps of a round after which a client's mask moves, and the prune rate of each."""
+        """Return the local steps of a round after which a client's mask moves, and the prune rate of each."""
         if not self.clients_move_in(round_):
             return {}
         if self.method.fades:

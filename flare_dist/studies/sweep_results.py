@@ -1,4 +1,4 @@
-"""What came of a sweep: a line for each run, results.csv, and the table that a sweep ends with."""
+"""Show the results of a sweep: a line for each run, results.csv, and the table at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One finished or diverged run in a line."""
+    """Describe one finished or diverged run in a line."""
     name = Path(row["directory"]).name + (" (tuning)" if row["purpose"] == "tuning" else "")
     if row["status"] == "diverged":
         return f"{name}: diverged"
@@ -38,12 +38,12 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def best_of(rows: Sequence[dict[str, Any]]) -> Best:
-    """By which metric runs are compared, and in which direction it is better; diverged ones do not tell."""
+    """Find the metric by which runs are compared, and its better direction; diverged runs have none."""
     return next(((row["metric"], row["better"]) for row in rows if row.get("metric")), ("accuracy", "max"))
 
 
 def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The result rows of each setting of `keys`, by its description."""
+    """Group the result rows by setting of `keys`, under its description."""
     points: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["purpose"] == "result":
@@ -52,7 +52,7 @@ def by_point(rows: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, list[
 
 
 def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
-    """Mean and spread over the seeds of every setting; the best on the validation set, if any, is marked."""
+    """Tabulate mean and spread over the seeds of every setting; the best on the validation set, if any, is marked."""
     metric, direction = best_of(rows)
     table = Table("setting", "seeds", f"validation {metric}", f"test {metric}", "bytes up", "seconds")
     points = by_point(rows, keys)
@@ -72,12 +72,13 @@ def results_table(rows: list[dict[str, Any]], keys: Sequence[str]) -> Table:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """None where a run has no value: it diverged, or nothing was held out."""
+    """Average the runs; None if one has no value, because it diverged or nothing was held out."""
     present = [value for value in values if value is not None]
     return mean(present) if present and len(present) == len(values) else None
 
 
 def _spread(values: list[float | None]) -> str:
+    """Show mean and standard deviation of the runs that have a value, and how many diverged."""
     present = [value for value in values if value is not None]
     lost = f" ({len(values) - len(present)} diverged)" if 0 < len(present) < len(values) else ""
     if not present:

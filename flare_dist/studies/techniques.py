@@ -1,14 +1,14 @@
-"""Ways of exchanging gradients that `flare-dist compare` sets side by side, as the keys that make them.
+"""Name the ways of exchanging gradients that `flare-dist compare` sets side by side, each as the keys that select it.
 
-Everything else is what the configuration says for all of them: model, data, batch, accumulation, learning rate, density
-and how entries are counted and indexed.
+Everything else is the same for all of them and follows the configuration: model, data, batch, accumulation, learning
+rate, density, and how entries are counted and indexed.
 """
 
 from __future__ import annotations
 
 from flare_dist.config.config import Config
 
-# What each begins with, whatever the configuration says: top-k of float32 with error feedback.
+# Each begins with these, whatever the configuration has: top-k of float32 with error feedback.
 PLAIN = {
     "engine.mixed_precision": "no",
     "gradients.hook": "sparse",
@@ -18,7 +18,7 @@ PLAIN = {
     "compression.value_codec": "fp32",
 }
 DENSE = {"compression.sparsifier": "dense"}
-MOMENTUM = "the momentum that clients.momentum says"
+MOMENTUM = "the value of clients.momentum"
 
 DIFFERENCES: dict[str, dict[str, str]] = {
     "full_precision": DENSE,
@@ -41,9 +41,9 @@ USUAL = ("full_precision", "fp16", "powersgd", "topk", "topk_fp16", "topk_int8",
 
 
 def find_techniques(names: str, config: Config) -> dict[str, list[str]]:
-    """The techniques of these names, separated by commas, each as a command line that changes `config` to it.
+    """Look up techniques by name, separated by commas; returns for each the arguments that change `config` to it.
 
-    Raises ValueError that lists them where there is none of a name.
+    Raises ValueError, which lists the names, if one is unknown or is given twice.
     """
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in DIFFERENCES]

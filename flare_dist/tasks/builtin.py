@@ -1,7 +1,7 @@
 """The built-in tasks.
 
 classification: a class for each example. next_token: a class at each place of a sequence, so that language models learn
-what follows. segmentation: a class for each pixel of an image. regression: numbers for each example.
+the token that follows. segmentation: a class for each pixel of an image. regression: numbers for each example.
 Labels of next_token and segmentation that are -100, as padding is, count in neither loss nor metrics.
 """
 
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.tasks.task import Batch, Shape, Task, Totals, counted, of_outputs, ratio, ratios
+from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, Totals, counted, ratio, ratios
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's default
 
 
 def classes_right(model: nn.Module, batch: Batch) -> Totals:
-    """The loss, and how many labels have the highest score."""
+    """Measure the loss, and how many labels have the highest score."""
     inputs, labels = batch
     scores = model(inputs)
     return {
@@ -29,9 +29,10 @@ def classes_right(model: nn.Module, batch: Batch) -> Totals:
 
 
 def tokens_right(model: nn.Module, batch: Batch) -> Totals:
-    """The loss, and how many of the tokens that count have the highest score."""
+    """Measure the loss, and how many of the tokens that count have the highest score."""
     inputs, labels = batch
-    scores, count = model(inputs), counted(labels, IGNORED)
+    scores = model(inputs)
+    count = counted(labels, IGNORED)
     return {
         "loss": (F.cross_entropy(scores, labels, reduction="sum"), count),
         "accuracy": ((scores.argmax(1) == labels).sum(), count),
@@ -39,23 +40,24 @@ def tokens_right(model: nn.Module, batch: Batch) -> Totals:
 
 
 def with_perplexity(totals: Totals) -> dict[str, float]:
-    """exp(mean loss): between how many tokens the model is undecided."""
+    """Add the perplexity, exp(mean loss): the number of tokens between which the model is undecided."""
     found = ratios(totals)
     return found | {"perplexity": math.exp(found["loss"]) if found["loss"] < 700 else math.inf}
 
 
 def confusion(model: nn.Module, batch: Batch) -> Totals:
-    """The loss, and how many pixels of each class are taken for each other: int64 [true, predicted]."""
+    """Measure the loss, and count the pixels of each class by the class predicted: int64 [true, predicted]."""
     inputs, labels = batch
     scores = model(inputs)
-    classes, counts = scores.shape[1], labels != IGNORED
+    classes = scores.shape[1]
+    counts = labels != IGNORED
     pairs = labels[counts] * classes + scores.argmax(1)[counts]
     table = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
     return {"loss": (F.cross_entropy(scores, labels, reduction="sum"), counts.sum()), "confusion": table}
 
 
 def overlaps(totals: Totals) -> dict[str, float]:
-    """Accuracy, and iou: intersection over union, its mean over the classes that are there or are predicted."""
+    """Compute accuracy and iou: intersection over union, its mean over the classes that are there or are predicted."""
     table = totals["confusion"]
     assert isinstance(table, Tensor)
     right = table.diagonal()
@@ -65,7 +67,7 @@ def overlaps(totals: Totals) -> dict[str, float]:
 
 
 def errors(model: nn.Module, batch: Batch) -> Totals:
-    """The squared and the absolute errors."""
+    """Measure the squared and the absolute errors."""
     inputs, labels = batch
     outputs = model(inputs)
     return {
@@ -75,7 +77,7 @@ def errors(model: nn.Module, batch: Batch) -> Totals:
 
 
 def with_root(totals: Totals) -> dict[str, float]:
-    """The mean absolute error, and the root of the mean squared one."""
+    """Compute the mean absolute error, and the root of the mean squared one."""
     found = ratios(totals)
     return found | {"rmse": math.sqrt(found["loss"])}
 
@@ -97,7 +99,7 @@ def class_per_pixel(labels: Tensor, inputs: Shape, classes: int) -> None:
 
 def _check_classes(labels: Tensor, shape: Shape, classes: int, ignored: int | None) -> None:
     if labels.dtype != torch.int64 or labels.shape != shape:
-        raise ValueError(f"labels must be int64 {list(shape)}, one class for each, got {shown(labels)}")
+        raise ValueError(f"labels must be int64 {list(shape)}, one class for each, got {describe_tensor(labels)}")
     counting = labels if ignored is None else labels[labels != ignored]
     if not counting.numel():
         raise ValueError(f"labels must not all be {ignored}")
@@ -109,26 +111,27 @@ def _check_classes(labels: Tensor, shape: Shape, classes: int, ignored: int | No
 def finite_numbers(labels: Tensor, inputs: Shape, classes: int) -> None:
     """Refuse all but finite float32 [n, outputs]."""
     if labels.dtype != torch.float32 or labels.shape != (inputs[0], classes):
-        raise ValueError(f"labels must be float32 {[inputs[0], classes]}, got {shown(labels)}")
+        raise ValueError(f"labels must be float32 {[inputs[0], classes]}, got {describe_tensor(labels)}")
     if not labels.isfinite().all():
         raise ValueError("labels must be finite, got infinite ones or NaN")
 
 
-def shown(tensor: Tensor) -> str:
-    """The kind of a tensor for an error, as in "uint8 [4, 2]"."""
+def describe_tensor(tensor: Tensor) -> str:
+    """Name the type and shape of a tensor for an error, as in "uint8 [4, 2]"."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 CLASSIFICATION = Task(
-    loss=of_outputs(F.cross_entropy),
+    loss=OfOutputs(F.cross_entropy),
     metrics=classes_right,
     best=("accuracy", "max"),
     outputs=lambda input_shape, classes: (classes,),
     criterion=F.cross_entropy,
     check_labels=one_class,
+    class_of="example",
 )
 NEXT_TOKEN = Task(
-    loss=of_outputs(F.cross_entropy, IGNORED),
+    loss=OfOutputs(F.cross_entropy, IGNORED),
     metrics=tokens_right,
     finish=with_perplexity,
     best=("accuracy", "max"),
@@ -136,9 +139,10 @@ NEXT_TOKEN = Task(
     criterion=F.cross_entropy,
     ignored=IGNORED,
     check_labels=class_per_token,
+    class_of="token",
 )
 SEGMENTATION = Task(
-    loss=of_outputs(F.cross_entropy, IGNORED),
+    loss=OfOutputs(F.cross_entropy, IGNORED),
     metrics=confusion,
     finish=overlaps,
     best=("iou", "max"),
@@ -146,10 +150,10 @@ SEGMENTATION = Task(
     criterion=F.cross_entropy,
     ignored=IGNORED,
     check_labels=class_per_pixel,
-    is_dense=True,
+    class_of="pixel",
 )
 REGRESSION = Task(
-    loss=of_outputs(F.mse_loss),
+    loss=OfOutputs(F.mse_loss),
     metrics=errors,
     finish=with_root,
     best=("rmse", "min"),

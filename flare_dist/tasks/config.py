@@ -1,4 +1,4 @@
-"""Which task is learnt."""
+"""Settings of the task: what is learnt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AUTO = "auto"
 
 
 def find_task(name: str) -> Task:
-    """The task of this name; ValueError that names task.name if there is none."""
+    """Find the task of this name; ValueError that names task.name if there is none."""
     if name not in TASKS:
         raise ValueError(f"task.name: unknown task {name!r} (choose from {', '.join([AUTO, *TASKS])})")
     return TASKS[name]
@@ -19,7 +19,7 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Which task is learnt.
+    """Choose what is learnt.
 
     Args:
         name: auto (the natural one of the data set: next_token of shakespeare, classification of the others),

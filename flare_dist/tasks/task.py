@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ Count = Tensor | float
 Amount = Tensor | tuple[Tensor, Count]  # a tensor that adds up over batches, or (sum, count)
 Totals = Mapping[str, Amount]
 Best = tuple[str, str]  # a metric, and "max" or "min"
+ClassOf = Literal["example", "token", "pixel"]
 
 
 def no_metrics(model: nn.Module, batch: Batch) -> Totals:
@@ -38,7 +40,8 @@ def ratio(name: str, amount: Amount) -> float:
         total, count = (float(part) for part in amount)
         return total / count if count else math.nan
     if amount.numel() != 1:
-        raise ValueError(f"task.name: its metric {name} is of shape {tuple(amount.shape)}; give it a `finish`")
+        shape = tuple(amount.shape)
+        raise ValueError(f"task.name: metric {name} must be one number, got shape {shape}; give the task a `finish`")
     return float(amount)
 
 
@@ -47,15 +50,16 @@ def any_labels(labels: Tensor, inputs: Shape, classes: int) -> None:
 
 
 class Task(NamedTuple):
-    """How a model is trained and judged.
+    """Define how a model is trained and judged.
 
     `criterion`, if the loss is a function of (outputs, labels), opens the fast paths: recorded steps, and, if it takes
-    reduction="none" as the losses of torch.nn.functional do, clients as one batch. It must agree with `loss`.
+    reduction="none" as the losses of torch.nn.functional do, clients as one batch. It must agree with `loss`, which is
+    checked on one batch before a run.
     """
 
     # (sum, count) over the labels that count; a plain scalar is the mean over the examples of the batch.
     loss: Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Count]]
-    # What is measured beside the loss. With "loss" among it, an evaluation takes one forward pass instead of two.
+    # Measures a batch beside the loss. With "loss" among the metrics an evaluation takes one forward pass, not two.
     metrics: Callable[[nn.Module, Batch], Totals] = no_metrics
     # Makes numbers of the sums over all batches.
     finish: Callable[[Totals], dict[str, float]] = ratios
@@ -68,34 +72,35 @@ class Task(NamedTuple):
     ignored: int | None = None
     # Raises ValueError if it cannot learn from such labels, given the shape of all inputs and the number of classes.
     check_labels: Callable[[Tensor, Shape, int], None] = any_labels
-    # Whether each pixel of an image has a label of its own, which augmentation has to move with it.
-    is_dense: bool = False
+    # The part of the data that has one class each; None if labels are no classes. Partitions by class need one for each
+    # example, and augmentation moves labels of pixels.
+    class_of: ClassOf | None = None
 
 
-def of_outputs(
-    criterion: Callable[..., Tensor], ignored: int | None = None
-) -> Callable[[nn.Module, Batch], tuple[Tensor, Count]]:
-    """The loss of a task that compares outputs with labels by `criterion`."""
+@dataclass(frozen=True)
+class OfOutputs:
+    """Compute the loss of a task that compares outputs with labels by `criterion`, without the `ignored` labels."""
 
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
+    criterion: Callable[..., Tensor]
+    ignored: int | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
         inputs, labels = batch
-        return criterion(model(inputs), labels, reduction="sum"), counted(labels, ignored)
-
-    return loss
+        return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
 
 
 def counted(labels: Tensor, ignored: int | None) -> Count:
-    """How many labels count; a number, for which no GPU is waited for, if all of them do."""
+    """Count the labels that are not ignored; a plain number, which no GPU delays, if none can be."""
     return labels.numel() if ignored is None else (labels != ignored).sum()
 
 
 def counts_all(task: Task) -> bool:
-    """Whether the number of labels alone tells how much a batch weighs."""
+    """Tell whether the number of labels alone is the weight of a batch."""
     return task.criterion is not None and task.ignored is None
 
 
 def has_loss_of_each(task: Task) -> bool:
-    """Whether the criterion gives each label's loss, by reduction="none"."""
+    """Tell whether the criterion gives each label's loss, by reduction="none"."""
     if task.criterion is None:
         return False
     parameters = inspect.signature(task.criterion).parameters.values()
@@ -103,7 +108,7 @@ def has_loss_of_each(task: Task) -> bool:
 
 
 def mean_loss(task: Task, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Count]:
-    """The mean loss of a batch, 0 if none of its labels counts, and how many do."""
+    """Compute (mean loss, number of labels that count) of a batch; the mean over none is 0."""
     inputs, labels = batch
     if task.criterion is not None:
         return mean_criterion(task, model(inputs), labels)
@@ -115,7 +120,7 @@ def mean_loss(task: Task, model: Callable[..., Any], batch: Batch) -> tuple[Tens
 
 
 def mean_criterion(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
-    """`mean_loss` of a task whose loss is a function of (outputs, labels)."""
+    """Compute what `mean_loss` does from outputs, for a task with a criterion."""
     assert task.criterion is not None
     if task.ignored is None:
         return task.criterion(outputs, labels), labels.numel()
@@ -124,12 +129,12 @@ def mean_criterion(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor,
 
 
 def at_least_one(count: Count) -> Count:
-    """A count to divide by: the sum over no labels is 0, and so is their mean."""
+    """Return a count to divide by: the sum over no labels is 0, and so is their mean."""
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:
-    """The loss and all metrics of a batch, as they add up over batches."""
+    """Measure the loss and all metrics of a batch, as they add up over batches."""
     amounts: dict[str, Amount] = dict(task.metrics(model, batch))
     if "loss" not in amounts:
         mean, count = mean_loss(task, model, batch)
@@ -138,7 +143,7 @@ def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:
 
 
 def add(totals: Totals, amounts: Totals) -> dict[str, Amount]:
-    """The totals with those of one more batch, in 64 bits."""
+    """Add the amounts of one more batch to `totals`, in 64 bits; returns new totals."""
     added: dict[str, Amount] = {}
     for name, amount in amounts.items():
         before = totals.get(name)
@@ -151,18 +156,18 @@ def add(totals: Totals, amounts: Totals) -> dict[str, Amount]:
 
 
 def _wide(value: Count) -> Tensor:
-    """A number or tensor in float64, or int64 if it counts something."""
+    """Convert a number or tensor to float64, or to int64 if it counts something."""
     tensor = torch.as_tensor(value).detach()
     return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
 
 
 def finish(task: Task, totals: Totals) -> dict[str, float]:
-    """The mean loss and the task's metrics, from the sums over all batches."""
+    """Turn the sums over all batches into the mean loss and the task's metrics."""
     return {"loss": ratio("loss", totals["loss"])} | {k: float(v) for k, v in task.finish(totals).items()}
 
 
 def goodness(best: Best, value: float) -> float:
-    """A number that is larger for the better of two values of a metric; the least of all for NaN."""
+    """Map a metric to a number that is larger for the better of two values; NaN becomes the least of all."""
     _, direction = best
     if math.isnan(value):
         return -math.inf

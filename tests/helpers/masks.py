@@ -98,7 +98,7 @@ def local_mask(actives: tuple[int, ...] = (20, 100, 100), steps: int = 10, **set
     mask = random_mask(ENTRIES, actives, TOTAL, draws(), torch.device("cpu"))
     weights = torch.randn(TOTAL, generator=draws(1)) * mask
     rates = {step: config.prune_rate * (1 - step / steps) for step in range(steps)}
-    used = LocalMask(config, ENTRIES, mask, sum(actives), rates, draws(2), torch.empty(TOTAL))
+    used = LocalMask(config, ENTRIES, mask, sum(actives), rates, draws(2), torch.empty(TOTAL), config.resolved_growth)
     return used, weights
 
 

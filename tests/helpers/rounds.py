@@ -46,3 +46,12 @@ def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[
 
 def flat(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def norm_net(input_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(input_shape[0], 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * (input_shape[1] - 2) * (input_shape[2] - 2), num_classes),
+    )

@@ -1,0 +1,96 @@
+"""Read the log of a run, and tell whether the bytes and seconds of several runs are those of the same work.
+
+The rows come from metrics.jsonl if there is one, otherwise from TensorBoard event files, also those of other trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flare_dist.analysis.event_logs import read_events
+from flare_dist.analysis.event_rows import Row
+from flare_dist.analysis.metrics_file import METRICS, read_noted
+from flare_dist.tasks.builtin import TASKS
+from flare_dist.tasks.task import Best
+
+# Runs whose bytes and seconds are compared must agree in these dotted keys.
+SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps", "eval_every", "ranks")
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Hold the rows that one run logged, and the settings of its work."""
+
+    name: str
+    rows: list[Row]  # of the rounds in order, 0 being the initial model
+    work: dict[str, Any] = field(default_factory=dict)  # values of SAME_WORK; empty without a configuration
+    notes: list[str] = field(default_factory=list)  # damage and repeats in its logs, in words
+    best: Best = ("accuracy", "max")  # the metric by which its task compares models
+
+
+def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
+    """Read the log in `directory`.
+
+    `tags` gives the TensorBoard tag of each key in the logs of other trainers, which must log the bytes since the value
+    before. `ranks` is taken if the log does not tell how many there were. Damaged parts are left out with a warning.
+    Raises ValueError if there is no log, or if it has none of the keys.
+    """
+    has_metrics = (directory / METRICS).exists()
+    rows, notes = read_noted(directory) if has_metrics else read_events(directory, tags)
+    if ranks is not None:
+        for row in rows:
+            row.setdefault("ranks", ranks)
+    config = _config(directory)
+    return RunLog(str(directory), rows, _work(config, rows), notes, _best(config))
+
+
+def check_same_work(runs: Sequence[RunLog]) -> str | None:
+    """Explain why the bytes and seconds of the runs cannot be compared; None if they can."""
+    for key in SAME_WORK:
+        values = {run.name: run.work[key] for run in runs if key in run.work}
+        if len({repr(value) for value in values.values()}) > 1:
+            return f"the runs differ in {key} ({', '.join(f'{name}: {value}' for name, value in values.items())})"
+    unknown = [run.name for run in runs if not run.work]
+    if unknown and len(runs) > 1:
+        return f"{', '.join(unknown)} has no config.yaml that tells batch size and accumulation"
+    return None
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """Read the run's configuration; empty if there is none, as in the logs of other trainers."""
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """Look up a dotted key; None if it is missing."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _best(config: Mapping[str, Any]) -> Best:
+    """Find the metric by which the run's task compares models; accuracy if the configuration names no task."""
+    name = _value(config, "task.name")
+    return TASKS[name].best if isinstance(name, str) and name in TASKS else ("accuracy", "max")
+
+
+def _work(config: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Collect the values of SAME_WORK that matter in the run's mode."""
+    if not config:
+        return {}
+    work = {key: _value(config, key) for key in SAME_WORK}
+    if config.get("mode") == "gradient":
+        work["ranks"] = rows[-1].get("ranks")  # batch_size is that of a rank
+    else:
+        del work["ranks"], work["eval_every"]  # a round is the same work wherever it runs and is evaluated
+    return work

@@ -1,0 +1,68 @@
+"""Keep a model's parameters, gradient and floating-point buffers in one flat vector each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, dtypes_of, in_own_dtype, parameter_layout
+
+
+class FlatModel:
+    """Bind a model to flat vectors, and bind it again after a forward pass that replaced a parameter or a buffer.
+
+    `parameters`, `gradient` (float32 [total]) and `buffers` (float32 [b]) are the model's current values.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = parameter_layout(module)
+        self.buffer_layout = buffer_layout(module)
+        self.dtypes = dtypes_of(module)
+        self.parameters, self.gradient = bind_parameters(module, self.layout)
+        named = dict(module.named_parameters())
+        # The parameters one by one, in the layout's order, and the views of their values and gradients.
+        self.tensors = [named[entry.name] for entry in self.layout.entries]
+        self.values = [value for _, value in self.layout.views(self.parameters)]
+        self.gradients = [gradient for _, gradient in self.layout.views(self.gradient)]
+        self.buffers = bind_buffers(module, self.buffer_layout)
+        self._buffer_views = dict(self.buffer_layout.views(self.buffers))
+        # The other buffers, as they are at first. BatchNorm counts its batches; from the start for every client, so
+        # that bits do not depend on who came before.
+        float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
+        self._initial = {name: b.clone() for name, b in module.named_buffers() if name not in float32}
+
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Give the model these values, and the buffers that no vector holds their initial ones."""
+        self.take_back()
+        self.parameters.copy_(parameters)
+        self.buffers.copy_(buffers)
+        for name, value in self._buffer_views.items():
+            buffer = self.module.get_buffer(name)
+            if name not in self._initial and buffer.data_ptr() != value.data_ptr():  # replaced in an evaluation
+                buffer.data = value
+        for name, initial in self._initial.items():
+            kept = self._buffer_views.get(name)
+            self.module.get_buffer(name).copy_(initial if kept is None else in_own_dtype(kept, initial))
+
+    def take_back(self) -> None:
+        """Move parameters that a forward pass put elsewhere (`weight.data = ...`, as limits on norms do) back."""
+        for parameter, value in zip(self.tensors, self.values):
+            if parameter.data_ptr() != value.data_ptr():
+                value.copy_(parameter.detach())
+                parameter.data = value
+
+    def bind_gradients(self) -> None:
+        """Let backward passes add to the flat gradient, which is zeroed."""
+        self.gradient.zero_()
+        for parameter, gradient in zip(self.tensors, self.gradients):
+            parameter.grad = gradient
+
+    def collect(self) -> None:
+        """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
+        named = dict(self.module.named_buffers())
+        for name, value in self._buffer_views.items():
+            if named[name].data_ptr() != value.data_ptr():
+                value.copy_(named[name])
+                if name not in self._initial:
+                    named[name].data = value

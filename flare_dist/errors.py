@@ -1,0 +1,47 @@
+"""Paths and errors of others in the words of one line, whatever bytes a file name has and whoever's code failed."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+
+# Folders that hold no code of the user's own.
+_NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def printable(path: str | Path) -> str:
+    """Return `path` as it can be printed and logged anywhere: bytes that are not UTF-8 and control characters escaped.
+
+    A name in Latin-1 reaches Python with surrogates, which no output takes; a line break in a name would cut a message.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(path))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]
+
+
+def reason(error: Exception) -> str:
+    """Return the message of `error` in one line, without the path that an OSError repeats."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    words = printable(" ".join(str(error).split()))  # decoders quote the damaged bytes
+    if isinstance(error, OSError | ValueError | SyntaxError) and words:
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def reason_in_code(error: BaseException) -> str:
+    """Describe an error of the user's code: its class if that helps, its message, and the place in the user's file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{error}{place}"
+
+
+def refusal(key: str, path: str | Path, problem: str) -> ValueError:
+    """Make the error of a file or folder that cannot be used: `key: path: problem`."""
+    return ValueError(f"{key}: {printable(path)}: {problem}")

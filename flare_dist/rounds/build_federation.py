@@ -1,0 +1,103 @@
+"""Build the federation of a run on this rank, from its configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from flare_dist.algorithms.algorithm import Algorithm
+from flare_dist.algorithms.methods import algorithm_of
+from flare_dist.clients.batchable import most_clients
+from flare_dist.clients.batched import BatchedTrainer
+from flare_dist.clients.file_states import FileStates
+from flare_dist.clients.hosted import Clients
+from flare_dist.clients.state import ClientStates
+from flare_dist.comm.world import World
+from flare_dist.compression.compressor import Compressor
+from flare_dist.config.config import Config
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.datasets import DataSplits
+from flare_dist.data.partition import Partition
+from flare_dist.layout import parameter_layout
+from flare_dist.rounds.build_trainer import build_trainer, place
+from flare_dist.rounds.federation import Federation
+from flare_dist.rounds.ledger import report_break_even
+from flare_dist.rounds.masked_uplink import MaskedUplink
+from flare_dist.rounds.uplink import WholeUplink, memory_names
+from flare_dist.seeding import derive_seed, seeded
+from flare_dist.server.downlink import Downlink
+from flare_dist.server.server import Server
+from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.no_masks import NoMasks
+from flare_dist.sparse_training.prunable import prunable_entries
+from flare_dist.sparse_training.readjust import uses_of
+from flare_dist.units import counted
+
+log = logging.getLogger(__name__)
+
+
+def build_federation(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Federation:
+    """Build the federation of mode: federated."""
+    masks = build_masks(config, world, data, model)
+    room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
+    if config.clients.together == "always":
+        room = most_clients(model, data.blank, config.clients.largest_batch(parts.sizes), world.device)
+    feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
+    algorithm = algorithm_of(config.clients, config.server.aggregator, feedback)
+    trainer = build_trainer(config, world, data, place(config, world, data, model), algorithm)
+    layout = trainer.model.layout
+    compressor = Compressor(config.exchanged, layout, config.seed, world.device)
+    report_break_even(config, compressor, world.size)
+    states = build_memory(config, world, layout.total, remembered(algorithm, compressor))
+    server = Server(trainer.model.parameters, trainer.model.buffers, config.server, config.rounds, algorithm)
+    batched = BatchedTrainer(trainer, room, data.task) if room else None
+    return Federation(
+        config,
+        world,
+        data.task,
+        Clients(trainer, states, parts, config.clients.cohort_size, batched),
+        compressor,
+        server,
+        Downlink(config.exchanged, layout, server.parameters.data),
+        masks,
+        BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None,
+        partial(MaskedUplink, masks=masks) if isinstance(masks, Masks) else WholeUplink,
+    )
+
+
+def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks | NoMasks:
+    """Build the masks of a sparse model, before an engine has taken it to another device or precision."""
+    if not config.sparse_training.is_sparse:
+        return NoMasks()
+    layout = parameter_layout(model)
+    entries = prunable_entries(model, layout, config.sparse_training)
+    uses: Sequence[float] = ()
+    if METHODS[config.sparse_training.method].is_measured:
+        with seeded(derive_seed(config.seed, "uses")):
+            uses = uses_of(model, entries, data.blank)
+    return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)
+
+
+def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | FileStates:
+    """Build what keeps the clients' vectors of these names, in memory or in files."""
+    clients = config.clients
+    if not names:
+        return ClientStates(names, total, world.device)
+    homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
+    share = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
+    ranks = counted(world.size, "rank")
+    log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
+    if clients.state_dir is None:
+        return ClientStates(names, total, world.device)
+    return FileStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
+
+
+def remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
+    """Name the vectors that a client remembers: error feedback's of each payload, and the algorithm's."""
+    fed_back = [memory_names(compressor, payload) for payload in algorithm.sends]
+    return tuple(fed_back[0].values()) + algorithm.memory + tuple(n for names in fed_back[1:] for n in names.values())

@@ -1,0 +1,42 @@
+"""Build the model and the loop of local steps on this rank, from the configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim import Optimizer
+
+from flare_dist.algorithms.algorithm import Algorithm
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.local_model import LocalModel
+from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.comm.world import World
+from flare_dist.config.config import Config
+from flare_dist.data.batches import BatchSource
+from flare_dist.data.datasets import DataSplits
+from flare_dist.engines.build import build_model
+
+if TYPE_CHECKING:
+    from flare_dist.engines.build import EngineModel
+
+
+def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> EngineModel:
+    """Place the model on the device in the precision of the engine, with the clients' optimizer."""
+    clients = config.clients
+    alone = config.mode != "gradient"
+
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+        return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
+
+    clipping, smallest = clients.gradient_clipping, clients.smallest
+    return build_model(config.engine, model, world, make_optimizer, clipping, alone, data.task, smallest)
+
+
+def build_trainer(
+    config: Config, world: World, data: DataSplits, local: LocalModel, algorithm: Algorithm
+) -> LocalTrainer:
+    """Build the loop of local steps over the training data."""
+    outside = data.task.ignored if data.task.class_of == "pixel" else None
+    source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment, outside)
+    return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)

@@ -1,0 +1,49 @@
+"""Words of errors: one printable line, whatever a file is called and whoever's code failed."""
+
+from __future__ import annotations
+
+import pytest
+
+from flare_dist.errors import printable, reason, reason_in_code, refusal
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain.png", "plain.png"),
+        ("café ∀.png", "café ∀.png"),
+        (b"caf\xe9".decode("utf-8", "surrogateescape"), "caf\\xe9"),
+        ("two\nlines\x1b[0m", "two\\nlines\\x1b[0m"),
+        ("\u200eleft", "\\u200eleft"),
+    ],
+)
+def test_a_name_of_any_bytes_becomes_printable(name: str, shown: str) -> None:
+    assert printable(name) == shown
+    assert printable(name).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a/path"), "No such file or directory"),
+        (OSError("broken\ndata stream"), "broken data stream"),
+        (ValueError("of two\n  lines"), "of two lines"),
+        (KeyError("user_data"), "KeyError: 'user_data'"),
+        (MemoryError(), "MemoryError"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_reason_is_one_line_without_the_path(error: Exception, words: str) -> None:
+    assert reason(error) == words
+
+
+def test_an_error_in_a_user_s_code_has_its_place_and_its_class_if_that_helps() -> None:
+    with pytest.raises(KeyError) as unknown:
+        dict[str, int]()["sizes"]
+    assert reason_in_code(unknown.value).startswith("KeyError: 'sizes' (")
+    assert "test_errors.py, line " in reason_in_code(unknown.value)
+    assert reason_in_code(ValueError("too small")) == "too small"
+
+
+def test_a_refusal_names_the_key_and_the_path() -> None:
+    assert str(refusal("data.root", "a\tb", "is a file")) == "data.root: a\\tb: is a file"

@@ -1,0 +1,98 @@
+"""Trials of a model: they leave no trace, and a model that does not fit is refused before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flare_dist.models.registry import Shape, build
+from flare_dist.models.trial import check_criterion, why_not_one
+from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.tasks.task import Batch, Task
+from tests.helpers.models import MNIST, linear
+
+
+def test_trying_a_model_leaves_its_statistics_alone() -> None:
+    model = build("resnet18", "batch", (1, 8, 8), 10, seed=0, task=CLASSIFICATION)
+    for name, buffer in model.named_buffers():
+        assert (buffer == (1 if name.endswith("var") else 0)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # of a layer that has no inputs left
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (1, 3, 3)),
+        ("lenet", (1, 6, 6)),
+        ("lenet", (1, 4, 28)),
+        ("torchvision:squeezenet1_0", (3, 8, 8)),
+        ("torchvision:resnet18", MNIST),
+        ("tests.helpers.models:only_nine_inputs", MNIST),
+        ("tests.helpers.models:one_class_too_many", MNIST),
+        ("tests.helpers.models:two_outputs", MNIST),
+        ("tests.helpers.models:two_outputs_while_training", MNIST),
+        ("tests.helpers.models:too_many_arguments", MNIST),
+        ("tests.helpers.models:half", MNIST),
+        ("tests.helpers.models:broken", MNIST),
+        ("tests.helpers.models:lazy_and_unreached", MNIST),
+        ("tests.helpers.models:linear", (7,)),  # a text
+    ],
+)
+def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
+    with pytest.raises(ValueError, match=r"^model\.name: "):
+        build(name, "group", shape, 10, seed=0, task=CLASSIFICATION)
+
+
+def twice(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    return 2 * F.cross_entropy(outputs, labels, reduction=reduction)
+
+
+def users_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Compute cross-entropy as a user would write it."""
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels, reduction="sum"), len(labels)
+
+
+def plain_mean(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
+
+
+@pytest.mark.parametrize("loss", [users_loss, plain_mean, CLASSIFICATION.loss])
+def test_a_criterion_must_agree_with_the_loss(loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Dropout(), nn.Linear(784, 10))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = torch.rand(2, *MNIST), torch.tensor([3, 7])
+    check_criterion(model, batch, Task(loss, criterion=F.cross_entropy))
+    check_criterion(model, batch, Task(loss))
+    with pytest.raises(
+        ValueError, match=r"^task\.name: loss and criterion must agree, got means (\S+) and (\S+) for 2 "
+    ):
+        check_criterion(model, batch, Task(loss, criterion=twice))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(part.training for part in model.modules())
+
+
+def test_a_loss_that_fails_is_told_with_its_place() -> None:
+    def broken(model: nn.Module, batch: Batch) -> Tensor:
+        raise KeyError("labels")
+
+    batch = torch.rand(2, *MNIST), torch.tensor([3, 7])
+    with pytest.raises(
+        ValueError, match=r"^task\.name: its loss fails on 2 examples: KeyError: 'labels' \(.*test_trial\.py"
+    ):
+        check_criterion(linear(MNIST, 10), batch, Task(broken, criterion=F.cross_entropy))
+
+
+def test_a_trial_leaves_the_model_and_the_generator_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 4)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert why_not_one(model, torch.zeros(1, 1, 6, 6), 4, CLASSIFICATION) is None
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(part.training for part in model.modules())
