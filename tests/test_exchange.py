@@ -47,9 +47,11 @@ def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Re
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "GATHER_LIMIT", limit)
-        forms = dict.fromkeys(cohort.hosts, PACKING)
+        encodings = dict.fromkeys(cohort.hosts, PACKING)
         return _exchange(
-            world, SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, forms, PACKING.most_nbytes(4)), rejected
+            world,
+            SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, encodings, PACKING.most_nbytes(4)),
+            rejected,
         )
 
 

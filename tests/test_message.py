@@ -290,8 +290,8 @@ def sent_by_a_round(world: World, settings: dict[str, Any]) -> tuple[list[Tensor
         patch.setattr(exchange, "pack", spy)
         for step in range(2):
             delta, plan = vector(world.rank, step, layout.total), compressor.plan(step + 1)
-            forms, most = dict.fromkeys(clients, plan.packing), plan.packing.most_nbytes(plan.max_kept)
-            used = exchange.SparseUplink(cohort, add, torch.zeros(layout.total), 0, forms, most)
+            encodings, most = dict.fromkeys(clients, plan.packing), plan.packing.most_nbytes(plan.max_kept)
+            used = exchange.SparseUplink(cohort, add, torch.zeros(layout.total), 0, encodings, most)
             result = ClientResult(world.rank, 1, 0.5, delta, torch.zeros(0))
             used.add(result, compressor.compress(step + 1, world.rank, delta, memory))
             used.exchange(world)

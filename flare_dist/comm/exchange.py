@@ -16,7 +16,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort, Received, received_of
 from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
 from flare_dist.comm.world import World
-from flare_dist.compression.packing import Form
+from flare_dist.compression.packing import Encoding
 from flare_dist.compression.payload import Dense, Payload
 from flare_dist.server.aggregation import DeltaSum, Receive
 
@@ -24,10 +24,10 @@ GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger coho
 
 
 class SparseUplink:
-    """Collects the updates of this rank's clients and gathers everybody's.
+    """The messages of this rank's clients, which a gather exchanges for everybody's.
 
-    They are added up in `delta_sum`, zero at first. `forms` read each client's payloads, none of which is longer than
-    `most_nbytes`.
+    They are added up in `delta_sum`, zero at first. `encodings` read each client's payloads, none of which is longer
+    than `most_nbytes`.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class SparseUplink:
         receive: Receive,
         delta_sum: DeltaSum,
         buffers: int,
-        forms: Mapping[int, Form],
+        encodings: Mapping[int, Encoding],
         most_nbytes: int,
     ) -> None:
         self.cohort = cohort
         self.receive = receive
         self.delta_sum = delta_sum
         self.buffers = buffers
-        self.forms = forms
+        self.encodings = encodings
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
         self._messages: dict[int, Message] = {}
 
@@ -88,7 +88,7 @@ class SparseUplink:
                 for clients, packed in zip(hosted, gathered)
                 for number, client in enumerate(clients)
             }
-            yield from unpack([slot_of[client] for client in part], part, self.forms.__getitem__, self.buffers)
+            yield from unpack([slot_of[client] for client in part], part, self.encodings.__getitem__, self.buffers)
 
 
 def _note(train_loss: float) -> Tensor:
@@ -97,7 +97,7 @@ def _note(train_loss: float) -> Tensor:
 
 
 class DenseUplink:
-    """Sums this rank's clients as they come and reduces the sums of all ranks.
+    """The sum of this rank's clients, taken as they come, which an all-reduce adds to those of all ranks.
 
     The vector that is reduced is [sum of weighted deltas | sum of weighted buffers | loss, accepted? of each client];
     only the hosting rank writes a client's two places, so their sum is what it wrote. Of a sparse model the deltas are

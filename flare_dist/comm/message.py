@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flare_dist.compression.packing import Form
+from flare_dist.compression.packing import Encoding
 from flare_dist.compression.payload import WORD, Encoded
 
 HEADER_NBYTES = 16
@@ -81,7 +81,7 @@ def write(message: Message, slot: Tensor) -> None:
 def unpack(
     slots: Sequence[Tensor],
     senders: Sequence[int],
-    form_of: Callable[[int], Form],
+    encoding_of: Callable[[int], Encoding],
     buffers: int = 0,
     kept: int | None = None,
     kind: str = "client",
@@ -89,7 +89,7 @@ def unpack(
     """Read the messages of these `senders` at the front of `slots`, uint8 each; their buffers are views.
 
     Args:
-        form_of: how a sender's payload is read.
+        encoding_of: how a sender's payload is read.
         buffers: the number of buffer entries in each message.
         kept: the entries of every payload, if that is known: then nothing waits for a GPU.
         kind: of the senders, for error messages.
@@ -107,11 +107,11 @@ def unpack(
                 raise ValueError(f"the message in its place names sender {named}")
             if kept not in (None, count):
                 raise ValueError(f"{count} entries came, and {kept} were expected")
-            form = form_of(sender)
-            body = _body(slot, count, buffers, form)
+            encoding = encoding_of(sender)
+            body = _body(slot, count, buffers, encoding)
             data, payload = body[WORD * buffers :], None
             if count != REJECTED:
-                payload = form.unpack_checked(data, count) if kept is None else form.unpack(data, count)
+                payload = encoding.unpack_checked(data, count) if kept is None else encoding.unpack(data, count)
         except ValueError as error:
             raise ValueError(f"{kind} {sender}: {error}") from error
         messages.append(Message(sender, header[NOTE], payload, body[: WORD * buffers].view(torch.float32)))
@@ -129,12 +129,12 @@ def _headers(slots: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[tuple[int,
     return headers.unbind(), [(sender, kept) for sender, kept, *_ in headers.view(torch.int32).tolist()]
 
 
-def _body(slot: Tensor, kept: int, buffers: int, form: Form) -> Tensor:
+def _body(slot: Tensor, kept: int, buffers: int, encoding: Encoding) -> Tensor:
     """Return buffers and payload behind the header. Raises ValueError if the bytes are not those that were sent."""
     end = HEADER_NBYTES
     if kept != REJECTED:
         start = HEADER_NBYTES + WORD * buffers
-        end = start + form.length(slot[start:], kept)
+        end = start + encoding.length(slot[start:], kept)
     if end > slot.numel():
         raise ValueError(f"{kept} entries do not fit into a slot of {slot.numel()} bytes")
     if not slot.is_cuda and slot[CHECK].view(torch.int32).item() != _check(slot[:end]):

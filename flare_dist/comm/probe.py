@@ -68,9 +68,9 @@ def _exchange(world: World) -> None:
         mean(total, payload, weight)
 
     result = ClientResult(world.rank, 1, 0.0, delta(world.rank), torch.zeros(0, device=world.device))
-    forms = dict.fromkeys(cohort.hosts, packing)
+    encodings = dict.fromkeys(cohort.hosts, packing)
     zeros = torch.zeros(TOTAL, device=world.device)
-    sparse = SparseUplink(cohort, receive, zeros, 0, forms, packing.most_nbytes(KEPT))
+    sparse = SparseUplink(cohort, receive, zeros, 0, encodings, packing.most_nbytes(KEPT))
     dense = DenseUplink(cohort, receive, TOTAL, 0, world.device)
     for uplink in (sparse, dense):
 

@@ -44,8 +44,8 @@ def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedForm:
-    """The form of a client's payloads in a round.
+class MaskedEncoding:
+    """The encoding of a client's payloads in a round.
 
     `mask`, bool [total], is what both sides hold before; `most_removed` entries at most leave it and `most_grown` enter
     it while the client trains (both 0: it stays). If `is_common`, the whole cohort has it and keeps it, so that dense

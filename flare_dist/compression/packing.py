@@ -23,7 +23,7 @@ from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import Entry, ParameterLayout
 
 
-class Form(Protocol):
+class Encoding(Protocol):
     """A way to read the payloads of a sender."""
 
     def length(self, data: Tensor, kept: int) -> int:
@@ -54,7 +54,7 @@ class Codecs(Protocol):
 
 @dataclass(frozen=True)
 class Packing:
-    """The form of the payloads of one layout: `whole` are the positions (int64, ascending) that all of them hold."""
+    """The encoding of payloads of one layout; `whole` are the positions (int64, ascending) that all of them hold."""
 
     codecs: Codecs
     total: int
