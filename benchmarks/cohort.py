@@ -19,7 +19,7 @@ from timing import alternate, machine, milliseconds, print_table, ratio
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig

@@ -24,11 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.state import SparseHookState
 from flare_dist.models.registry import build
 from flare_dist.run.evaluation import evaluate
 from flare_dist.seeding import generator

@@ -27,7 +27,7 @@ from torch.optim import SGD
 
 import flare_dist
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.models.registry import build
 from flare_dist.tasks.builtin import CLASSIFICATION
 

@@ -49,7 +49,7 @@ def main() -> None:
     print("| density | kept | bound | best / bound | topk, ms | " + " | ".join(INDEX_CODECS) + " |")
     print("|---" * (5 + len(INDEX_CODECS)) + "|")
     for density in (1e-1, 5e-2, 1e-2, 1e-3, 1e-4, 1e-5):
-        chosen = select(vector, tensor_segments(layout, density, count_kept), topk, torch.Generator())
+        chosen = select(vector, tensor_segments(layout, density, count_kept), topk, lambda segment: torch.Generator())
         k = chosen.numel()
         bound = bound_bits(n, k) / k
         sizes: dict[str, float] = {}

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import flare_dist
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig

@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flare_dist.comm.ddp_hook import SparseHookState as SparseHookState
-    from flare_dist.comm.ddp_hook import sparse_hook as sparse_hook
-    from flare_dist.comm.hook_checkpoint import load_hook_state as load_hook_state
-    from flare_dist.comm.hook_checkpoint import save_hook_state as save_hook_state
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
     from flare_dist.engines.attach import attach as attach
+    from flare_dist.hook.checkpoint import load_hook_state as load_hook_state
+    from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
+    from flare_dist.hook.ddp import sparse_hook as sparse_hook
+    from flare_dist.hook.state import SparseHookState as SparseHookState
     from flare_dist.tasks.task import Task as Task
 
 _HOMES = {
     "CompressionConfig": "flare_dist.compression.config",
-    "SparseHookState": "flare_dist.comm.ddp_hook",
+    "SparseHookState": "flare_dist.hook.state",
     "Task": "flare_dist.tasks.task",
     "attach": "flare_dist.engines.attach",
-    "load_hook_state": "flare_dist.comm.hook_checkpoint",
-    "save_hook_state": "flare_dist.comm.hook_checkpoint",
-    "sparse_hook": "flare_dist.comm.ddp_hook",
+    "load_hook_state": "flare_dist.hook.checkpoint",
+    "save_hook_state": "flare_dist.hook.checkpoint",
+    "sparse_hook": "flare_dist.hook.ddp",
 }
 __all__ = sorted(_HOMES)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from flare_dist.comm.distributed import Launch, World, open_world
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World, open_world
 
 TIMEOUT_SECONDS = 60.0
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -17,17 +15,9 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
+from tests.helpers.hook import STEPS, assert_same_memory, flat, make_accelerator, net, step, steps_of, train
 from tests.ranks import run_ranks
-from tests.test_ddp_hook import STEPS, assert_same_memory, batch, flat, net, train
-
-
-def step(model: nn.Module, optimizer: Any, rank: int, number: int, accelerator: Accelerator | None = None) -> None:
-    inputs, labels = batch(rank, number)
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(inputs), labels)
-    accelerator.backward(loss) if accelerator else loss.backward()
-    optimizer.step()
 
 
 def attached(world: World) -> tuple[Tensor, dict[str, Any]]:
@@ -40,39 +30,9 @@ def attached(world: World) -> tuple[Tensor, dict[str, Any]]:
     return flat(model), state.state_dict()
 
 
-def make_accelerator(world: World, **settings: Any) -> Accelerator:
-    """As under a launcher; the process group is there already."""
-    os.environ.update(
-        RANK=str(world.rank),
-        WORLD_SIZE=str(world.size),
-        LOCAL_RANK=str(world.rank),
-        MASTER_ADDR="localhost",
-        MASTER_PORT="1",
-    )
-    AcceleratorState._reset_state(True)
-    accelerator = Accelerator(cpu=True, **settings)
-    assert accelerator.num_processes == world.size
-    return accelerator
-
-
 def accelerated(world: World, directory: str, until: int, start: int) -> tuple[Tensor, dict[str, Any]]:
     """Steps `start` to `until` under Accelerate, from the state in `directory` where start > 0, to the state there."""
     return steps_of(make_accelerator(world), world.rank, directory, until, start)
-
-
-def steps_of(
-    accelerator: Accelerator, rank: int, directory: str, until: int, start: int
-) -> tuple[Tensor, dict[str, Any]]:
-    """The same for an accelerator of any kind."""
-    model = net()
-    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    state = flare_dist.attach(accelerator, prepared, density=0.05)
-    if start:
-        accelerator.load_state(directory)
-    for number in range(start, until):
-        step(prepared, optimizer, rank, number, accelerator)
-    accelerator.save_state(directory)
-    return flat(model), state.state_dict()
 
 
 def test_attached_is_registered() -> None:

@@ -17,7 +17,7 @@ from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.clients.stacked import train_stacked
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.models.config import ModelConfig

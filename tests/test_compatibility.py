@@ -18,11 +18,11 @@ from flare_dist import cli
 from flare_dist.cautions import CAUTIONS
 from flare_dist.cli.compatibility import page
 from flare_dist.cli.training import train_parser
-from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.config.config import Config
 from flare_dist.config.load import config_parser
 from flare_dist.exclusion import Exclusion, messages, refuse
+from flare_dist.hook.state import SparseHookState
 
 # Options as somebody sets them, each with what it needs by itself.
 CHOICES: list[tuple[str, str, Any, dict[str, Any]]] = [

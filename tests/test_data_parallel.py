@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
-from flare_dist.comm.library_hooks import LibraryHookState
+from flare_dist.comm.world import World
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
+from flare_dist.hook.library import LibraryHookState
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.engines import CPU, sgd, small_net
 from tests.ranks import run_ranks

@@ -15,7 +15,7 @@ from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples

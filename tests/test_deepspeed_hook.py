@@ -13,11 +13,10 @@ from accelerate import DeepSpeedPlugin
 from torch import Tensor
 
 import flare_dist
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from tests.helpers.engines import DEEPSPEED_SECONDS
+from tests.helpers.hook import STEPS, batch, flat, make_accelerator, net, steps_of, train
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator, steps_of
-from tests.test_ddp_hook import STEPS, batch, flat, net, train
 
 
 def start(world: World, stage: int, **changes: Any) -> tuple[Any, torch.nn.Module]:

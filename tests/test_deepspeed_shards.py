@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.engines.deepspeed_shards import Shards
 from tests.ranks import run_ranks
 

@@ -12,7 +12,7 @@ import torch
 
 from flare_dist import cli
 from flare_dist.clients.version_files import create
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
 from flare_dist.records import files

@@ -8,8 +8,9 @@ import pytest
 
 from flare_dist import cli
 from flare_dist.cli import doctor
-from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.launch import Launch
 from flare_dist.comm.probe import _exchange
+from flare_dist.comm.world import World
 from tests.ranks import run_ranks
 
 

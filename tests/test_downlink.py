@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import DOWNLINKS, CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS
 from flare_dist.config.config import Config

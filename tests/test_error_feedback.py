@@ -25,7 +25,7 @@ def sparsify(sparsifier: str) -> Compress:
     segments = [Segment(0, 50, 4), Segment(50, 40, 3)]
 
     def compress(vector: Tensor) -> Sparse:
-        indices = select(vector, segments, SPARSIFIERS[sparsifier], rng, 0.5)
+        indices = select(vector, segments, SPARSIFIERS[sparsifier], lambda segment: rng, 0.5)
         return unencoded(indices, vector[indices])
 
     return compress

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm import exchange
-from flare_dist.comm.distributed import World
-from flare_dist.comm.exchange import ALIGNMENT, Cohort, DenseUplink, Received, SparseUplink
+from flare_dist.comm import exchange as module
+from flare_dist.comm.cohort import Cohort, Received
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.message import ALIGNMENT, HEADER_NBYTES, slot_nbytes
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.update import HEADER_NBYTES, slot_nbytes
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.aggregation import DeltaSum, mean
 from tests.ranks import run_ranks, single
@@ -45,10 +46,12 @@ def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> No
 def sparse(world: World, limit: int, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
     cohort = Cohort({client: client % world.size for client in range(7)}, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "GATHER_LIMIT", limit)
-        forms = dict.fromkeys(cohort.hosts, PACKING)
+        patch.setattr(module, "GATHER_LIMIT", limit)
+        encodings = dict.fromkeys(cohort.hosts, PACKING)
         return _exchange(
-            world, SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, forms, PACKING.most_nbytes(4)), rejected
+            world,
+            SparseUplink(cohort, receive, torch.zeros(TOTAL), BUFFERS, encodings, PACKING.most_nbytes(4)),
+            rejected,
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flare_dist.comm.distributed import World
 from flare_dist.comm.failures import on_all_ranks
+from flare_dist.comm.world import World
 from flare_dist.disk import DiskError
 from tests.ranks import run_ranks
 

@@ -14,7 +14,7 @@ from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
 from flare_dist.algorithms.methods import OBJECTIVES
 from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

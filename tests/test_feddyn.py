@@ -11,7 +11,7 @@ from torch import Tensor
 from flare_dist.algorithms.algorithm import LocalContext
 from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

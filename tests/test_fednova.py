@@ -13,7 +13,7 @@ from flare_dist.algorithms.fednova import gradients_in
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

@@ -15,7 +15,7 @@ from flare_dist.algorithms import flare
 from flare_dist.algorithms.algorithm import LocalContext, Penalty
 from flare_dist.algorithms.flare import FlareConfig, flare_penalty
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig

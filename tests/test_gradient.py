@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.batches import BatchSource, SharedEpochs
@@ -92,7 +93,8 @@ def test_sparse_steps_send_what_they_report_and_leave_all_ranks_alike() -> None:
     for report in reports:
         assert report["clients"] == 2
         assert 0.02 <= report["kept"] / report["total"] < 0.03
-        assert report["uplink_bytes"] == 8 * report["kept"] + 4 * 2 * 3  # a flag for each rank, step and bucket
+        headers = HEADER_NBYTES * 2 * 3  # of each rank, step and bucket
+        assert report["uplink_bytes"] == 8 * report["kept"] + headers
         assert report["uplink_bytes"] < report["wire_bytes"] < report["dense_bytes"]
 
 

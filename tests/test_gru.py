@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig

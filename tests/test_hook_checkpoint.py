@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import re
 import warnings
 import weakref
@@ -19,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import flare_dist
-from flare_dist.comm import hook_checkpoint
-from flare_dist.comm.distributed import World
-from flare_dist.comm.hook_saves import SaveWatch
+from flare_dist.comm.world import World
+from flare_dist.hook import checkpoint
+from flare_dist.hook.saves import SaveWatch
+from flare_dist.hook.watch import HookWatch
+from tests.helpers.hook import assert_same_memory, batch, make_accelerator, net, step
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator, step
-from tests.test_ddp_hook import assert_same_memory, batch, net
 
 RANKS = 2
 
@@ -105,7 +106,7 @@ class Ranks:
         self.states: dict[int, flare_dist.SparseHookState] = {}
 
     def save(self, directory: Path, number: int, ranks: list[int], size: int = 2) -> None:
-        self.monkeypatch.setattr(hook_checkpoint, "rank_and_size", lambda group: (self.rank, size))
+        self.monkeypatch.setattr(checkpoint, "rank_and_size", lambda group: (self.rank, size))
         for self.rank in ranks:
             state = self.states.setdefault(self.rank, flare_dist.SparseHookState(nn.Linear(3, 2)))
             state.step = number
@@ -480,3 +481,16 @@ def test_the_rule_is_compared_by_load_state_dict_as_well() -> None:
     memory: dict[str, dict[str, Tensor]] = {"weight": {kind: torch.ones(2, 3) for kind in dgc.state_names}}
     with pytest.raises(ValueError, match="weight holds residual, velocity, and rule ec keeps residual; attach with"):
         ec.load_state_dict({"step": 1, "memory": memory})
+
+
+def test_pickles_that_name_the_modules_of_older_versions_load() -> None:
+    """Before flare_dist.hook, the state was in comm/ddp_hook.py and the watch in comm/hook_watch.py."""
+    hook = flare_dist.SparseHookState(nn.Linear(3, 2), density=0.05, seed=3)
+    pickled = pickle.dumps(hook, protocol=2)
+    assert b"cflare_dist.hook.state\n" in pickled
+    older = pickle.loads(pickled.replace(b"cflare_dist.hook.state\n", b"cflare_dist.comm.ddp_hook\n"))
+    assert (type(older), older.config, older.seed) == (flare_dist.SparseHookState, hook.config, 3)
+    assert pickle.loads(b"cflare_dist.comm.hook_watch\nHookWatch\n.") is HookWatch
+    assert pickle.loads(b"cflare_dist.comm.ddp_hook\nsparse_hook\n.") is flare_dist.sparse_hook
+    with pytest.raises(AttributeError, match=r"attribute .other."):
+        pickle.loads(b"cflare_dist.comm.ddp_hook\nother\n.")

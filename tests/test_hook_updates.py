@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flare_dist
-from flare_dist.comm.distributed import World
-from flare_dist.comm.hook_updates import OptimizerSteps
+from flare_dist.comm.world import World
+from flare_dist.hook.updates import OptimizerSteps
+from tests.helpers.hook import assert_same_memory, batch, break_off, flat, net, with_hook
 from tests.ranks import run_ranks
-from tests.test_ddp_hook import assert_same_memory, batch, break_off, flat, net, with_hook
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ec": {"density": 0.05},

@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import flare_dist
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
+from tests.helpers.hook import batch, net
 from tests.ranks import run_ranks
-from tests.test_ddp_hook import batch, net
 
 
 def backward(model: nn.Module, rank: int, step: int = 0) -> None:

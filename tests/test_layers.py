@@ -25,7 +25,7 @@ GROUND = {
     "cautions",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
-BELOW = PURE | {"clients", "server", "comm", "engines"}  # the configuration of a run, which all of it reads
+BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "clients": PURE,
     "server": PURE,
     "comm": PURE | {"clients", "server"},
-    "engines": PURE | {"clients", "server", "comm"},
+    "hook": PURE | {"comm"},
+    "engines": PURE | {"clients", "server", "comm", "hook"},
     "config": BELOW,
     "records": BELOW | {"config"},
     "rounds": BELOW | {"config"},
@@ -57,10 +58,10 @@ MAY_IMPORT = {
     "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"tasks", "comm", "compression", "engines"},
+    "__init__": {"tasks", "hook", "compression", "engines"},
 }
 ONLY_IN = {
-    "torch.distributed": {"comm/distributed.py"},
+    "torch.distributed": {"comm/collectives.py", "comm/world.py"},
     "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config

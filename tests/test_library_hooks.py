@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.analysis.links import Link, project
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
-from flare_dist.comm.hook_meter import HookTraffic, StepClock
-from flare_dist.comm.library_hooks import LibraryHookState, library_hook
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
+from flare_dist.hook.library import LibraryHookState, library_hook
+from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.setup import set_up

@@ -13,7 +13,7 @@ from torch import Tensor
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import bound_bits
-from flare_dist.compression.masked import HEADER, MaskedForm, active_layout, change_nbytes
+from flare_dist.compression.masked import HEADER, MaskedEncoding, active_layout, change_nbytes
 from flare_dist.compression.payload import Dense, Masked
 from flare_dist.layout import ParameterLayout
 from flare_dist.sparse_training.compressor import MaskedCompressor
@@ -31,8 +31,8 @@ def masked(config: CompressionConfig) -> MaskedCompressor:
     return MaskedCompressor(Compressor(config, LAYOUT, 0))
 
 
-def form(compressor: MaskedCompressor, mask: Tensor, **limits: Any) -> MaskedForm:
-    return MaskedForm(mask, lambda moved: compressor.plan_within(1, moved).packing, **limits)
+def encoding(compressor: MaskedCompressor, mask: Tensor, **limits: Any) -> MaskedEncoding:
+    return MaskedEncoding(mask, lambda moved: compressor.plan_within(1, moved).packing, **limits)
 
 
 def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
@@ -52,7 +52,7 @@ def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: fl
     flips[300:307] = False
     mask = known ^ flips
     removed, grown = int((known & flips).sum()), int((~known & flips).sum())
-    used = form(compressor, known, most_removed=removed + 3, most_grown=grown + 1)
+    used = encoding(compressor, known, most_removed=removed + 3, most_grown=grown + 1)
     delta = torch.randn(LAYOUT.total, generator=torch.Generator().manual_seed(seed))
     payload = compressor.compress(1, 0, delta, {}, used, mask)
     assert isinstance(payload, Masked)
@@ -80,7 +80,7 @@ def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count
             sparsifier=sparsifier, density=density, scope=scope, count=count, block=16, error_feedback="none"
         )
         compressor, mask = masked(own), random(3, share)
-        used = form(compressor, random(4, share), most_removed=800, most_grown=800)
+        used = encoding(compressor, random(4, share), most_removed=800, most_grown=800)
         payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
         assert payload.nbytes <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
 
@@ -88,11 +88,11 @@ def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count
 def test_a_known_mask_costs_nothing() -> None:
     mask = random(0, 0.1)
     compressor = masked(CompressionConfig(sparsifier="dense"))
-    used = form(compressor, mask)
+    used = encoding(compressor, mask)
     payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
     assert isinstance(payload, Masked)
     assert (payload.nbytes, payload.mask_nbytes) == (4 * int(mask.sum()), 0)
-    common = form(compressor, mask, is_common=True)
+    common = encoding(compressor, mask, is_common=True)
     delta = torch.randn(LAYOUT.total)
     summed = compressor.compress(1, 0, delta, {}, common, mask)
     assert isinstance(summed, Dense)
@@ -102,7 +102,7 @@ def test_a_known_mask_costs_nothing() -> None:
 def test_error_feedback_selects_among_what_is_active_and_keeps_the_rest() -> None:
     compressor = masked(CompressionConfig(density=0.1))
     mask = random(3, 0.4)
-    used, state = form(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
+    used, state = encoding(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
     delta, before = torch.randn(LAYOUT.total), state["residual"].clone()
     payload = compressor.compress(1, 0, delta, state, used, mask)
     assert isinstance(payload, Masked)
@@ -133,7 +133,7 @@ def test_damaged_changes_are_errors(damage: Any) -> None:
     compressor = masked(CompressionConfig(sparsifier="dense"))
     known = random(0, 0.3)
     mask = known ^ (random(1, 0.1) & (torch.arange(LAYOUT.total) > 310))
-    used = form(compressor, known, most_removed=100, most_grown=100)
+    used = encoding(compressor, known, most_removed=100, most_grown=100)
     payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
     assert isinstance(payload, Masked)
     with pytest.raises(ValueError, match=r"mask|payload|entries"):
@@ -141,7 +141,7 @@ def test_damaged_changes_are_errors(damage: Any) -> None:
 
 
 def test_lengths_that_cannot_be_are_errors() -> None:
-    used = form(masked(CompressionConfig(sparsifier="dense")), random(0, 0.3), most_grown=5)
+    used = encoding(masked(CompressionConfig(sparsifier="dense")), random(0, 0.3), most_grown=5)
     with pytest.raises(ValueError, match="no room for the change of a mask"):
         used.length(torch.zeros(5, dtype=torch.uint8), 3)
     with pytest.raises(ValueError, match="cannot have 0 bytes"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS
-from flare_dist.compression.masked import MaskedForm
+from flare_dist.compression.masked import MaskedEncoding
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import MOST_ENTRIES, Dense, Sparse
 from flare_dist.compression.value_codecs import VALUE_CODECS
@@ -101,11 +101,13 @@ def test_more_entries_than_positions_can_name_are_refused() -> None:
 
 def test_a_mask_too_long_for_its_positions_or_lengths_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
-        MaskedForm(torch.empty(2**31, dtype=torch.bool, device="meta"), lambda mask: packing_of_nothing())
-    form = MaskedForm(torch.ones(8, dtype=torch.bool), lambda mask: packing_of_nothing(), most_removed=1, most_grown=1)
-    assert form.most_nbytes(1000) > 1000
+        MaskedEncoding(torch.empty(2**31, dtype=torch.bool, device="meta"), lambda mask: packing_of_nothing())
+    encoding = MaskedEncoding(
+        torch.ones(8, dtype=torch.bool), lambda mask: packing_of_nothing(), most_removed=1, most_grown=1
+    )
+    assert encoding.most_nbytes(1000) > 1000
     with pytest.raises(ValueError, match=r"^compression\.density: a payload takes at most 2,147,483,647 bytes"):
-        form.most_nbytes(MOST_ENTRIES)
+        encoding.most_nbytes(MOST_ENTRIES)
 
 
 def packing_of_nothing() -> Packing:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.layout import Entry
 from flare_dist.models.config import ModelConfig

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.comm.distributed import World
-from flare_dist.comm.exchange import Cohort, mean_in_order
+from flare_dist.comm.cohort import Cohort, mean_in_order
+from flare_dist.comm.world import World
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
 from flare_dist.layout import parameter_layout

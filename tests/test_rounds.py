@@ -13,10 +13,10 @@ from torch import Tensor
 
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
-from flare_dist.comm import distributed
-from flare_dist.comm.distributed import World
+from flare_dist.comm import collectives
+from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.centralised import Centralised, centralised_round
@@ -152,13 +152,13 @@ def test_all_ranks_stop_together_when_every_client_is_rejected(config: Config) -
 def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
     """The reports of a run, and the bytes that the gathers and reductions were really given, over all rounds."""
     moved = 0
-    gather = distributed.all_gather_flat
+    gather = collectives.all_gather_flat
     reduce = torch.distributed.all_reduce
 
-    def counted_gather(output: Tensor, local: Tensor) -> None:
+    def counted_gather(output: Tensor, local: Tensor, **options: Any) -> Any:
         nonlocal moved
         moved += world.size * (world.size - 1) * local.numel() * local.element_size()
-        gather(output, local)
+        return gather(output, local, **options)
 
     def counted_reduce(tensor: Tensor, *operation: Any) -> None:
         nonlocal moved
@@ -167,7 +167,7 @@ def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
         reduce(tensor, *operation)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "all_gather_flat", counted_gather)
+        patch.setattr(collectives, "all_gather_flat", counted_gather)
         patch.setattr(torch.distributed, "all_reduce", counted_reduce)
         return play(world, config)[3], moved
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import CheckpointConfig
 from flare_dist.records import rundir
 from tests.helpers.runs import assert_same_run, start, start_rank, tiny

@@ -12,7 +12,7 @@ from torch import Tensor
 from flare_dist.algorithms.algorithm import LocalContext
 from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.federated import federated_round

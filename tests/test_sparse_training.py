@@ -21,11 +21,12 @@ from flare_dist.analysis.run_logs import read_run
 from flare_dist.cli import main
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.masked import HEADER, change_nbytes
 from flare_dist.compression.payload import Masked
-from flare_dist.compression.update import HEADER_NBYTES
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig

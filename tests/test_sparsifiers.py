@@ -14,6 +14,7 @@ from flare_dist.compression.sparsifiers import (
     COUNTS,
     SCOPES,
     SPARSIFIERS,
+    Draws,
     Segment,
     count_kept,
     randk,
@@ -30,6 +31,12 @@ LAYOUT = ParameterLayout.of(
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def one_generator() -> Draws:
+    """Draw for all segments from one generator."""
+    rng = seeded()
+    return lambda segment: rng
 
 
 def vector(kind: str, n: int) -> Tensor:
@@ -60,7 +67,7 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
     update = vector(kind, LAYOUT.total)
     before = update.clone()
     segments = SCOPES[scope](LAYOUT, density, count_kept, block=16)
-    indices = select(update, segments, SPARSIFIERS[name], seeded(), threshold)
+    indices = select(update, segments, SPARSIFIERS[name], one_generator(), threshold)
     assert indices.dtype == torch.int64
     assert (indices.diff() > 0).all()
     assert torch.equal(update, before)
@@ -168,7 +175,7 @@ def test_what_is_not_finite_is_refused(n: int, value: float, place: int | slice)
     with pytest.raises(NotFiniteError):
         topk(x, 5, seeded())
     with pytest.raises(NotFiniteError):
-        select(x, [Segment(0, 50, 2, n // 50), Segment(n // 50 * 50, n % 50, n % 50 // 2)], topk, seeded())
+        select(x, [Segment(0, 50, 2, n // 50), Segment(n // 50 * 50, n % 50, n % 50 // 2)], topk, one_generator())
     topk(torch.full((n,), 3e38), 5, seeded())  # the sum is not, the values are
 
 
@@ -188,9 +195,11 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_scopes_share_out_differently() -> None:
     update = torch.arange(120.0)
-    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05, count_kept), topk, seeded())
+    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05, count_kept), topk, one_generator())
     assert shared.tolist() == [73, 74, 75, 76, 77, 116, 117, 119]
-    assert select(update, SCOPES["global"](LAYOUT, 0.05, count_kept), topk, seeded()).tolist() == list(range(114, 120))
+    assert select(update, SCOPES["global"](LAYOUT, 0.05, count_kept), topk, one_generator()).tolist() == list(
+        range(114, 120)
+    )
 
 
 def test_randk_follows_its_generator_alone() -> None:
@@ -231,9 +240,9 @@ def test_threshold_zero_is_topk(kind: str) -> None:
 def test_the_device_changes_nothing(name: str, kind: str) -> None:
     x = vector(kind, LAYOUT.total)
     segments = SCOPES["tensor"](LAYOUT, 0.3, count_kept)
-    there = select(x.cuda(), segments, SPARSIFIERS[name], seeded(), 0.5)
+    there = select(x.cuda(), segments, SPARSIFIERS[name], one_generator(), 0.5)
     assert there.is_cuda
-    assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], seeded(), 0.5))
+    assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], one_generator(), 0.5))
 
 
 @pytest.mark.parametrize("kind", KINDS)

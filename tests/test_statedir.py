@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flare_dist.clients.file_states import FileStates
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.config.load import load_config

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flare_dist.cli import main
 from flare_dist.clients.stacked import Step, train_stacked
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.data.sources import SOURCES
 from flare_dist.engines.accelerate import AccelerateModel

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
+from tests.helpers.hook import batch, make_accelerator, net, with_hook
 from tests.ranks import run_ranks
-from tests.test_attach import make_accelerator
-from tests.test_ddp_hook import batch, net, with_hook
 
 
 class Counter:
@@ -75,9 +74,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_ddp_refuses_hooks_whose_annotations_are_text(seen: Any) -> None:
-    """Why comm/ddp_hook.py does without `from __future__ import annotations`."""
+    """Why hook/ddp.py does without `from __future__ import annotations`."""
     assert all("annotation" in rank["refused"] for rank in seen)
-    source = Path(__file__).parent.parent / "flare_dist" / "comm" / "ddp_hook.py"
+    source = Path(__file__).parent.parent / "flare_dist" / "hook" / "ddp.py"
     assert "from __future__ import annotations" not in source.read_text()
 
 

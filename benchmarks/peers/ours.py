@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 
-from flare_dist.comm.distributed import Launch, open_world
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import open_world
 from flare_dist.config.load import load_config
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flare_dist.cli import compatibility, doctor, reports, sweeps, training
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.disk import DiskError
 from flare_dist.rounds.diverged import DIVERGED, DivergedError

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from flare_dist.cautions import CAUTIONS, NEEDS
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.config.parser import Parser
 from flare_dist.exclusion import Exclusion

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.comm.probe import try_all, try_two
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.disk import existing, free_space

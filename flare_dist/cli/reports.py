@@ -19,7 +19,7 @@ from flare_dist.analysis.plots import plot_densities
 from flare_dist.analysis.report import lines, terminal_table, write_report
 from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
 from flare_dist.cli.console import make_plot, wide_console
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 
 log = logging.getLogger(__name__)

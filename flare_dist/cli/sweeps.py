@@ -15,7 +15,7 @@ from flare_dist.analysis.plots import plot_accuracy_against_bytes
 from flare_dist.analysis.run_logs import RunLog, read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import add_projections, parse_projections, report
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.config.config import Config
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.load import build_config, config_parser, with_arguments

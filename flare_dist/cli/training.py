@@ -15,7 +15,7 @@ from flare_dist.analysis.densities import read_densities
 from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_label_table
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
-from flare_dist.comm.distributed import Launch
+from flare_dist.comm.launch import Launch
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.load import build_config, config_parser
 from flare_dist.config.parser import Parser, user_path

@@ -1,108 +1,33 @@
-"""The exchange: every rank's client updates in, the cohort's weighted mean out, in one collective.
+"""The exchange of a round: every rank's client updates in, the cohort's weighted mean out, in one collective.
 
-Sparse: updates are packed into one padded buffer a rank and travel in one all-gather (several for a large cohort);
+Sparse: messages are packed into one padded buffer a rank and travel in one all-gather (several for a large cohort);
 every rank that steps the server adds them up in client order, so the bits do not depend on who hosted whom. Dense: a
-rank adds up its own clients first, and one all-reduce sums the ranks; no copies of the model are gathered. Weights are
-those of the whole cohort; where clients were rejected, the sum is divided by the weight that is present.
+rank adds up its own clients first, and one all-reduce sums the ranks; no copies of the model are gathered.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.distributed import World
-from flare_dist.compression.packing import Form
+from flare_dist.comm.cohort import Cohort, Received, received_of
+from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
+from flare_dist.comm.world import World
+from flare_dist.compression.packing import Encoding
 from flare_dist.compression.payload import Dense, Payload
-from flare_dist.compression.update import Update, decode, encode, slot_nbytes
 from flare_dist.server.aggregation import DeltaSum, Receive
 
-ALIGNMENT = 512  # NCCL is several times slower on odd sizes
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """The clients of one round."""
-
-    hosts: dict[int, int]  # client -> the rank that trains it, in ascending client order
-    weights: dict[int, float]  # client -> its weight, summing to 1
-
-    def hosted_by(self, rank: int) -> list[int]:
-        return [client for client, host in self.hosts.items() if host == rank]
-
-
-@dataclass(frozen=True)
-class Received:
-    """The means over the accepted clients, and what was sent for them."""
-
-    mean_delta: DeltaSum  # of float32 [total]; zero where nobody was accepted, and on ranks that do not step the server
-    mean_buffer_delta: Tensor  # float32 [b]
-    accepted: list[int]  # clients, ascending
-    rejected: list[int]
-    train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
-    kept: int  # entries in all payloads
-    uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
-    beside: dict[str, Tensor] = field(default_factory=dict)  # means of the payloads beside the delta, on every rank
-
-    @property
-    def mean_vector(self) -> Tensor:
-        """The mean delta where it is a vector: everywhere but on the way to a plain step of the server."""
-        assert isinstance(self.mean_delta, Tensor)
-        return self.mean_delta
-
-    def with_payload(self, name: str, other: Received) -> Received:
-        """Add the mean of another payload of the same clients, and its bytes."""
-        return replace(
-            self,
-            beside=self.beside | {name: other.mean_vector},
-            kept=self.kept + other.kept,
-            uplink_bytes=self.uplink_bytes + other.uplink_bytes,
-        )
-
-
-def _received(
-    cohort: Cohort, losses: dict[int, float], delta_sum: DeltaSum, buffer_sum: Tensor, kept: int, uplink_bytes: int
-) -> Received:
-    """The means, from weighted sums over the clients in `losses`, which are those accepted."""
-    accepted = list(losses)
-    rejected = [client for client in cohort.hosts if client not in losses]
-    present = math.fsum(cohort.weights[client] for client in accepted) if rejected else 1.0
-    if rejected and accepted:
-        delta_sum.div_(present)
-        buffer_sum.div_(present)
-    train_loss = math.fsum(cohort.weights[client] * loss for client, loss in losses.items()) / (present or 1.0)
-    return Received(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)
-
-
-def mean_in_order(
-    world: World, cohort: Cohort, own: Mapping[int, Tensor], total: int
-) -> tuple[Tensor | None, list[int]]:
-    """The weighted mean of the clients' dense vectors, float32 [total], and whose it is: those that are finite.
-
-    `own` are those of the clients on this rank. One all-reduce for each client, in order, so that the bits do not
-    depend on who hosted whom; None where no vector is finite.
-    """
-    mean, present, finite = torch.zeros(total, device=world.device), 0.0, []
-    for client, weight in cohort.weights.items():
-        vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(mean))
-        if bool(vector.isfinite().all()):
-            mean.add_(vector, alpha=weight)
-            present += weight
-            finite.append(client)
-    return (mean.div_(present), finite) if finite else (None, [])
-
-
 class SparseUplink:
-    """Collects the updates of this rank's clients and gathers everybody's.
+    """The messages of this rank's clients, which a gather exchanges for everybody's.
 
-    They are added up in `delta_sum`, zero at first. `forms` says how each client's payloads are read, none of which is
-    longer than `most_nbytes`.
+    They are added up in `delta_sum`, zero at first. `encodings` read each client's payloads, none of which is longer
+    than `most_nbytes`.
     """
 
     def __init__(
@@ -111,66 +36,68 @@ class SparseUplink:
         receive: Receive,
         delta_sum: DeltaSum,
         buffers: int,
-        forms: Mapping[int, Form],
+        encodings: Mapping[int, Encoding],
         most_nbytes: int,
     ) -> None:
         self.cohort = cohort
         self.receive = receive
         self.delta_sum = delta_sum
         self.buffers = buffers
-        self.forms = forms
+        self.encodings = encodings
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
-        self.updates: dict[int, Update] = {}
+        self._messages: dict[int, Message] = {}
 
     def add(self, result: ClientResult, payload: Payload) -> None:
         """Add one client's update. Raises TypeError for a dense payload, which is summed and has no encoding."""
         if isinstance(payload, Dense):
             raise TypeError("a dense payload has no encoding: DenseUplink sums it")
-        self.updates[result.client] = Update(result.client, result.train_loss, payload, result.buffer_delta)
+        self._messages[result.client] = Message(result.client, _note(result.train_loss), payload, result.buffer_delta)
 
     def reject(self, result: ClientResult) -> None:
         """Leave one client out of the round."""
-        self.updates[result.client] = Update(result.client, result.train_loss, None, result.buffer_delta.new_empty(0))
+        none = result.buffer_delta.new_empty(0)
+        self._messages[result.client] = Message(result.client, _note(result.train_loss), None, none)
 
     def exchange(self, world: World) -> Received:
-        """One packed all-gather, then the weighted mean of the accepted payloads in client order."""
+        """Gather all messages and take the weighted mean of the accepted payloads in client order."""
         buffer_sum = torch.zeros(self.buffers, device=world.device)
         losses, kept, uplink_bytes = {}, 0, 0
-        for update in self._gather(world):
-            uplink_bytes += update.nbytes
-            if update.payload is not None:
-                weight = self.cohort.weights[update.client]
-                self.receive(self.delta_sum, update.client, update.payload, weight)
-                buffer_sum.add_(update.buffers, alpha=weight)
-                losses[update.client] = update.train_loss
-                kept += update.payload.kept
-        return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
+        for message in self._gather(world):
+            client, payload = message.sender, message.payload
+            uplink_bytes += message.nbytes
+            if payload is not None:
+                weight = self.cohort.weights[client]
+                self.receive(self.delta_sum, client, payload, weight)
+                buffer_sum.add_(message.buffers, alpha=weight)
+                losses[client] = message.note.view(torch.float32).item()
+                kept += payload.kept
+        return received_of(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
 
-    def _gather(self, world: World) -> Iterator[Update]:
-        """All updates of the cohort in its order, gathered in runs of consecutive clients."""
+    def _gather(self, world: World) -> Iterator[Message]:
+        """Yield all messages of the cohort in its order, gathered in runs of consecutive clients."""
         clients = list(self.cohort.hosts)
         run = max(1, GATHER_LIMIT // self.slot_nbytes) * world.size
         for start in range(0, len(clients), run):
             part = clients[start : start + run]
             hosted = [[client for client in part if self.cohort.hosts[client] == rank] for rank in range(world.size)]
             slots = max(map(len, hosted))
-            nbytes = math.ceil(slots * self.slot_nbytes / ALIGNMENT) * ALIGNMENT
-            packed = torch.zeros(nbytes, dtype=torch.uint8, device=world.device)
-            for slot, client in enumerate(hosted[world.rank]):
-                encode(self.updates.pop(client), packed[slot * self.slot_nbytes : (slot + 1) * self.slot_nbytes])
-            gathered = world.all_gather(packed)[:, : slots * self.slot_nbytes].reshape(-1, self.slot_nbytes)
-            filled = [rank * slots + slot for rank, own in enumerate(hosted) for slot in range(len(own))]
-            decoded = {update.client: update for update in decode(gathered[filled], self.buffers, self._form_of)}
-            yield from (decoded[client] for client in part)
+            own = [self._messages.pop(client) for client in hosted[world.rank]]
+            gathered = world.all_gather(pack(own, slots, self.slot_nbytes, world.device))
+            slot_of = {
+                client: packed[number * self.slot_nbytes : (number + 1) * self.slot_nbytes]
+                for clients, packed in zip(hosted, gathered)
+                for number, client in enumerate(clients)
+            }
+            yield from unpack([slot_of[client] for client in part], part, self.encodings.__getitem__, self.buffers)
 
-    def _form_of(self, client: int) -> Form:
-        if client not in self.forms:
-            raise ValueError("it is not of this round's cohort")
-        return self.forms[client]
+
+def _note(train_loss: float) -> Tensor:
+    """Make the note of a message in a round: the client's training loss."""
+    return torch.tensor([train_loss], dtype=torch.float32).view(torch.uint8)
 
 
 class DenseUplink:
-    """Sums this rank's clients as they come and reduces the sums of all ranks.
+    """The sum of this rank's clients, taken as they come, which an all-reduce adds to those of all ranks.
 
     The vector that is reduced is [sum of weighted deltas | sum of weighted buffers | loss, accepted? of each client];
     only the hosting rank writes a client's two places, so their sum is what it wrote. Of a sparse model the deltas are
@@ -206,7 +133,7 @@ class DenseUplink:
         """Leave one client out of the round: its places stay zero."""
 
     def exchange(self, world: World) -> Received:
-        """One all-reduce of the sums."""
+        """Reduce the sums of all ranks in one collective."""
         world.all_reduce_(self.sums)
         reports = torch.stack(list(self.reports.values())).tolist()
         losses = {client: loss for client, (loss, accepted) in zip(self.reports, reports) if accepted}
@@ -214,4 +141,4 @@ class DenseUplink:
         delta_sum = self.delta_sum
         if self.active is not None:
             delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
-        return _received(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)
+        return received_of(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)

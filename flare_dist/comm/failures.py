@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.disk import DiskError
 
 MESSAGE_BYTES = 1000  # of a rank's error that the other ranks receive

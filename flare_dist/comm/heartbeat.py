@@ -20,15 +20,15 @@ LEFT = -(2**40)  # added to the count of a rank that has left
 
 
 class Counters(Protocol):
-    """What is used of a torch.distributed Store."""
+    """The part of a torch.distributed Store that is used."""
 
     def add(self, key: str, amount: int, /) -> int:
-        """The counter of this key, increased."""
+        """Increase the counter of this key, and return it."""
 
 
 @contextmanager
 def heartbeat(store: Counters, rank: int, size: int, timeout_seconds: float) -> Iterator[None]:
-    """Ends this process where another rank gives no sign of life for `timeout_seconds` while the block runs.
+    """End this process if another rank gives no sign of life for `timeout_seconds` while the block runs.
 
     A rank is watched from its first sign to the end of its block; `store` is used from another thread.
     """

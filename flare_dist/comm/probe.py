@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.distributed import Launch, World, open_world
-from flare_dist.comm.exchange import Cohort, DenseUplink, SparseUplink
+from flare_dist.comm.cohort import Cohort
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World, open_world
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload
@@ -66,9 +68,9 @@ def _exchange(world: World) -> None:
         mean(total, payload, weight)
 
     result = ClientResult(world.rank, 1, 0.0, delta(world.rank), torch.zeros(0, device=world.device))
-    forms = dict.fromkeys(cohort.hosts, packing)
+    encodings = dict.fromkeys(cohort.hosts, packing)
     zeros = torch.zeros(TOTAL, device=world.device)
-    sparse = SparseUplink(cohort, receive, zeros, 0, forms, packing.most_nbytes(KEPT))
+    sparse = SparseUplink(cohort, receive, zeros, 0, encodings, packing.most_nbytes(KEPT))
     dense = DenseUplink(cohort, receive, TOTAL, 0, world.device)
     for uplink in (sparse, dense):
 

@@ -17,7 +17,7 @@ def packed_nbytes(count: int, bits: int) -> int:
 
 
 def pack(numbers: Tensor, bits: int) -> Tensor:
-    """uint8 [packed_nbytes] with the lowest `bits` bits of integers [count]; 0 <= bits <= 32."""
+    """Write uint8 [packed_nbytes] with the lowest `bits` bits of integers [count]; 0 <= bits <= 32."""
     count, rest = numbers.numel(), bits % 8
     planes = [(numbers >> shift).to(torch.uint8) for shift in range(0, bits - rest, 8)]
     if rest:
@@ -29,7 +29,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
 
 
 def unpack(data: Tensor, bits: int, count: int) -> Tensor:
-    """The int64 [count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [packed_nbytes]."""
+    """Read the int64 [count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [packed_nbytes]."""
     rest, whole = bits % 8, bits // 8
     numbers = torch.zeros(count, dtype=torch.int64, device=data.device)
     for plane in range(whole):
@@ -45,7 +45,7 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
 
 
 def set_bits(positions: Tensor, size: int) -> Tensor:
-    """uint8 [ceil(size / 8)], in which the bits at `positions` (different integers below `size`) are 1."""
+    """Return uint8 [ceil(size / 8)], in which the bits at `positions` (different integers below `size`) are 1."""
     flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8, device=positions.device)
     flags[positions] = 1
     if flags.is_cuda:
@@ -54,7 +54,7 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
 
 
 def pack_bits_unwaited(flags: Tensor) -> Tensor:
-    """uint8 [count / 8] with the bits `flags` (uint8 [count], 0 or 1) on any device; numpy's packbits is for CPUs."""
+    """Pack bits (uint8 [count], 0 or 1) into uint8 [count / 8] on any device; numpy's packbits is for CPUs."""
     octets = flags.view(-1, 8)
     data = octets.new_zeros(len(octets))
     for place in range(8):
@@ -70,15 +70,15 @@ def unpack_bits(data: Tensor) -> Tensor:
 
 
 def unpack_bits_unwaited(data: Tensor) -> Tensor:
-    """The same on any device; numpy's unpackbits, a tenth of its time, is for CPUs."""
+    """Unpack bits on any device; numpy's unpackbits, a tenth of its time, is for CPUs."""
     shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
     return ((data.view(-1, 1) >> shifts) & 1).view(-1).bool()
 
 
 def bit_positions(data: Tensor, count: int) -> Tensor:
-    """Ascending int64 [count] positions of the bits that are 1, the first `count` of them, in uint8 `data`.
+    """Return ascending int64 [count] positions of the bits that are 1, the first `count` of them, in uint8 `data`.
 
-    Where there are fewer the last ones are filled up with the position behind the end.
+    If there are fewer the last ones are filled up with the position behind the end.
     """
     flags = unpack_bits(data)
     if not data.is_cuda:
@@ -88,7 +88,7 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
 
 
 def positions_unwaited(flags: Tensor, count: int) -> Tensor:
-    """The same of booleans, by operations whose results have sizes known beforehand (`nonzero` has not)."""
+    """Return the positions of true booleans, by operations whose results have known sizes (`nonzero` has not)."""
     places = torch.where(flags, flags.cumsum(0) - 1, count).clamp_(max=count)  # those not wanted: behind the end
     found = torch.full((count + 1,), flags.numel(), dtype=torch.int64, device=flags.device)
     return found.scatter_(0, places, torch.arange(flags.numel(), device=flags.device))[:count]

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Segment, select
-from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.compression.plan import Plan, plan
+from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
-
-
-class Plan(NamedTuple):
-    """What is selected from at one density, and how it is written."""
-
-    segments: list[Segment]  # those that are sent whole are not among them
-    packing: Packing
-
-    @property
-    def max_kept(self) -> int:
-        """The most entries that one client can send."""
-        return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
 
 class Compressor:
     """Turns model deltas of one layout into payloads.
 
-    `state_names` are the vectors that a client remembers, none where everything is sent; where `estimated`, payloads
+    `state_names` are the vectors that a client remembers, none if everything is sent; if `estimated`, payloads
     are changes of an estimate that the server keeps as well.
     """
 
@@ -49,12 +33,12 @@ class Compressor:
         self.state_names, self.rule, self.estimated = config.feedback
 
     def plan(self, round_: int) -> Plan:
-        """What is selected from in a round, and how it is written; not of dense updates."""
+        """Return what a round selects from, and how it is written; not for dense updates."""
         return self._plans[self.config.density_in(round_)]
 
     @property
     def final_plan(self) -> Plan:
-        """That of the density which a warm-up leads to."""
+        """Return the plan of the density that a warm-up leads to."""
         return self._plans[self.config.density]
 
     def compress(self, round_: int, client: int, model_delta: Tensor, memory: State) -> Payload:
@@ -70,30 +54,10 @@ class Compressor:
         """Select by a plan, with error feedback around it; updates `memory` in place."""
         draws = generator(self.seed, "sparsifier", round_, client)
         rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
-        segments, packing = plan_
 
         def sparsify(vector: Tensor) -> Sparse:
-            chosen = packing.whole[:0]
-            if segments:
-                chosen = select(vector, segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
-            indices = packing.indices(chosen)
+            indices = plan_.choose(vector, lambda segment: draws)
             uniform = None if rounding is None else torch.rand(len(indices), generator=rounding)
-            return packing.pack(indices, vector[indices], uniform)
+            return plan_.packing.pack(indices, vector[indices], uniform)
 
         return self.rule(self.config, model_delta, memory, sparsify)
-
-
-def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
-    """What is selected of a layout at one density, and how it is written on `device`."""
-
-    def segments_of(entries: Sequence[Entry]) -> list[Segment]:
-        return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)
-
-    def is_whole(entry: Entry) -> bool:
-        if config.sends_everything or config.scope == "global":
-            return config.sends_everything
-        return all(config.is_whole(segment.numel, segment.k) for segment in segments_of([entry]))
-
-    whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]
-    segments = segments_of([entry for entry in layout.entries if entry not in whole])
-    return Plan(segments, Packing.of(config, layout, whole, device))

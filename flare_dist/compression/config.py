@@ -1,4 +1,4 @@
-"""What of a model delta is sent, and in which form."""
+"""The configuration of what is sent of a model delta, and how it is encoded."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class CompressionConfig:
             with momentum), ef21 (what is sent is the change of an estimate that client and server both hold) or none
             (it is lost); true and false mean ec and none.
         residual_decay: factor on the residual of ec before a new delta is added, in (0, 1]; SparseLoCo takes 0.95.
-        momentum: of dgc (0.9 if not given), which then wants clients.momentum 0; with 0 it is ec.
+        momentum: of dgc (0.9 if not given), which then needs clients.momentum 0; with 0 it is ec.
         index_codec: how positions are written: elias_fano (at most 0.6 bit an index above the least possible), bitmap,
             packed (within a `block`: 12 bits for 4096), block16 (16), int32, or auto, the smallest. All are lossless.
         value_codec: how values are written: fp32, fp16, bf16, int8, 4bit, 2bit or sign (one bit). What they lose is
-            sent later, by error feedback; where there is none int8 rounds at random, so that its mean is right.
+            sent later, by error feedback; without it int8 rounds at random, so that its mean is right.
         value_block: of codecs with fewer than 16 bits, how many consecutive values share a table of levels; 0 =
             those of a tensor.
         downlink: how the global parameters come to the clients: dense (float32), fp16, changed (the entries that
@@ -115,7 +115,7 @@ class CompressionConfig:
 
     @property
     def rule(self) -> str:
-        """The error-feedback rule by name, as it is written."""
+        """Return the name of the error-feedback rule, as it is written."""
         if isinstance(self.error_feedback, bool):
             return "ec" if self.error_feedback else "none"
         return self.error_feedback
@@ -126,18 +126,18 @@ class CompressionConfig:
 
     @property
     def feedback(self) -> ErrorFeedback:
-        """The rule that holds: where everything is sent there is nothing to feed back."""
+        """Return the rule that applies: if everything is sent there is nothing to feed back."""
         return ERROR_FEEDBACK["none" if self.is_dense else self.rule]
 
     @property
     def of_downlink(self) -> CompressionConfig:
-        """What a topk downlink selects and writes by."""
+        """Return the settings by which a topk downlink selects and writes."""
         density = self.downlink_density
         return replace(self, sparsifier="topk", density=density, warmup=(), downlink="dense")
 
     @property
     def is_dense(self) -> bool:
-        """True where every entry is sent as it is, so that ranks may sum their clients before the wire."""
+        """Tell if every entry is sent as it is, so that ranks may sum their clients before the wire."""
         return self.value_codec == "fp32" and self.sends_everything
 
     @property
@@ -157,10 +157,10 @@ class CompressionConfig:
         return indices + values.nbytes(kept, 1) >= values.nbytes(numel, 1)
 
     def is_whole(self, numel: int, kept: int) -> bool:
-        """True where of `numel` entries `kept` are always all of them, so that their indices need not be sent."""
+        """Tell if `kept` of `numel` entries are always all of them, so that their indices need not be sent."""
         return kept == numel and (self.sparsifier != "threshold" or numel <= self.dense_below)
 
     def density_in(self, round_: int) -> float:
-        """The density of a round, from 1: that of the warm-up, or the one that it leads to."""
+        """Return the density of a round, from 1: that of the warm-up, or the one that it leads to."""
         stage = (round_ - 1) // self.warmup_rounds
         return self.warmup[stage] if stage < len(self.warmup) else self.density

@@ -73,8 +73,8 @@ def dgc(
 ) -> Sparse:
     """Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
 
-    Both the velocity u and the residual V are zeroed where something was sent (momentum factor masking). Local momentum
-    should be zero; with m = `dgc_momentum` = 0 this is ec.
+    Both the velocity u and the residual V are zeroed at the entries that were sent (momentum factor masking). Local
+    momentum should be zero; with m = `dgc_momentum` = 0 this is ec.
     """
     into = into or state
     velocity = torch.mul(state["velocity"], config.dgc_momentum, out=into["velocity"]).add_(model_delta)
@@ -101,7 +101,7 @@ def ef21(
 def none(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
 ) -> Sparse:
-    """No memory: what is not sent is lost."""
+    """Remember nothing: what is not sent is lost."""
     return compress(model_delta)
 
 

@@ -32,16 +32,16 @@ def _load(source, start, stop, tile: tl.constexpr):
 
 @triton.jit
 def _share(length):
-    """Where this program begins and stops. Programs follow each other in the vector, which keeps positions sorted."""
+    """Tell where this program begins and stops. Programs follow each other in the vector: positions stay sorted."""
     units = tl.cdiv(length.to(tl.int64), _UNIT)
     each = tl.cdiv(units, tl.num_programs(0)) * _UNIT
-    start = tl.program_id(0) * each  # behind the end where there are more programs than units
+    start = tl.program_id(0) * each  # behind the end if there are more programs than units
     return start, tl.minimum(start + each, length)
 
 
 @triton.jit
 def _counted_before(totals):
-    """The sum of what the programs before this one have counted."""
+    """Sum up what the programs before this one have counted."""
     program = tl.arange(0, MOST_PROGRAMS)
     return tl.sum(tl.load(totals + program, mask=program < tl.program_id(0), other=0))
 
@@ -55,7 +55,7 @@ def _histogram_of(keys, prefix, place: tl.constexpr):
 
 @triton.jit
 def _descend(histogram, rank):
-    """The digit of the key of this rank from the top, and its rank among the keys of the same digit.
+    """Find the digit of the key of this rank from the top, and its rank among the keys of the same digit.
 
     The count of digit zero is not needed: what is not among the other digits is there.
     """
@@ -66,7 +66,7 @@ def _descend(histogram, rank):
 
 @triton.jit
 def _begin_of_kth(scratch, k, digits: tl.constexpr):
-    """The first digits of the k-th largest key, and its rank among the keys that begin with them."""
+    """Find the first digits of the k-th largest key, and its rank among the keys that begin with them."""
     prefix = tl.full((), 0, tl.uint32)
     rank = k.to(tl.int64)
     for place in tl.static_range(digits):
@@ -77,7 +77,7 @@ def _begin_of_kth(scratch, k, digits: tl.constexpr):
 
 @triton.jit
 def _selected_from(vector, scratch, found, n, k, capacity):
-    """The candidates and their number where they are enough and there was room for them, else the whole vector."""
+    """Return the candidates and their number if they are enough and there was room for them, else the whole vector."""
     count = tl.load(scratch + 1)
     suffice = (count >= k) & (count <= capacity)
     source = vector
@@ -92,7 +92,7 @@ def _selected_from(vector, scratch, found, n, k, capacity):
 def find_bound(vector, scratch, stride, rank, most, sample: tl.constexpr):
     """In one program: the `rank`-th largest key of a sample, rounded down to two digits.
 
-    It is -1, and nothing a candidate, where more than `most` of the sample reach it, for ties would fill the room.
+    It is -1, and nothing a candidate, if more than `most` of the sample reach it, for ties would fill the room.
     """
     bits = tl.load(vector + tl.arange(0, sample).to(tl.int64) * stride)
     keys = bits.to(tl.uint32, bitcast=True) << 1
@@ -172,7 +172,7 @@ def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexp
 
 @triton.jit(do_not_specialize=["n", "k", "capacity"])
 def write_positions(vector, scratch, totals, found, places, positions, n, k, capacity, tile: tl.constexpr):
-    """The ascending positions of the keys above the k-th largest and of the first that equal it, k together."""
+    """Write the ascending positions of the keys above the k-th largest and of the first that equal it, k together."""
     lanes = tl.arange(0, tile)
     kth, ties = _begin_of_kth(scratch, k, 4)
     source, length, suffice = _selected_from(vector, scratch, found, n, k, capacity)

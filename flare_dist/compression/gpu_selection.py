@@ -2,8 +2,8 @@
 
 A sample suggests a bound that somewhat more than k magnitudes reach. They are counted, then copied in order (Merrill
 and Garland's reduce-then-scan), and the k-th largest of them is found digit by digit (Alabi et al. 2012, "Fast
-k-selection algorithms for graphics processing units"). Where the sample misled, where ties overflow the room for
-candidates and where k is a large part of the vector, the same kernels read the whole of it. Which it is, the device
+k-selection algorithms for graphics processing units"). If the sample misled, if ties overflow the room for
+candidates or if k is a large part of the vector, the same kernels read the whole of it. Which it is, the device
 decides: nothing here waits for it, and results have sizes known beforehand.
 
 This module does not import Triton, so that selecting on a CPU needs none and compiles nothing.
@@ -29,13 +29,13 @@ _INTEGERS = {"enable_fp_fusion": True}  # of no effect on them, but Triton 3.9 w
 
 
 def pays(vector: Tensor) -> bool:
-    """Whether `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
+    """Tell if `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
     return vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= _SMALLEST and _works(vector.device)
 
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether Triton is there, runs on this GPU (it needs a C compiler and Python's headers besides) and is right.
+    """Tell if Triton is there, runs on this GPU (it needs a C compiler and Python's headers besides) and is right.
 
     Tried once in a process, on a vector long enough for every kernel, of few distinct values so that ties count.
     """
@@ -53,7 +53,7 @@ def _works(device: torch.device) -> bool:
 
 
 def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int | None = None) -> Tensor:
-    """Ascending int64 positions [k] of the k largest magnitudes of a finite float32 vector, the first of equals.
+    """Select the k largest magnitudes of a finite float32 vector, the first of equals; ascending int64 [k].
 
     `sample`, a power of two, is how many entries suggest the bound; `programs` at most 1024 run at once. Works on the
     current stream of the vector's GPU; on a CPU vector only under Triton's interpreter.

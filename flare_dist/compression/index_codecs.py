@@ -27,7 +27,7 @@ class IndexCodec(NamedTuple):
 
 
 def int32() -> IndexCodec:
-    """Four bytes an index."""
+    """Code an index in four bytes."""
     return IndexCodec(
         lambda n, k: 4 * k,
         lambda indices, n: indices.to(torch.int32).view(torch.uint8),
@@ -36,7 +36,7 @@ def int32() -> IndexCodec:
 
 
 def blockwise(block: int) -> IndexCodec:
-    """The position within a block in ceil(log2 block) bits, behind how many of the indices lie in each block.
+    """Code the position within a block in ceil(log2 block) bits, behind how many of the indices lie in each block.
 
     With blocks of 4096 these are the 12 bits of SparseLoCo (2025), whose selection keeps as many in each block and
     so needs no counts.
@@ -61,7 +61,7 @@ def blockwise(block: int) -> IndexCodec:
 
 
 def low_bits(n: int, k: int) -> int:
-    """The number of low bits with which Elias-Fano codes k of n in the fewest bits, l + (k + n / 2^l) / k for each."""
+    """Choose the number l of low bits by which Elias-Fano takes the fewest for k of n, l + (k + n / 2^l) / k each."""
     return min(range(n.bit_length() + 1), key=lambda low: k * (low + 1) + (n >> low))
 
 
@@ -92,7 +92,7 @@ def elias_fano() -> IndexCodec:
 
 
 def bitmap() -> IndexCodec:
-    """One bit for each of the n positions."""
+    """Code each of the n positions in one bit."""
     return IndexCodec(
         lambda n, k: -(-n // 8),
         lambda indices, n: set_bits(indices.to(torch.int64), n),
@@ -111,7 +111,7 @@ INDEX_CODECS: dict[str, IndexCodec] = {
 
 @lru_cache(maxsize=256)
 def index_codec(name: str, n: int, k: int, block: int = 4096) -> IndexCodec:
-    """The codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
+    """Find the codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
     codecs = INDEX_CODECS if block == 4096 else INDEX_CODECS | {"packed": blockwise(block)}
     return codecs[name] if name != "auto" else min(codecs.values(), key=lambda codec: codec.nbytes(n, k))
 

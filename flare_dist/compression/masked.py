@@ -1,6 +1,6 @@
 """Payloads of sparse models: only what is active in a client's mask travels, as if the model had no other weights.
 
-Where both sides know the mask it costs nothing. Where the client has moved it since, the payload begins with what has
+If both sides hold the mask it costs nothing. If the client has moved it since, the payload begins with what has
 changed, the removed among those that were active and the grown among those that were not:
 
     | nbytes int32 | removed int32 | grown int32 | removed positions | grown positions | payload of what is active now |
@@ -24,7 +24,7 @@ HEADER = 3 * WORD
 
 
 def active_layout(layout: ParameterLayout, mask: Tensor) -> ParameterLayout:
-    """The layout of the active entries, one after another; of a tensor that is active throughout nothing changes."""
+    """Lay out the active entries, one after another; a tensor that is active throughout keeps its shape."""
     entries, offset = [], 0
     for entry in layout.entries:
         count = int(mask[entry.offset : entry.end].count_nonzero())
@@ -34,21 +34,21 @@ def active_layout(layout: ParameterLayout, mask: Tensor) -> ParameterLayout:
 
 
 def positions_nbytes(numel: int, count: int) -> int:
-    """Bytes of `count` positions among `numel` by the cheapest index codec."""
+    """Count the bytes of `count` positions among `numel` by the cheapest index codec."""
     return index_codec("auto", numel, count).nbytes(numel, count) if count else 0
 
 
 def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
-    """Bytes of a change of a mask that had `before` active entries and `outside` others."""
+    """Count the bytes of a change of a mask that had `before` active entries and `outside` others."""
     return positions_nbytes(before, removed) + positions_nbytes(outside, grown)
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedForm:
-    """The form of a client's payloads in a round.
+class MaskedEncoding:
+    """The encoding of a client's payloads in a round.
 
     `mask`, bool [total], is what both sides hold before; `most_removed` entries at most leave it and `most_grown` enter
-    it while the client trains (both 0: it stays). Where `is_common` the whole cohort has it and keeps it, so that dense
+    it while the client trains (both 0: it stays). If `is_common`, the whole cohort has it and keeps it, so that dense
     payloads can be summed before the wire. `packing_of` gives the packing of what is active in a mask.
     """
 
@@ -67,7 +67,7 @@ class MaskedForm:
 
     @cached_property
     def active(self) -> Tensor:
-        """Ascending int64 positions of the active entries."""
+        """Return the ascending int64 positions of the active entries."""
         return self.mask.nonzero().squeeze(1)
 
     @cached_property
@@ -78,7 +78,7 @@ class MaskedForm:
         return mask.nonzero().squeeze(1) if self.moves else self.active
 
     def wrap(self, payload: Sparse, mask: Tensor) -> Masked:
-        """What is sent: a payload of the active entries, behind the change of the mask where it may have moved."""
+        """Put the change of the mask before a payload of the active entries, if the mask may have moved."""
         change = self._encode(mask) if self.moves else payload.data[:0]
         nbytes = torch.tensor([WORD + change.numel() + payload.data.numel()], dtype=torch.int32)
         head = [nbytes.view(torch.uint8).to(change.device), change] if self.moves else []
@@ -91,7 +91,7 @@ class MaskedForm:
         )
 
     def length(self, data: Tensor, kept: int) -> int:
-        """Length of the payload of `kept` entries at the front of `data`."""
+        """Return the length of the payload of `kept` entries at the front of `data`."""
         if not self.moves:
             return self.packing.nbytes(kept)
         if data.numel() < HEADER:
@@ -101,18 +101,25 @@ class MaskedForm:
             raise ValueError(f"a payload behind the change of a mask cannot have {nbytes} bytes")
         return nbytes
 
+    def unpack(self, data: Tensor, kept: int) -> Masked:
+        """Decode the payload in `data`, whose positions are not checked; waits for a GPU if the mask moves."""
+        return self._unpack(data, kept, Packing.unpack)
+
     def unpack_checked(self, data: Tensor, kept: int) -> Masked:
-        """The payload in `data`; waits for a GPU. Raises ValueError where it holds none."""
+        """Decode the payload in `data`; waits for a GPU. Raises ValueError if it holds none."""
+        return self._unpack(data, kept, Packing.unpack_checked)
+
+    def _unpack(self, data: Tensor, kept: int, unpack: Callable[[Packing, Tensor, int], Sparse]) -> Masked:
         mask, packing, used = self.mask, self.packing if not self.moves else None, 0
         if packing is None:
             mask, used = self._decode(data)
             packing = self.packing_of(mask)
-        payload = packing.unpack_checked(data[used:], kept)
+        payload = unpack(packing, data[used:], kept)
         active = self.active_in(mask)
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
     def most_nbytes(self, most_payload: int) -> int:
-        """No payload is longer, that of the active entries having at most `most_payload` bytes.
+        """Bound a payload whose active entries take at most `most_payload` bytes.
 
         Raises ValueError if it could be longer than its int32 length says.
         """
@@ -128,7 +135,7 @@ class MaskedForm:
         return most
 
     def _encode(self, mask: Tensor) -> Tensor:
-        """The counts of what was removed and what has grown, and where."""
+        """Encode the counts of what was removed and of what has grown, and their positions."""
         removed = mask[self.active].logical_not_().nonzero().squeeze(1)
         grown = (mask & ~self.mask).nonzero().squeeze(1)
         grown = grown - torch.searchsorted(self.active, grown)  # its place among those that were not active
@@ -142,7 +149,7 @@ class MaskedForm:
         return torch.cat(parts)
 
     def _decode(self, data: Tensor) -> tuple[Tensor, int]:
-        """The mask after the change at the front of `data`, and how many bytes that took."""
+        """Decode the mask after the change at the front of `data`; also return how many bytes the change takes."""
         self.length(data, 0)
         before = self.active.numel()
         removed, grown = data[WORD:HEADER].clone().view(torch.int32).tolist()
@@ -161,6 +168,6 @@ class MaskedForm:
         return mask, used
 
     def _grown_at(self, places: Tensor) -> Tensor:
-        """The positions of these places among the entries that are not active."""
+        """Return the positions of these places among the entries that are not active."""
         inactive_before = self.active - torch.arange(self.active.numel(), device=self.active.device)
         return places + torch.searchsorted(inactive_before, places, right=True)

@@ -23,18 +23,21 @@ from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import Entry, ParameterLayout
 
 
-class Form(Protocol):
-    """How the payloads of a client are read."""
+class Encoding(Protocol):
+    """A way to read the payloads of a sender."""
 
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`, uint8."""
 
+    def unpack(self, data: Tensor, kept: int) -> Encoded:
+        """Decode that payload; its positions are not checked."""
+
     def unpack_checked(self, data: Tensor, kept: int) -> Encoded:
-        """Decode that payload; raises ValueError if `data` holds none."""
+        """Decode that payload; raises ValueError if `data` holds none. Waits for a GPU."""
 
 
 class Codecs(Protocol):
-    """What a packing reads of the compression's configuration."""
+    """The part of the compression's configuration that a packing reads."""
 
     @property
     def index_codec(self) -> str: ...
@@ -51,7 +54,7 @@ class Codecs(Protocol):
 
 @dataclass(frozen=True)
 class Packing:
-    """The form of the payloads of one layout: `whole` are the positions (int64, ascending) that all of them hold."""
+    """The encoding of payloads of one layout; `whole` are the positions (int64, ascending) that all of them hold."""
 
     codecs: Codecs
     total: int
@@ -60,7 +63,7 @@ class Packing:
 
     @staticmethod
     def of(codecs: Codecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
-        """The packing of a layout whose tensors `whole` are always sent.
+        """Make the packing of a layout whose tensors `whole` are always sent.
 
         Raises ValueError if positions in the layout do not fit into int32.
         """
@@ -71,9 +74,9 @@ class Packing:
         return Packing(codecs, layout.total, always.to(device), ends.to(device))
 
     def nbytes(self, kept: int) -> int:
-        """Length of a payload of `kept` entries, those that are always sent included.
+        """Return the length of a payload of `kept` entries, those that are always sent included.
 
-        Raises ValueError where a payload cannot have so many.
+        Raises ValueError if a payload cannot have so many.
         """
         chosen = kept - self.whole.numel()
         if not 0 <= chosen <= self.total:
@@ -81,26 +84,26 @@ class Packing:
         return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
 
     def length(self, data: Tensor, kept: int) -> int:
-        """Length of the payload of `kept` entries at the front of `data`, which does not matter here."""
+        """Return the length of the payload of `kept` entries at the front of `data`, which does not matter here."""
         return self.nbytes(kept)
 
     def most_nbytes(self, kept: int) -> int:
-        """No payload of at most `kept` entries is longer: fewer may take a byte or two more, being rounded."""
+        """Bound a payload of at most `kept` entries: fewer may take a byte or two more, being rounded."""
         return self.nbytes(kept) + WORD
 
     def indices(self, chosen: Tensor) -> Tensor:
-        """Where the entries of a payload lie: at `chosen` (ascending, none of them in `whole`) and then at `whole`."""
+        """Return the positions of a payload: those `chosen` (ascending, none of them in `whole`) and then `whole`."""
         return torch.cat([chosen, self.whole])
 
     def tensors_of(self, indices: Tensor) -> Tensor:
-        """The number of the tensor that each index lies in, int64."""
+        """Return the number of the tensor that each index lies in, int64."""
         return torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
 
     def pack(self, indices: Tensor, values: Tensor, draws: Tensor | None = None) -> Sparse:
-        """The payload with `values` (float32 [kept]) at these `indices`, as the method of that name gives them.
+        """Encode `values` (float32 [kept]) at these `indices`, as the method of that name gives them.
 
-        Its values are what a receiver decodes. With `draws`, uniform
-        in [0, 1) for each of them, what lies between two levels of a value codec is rounded at random.
+        Its values are those that a receiver decodes. With `draws`, uniform in [0, 1) for each of them, a value between
+        two levels of a codec is rounded at random.
         """
         chosen = indices[: indices.numel() - self.whole.numel()]
         codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)
@@ -111,7 +114,7 @@ class Packing:
         return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
     def unpack(self, data: Tensor, kept: int) -> Sparse:
-        """The payload of `kept` entries that `data`, uint8 [nbytes(kept)], holds; its indices are not looked at."""
+        """Decode the payload of `kept` entries in `data`, uint8 [nbytes(kept)]; its indices are not looked at."""
         chosen = kept - self.whole.numel()
         index_nbytes = self._index_nbytes(chosen)
         coded, values = data.split([index_nbytes, data.numel() - index_nbytes])
@@ -122,7 +125,7 @@ class Packing:
         return Sparse(indices.int(), decoded, data)
 
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
-        """The same for data that may be broken; waits for a GPU. Raises ValueError where it holds no such payload."""
+        """Decode data that may be broken; waits for a GPU. Raises ValueError if it holds no such payload."""
         if data.numel() != self.nbytes(kept):
             raise ValueError(f"a payload of {kept} entries has {self.nbytes(kept)} bytes, not {data.numel()}")
         payload = self.unpack(data, kept)
@@ -136,11 +139,11 @@ class Packing:
         return self._index_codec(chosen).nbytes(self.total, chosen) if chosen else 0
 
     def _groups(self, kept: int) -> int:
-        """How many tables there are."""
+        """Count the tables."""
         return -(-kept // self.codecs.value_block) if self.codecs.value_block else self.ends.numel()
 
     def _grouped(self, indices: Tensor) -> Groups:
-        """The table of each entry; nothing where the codec has none."""
+        """Return the table of each entry; nothing if the codec has none."""
         kept = indices.numel()
         if not VALUE_CODECS[self.codecs.value_codec].table:
             return Groups(self.ends.new_empty(0), 0)

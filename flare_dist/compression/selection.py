@@ -27,27 +27,27 @@ Array = NDArray[Any]
 
 
 class NotFiniteError(ValueError):
-    """NaN or infinite values where the largest are to be selected."""
+    """NaN or infinite values among those to select from."""
 
 
 def largest(vector: Tensor, k: int) -> Tensor:
-    """Ascending int64 positions of the k largest magnitudes; ties go to the lowest index, for every device to agree.
+    """Select the k largest magnitudes as ascending int64 positions; ties go to the lowest index on every device.
 
     Exact, but of a long vector little is looked at twice (`_largest_of_long`). On a GPU nothing waits for the device,
-    so that a hook can select in backward. Raises NotFiniteError on a CPU where a value is NaN or infinite.
+    so that a hook can select in backward. Raises NotFiniteError on a CPU if a value is NaN or infinite.
     """
     if vector.is_cuda:
         return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)
-    # numpy, which knows no bfloat16, because its functions take a fraction of the time of torch's for few entries.
+    # numpy, which has no bfloat16, because its functions take a fraction of the time of torch's for few entries.
     array = (vector.float() if vector.dtype == torch.bfloat16 else vector.detach()).numpy()
     few_of_many = len(array) >= _LONG and 0 < 4 * k <= len(array)
     return torch.from_numpy(_largest_of_long(array, k) if few_of_many else _largest(np.abs(array), k))
 
 
 def _largest_of_long(array: Array, k: int) -> Array:
-    """The same by a bound that k entries should reach and few more, from a sample.
+    """Select by a bound from a sample that k entries should reach and few more.
 
-    Whatever the sample is like, the result is right: where k entries reach a bound, the k largest are among them.
+    Whatever the sample is like, the result is right: if k entries reach a bound, the k largest are among them.
     """
     numel = len(array)
     every = min(_EVERY, numel * _LINE // _SAMPLE | 1)
@@ -70,9 +70,9 @@ def _largest_of_long(array: Array, k: int) -> Array:
 
 
 def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tuple[Array, Array] | None:
-    """Ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; of NaN as well.
+    """Find ascending positions of magnitudes that reach `bound`, or are `above` it, and those magnitudes; NaN as well.
 
-    None where they are more than `most`. A tile's comparisons stay in the cache; where a word of eight of them has
+    None if they are more than `most`. A tile's comparisons stay in the cache; if a word of eight of them has
     nothing in it, and nearly all have not, none is looked at.
     """
     limit = array.dtype.type(bound)
@@ -98,14 +98,14 @@ def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tup
 
 
 def check_finite(vector: Tensor) -> None:
-    """Raise NotFiniteError where a value is NaN or infinite; a tenth of the time of isfinite(). Waits for a GPU."""
+    """Raise NotFiniteError if a value is NaN or infinite; a tenth of the time of isfinite(). Waits for a GPU."""
     # A sum that is not finite may also be too large.
     if not (math.isfinite(vector.sum().item()) or vector.isfinite().all()):
         raise NotFiniteError(_NOT_FINITE)
 
 
 def _check_magnitudes(magnitudes: Array) -> None:
-    """The same of magnitudes on a CPU, whose maximum tells."""
+    """Raise NotFiniteError for magnitudes on a CPU, whose maximum tells."""
     if len(magnitudes) and not math.isfinite(magnitudes.max()):
         raise NotFiniteError(_NOT_FINITE)
 
@@ -118,7 +118,7 @@ def _kth_largest(magnitudes: Array, k: int) -> float:
 
 
 def _largest(magnitudes: Array, k: int) -> Array:
-    """Ascending positions of the k largest of `magnitudes`, on a CPU, the first of equals."""
+    """Select ascending positions of the k largest of `magnitudes`, on a CPU, the first of equals."""
     _check_magnitudes(magnitudes)
     if k in (0, len(magnitudes)):
         return np.arange(k)
@@ -132,9 +132,9 @@ def _largest(magnitudes: Array, k: int) -> Array:
 
 
 def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
-    """The positions `above` and the first ones of magnitude `tie` that make them k, ascending."""
+    """Return the positions `above` and the first ones of magnitude `tie` that make them k, ascending."""
     tied, left = [], k - len(above)
-    for start in range(0, len(array), _CHUNK):  # where there are many only the beginning is looked at
+    for start in range(0, len(array), _CHUNK):  # if there are many only the beginning is looked at
         if left:
             found = np.flatnonzero(np.abs(array[start : start + _CHUNK]) == tie)[:left]
             tied.append(found + start)
@@ -143,7 +143,7 @@ def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
 
 
 def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
-    """The same as `_largest` without waiting for a GPU; of [rows, numel] k of each row, as positions in all of them."""
+    """Select as `_largest` without waiting for a GPU; of [rows, numel] k of each row, as positions in all of them."""
     smallest_kept = magnitudes.topk(k, sorted=False).values.amin(-1, keepdim=True)
     above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
     kept = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))

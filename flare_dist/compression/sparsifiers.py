@@ -29,6 +29,7 @@ class Segment(NamedTuple):
 
 Count = Callable[[int, float], int]
 Sparsifier = Callable[[Tensor, int, torch.Generator, float], Tensor]
+Draws = Callable[[Segment], torch.Generator]
 
 
 def count_kept(numel: int, density: float) -> int:
@@ -50,7 +51,7 @@ def global_segments(layout: ParameterLayout, density: float, count: Count, block
 
 
 def block_segments(layout: ParameterLayout, density: float, count: Count, block: int = 4096) -> list[Segment]:
-    """Each tensor in blocks of `block` entries, the last one shorter (SparseLoCo 2025)."""
+    """Divide each tensor into blocks of `block` entries, the last one shorter (SparseLoCo 2025)."""
     segments = []
     for entry in layout.entries:
         blocks, rest = divmod(entry.numel, block)
@@ -62,17 +63,17 @@ def block_segments(layout: ParameterLayout, density: float, count: Count, block:
 
 
 def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """The k largest magnitudes."""
+    """Choose the k largest magnitudes."""
     return largest(vector, k)
 
 
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """k positions drawn without replacement, independent of the values, which are sent unscaled."""
+    """Draw k positions without replacement, independent of the values, which are sent unscaled."""
     return torch.randperm(vector.numel(), generator=generator)[:k].sort().values.to(vector.device)
 
 
 def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
-    """The entries whose magnitude is at least `threshold`; the k largest of them where there are more."""
+    """Choose the entries whose magnitude is at least `threshold`; the k largest of them if there are more."""
     chosen = (vector.abs() >= threshold).nonzero().squeeze(1)
     if chosen.numel() <= k:
         return chosen
@@ -80,14 +81,17 @@ def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: f
 
 
 def select(
-    vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, generator: torch.Generator, threshold: float = 0.0
+    vector: Tensor, segments: list[Segment], sparsifier: Sparsifier, draws: Draws, threshold: float = 0.0
 ) -> Tensor:
-    """Sorted int64 indices into `vector` (shape [total]), chosen segment by segment; `vector` must be finite.
+    """Choose sorted int64 indices into `vector` (shape [total]), segment by segment; `vector` must be finite.
 
-    Raises NotFiniteError where it is not, on a CPU and by magnitude.
+    `draws` gives the generator of each segment. Raises NotFiniteError on a CPU and by magnitude if `vector` is not
+    finite.
     """
     chosen = [torch.empty(0, dtype=torch.int64, device=vector.device)]
-    for offset, numel, k, blocks in segments:
+    for segment in segments:
+        offset, numel, k, blocks = segment
+        generator = draws(segment)
         rows = vector[offset : offset + blocks * numel].view(blocks, numel)
         if blocks > 1 and sparsifier is topk:
             if not rows.is_cuda:

@@ -41,7 +41,7 @@ class ValueCodec(NamedTuple):
 
 
 def cast(dtype: torch.dtype) -> ValueCodec:
-    """The values in another precision; what is out of its range becomes the largest that is not."""
+    """Code the values in another precision; what is out of its range becomes the largest that is not."""
     limit = torch.finfo(dtype).max
 
     def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:
@@ -75,7 +75,7 @@ def int8() -> ValueCodec:
 
 
 def binned(bits: int) -> ValueCodec:
-    """A sign and 2^(bits - 1) bins of magnitudes; each value becomes the mean magnitude of its bin in the group.
+    """Code a sign and 2^(bits - 1) bins of magnitudes; each value becomes the mean magnitude of its bin in the group.
 
     The bins come from splitting at the mean, and each part at its own mean again: few but close levels where the many
     values near the threshold of selection lie. With one bit this is STC (Sattler et al. 2019); SparseLoCo (2025) has
@@ -102,7 +102,7 @@ def binned(bits: int) -> ValueCodec:
 
 
 def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:
-    """The mean of each part, 0 where it is empty; summed in float64, so that no sum of float32 overflows."""
+    """Take the mean of each part, 0 if it is empty; summed in float64, so that no sum of float32 overflows."""
     sums = torch.zeros(2, parts, dtype=torch.float64, device=values.device)
     sums[0].index_add_(0, part, values.double())
     sums[1].index_add_(0, part, torch.ones_like(values, dtype=torch.float64))  # bincount would wait for a GPU
@@ -114,14 +114,14 @@ def _table(levels: Tensor) -> Tensor:
 
 
 def _rounded_up(levels: Tensor) -> Tensor:
-    """The bfloat16 that is not below, so that the largest of a group has a level beyond it."""
+    """Round up to bfloat16, so that the largest of a group has a level beyond it."""
     nearest = _table(levels)
     above = (nearest.view(torch.int16) + 1).view(torch.bfloat16)
     return torch.where((nearest.float() < levels) & above.isfinite(), above, nearest)
 
 
 def _levels(data: Tensor, entries: int) -> Tensor:
-    """float32 [groups, entries] from the bytes of a table."""
+    """Read float32 [groups, entries] from the bytes of a table."""
     return data.clone().view(torch.bfloat16).float().view(-1, entries)
 
 

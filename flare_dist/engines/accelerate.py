@@ -15,8 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.library_hooks import LibraryHookState
 from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.accumulation import backward_in_pieces
 from flare_dist.engines.config import EngineConfig
@@ -24,6 +22,8 @@ from flare_dist.engines.data_parallel import register_hook, wrap
 from flare_dist.engines.flat_model import FlatModel
 from flare_dist.engines.placement import place
 from flare_dist.engines.recorded import Recordings, why_not_recorded
+from flare_dist.hook.library import LibraryHookState
+from flare_dist.hook.state import SparseHookState
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.tasks.task import Count, Task, counts_all, mean_loss
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.hook_checkpoint import NAME, load_named, save_hook_state
 from flare_dist.engines.attach import attach_ddp, unwrapped
+from flare_dist.hook.checkpoint import NAME, load_named, save_hook_state
+from flare_dist.hook.state import SparseHookState
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:

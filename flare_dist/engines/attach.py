@@ -10,9 +10,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.ddp_hook import SparseHookState, sparse_hook
-from flare_dist.comm.distributed import rank_and_size
-from flare_dist.comm.hook_watch import HookWatch
+from flare_dist.comm.collectives import rank_and_size
+from flare_dist.hook.ddp import sparse_hook
+from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.watch import HookWatch
 
 WorldOfOne = Literal["raise", "warn"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim import Optimizer
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.engines.config import EngineConfig
 from flare_dist.tasks.task import Task
 

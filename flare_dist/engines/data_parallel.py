@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.library_hooks import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.engines.attach import attach_ddp
+from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.state import SparseHookState
 
 
 def wrap(module: nn.Module, gradients: GradientsConfig, device: torch.device) -> DistributedDataParallel:

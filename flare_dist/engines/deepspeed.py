@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.ddp_hook import SparseHookState
 from flare_dist.data.batches import piece_sizes
 from flare_dist.engines.deepspeed_groups import OwnGroups
 from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
+from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
 

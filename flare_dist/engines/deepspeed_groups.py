@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flare_dist.comm.distributed import ProcessGroup, alone_group
+from flare_dist.comm.collectives import ProcessGroup, alone_group
 
 
 class OwnGroups:

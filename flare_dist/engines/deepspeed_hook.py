@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients
-from flare_dist.comm.hook_checks import refuse_sparse_gradients
-from flare_dist.comm.hook_scale import EngineScale
-from flare_dist.comm.hook_updates import Unapplied
+from flare_dist.hook.checks import refuse_sparse_gradients
+from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.scale import EngineScale
+from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.updates import Unapplied
 
 if TYPE_CHECKING:
     from flare_dist.engines.deepspeed import DeepSpeedEngine

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flare_dist.comm.distributed import all_gather_async, rank_and_size
+from flare_dist.comm.collectives import all_gather_async, rank_and_size
 
 
 class Shards:

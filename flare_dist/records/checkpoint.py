@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.comm.distributed import World
 from flare_dist.comm.failures import on_all_ranks
+from flare_dist.comm.world import World
 from flare_dist.disk import DiskError, explained
 from flare_dist.records.checkpoint_set import (
     MANIFEST,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.units import show_numbered
 
 

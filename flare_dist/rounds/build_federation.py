@@ -16,7 +16,7 @@ from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.file_states import FileStates
 from flare_dist.clients.hosted import Clients
 from flare_dist.clients.state import ClientStates
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource

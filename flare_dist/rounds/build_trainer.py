@@ -11,7 +11,7 @@ from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.clients.optimizers import OPTIMIZERS
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.local_model import LocalModel
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, centralised_report

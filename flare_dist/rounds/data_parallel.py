@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.local_model import LocalModel
-from flare_dist.comm.ddp_hook import SparseHookState
-from flare_dist.comm.distributed import World
-from flare_dist.comm.library_hooks import LibraryHookState
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.batches import SharedEpochs
+from flare_dist.hook.library import LibraryHookState
+from flare_dist.hook.state import SparseHookState
 from flare_dist.server.server import Server
 from flare_dist.sparse_training.no_masks import NoMasks
 from flare_dist.tasks.task import Task

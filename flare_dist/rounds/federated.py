@@ -14,7 +14,7 @@ import torch
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import ClientResult
 from flare_dist.clients.hosting import hosting_ranks
-from flare_dist.comm.exchange import Cohort, Received
+from flare_dist.comm.cohort import Cohort, Received
 from flare_dist.compression.error_feedback import State
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation

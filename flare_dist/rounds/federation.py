@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flare_dist.clients.hosted import Clients
 from flare_dist.clients.local_model import LocalModel
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource

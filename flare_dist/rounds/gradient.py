@@ -1,6 +1,6 @@
 """mode: gradient: data-parallel training whose gradients are exchanged sparsely, once for every step.
 
-Each rank is a client of the exchange, which runs inside backward through the hook of comm/ddp_hook.py; every rank takes
+Each rank is a client of the exchange, which runs inside backward through the hook of hook/ddp.py; every rank takes
 the same optimizer step. A round is `eval_every` steps.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, gradient_report

@@ -8,7 +8,7 @@ Bytes are lengths of buffers that moved or, for the star that this run stands fo
 * `buffer_bytes`: the model's floating-point buffers that travelled with the payloads.
 * `dense_bytes`: the same uplink sent dense in float32, without buffers.
 * `ranks`, `collectives`: how many processes moved them, in how many collectives, barriers among them.
-* `wire_bytes`: what this round's collectives moved over all ranks, padding included (see comm/distributed.py).
+* `wire_bytes`: what this round's collectives moved over all ranks, padding included (see comm/traffic.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.distributed import World, all_gather_wire, all_reduce_wire
-from flare_dist.comm.exchange import Received
-from flare_dist.comm.hook_meter import HookTraffic
+from flare_dist.comm.cohort import Received
+from flare_dist.comm.traffic import all_gather_wire, all_reduce_wire
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
+from flare_dist.hook.meter import HookTraffic
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
 from flare_dist.units import counted

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.exchange import Cohort, DenseUplink, Received, SparseUplink, mean_in_order
+from flare_dist.comm.cohort import Cohort, Received, mean_in_order
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation

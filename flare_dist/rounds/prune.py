@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.hosting import hosting_ranks
-from flare_dist.comm.exchange import Cohort, mean_in_order
+from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config

@@ -12,7 +12,7 @@ from torch import nn
 
 from flare_dist.algorithms.algorithm import FEDAVG
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
 from flare_dist.data.batches import SharedEpochs, first_batch

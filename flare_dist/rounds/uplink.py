@@ -13,7 +13,8 @@ import torch
 
 from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.exchange import Cohort, DenseUplink, Received, SparseUplink
+from flare_dist.comm.cohort import Cohort, Received
+from flare_dist.comm.exchange import DenseUplink, SparseUplink
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload

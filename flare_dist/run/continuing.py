@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from flare_dist.comm.distributed import World
 from flare_dist.comm.failures import on_all_ranks
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import explained
 from flare_dist.records import checkpoint, rundir, statedir

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flare_dist.comm.distributed import Launch, open_world
 from flare_dist.comm.failures import on_all_ranks
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits, load

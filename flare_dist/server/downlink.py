@@ -1,6 +1,6 @@
 """The downlink: what clients hold of the global parameters, and what it takes to bring it to them.
 
-Clients train on the *view*, and it is what is evaluated. With the lossless kinds it is the global parameters
+Clients train on the *view*, which is evaluated, too. With the lossless kinds it is the global parameters
 themselves; with the others it follows them, and what it lacks is sent later, as by error feedback on the uplink: the
 server's residual is parameters - view.
 
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import index_codec
 from flare_dist.compression.payload import WORD
-from flare_dist.compression.sparsifiers import SPARSIFIERS, select
+from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
@@ -48,31 +47,30 @@ class Downlink:
             self._changed_in = torch.zeros(layout.total, dtype=torch.int32, device=parameters.device)
 
     def _first_view(self) -> Tensor:
-        """What clients hold that were sent everything."""
+        """Return the view of clients that were sent everything."""
         if self.kind == "fp16":
             return FP16.decode(FP16.encode(self.parameters, NO_GROUPS, None), NO_GROUPS)
         return self.parameters.clone()
 
     @property
     def is_lossless(self) -> bool:
-        """True where clients hold the global parameters themselves."""
+        """Tell if clients hold the global parameters themselves."""
         return self.kind in ("dense", "changed")
 
     def message_nbytes(self) -> int:
-        """Length of the message of a kind that is not lossless."""
+        """Return the length of the message of a kind that is not lossless."""
         if self._plan:
             return self._plan.packing.nbytes(self._plan.max_kept)
         return self._dense_nbytes()
 
     def encode(self) -> Tensor:
-        """The message, uint8 [message_nbytes], that brings the view towards the parameters; for rank 0."""
+        """Encode the message, uint8 [message_nbytes], that brings the view towards the parameters; for rank 0."""
         if not self._plan:
             return FP16.encode(self.parameters, NO_GROUPS, None)
         residual = self.parameters - self.view
-        chosen = select(residual, self._plan.segments, SPARSIFIERS["topk"], generator(0, "unused"))
-        packing = self._plan.packing
-        indices = packing.indices(chosen)
-        return packing.pack(indices, residual[indices]).data
+        unused = generator(0, "unused")
+        indices = self._plan.choose(residual, lambda segment: unused)
+        return self._plan.packing.pack(indices, residual[indices]).data
 
     def receive(self, message: Tensor) -> None:
         """Take a message over into the view."""
@@ -83,7 +81,7 @@ class Downlink:
         self.view.index_add_(0, payload.indices, payload.values)
 
     def finish_round(self, round_: int) -> None:
-        """Note what has changed in the view, once it is up to date."""
+        """Note which entries of the view have changed, once it is up to date."""
         if self._previous is None or self._changed_in is None:
             return
         self._changed_in[self.view != self._previous] = round_
@@ -92,7 +90,7 @@ class Downlink:
             self._sent[round_] = self.message_nbytes()
 
     def nbytes_to(self, cohort: Sequence[int], round_: int) -> int:
-        """What a star sends to bring the view to a round's cohort; call it once, before the round changes it."""
+        """Count the bytes by which a star brings the view to a cohort; call it once, before the round changes it."""
         if self._changed_in is None:
             return len(cohort) * self._dense_nbytes()
         changes = self._changed_in.bincount(minlength=round_).tolist()  # by the round in which they were the last
@@ -114,7 +112,7 @@ class Downlink:
         return self.view.numel() * (WORD // 2 if self.kind == "fp16" else WORD)
 
     def state_dict(self) -> dict[str, Any]:
-        """References, not copies: what a checkpoint saves. Nothing for dense kinds but the view where it differs."""
+        """Return references, not copies, for a checkpoint. Nothing for dense kinds but the view if it differs."""
         state: dict[str, Any] = {"kind": self.kind, "seen": self._seen, "sent": self._sent}
         if not self.is_lossless:
             state["view"] = self.view

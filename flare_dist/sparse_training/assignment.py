@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flare_dist.compression.masked import MaskedForm, positions_nbytes
+from flare_dist.compression.masked import MaskedEncoding, positions_nbytes
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD
 from flare_dist.seeding import generator
@@ -22,7 +22,7 @@ from flare_dist.sparse_training.schedule import falling_rates
 class Assignment:
     """One client's share of a round of sparse models."""
 
-    encoding: MaskedForm  # of its payload, with the mask to start with
+    encoding: MaskedEncoding  # of its payload, with the mask to start with
     budget: int  # prunable weights that are to be active after a mask update
     rates: dict[int, float]  # the local steps after which the mask is updated, and the share that is removed
 
@@ -43,7 +43,7 @@ def assign(
     if masks.config.hetero:
         factors = flash.budgets_of(masks.config, list(steps), round_, masks.seed)
         nested = flash.nested_masks(masks.config, masks.entries, parameters, masks.mask)
-    encodings: dict[tuple[float, int, int], MaskedForm] = {}
+    encodings: dict[tuple[float, int, int], MaskedEncoding] = {}
     assigned = {}
     for client, (count, epoch) in steps.items():
         factor = factors[client]
@@ -54,7 +54,7 @@ def assign(
             mask = masks.personal(client) if masks.method.is_personal else nested[factor]
             removed, grown = _most_moved(masks, mask, keep, rates) if rates else (0, 0)
             is_common = not masks.schedule.clients_move_in(round_) and set(factors.values()) == {1.0}
-            encodings[kind] = MaskedForm(mask, packing_of, removed, grown, is_common)
+            encodings[kind] = MaskedEncoding(mask, packing_of, removed, grown, is_common)
         assigned[client] = Assignment(encodings[kind], keep, rates)
     return assigned
 

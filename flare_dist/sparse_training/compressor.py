@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Compressor, Plan, plan
+from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.masked import MaskedForm, active_layout
+from flare_dist.compression.masked import MaskedEncoding, active_layout
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload
+from flare_dist.compression.plan import Plan, plan
 
 
 class MaskedCompressor:
@@ -36,7 +37,7 @@ class MaskedCompressor:
         return Packing(config, active, whole, torch.zeros(tensors)).most_nbytes(kept)
 
     def compress(
-        self, round_: int, client: int, model_delta: Tensor, memory: State, encoding: MaskedForm, mask: Tensor
+        self, round_: int, client: int, model_delta: Tensor, memory: State, encoding: MaskedEncoding, mask: Tensor
     ) -> Payload:
         """Compress the active entries of `model_delta` (float32 [total], finite); updates `memory` in place.
 

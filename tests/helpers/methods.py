@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flare_dist.algorithms.feddyn import FedDynConfig
 from flare_dist.clients.client import ClientResult, LocalTrainer
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.setup import set_up_federation

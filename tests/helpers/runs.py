@@ -13,7 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from flare_dist.clients.config import ClientsConfig
-from flare_dist.comm.distributed import Launch, World
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.config import DataConfig, SyntheticConfig

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.payload import Sparse
+from flare_dist.compression.payload import Encoded
+from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
+from flare_dist.compression.sparsifiers import Segment
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -19,7 +19,7 @@ _FEW = 64  # entries of a gradient that are looked at first
 
 
 class BucketMemory:
-    """What does not change from step to step of one bucket's parameters, and what error feedback remembers of them.
+    """The plans of one bucket's parameters, and what error feedback remembers of them.
 
     All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
     """
@@ -33,7 +33,7 @@ class BucketMemory:
         config: CompressionConfig,
         device: torch.device,
     ) -> None:
-        """Begins with what `memory` holds of these parameters, and with zeros where it holds nothing."""
+        """Begin with what `memory` holds of these parameters, and with zeros for the others."""
         self.layout = layout
         self.config = config
         self.device = device
@@ -50,15 +50,15 @@ class BucketMemory:
                     vector.copy_(memory[name][kind])
 
     def by_name(self, vectors: dict[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
-        """Vectors of the bucket's length, by default what counts, by parameter name and kind: views until next step."""
+        """Divide vectors of the bucket (by default those that count) by parameter and kind: views until next step."""
         own: dict[str, dict[str, Tensor]] = {entry.name: {} for entry in self.layout.entries}
         for kind, vector in (self.kept if vectors is None else vectors).items():
             for (name, flat), parameter in zip(self.layout.views(vector), self._parameters):
                 own[name][kind] = _in_memory_order(flat, parameter)
         return own
 
-    def mean_of(self, payloads: Sequence[Sparse], scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The mean of what all ranks have sent, times the loss scale, and where it may be other than zero (int64).
+    def mean_of(self, payloads: Sequence[Encoded], scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take the mean of what all ranks sent, times the loss scale; also return where it may not be zero (int64).
 
         On a CPU it is a vector of the bucket's own, good until the next call: it is cleared only where it was touched,
         which takes a fraction of the time of writing it.
@@ -77,33 +77,31 @@ class BucketMemory:
         return mean, touched
 
     def plan(self, step: int) -> Plan:
-        """What is selected from in a step, and how what is sent is written."""
+        """Return what a step selects from, and how what is sent is written."""
         density = self.config.density_in(step)
         if density not in self._plans:
             self._plans[density] = plan(self.config, self.layout, density, self.device)
         return self._plans[density]
 
-    def select(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
-        """The indices to send beside the whole tensors; random ones follow from `draw`: seed, step and rank.
+    def choose(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
+        """Choose the indices to send, whole tensors last; random ones follow from `draw`: seed, step and rank.
 
-        Raises NotFiniteError on a CPU where a value that it selects from is NaN or infinite.
+        Raises NotFiniteError on a CPU if a value that it selects from is NaN or infinite.
         """
         seed, step, rank = draw
-        segments, sparsifier = self.plan(step).segments, SPARSIFIERS[self.config.sparsifier]
         if self.config.sparsifier != "randk":
-            return select(update, segments, sparsifier, generator(seed, "unused"))
+            unused = generator(seed, "unused")
+            return self.plan(step).choose(update, lambda segment: unused)
         if not update.is_cuda:  # the other sparsifiers look at everything
             check_finite(update)
 
-        def select_from(segment: Segment) -> Tensor:  # each tensor draws for itself, so that buckets do not matter
-            draws = generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
-            return select(update, [segment], sparsifier, draws)
+        def draws(segment: Segment) -> torch.Generator:  # each tensor draws for itself, so that buckets do not matter
+            return generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
 
-        none = torch.empty(0, dtype=torch.int64, device=self.device)
-        return torch.cat([none, *map(select_from, segments)])
+        return self.plan(step).choose(update, draws)
 
     def draws(self, draw: tuple[int, int, int]) -> Tensor:
-        """Uniform numbers for what is sent in a step, as `select` orders it; buckets of other sizes draw the same."""
+        """Draw uniform numbers for what a step sends, as `choose` orders it; buckets of other sizes draw the same."""
         seed, step, rank = draw
         segments = self.plan(step).segments
         counts = [(self._entry_at(segment.offset), segment.offset, segment.k * segment.blocks) for segment in segments]
@@ -120,7 +118,7 @@ class BucketMemory:
         return next(entry for entry in self.layout.entries if offset < entry.end)
 
     def is_used(self, gradient: Tensor) -> Tensor:
-        """1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
+        """Return 1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
         if gradient.is_cuda:
             return torch.stack([own.count_nonzero() > 0 for _, own in self.layout.views(gradient)]).float()
         values = gradient.numpy()
@@ -128,12 +126,12 @@ class BucketMemory:
         return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few tell already
 
     def draft(self) -> dict[str, Tensor]:
-        """Where to write what the vectors become in a step that may yet be taken back."""
+        """Open the vectors to write what they become in a step that may yet be taken back."""
         self.is_pending = True
         return self.pending
 
     def keep_unused(self, used: Tensor) -> None:
-        """In the draft, what is remembered of tensors without a gradient is as it was: neither decayed nor moved on."""
+        """Keep in the draft what is remembered of tensors without a gradient: neither decayed nor moved on."""
         for kind, vector in self.kept.items():
             for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
@@ -161,7 +159,7 @@ class BucketMemory:
 
 
 def _in_memory_order(flat: Tensor, parameter: Tensor) -> Tensor:
-    """`flat` seen as `parameter` lies in memory, as DDP's buckets are: not by rows where it is channels_last."""
+    """View `flat` as `parameter` lies in memory, as DDP's buckets are: not by rows if it is channels_last."""
     if parameter.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(parameter):
         return flat
     return flat.as_strided(parameter.shape, parameter.stride())

@@ -1,4 +1,4 @@
-"""What an exchange of gradients inside backward sends, and when: the same for our hook and for PyTorch's own."""
+"""Meters of what an exchange of gradients inside backward sends, and when; for our hook and for PyTorch's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class HookTraffic:
     """What a hook has sent."""
 
     wire_bytes: int = 0  # of the collectives over all ranks, padding included
-    uplink_bytes: int = 0  # what this rank had to say, before padding
+    uplink_bytes: int = 0  # of this rank, before padding
     kept: int = 0  # entries of the gradients in it
     collectives: int = 0
 
@@ -35,20 +35,20 @@ class StepClock:
         self._last_back = 0.0
 
     def hand_over(self) -> None:
-        """A bucket is complete, and its payload is made from now on."""
+        """Note that a bucket is complete, and that its payload is made from now on."""
         self._handed = time.perf_counter()
 
     def send(self, wire_bytes: int) -> None:
-        """The payload of the bucket is on its way."""
+        """Note that the payload of the bucket is on its way."""
         now = time.perf_counter()
         self.select_seconds += now - self._handed
         self.sent.append((now, wire_bytes))
 
     def come_back(self) -> None:
-        """A bucket's mean is there; on whichever thread."""
+        """Note that a bucket's mean is there; on whichever thread."""
         self._last_back = time.perf_counter()
 
     @property
     def late_seconds(self) -> float:
-        """By how much the last mean came after the last payload was sent: communication that nothing hides."""
+        """Return by how much the last mean came after the last payload was sent: communication that nothing hides."""
         return max(0.0, self._last_back - self.sent[-1][0]) if self.sent else 0.0

@@ -1,4 +1,4 @@
-"""A watch for ranks that do not save: the first word of each message carries the number of its sender's saves.
+"""A watch for ranks that do not save: the note of each message carries the number of its sender's saves.
 
     | bit 0: a gradient is not finite | bits 1 to 30: saves of this rank |
 
@@ -26,7 +26,7 @@ class SaveWatch:
         self.is_whole: bool | None = None  # whether every rank made that save; None until their next messages are there
         self._saves = 0
         self._known: list[int] = []  # the saves of each rank, as of the last look
-        self._arrived: Tensor | None = None  # the first words of one step's messages
+        self._arrived: Tensor | None = None  # the notes of one step's messages
         self._event: torch.cuda.Event | None = None  # recorded behind their copy, if they came to a GPU
         self._has_told = False
 
@@ -35,27 +35,27 @@ class SaveWatch:
         self.last, self.is_whole = path, None
         self._saves = (self._saves + 1) % _WRAP
 
-    def word(self, failed: Tensor) -> Tensor:
-        """The first word of a message as bytes; `failed` is a boolean scalar."""
+    def note(self, failed: Tensor) -> Tensor:
+        """Return the note of a message, uint8 [4] on the device of `failed`, a boolean scalar."""
         return (failed.int() + 2 * self._saves).view(1).view(torch.uint8)
 
-    def receive(self, words: Tensor) -> None:
-        """Keep the first words of all ranks' messages, bytes of shape (ranks, 4); nobody waits for those on a GPU."""
+    def receive(self, notes: Tensor) -> None:
+        """Keep the notes of all ranks' messages, uint8 [ranks, 4]; nobody waits for those on a GPU."""
         if self._arrived is not None:
             return
-        if words.is_cuda:
-            arrived = torch.empty(words.shape, dtype=torch.uint8, pin_memory=True)
-            arrived.copy_(words, non_blocking=True)
-            self._event = torch.cuda.current_stream(words.device).record_event()
+        if notes.is_cuda:
+            arrived = torch.empty(notes.shape, dtype=torch.uint8, pin_memory=True)
+            arrived.copy_(notes, non_blocking=True)
+            self._event = torch.cuda.current_stream(notes.device).record_event()
         else:
-            arrived = words.clone()
+            arrived = notes.clone()
         self._arrived = arrived
 
     def look(self) -> None:
         """Compare what has arrived by now, without waiting; warn once if some ranks saved and others did not."""
         if self._arrived is None or (self._event is not None and not self._event.query()):
             return
-        saves = [word >> 1 for word in self._arrived.contiguous().view(torch.int32).flatten().tolist()]
+        saves = [flags >> 1 for flags in self._arrived.contiguous().view(torch.int32).flatten().tolist()]
         self._arrived = self._event = None
         known, self._known = self._known or [0] * len(saves), saves
         new = [(now - before) % _WRAP for now, before in zip(saves, known)]
@@ -76,3 +76,8 @@ class SaveWatch:
             "`if rank == 0` or `if accelerator.is_main_process`",
             stacklevel=2,
         )
+
+
+def failed_anywhere(notes: Tensor) -> Tensor:
+    """Tell from the notes of all ranks, uint8 [ranks, 4], if a gradient was not finite; a boolean scalar there."""
+    return (notes[:, 0] & 1).bool().any()

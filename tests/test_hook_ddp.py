@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,80 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.ddp_hook import SparseHookState, exchange_gradients, sparse_hook
-from flare_dist.comm.distributed import World
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.state import SparseHookState
+from tests.helpers.hook import STEPS, assert_same_memory, batch, break_off, flat, net, train, with_hook
 from tests.ranks import run_ranks
-
-STEPS, INPUTS, CLASSES = 20, 12, 4
-
-
-class Net(nn.Module):
-    """An MLP whose middle layer can be left out of a forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(INPUTS, 40)
-        self.middle = nn.Linear(40, 40)
-        self.last = nn.Linear(40, CLASSES)
-
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        x = F.relu(self.first(x))
-        return self.last(x if skip else F.relu(self.middle(x)))
-
-
-def net() -> Net:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Net()
-
-
-def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(1000 * rank + step)
-    return torch.randn(8, INPUTS, generator=rng), torch.randint(CLASSES, (8,), generator=rng)
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def with_hook(
-    model: nn.Module, ddp: dict[str, Any] | None = None, **settings: Any
-) -> tuple[DistributedDataParallel, SparseHookState]:
-    wrapped = DistributedDataParallel(model, **(ddp or {}))
-    state = SparseHookState(wrapped, **settings)
-    wrapped.register_comm_hook(state, sparse_hook)
-    return wrapped, state
-
-
-def train(
-    world: World,
-    settings: dict[str, Any] | None = None,
-    ddp: dict[str, Any] | None = None,
-    steps: int = STEPS,
-    accumulate: int = 1,
-) -> tuple[Tensor, dict[str, Any]]:
-    """(parameters, memory) after `steps` of SGD; plain DDP where there are no settings."""
-    model = net()
-    wrapped, state = (
-        (DistributedDataParallel(model, **(ddp or {})), None) if settings is None else with_hook(model, ddp, **settings)
-    )
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
-    for step in range(steps):
-        optimizer.zero_grad()
-        for part in range(accumulate):
-            inputs, labels = batch(world.rank, accumulate * step + part)
-            with nullcontext() if part == accumulate - 1 else wrapped.no_sync():
-                F.cross_entropy(wrapped(inputs), labels).backward()
-        optimizer.step()
-    return flat(model), state.state_dict() if state else {}
-
-
-def assert_same_memory(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one["step"] == other["step"]
-    assert one["memory"].keys() == other["memory"].keys()
-    for name, own in other["memory"].items():
-        assert all(torch.equal(one["memory"][name][kind], vector) for kind, vector in own.items())
 
 
 def oracle(size: int, config: CompressionConfig, accumulate: int = 1) -> tuple[Tensor, list[list[Tensor]]]:
@@ -195,7 +126,7 @@ def test_small_tensors_are_sent_whole() -> None:
             assert 0 < int(gradient.count_nonzero()) <= 2 * -(-gradient.numel() // 20)
     assert not any(own["residual"].any() for name, own in state["memory"].items() if name.endswith("bias"))
     pairs, whole = 24 + 80 + 8, 40 + 40 + 4
-    assert wire_bytes == 2 * -(-4 * (1 + 2 * pairs + whole) // 512) * 512
+    assert wire_bytes == 2 * -(-4 * (4 + 2 * pairs + whole) // 512) * 512  # behind a header of four words
 
 
 def mixed(world: World, scale: float | None) -> tuple[Tensor, dict[str, Any]]:
@@ -291,7 +222,7 @@ def buckets_formed_anew(world: World) -> list[set[str]]:
     for step in range(3):
         inputs, labels = batch(world.rank, step)
         F.cross_entropy(wrapped(inputs), labels).backward()
-        left.append(set(state._memory))
+        left.append(set(state.memory.waiting))
     assert len(state.state_dict()["memory"]) == len(list(wrapped.parameters()))
     return left
 
@@ -442,10 +373,6 @@ def continued(world: World, at: int, other_buckets: bool) -> tuple[Tensor, dict[
         F.cross_entropy(wrapped(inputs), labels).backward()
         optimizer.step()
     return flat(model), state.state_dict()
-
-
-def break_off(gradient: Tensor) -> None:
-    raise RuntimeError("broken off")
 
 
 def broken_off(world: World) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flare_dist.comm.distributed import Launch, World, all_reduce_async, open_world
+from flare_dist.comm.collectives import all_reduce_async
+from flare_dist.comm.launch import Launch
+from flare_dist.comm.world import World, open_world
 from tests.ranks import rank_processes, results_of, run_ranks, single
 
 

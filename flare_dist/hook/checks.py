@@ -14,7 +14,7 @@ from flare_dist.exclusion import refuse
 
 
 def sparse_gradient_names(module: nn.Module) -> set[str]:
-    """The trained parameters whose gradients DDP expects to be sparse tensors."""
+    """Name the trained parameters whose gradients DDP expects to be sparse tensors."""
     names = set()
     for prefix, layer in module.named_modules():
         if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse and layer.weight.requires_grad:
@@ -30,12 +30,12 @@ def refuse_sparse_gradients(module: nn.Module) -> None:
 
 
 def check_compression(config: CompressionConfig) -> None:
-    """Raise ValueError for what does not go with an exchange in every step."""
+    """Raise ValueError for settings that do not go with an exchange in every step."""
     refuse(EXCLUSIONS, compression=config, by_hook=True)
 
 
 def check_parameters(module: nn.Module, config: CompressionConfig) -> None:
-    """Raise ValueError for what only a dense exchange can carry, if this one is not."""
+    """Raise ValueError for parameters that only a dense exchange can carry, if this one is not."""
     if config.is_dense:
         return
     for name, parameter in module.named_parameters():

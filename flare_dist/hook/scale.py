@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class LossScaler(Protocol):
-    """What the hook needs of a torch.amp.GradScaler."""
+    """The part of a torch.amp.GradScaler that the hook needs."""
 
     def is_enabled(self) -> bool: ...
 
@@ -31,14 +31,14 @@ class EngineScale:
 
 
 def is_finite(vector: Tensor) -> Tensor:
-    """A boolean scalar on the device; two reading passes, a tenth of the time of isfinite()."""
+    """Tell if all entries are finite, a boolean scalar on the device; two passes, a tenth of the time of isfinite()."""
     if not vector.numel():
         return torch.ones((), dtype=torch.bool, device=vector.device)
     return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
 
 
 def scale_of(scaler: LossScaler | None, device: torch.device) -> Tensor | None:
-    """The loss scale as a scalar on the device; None without an enabled scaler."""
+    """Return the loss scale as a scalar on the device; None without an enabled scaler."""
     if scaler is None or not scaler.is_enabled():
         return None
     return scaler.scale(torch.ones((), device=device))

@@ -28,7 +28,7 @@ class OptimizerSteps:
         _LISTENERS.add(self)
 
     def __call__(self) -> tuple[int, int]:
-        """A token to compare with an earlier one."""
+        """Return a token to compare with an earlier one."""
         return self._steps, 0 if self._steps else sum(parameter._version for parameter in self._parameters)
 
     def note(self, optimizer: Optimizer) -> None:

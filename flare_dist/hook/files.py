@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from flare_dist.comm.distributed import ProcessGroup, gather_objects
+from flare_dist.comm.collectives import ProcessGroup, gather_objects
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ Views = Sequence[dict[SavedSet, set[int]]]  # the same of all ranks, without the
 
 
 def find_sets(directory: Path, *names: str) -> Seen:
-    """The files of these names in `directory`."""
+    """Find the files of these names in `directory`, set by set."""
     if directory.is_file():
         raise ValueError(f"{directory}: is a file; the hook's memory is in a directory, one file a rank")
     sets: Seen = {}
@@ -56,7 +56,7 @@ def read_file(path: Path, **options: Any) -> dict[str, Any]:
 
 
 def _is_memory(saved: Any) -> bool:
-    """Whether it is what `SparseHookState.state_dict` gives, now or in an older version."""
+    """Tell if it is what `SparseHookState.state_dict` gives, now or in an older version."""
     if not (isinstance(saved, dict) and isinstance(saved.get("step"), int) and isinstance(saved.get("memory"), dict)):
         return False
     own = list(saved["memory"].values())
@@ -66,7 +66,7 @@ def _is_memory(saved: Any) -> bool:
 
 
 def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]:
-    """The results of `action` by rank; a ValueError or OSError of one rank is raised as ValueError on all."""
+    """Return the results of `action` by rank; a ValueError or OSError of one rank is raised as ValueError on all."""
     result, problem = None, None
     try:
         result = action()
@@ -80,7 +80,7 @@ def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]
 
 
 def newest_set(candidates: Sequence[SavedSet], seen: Seen, group: ProcessGroup | None) -> SavedSet:
-    """The set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
+    """Choose the set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
     if len(candidates) == 1:
         return candidates[0]
 

@@ -7,12 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flare_dist.comm.distributed import (
-    ProcessGroup,
-    all_reduce_async,
-    all_reduce_wire,
-    rank_and_size,
-)
+from flare_dist.comm.collectives import ProcessGroup, all_reduce_async, rank_and_size
+from flare_dist.comm.traffic import all_reduce_wire
 
 
 def exchange_densely(
@@ -21,7 +17,7 @@ def exchange_densely(
     count: Callable[[int, int, int], None],
     come_back: Callable[[], None],
 ) -> torch.futures.Future[Tensor]:
-    """The mean of `buffer` over the ranks, which may be complex, or a sparse tensor if DDP expects one.
+    """Take the mean of `buffer` over the ranks; it may be complex, or a sparse tensor if DDP expects one.
 
     `count` is told bytes on the wire, bytes of this rank and entries. A sparse gradient has other entries on each rank,
     which are summed up first.

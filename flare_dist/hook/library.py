@@ -5,16 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.comm.collectives import GradBucket, ProcessGroup, default_hooks, powerSGD_hook, rank_and_size
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.comm.distributed import (
-    GradBucket,
-    ProcessGroup,
-    all_reduce_wire,
-    default_hooks,
-    powerSGD_hook,
-    rank_and_size,
-)
-from flare_dist.comm.hook_meter import HookTraffic, StepClock
+from flare_dist.comm.traffic import all_reduce_wire
+from flare_dist.hook.meter import HookTraffic, StepClock
 
 # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo ranks
 # and ends the run; with one bucket there is one order.
@@ -40,7 +34,7 @@ class LibraryHookState:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps; these hooks have no memory by parameter."""
+        """Return the number of steps; these hooks have no memory by parameter."""
         return {"step": self.step, "memory": {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

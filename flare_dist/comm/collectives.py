@@ -1,0 +1,81 @@
+"""Collectives of a process group, for a hook inside backward and for what the ranks agree on beside it.
+
+Everything works without a process group, too, as a single rank. Those of a run are in world.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import GradBucket as GradBucket
+from torch.distributed import ProcessGroup as ProcessGroup
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
+
+# torch 2.14 gave it this name and warns of the old one; older versions have only that.
+all_gather_flat = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
+    """Return this process's rank in a group (None = all ranks), and the group's size; (0, 1) if there is no group."""
+    if group is None and not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def all_equal(number: int, group: ProcessGroup | None) -> bool:
+    """Tell if every rank of the group (None = all) has the same number; all of them call it together."""
+    if rank_and_size(group)[1] == 1:
+        return True
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    extremes = torch.tensor([number, -number], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
+    return bool(extremes.sum() == 0)
+
+
+def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
+    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
+    size = rank_and_size(group)[1]
+    if size == 1:
+        return [own]
+    gathered: list[Any] = [None] * size
+    dist.all_gather_object(gathered, own, group)
+    return gathered
+
+
+def alone_group() -> tuple[int, ProcessGroup]:
+    """Return this rank and a group of it alone; all ranks call it together."""
+    rank, size = rank_and_size(None)
+    groups = [dist.new_group([member]) for member in range(size)]
+    own = groups[rank]
+    assert isinstance(own, ProcessGroup)
+    return rank, own
+
+
+def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dist.Work]:
+    """Start to gather the tensors of every rank one after another; they are there once the work is done."""
+    if local.is_cuda and dist.get_backend(group) == "gloo":
+        local = local.cpu()
+    gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
+    work = all_gather_flat(gathered, local, group=group, async_op=True)
+    assert isinstance(work, dist.Work), "this rank is not of the group"
+    return gathered, work
+
+
+def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
+    """Gather the tensors of every rank one after another; also a future of their arrival, for a hook inside backward.
+
+    gloo moves tensors of a GPU through the CPU, where it leaves the result: its futures are not aware of streams.
+    """
+    gathered, work = start_gather(local, group)
+    return gathered, work.get_future()
+
+
+def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.futures.Future[Any]:
+    """Return a future of the sum of `tensor` over the ranks, in place; for a hook inside backward."""
+    work = dist.all_reduce(tensor, group=group, async_op=True)
+    assert work is not None, "this rank is not of the group"
+    return work.get_future()

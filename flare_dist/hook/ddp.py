@@ -1,0 +1,125 @@
+"""The sparse exchange as a communication hook of DistributedDataParallel: `ddp.register_comm_hook(state, sparse_hook)`.
+
+For each bucket, once its gradients are there:
+
+1. Divide by the loss scale, if there is one, and let error feedback add what was not sent before (float32).
+2. Select per tensor, and send this rank's pairs in one packed all-gather; tensors of up to `dense_below` entries whole.
+3. When it has arrived, add up all ranks' pairs in rank order, over the number of ranks, and put the loss scale back.
+
+The memory is addressed by parameter name: DDP forms new buckets after the first backward, and one bucket cap gives the
+same numbers as another. A tensor whose gradient is zero on this rank (unused, or the rank has joined) sends nothing
+and keeps its residual. If a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
+every GradScaler skips the step, and the memory of the whole step is taken back.
+
+What travels is the message of a round (comm/message.py), with flags (saves.py) in place of the loss.
+Annotations are evaluated here, since DDP looks at those of a hook.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flare_dist.comm.collectives import GradBucket, all_gather_async, rank_and_size
+from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack
+from flare_dist.comm.traffic import all_gather_wire
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import Encoded, Sparse
+from flare_dist.compression.selection import NotFiniteError, check_finite
+from flare_dist.hook.dense import exchange_densely
+from flare_dist.hook.memory import BucketMemory
+from flare_dist.hook.saves import failed_anywhere
+from flare_dist.hook.scale import is_finite, scale_of
+from flare_dist.hook.state import SparseHookState
+
+
+def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Exchange one bucket sparsely; the future's value is the bucket's mean gradient, in its own precision."""
+    if bucket.index() == 0:  # DDP hands its buckets over in the order of their numbers
+        state.begin_step()
+    state.is_whole = bucket.is_last()
+    return exchange_gradients(state, bucket.parameters(), bucket.buffer())
+
+
+def exchange_gradients(
+    state: SparseHookState, parameters: Sequence[Tensor], buffer: Tensor
+) -> torch.futures.Future[torch.Tensor]:
+    """Take the mean over the ranks of `buffer`, the flat gradients of `parameters` on this rank, in its precision.
+
+    It may be in `buffer`, which changes, or in a vector of the hook's own that is good until the next step. The ranks
+    call it with the same parameters in the same order; a step begins with `state.begin_step()`.
+    """
+    rank, world_size = rank_and_size(state.process_group)
+    state.clock.hand_over()
+    if state.config.is_dense:
+        return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+    bucket = state.bucket_of(parameters)
+    packing = bucket.plan(state.step).packing
+    scale = scale_of(state.scaler, buffer.device)
+    payload, failed = _compress(state, bucket, buffer, scale, rank)
+    own = Message(rank, state.saves.note(failed), payload, payload.values[:0])
+    slot = slot_nbytes(packing.most_nbytes(payload.kept), 0)
+    packed = pack([own], 1, slot, buffer.device)
+    state.count(all_gather_wire(world_size, packed.nbytes), own.nbytes, payload.kept)
+    gathered, arrived = all_gather_async(packed, state.process_group)
+    state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
+
+    def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        future.wait()
+        slots = gathered.to(buffer.device).view(world_size, -1)[:, :slot]
+        mean, touched = bucket.mean_of(_payloads(slots, own, packing, payload.kept), scale)
+        rounded = mean if not buffer.is_cuda and buffer.dtype == torch.float32 else buffer.copy_(mean)
+        state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
+        # Scaled up again, a residual may be too large for float16.
+        anywhere = failed_anywhere(slots[:, NOTE]) | ~is_finite(rounded[touched])
+        state.note_failure(anywhere)
+        if buffer.is_cuda or anywhere:
+            rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
+        state.clock.come_back()
+        return rounded
+
+    return arrived.then(take)
+
+
+def _compress(
+    state: SparseHookState, bucket: BucketMemory, buffer: Tensor, scale: Tensor | None, rank: int
+) -> tuple[Sparse, Tensor]:
+    """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
+    gradient = buffer.float().div(scale) if scale is not None else buffer.float()
+    failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
+    if buffer.is_cuda:  # so that nothing waits for the answer
+        failed = ~is_finite(buffer)
+        gradient.nan_to_num_(0, 0, 0)
+    used = bucket.is_used(gradient)
+    packing = bucket.plan(state.step).packing
+    draw = (state.seed, state.step, rank)
+
+    def compress(update: Tensor) -> Sparse:
+        indices = bucket.choose(update, draw)
+        values = update[indices] * used[packing.tensors_of(indices)]
+        if not buffer.is_cuda:
+            check_finite(values)  # those of whole tensors, which nobody has looked at
+        # Values are rounded at random if no error feedback makes up for what rounding loses.
+        return packing.pack(indices, values, None if state.state_names else bucket.draws(draw))
+
+    try:
+        payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
+    except NotFiniteError:  # on a CPU, where selecting notices it; what is sent instead will not count
+        failed.fill_(True)
+        payload = state.rule(state.config, gradient.zero_(), bucket.kept, compress, bucket.draft())
+    if state.config.residual_decay != 1 or "velocity" in state.state_names:
+        bucket.keep_unused(used)
+    return payload, failed
+
+
+def _payloads(slots: Tensor, own: Message, packing: Packing, kept: int) -> list[Encoded]:
+    """Decode what the ranks have sent, in their order; on a CPU what this rank has sent itself is taken as it is.
+
+    On a GPU that may be gone, because this runs on another stream.
+    """
+    ranks = [rank for rank in range(len(slots)) if slots.is_cuda or rank != own.sender]
+    received = unpack([slots[rank] for rank in ranks], ranks, lambda _: packing, kept=kept, kind="rank")
+    messages = {message.sender: message for message in [own, *received]}
+    payloads = [messages[rank].payload for rank in range(len(slots))]
+    return [payload for payload in payloads if payload]

@@ -1,0 +1,172 @@
+"""Loading the hook's memory: the ranks agree on a set of files, read their shares and raise the same errors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flare_dist.comm.collectives import rank_and_size
+from flare_dist.hook.checks import check_saved
+from flare_dist.hook.files import (
+    SavedSet,
+    Seen,
+    Views,
+    find_sets,
+    newest_set,
+    on_all_ranks,
+    read_file,
+    whole_sets,
+)
+from flare_dist.hook.state import SparseHookState
+from flare_dist.units import show_numbered
+
+
+def load_named(
+    state: SparseHookState, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
+) -> None:
+    """Do what `load_hook_state` does, from files that an older version may have written under another name."""
+    if missing not in ("raise", "zero"):
+        raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
+    place, group = Path(directory), state.process_group
+    rank, size = rank_and_size(group)
+    seen: Seen = {}
+
+    def look() -> dict[SavedSet, set[int]]:
+        seen.update(find_sets(place, name, old_name))
+        return {key: set(files) for key, files in seen.items()}
+
+    views = on_all_ranks(group, look)
+    candidates = _candidates(place, name, old_name, step, views)
+    if not candidates:
+        _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")
+        state.load_state_dict({"step": state.step, "memory": {}})
+        return
+    chosen = newest_set(candidates, seen, group)
+    wanted = _wanted(chosen, size)
+    lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
+    saved: list[dict[str, Any]] = []
+
+    def read() -> _Head:
+        saved.extend(_read_own(seen[chosen][number], state) for number in sorted(wanted[rank] - set(lost)))
+        return _Head.of(saved, state)
+
+    heads = on_all_ranks(group, read)
+    found = _common_step(place, chosen, step, heads)
+    if lost and (found is None or any(head.remembers for head in heads)):
+        loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
+        _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
+    memory = _mean([one["memory"] for one in saved], 1 if chosen.size == size else chosen.size)
+    state.load_state_dict({"step": state.step if found is None else found, "memory": memory})
+    _warn_of_gaps(place, chosen, heads)
+
+
+def _wanted(chosen: SavedSet, size: int) -> list[set[int]]:
+    """Assign each of `size` ranks its files: its own, perhaps of its own disk, or all if another number saved."""
+    return [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
+
+
+class _Head(NamedTuple):
+    """A summary of the files that one rank has read, for the other ranks."""
+
+    steps: set[int]
+    remembers: bool  # False if there is nothing in them to lose
+    is_old: bool
+    added: set[str]  # parameters that are trained now, and were not
+
+    @classmethod
+    def of(cls, saved: list[dict[str, Any]], state: SparseHookState) -> _Head:
+        return cls(
+            steps={one["step"] for one in saved},
+            remembers=any(own for one in saved for own in one["memory"].values()),
+            is_old=any("rule" not in one for one in saved),
+            added=set().union(*(set(state.shapes) - set(one.get("shapes", state.shapes)) for one in saved)),
+        )
+
+
+def _common_step(place: Path, chosen: SavedSet, step: int | None, heads: Sequence[_Head]) -> int | None:
+    """Return the step of all files, None if nothing was read; raises ValueError if they differ, or from `step`."""
+    steps = sorted(set().union(*(head.steps for head in heads)))
+    if len(steps) > 1 or (steps and step not in (None, *steps)):
+        found = " and ".join(map(str, steps))
+        expected = "one step" if step is None else f"step {step}"
+        raise ValueError(f"{place}: the {chosen.name} files were saved after different steps: {found}, not {expected}")
+    return steps[0] if steps else None
+
+
+def _warn_of_gaps(place: Path, chosen: SavedSet, heads: Sequence[_Head]) -> None:
+    """Warn of files that cannot be checked, and of parameters that they lack."""
+    if any(head.is_old for head in heads):
+        warnings.warn(
+            f"{place}: the {chosen.name} files were written by an older version, which did not note the rule, the "
+            "step and the parameters; check that they belong to this checkpoint",
+            stacklevel=4,
+        )
+    added = sorted(set().union(*(head.added for head in heads)))
+    if added:
+        warnings.warn(f"{place}: the saved memory lacks {', '.join(added)}: zero from now on", stacklevel=4)
+
+
+def _candidates(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
+    """List the sets that may be meant: those of this version, of `step` if given; else the one of an older version."""
+    found = set().union(*views)
+    new = [key for key in found if key.name == name and key.step is not None]
+    if new:
+        return [key for key in new if step in (None, key.step)]
+    old = [key for key in found if key.name == old_name and key.step is None]
+    old = old or [key for key in found if key.name == name and key.step is None]
+    whole = whole_sets(old, views)
+    if len(old) > 1 and len(whole) != 1:
+        sizes = ", ".join(str(key.size) for key in sorted(whole or old))
+        raise ValueError(f"{place} holds sets of {sizes} ranks: remove all but one")
+    return whole or old
+
+
+def _read_own(path: Path, state: SparseHookState) -> dict[str, Any]:
+    """Read one file; raises ValueError if it is of another rule or model than this state's."""
+    saved = read_file(path)
+    try:
+        check_saved(saved, state.rule_name, state.state_names, state.shapes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return saved
+
+
+def _raise_or_warn(missing: str, problem: str, consequence: str) -> None:
+    if missing == "raise":
+        raise ValueError(f"{problem}; missing='zero' goes on without")
+    warnings.warn(f"{problem}; {consequence}", stacklevel=4)
+
+
+def _nothing_found(place: Path, name: str, step: int | None, views: Views) -> str:
+    steps = sorted({key.step for view in views for key in view if key.name == name and key.step is not None})
+    return (
+        f"{place} holds no complete set of {name} files{'' if step is None else f' of step {step}'} (found: "
+        f"{', '.join(f'step {one}' for one in steps) or 'none'}); save_hook_state is called on every rank, and a "
+        "checkpoint made without the hook is continued by attaching it after loading"
+    )
+
+
+def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
+    whole = sorted(key.step for key in whole_sets(set().union(*views), views) if key.step and key.name == chosen.name)
+    of_step = "" if chosen.step is None else f" of step {chosen.step}"
+    ranks = show_numbered("rank", lost)
+    return (
+        f"{place} holds no complete set of {chosen.name} files: those of {ranks} of {chosen.size} are "
+        f"missing{of_step}; call save_hook_state on every rank, outside `if rank == 0`"
+        f"{f', or load step={whole[-1]}, which is whole' if whole else ''}"
+    )
+
+
+def _mean(memories: list[dict[str, dict[str, torch.Tensor]]], count: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Take the mean of each vector over `count` ranks; one that lacks a parameter, or is lost, counts as zero."""
+    mean: dict[str, dict[str, torch.Tensor]] = {}
+    for memory in memories:
+        for name, own in memory.items():
+            for kind, vector in own.items():
+                total = mean.setdefault(name, {}).setdefault(kind, torch.zeros_like(vector))
+                total.add_(vector, alpha=1 / count)
+    return mean

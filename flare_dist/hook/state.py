@@ -1,0 +1,178 @@
+"""The state of `sparse_hook`: its settings, what it remembers of a model between steps, and what it has sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.comm.collectives import ProcessGroup
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.hook.buckets import ModelMemory
+from flare_dist.hook.checks import check_compression, check_parameters, check_saved
+from flare_dist.hook.memory import BucketMemory
+from flare_dist.hook.meter import HookTraffic, StepClock
+from flare_dist.hook.saves import SaveWatch
+from flare_dist.hook.scale import LossScaler
+from flare_dist.hook.updates import OptimizerSteps, Unapplied
+
+
+class SparseHookState:
+    """The memory of `sparse_hook` between steps, and its settings. One for each DDP object.
+
+    Args:
+        model: the model, before or after DDP has wrapped it; its parameters' names address the memory, which is float32
+            whatever their precision.
+        density: fraction of each tensor's entries that a rank sends, in (0, 1]; 1 is plain DDP.
+        scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
+        process_group: the ranks to exchange with, as given to DDP (None = all).
+        seed: of the randk sparsifier, and of rounding at random.
+        compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
+            none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
+            value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
+            `help(flare_dist.CompressionConfig)`.
+
+    `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
+    rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
+
+    Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
+    sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
+    would cross tensors. So do complex parameters and sparse gradients below density 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        density: float = 0.01,
+        *,
+        scaler: LossScaler | None = None,
+        process_group: ProcessGroup | None = None,
+        seed: int = 0,
+        **compression: Any,
+    ) -> None:
+        self.config = CompressionConfig(density=density, **compression)
+        check_compression(self.config)
+        self.scaler = scaler
+        self.process_group = process_group
+        self.seed = seed
+        self.step = 0  # backward passes that were synchronised
+        self.traffic = HookTraffic()
+        self.clock = StepClock()  # of this step
+        self.state_names, self.rule, _ = self.config.feedback
+        module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        check_parameters(module, self.config)
+        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
+        self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
+        self.is_attached = True  # False for a copy, whose DDP object has no hook
+        self.saves = SaveWatch()
+        self.memory = ModelMemory(self.config, self.state_names)
+        self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
+        self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
+        self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
+        self.unapplied = Unapplied(OptimizerSteps(self._names))
+
+    @property
+    def wire_bytes(self) -> int:
+        """Return the bytes that the collectives moved over all ranks, padding included."""
+        return self.traffic.wire_bytes
+
+    def count(self, wire_bytes: int, uplink_bytes: int, kept: int) -> None:
+        """Note one bucket that is about to be sent."""
+        self.traffic += HookTraffic(wire_bytes, uplink_bytes, kept, collectives=1)
+        self.clock.send(wire_bytes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy this rank's memory by parameter name, the number of steps, and whose it is. Call it between steps."""
+        memory = self.memory.after_step(self._failed())
+        names = [name for name in self.shapes if name in memory]  # in the model's order
+        copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
+        whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
+        return {"step": self.step - (not self.is_whole), "memory": copies} | whose
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a memory that `state_dict` gave; raises ValueError if it is another rule's or another model's."""
+        check_saved(state, self.rule_name, self.state_names, self.shapes)
+        self._commit()
+        self.step = state["step"]
+        self.unapplied.clear()
+        self.memory.replace(state["memory"])
+
+    @property
+    def rule_name(self) -> str:
+        """Return the rule of error feedback that applies: none if everything is sent."""
+        return "none" if self.config.is_dense else self.config.rule
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
+        return {"config": self.config, "seed": self.seed, "saved": self.state_dict()}
+
+    def __setstate__(self, copied: dict[str, Any]) -> None:
+        SparseHookState.__init__(self, nn.Module(), seed=copied["seed"], **vars(copied["config"]))
+        self.shapes = copied["saved"]["shapes"]
+        self.load_state_dict(copied["saved"])
+        self.is_attached = False
+
+    def begin_step(self) -> None:
+        """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
+        failed = self._commit()
+        self.unapplied.begin(failed if self.state_names else None)
+        self.held.clear()
+        self.clock.begin_step()
+        self.saves.look()
+        self.step += 1
+
+    def take_back(self) -> int:
+        """Undo the synchronised backwards since the last optimizer step, for their gradients are thrown away.
+
+            if norm > limit:
+                state.take_back()
+                optimizer.zero_grad()
+                continue
+
+        Called on all ranks or on none. The memory and the number of steps become what they were at the last optimizer
+        step, and `traffic` stays: what was sent was sent. Returns how many backwards were taken back, 0 if there were
+        none. Raises RuntimeError, and changes nothing, if the memory has taken over more than the last: put the others
+        under no_sync. It waits for a GPU only if there were several. Steps are those
+        of torch.optim and DeepSpeed optimizers of these parameters, or writes to them under no_grad.
+        """
+        count, kept = self.unapplied.count()
+        if kept:
+            raise RuntimeError(
+                f"take_back: {count} synchronised backwards since the last optimizer step, of which only the last can "
+                f"be taken back and {kept} cannot; run the others under no_sync, or call take_back after each"
+            )
+        if count:
+            self.memory.forget_drafts()
+            self._failures.clear()
+            self.is_whole = True
+            self.step -= count
+            self.unapplied.clear()
+        return count
+
+    def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
+        """Return the place of these parameters in one flat vector, and their memory, on their device."""
+        return self.memory.bucket_of([self._names[parameter] for parameter in parameters], parameters)
+
+    def note_failure(self, failed: Tensor) -> None:
+        """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
+        self._failures.append(failed)  # called from several threads, as buckets arrive
+
+    def _failed(self) -> Tensor | None:
+        """Tell if the last step came to nothing (a boolean scalar on the device); None if it remembered nothing."""
+        failures = self._failures if self.is_whole else [*self._failures, torch.ones((), dtype=torch.bool)]
+        if not failures:
+            return None
+        return torch.stack([failed.to(failures[0].device) for failed in failures]).any()
+
+    def _commit(self) -> Tensor | None:
+        """Make the memory of the last step the one that counts, or forget it if that step came to nothing."""
+        failed = self._failed()
+        if failed is not None:
+            self.memory.commit(failed)
+        self.step -= not self.is_whole
+        self._failures.clear()
+        self.is_whole = True
+        return failed
