@@ -29,18 +29,13 @@ def parse_schedule(text: str, key: str) -> Callable[[int, int], float]:
         raise ValueError(f"{key}: cannot read the schedule, got {text!r}; write {FORMS[name]}") from error
 
 
-def _progress(round_: int, rounds: int) -> float:
-    """Return the share of rounds that are over: 0 in the first round, 1 after the last."""
-    return (round_ - 1) / rounds
-
-
 def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, int], float]]:
     """Make a schedule without parameters from a function of the progress in [0, 1)."""
 
     def parse(arguments: str) -> Callable[[int, int], float]:
         if arguments:
             raise ValueError(arguments)
-        return lambda round_, rounds: factor(_progress(round_, rounds))
+        return lambda round_, rounds: factor((round_ - 1) / rounds)  # 0 in the first round, 1 after the last
 
     return parse
 

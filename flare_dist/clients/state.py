@@ -41,6 +41,9 @@ class ClientStates:
     @contextmanager
     def lend(self, client: int) -> Iterator[dict[str, Tensor]]:
         """Lend a client's state on the training device; what is changed in it is kept where the state lives."""
+        if not self.names:
+            yield {}
+            return
         with on_device(self[client], self.device) as lent:
             yield lent
 

@@ -30,11 +30,6 @@ def move(inputs: Tensor, moves: Tensor, outside: int = 0) -> Tensor:
     return padded.view(b, c, -1).gather(2, place.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
 
 
-def stay(count: int, generator: torch.Generator) -> Tensor | None:
-    """Draw nothing: no example is moved."""
-    return None
-
-
 def crop(count: int, generator: torch.Generator) -> Tensor:
     """Draw a random crop of the image padded by four pixels."""
     moves = torch.zeros(count, 3, dtype=torch.int64)
@@ -56,8 +51,8 @@ def crop_flip(count: int, generator: torch.Generator) -> Tensor:
     return moves
 
 
-AUGMENTATIONS: dict[str, Callable[[int, torch.Generator], Tensor | None]] = {
-    "none": stay,
+AUGMENTATIONS: dict[str, Callable[[int, torch.Generator], Tensor] | None] = {
+    "none": None,
     "crop": crop,
     "flip": flip,
     "crop_flip": crop_flip,

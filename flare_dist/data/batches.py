@@ -75,7 +75,8 @@ class BatchSource:
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw an epoch: `indices` shuffled, and how the input of each is moved (int64 [n, 3]; None = not)."""
-        return indices[torch.randperm(len(indices), generator=generator)], self.moves(len(indices), generator)
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        return shuffled, self.moves(len(indices), generator) if self.moves else None
 
     def prepare(self, chosen: Tensor, moves: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalise and move the examples at `chosen` (int64 [b] on the device): inputs [b, C, H, W] and labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class Federation:
     held_out: BatchSource | None  # the server's own examples, by which models may be pruned
     open_uplink: Callable[..., Any]  # (round, cohort, this) -> rounds/uplink.py's Uplink: of whole or of sparse models
 
-    @property
+    @cached_property
     def steps_here(self) -> bool:
         """Tell whether this rank steps the server: rank 0, or all if the step is stateless and sent back whole."""
         return self.world.rank == 0 or (self.server.is_plain and self.downlink.is_lossless)
