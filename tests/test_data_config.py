@@ -30,12 +30,6 @@ def test_config_errors_name_the_key(values: dict[str, Any], message: str) -> Non
         DataConfig(**values)
 
 
-@pytest.mark.parametrize("key", ["examples", "test_examples", "classes", "groups", "shape"])
-def test_synthetic_config_errors_name_the_key(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"^data\.synthetic\.{key}: "):
-        SyntheticConfig(**{key: (3, 0, 8) if key == "shape" else 0})  # type: ignore[arg-type]
-
-
 def test_help_describes_every_key() -> None:
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--data", type=DataConfig, default=DataConfig())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Map each file to those that it imports at any depth: within functions and under TYPE_CHECKING too."""
+    dotted = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in MODULES}
+    modules = {name.removesuffix(".__init__"): str(path.relative_to(PACKAGE)) for path, name in dotted.items()}
+    graph = {}
+    for own, file in modules.items():
+        names = imports(PACKAGE / file)
+        # `from a import b` runs the module a, and the module a.b if there is one.
+        used = names | {name.rpartition(".")[0] for name in names}
+        graph[file] = {modules[name] for name in used & modules.keys() - {own}}
+    return graph
+
+
 def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -92,6 +106,15 @@ def part(path: Path) -> str:
 def test_imports_point_one_way(path: Path) -> None:
     used = {name.split(".")[1] for name in imports(path) if name.startswith("flare_dist.")}
     assert used <= MAY_IMPORT[part(path)] | {part(path)}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    circle: list[str] = []
+    try:
+        TopologicalSorter(import_graph()).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+    assert not circle, f"these files are in a circle, each imported by the next: {', '.join(circle)}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

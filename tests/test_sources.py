@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
 from tests.helpers.images import equal
-
-SMALL = SyntheticConfig(examples=300, test_examples=80, shape=(3, 8, 8), classes=5, groups=7)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -30,20 +28,6 @@ def test_digits_are_split_the_same_way_for_every_seed() -> None:
     in_all = torch.tensor([178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
     assert torch.equal(splits.test.labels.bincount(), in_all // 5)
     assert equal(splits.train, load(DataConfig(), seed=1).train)
-
-
-def test_synthetic_is_seeded_and_learnable() -> None:
-    config = DataConfig(name="synthetic", synthetic=SMALL)
-    splits = load(config, seed=0)
-    assert splits.train.inputs.shape == (300, 3, 8, 8)
-    assert splits.train.groups is not None
-    assert splits.train.groups.unique().tolist() == list(range(7))
-    assert equal(splits.train, load(config, seed=0).train)
-    assert not equal(splits.train, load(config, seed=1).train)
-    x, y = splits.train.inputs.float().flatten(1), splits.train.labels
-    means = torch.stack([x[y == c].mean(0) for c in range(5)])
-    guess = torch.cdist(splits.test.inputs.float().flatten(1), means).argmin(1)
-    assert (guess == splits.test.labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

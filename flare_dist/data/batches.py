@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flare_dist import seeding
 from flare_dist.data.augmentation import AUGMENTATIONS, move
 from flare_dist.data.examples import Examples, subset
+from flare_dist.seeding import generator as seeded_generator
 
 _CHUNK = 2**26  # bytes of float32 inputs prepared at once
 
@@ -136,7 +136,7 @@ class SharedEpochs:
         epoch, place = divmod(step, self.num_examples // (self.batch_size * self.size))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = torch.randperm(self.num_examples, generator=seeding.generator(self.seed, "shuffle", epoch))
+            self._order = torch.randperm(self.num_examples, generator=seeded_generator(self.seed, "shuffle", epoch))
         start = (place * self.size + rank) * self.batch_size
         return self._order[start : start + self.batch_size]
 

@@ -7,39 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flare_dist.data.augmentation import AUGMENTATIONS
-from flare_dist.data.datasets import NORMALIZATIONS
+from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.partitioners import PARTITIONERS
 from flare_dist.data.sources import SOURCES
+from flare_dist.data.synthetic import SyntheticConfig
 from flare_dist.errors import printable
 
 # A run's config.yaml could not be read again; files within the folder may have any name.
 _UNPRINTABLE = "the name has bytes that are not UTF-8 or control characters; give a link to it with another name"
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Sizes of a seeded data set: noise around one pattern for each class and a fainter one for each group.
-
-    Args:
-        examples: Training examples.
-        test_examples: Test examples.
-        shape: Channels, height and width of an image.
-        classes: Number of classes.
-        groups: Number of natural groups, for partition: natural.
-    """
-
-    examples: int = 2000
-    test_examples: int = 500
-    shape: tuple[int, int, int] = (3, 16, 16)
-    classes: int = 10
-    groups: int = 20
-
-    def __post_init__(self) -> None:
-        for key in ("examples", "test_examples", "classes", "groups"):
-            _require(getattr(self, key) >= 1, f"data.synthetic.{key}", "must be at least 1", getattr(self, key))
-        _require(
-            len(self.shape) == 3 and min(self.shape) >= 1, "data.synthetic.shape", "must be three sizes", self.shape
-        )
 
 
 @dataclass(frozen=True)

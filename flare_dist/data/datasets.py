@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.data.examples import Examples, channel_statistics, check_examples, hold_out
+from flare_dist.data.config import DataConfig
+from flare_dist.data.examples import Examples, check_examples, hold_out
+from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.sources import SOURCES, Source
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import generator
 from flare_dist.tasks.config import AUTO, find_task
 from flare_dist.tasks.task import Task
-
-if TYPE_CHECKING:
-    from flare_dist.data.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -77,27 +74,3 @@ def _check_source(name: str, source: Source, task_name: str) -> None:
     trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))
     if trained != tested:
         raise ValueError(f"data.name: {name}: test: inputs must have the shape {trained} of train, got {tested}")
-
-
-def standard(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Give each channel mean 0 and deviation 1 over the training examples."""
-    return channel_statistics(train.inputs)
-
-
-def unit(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Bring pixels into [0, 1]."""
-    channels = train.inputs.shape[1]
-    return torch.zeros(channels), torch.full((channels,), source.white)
-
-
-def raw(train: Examples, source: Source) -> tuple[Tensor, Tensor]:
-    """Leave pixels as they are."""
-    channels = train.inputs.shape[1]
-    return torch.zeros(channels), torch.ones(channels)
-
-
-NORMALIZATIONS: dict[str, Callable[[Examples, Source], tuple[Tensor, Tensor]]] = {
-    "standard": standard,
-    "unit": unit,
-    "none": raw,
-}

@@ -5,21 +5,18 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
 from flare_dist.data.partitioners import PARTITIONERS, UNUSED
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
 from flare_dist.tasks.task import Task
-
-if TYPE_CHECKING:
-    from flare_dist.data.config import DataConfig
 
 
 class Partition:

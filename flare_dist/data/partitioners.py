@@ -8,27 +8,40 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from flare_dist.data.examples import Examples
 
-if TYPE_CHECKING:
-    from flare_dist.data.config import DataConfig
-
 UNUSED = -1  # owner of an example that no client gets
 
 
+class PartitionerConfig(Protocol):
+    """List what partitioners read of the data's configuration."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def examples_per_client(self) -> int | None: ...
+
+    @property
+    def shards_per_client(self) -> int: ...
+
+
 def iid(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Shuffle the examples and cut them into equal parts."""
     return rng.permutation(np.repeat(np.arange(num_clients), _even(len(train), num_clients)))
 
 
 def consecutive(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Give client i the i-th run of `examples_per_client` examples in data order; the rest is unused."""
     size = config.examples_per_client or len(train) // num_clients
@@ -42,7 +55,7 @@ def consecutive(
 
 
 def dirichlet(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Give all clients equal sizes, and each a class mix ~ Dir(alpha) (Acar et al., 2021, "FedDyn"; FedLab; FLASH).
 
@@ -67,7 +80,7 @@ def dirichlet(
 
 
 def dirichlet_unbalanced(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Cut each class over the clients in proportions ~ Dir(alpha) (Yurochkin et al., 2019); sizes differ too."""
     labels = train.labels.numpy()
@@ -79,7 +92,7 @@ def dirichlet_unbalanced(
 
 
 def shards(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Sort by label, cut into equal shards and give each client a few at random (McMahan et al., 2017)."""
     pieces = num_clients * config.shards_per_client
@@ -94,7 +107,7 @@ def shards(
 
 
 def quantity(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw sizes ~ Dir(alpha); every client has the class mix of the whole (Li et al., 2022, "NIID-Bench")."""
     sizes = _cut(len(train), rng.dirichlet(np.full(num_clients, config.alpha)))
@@ -102,7 +115,7 @@ def quantity(
 
 
 def natural(
-    config: DataConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
+    config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Deal the data set's own groups whole: every client gets the same number of groups, give or take one."""
     if train.groups is None:
@@ -151,7 +164,7 @@ def _none_empty(owner: np.ndarray, num_clients: int) -> np.ndarray:
     return owner
 
 
-PARTITIONERS: dict[str, Callable[[DataConfig, Examples, int, int, np.random.Generator], np.ndarray]] = {
+PARTITIONERS: dict[str, Callable[[PartitionerConfig, Examples, int, int, np.random.Generator], np.ndarray]] = {
     "iid": iid,
     "consecutive": consecutive,
     "dirichlet": dirichlet,

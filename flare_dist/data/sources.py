@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,16 +14,34 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
 from flare_dist.errors import reason, refusal
-from flare_dist.seeding import generator
 from flare_dist.tasks.builtin import CLASSIFICATION
 
-if TYPE_CHECKING:
-    from flare_dist.data.config import DataConfig
-
-_CHUNK = 4096  # synthetic examples drawn at once
 _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class SourceConfig(Protocol):
+    """List what sources read of the data's configuration."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def root(self) -> str: ...
+
+    @property
+    def image_range(self) -> float | None: ...
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    @property
+    def download(self) -> bool: ...
+
+    @property
+    def synthetic(self) -> SyntheticConfig: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class Source:
     task: str = "classification"  # the natural one of these data
 
 
-def digits(config: DataConfig, seed: int) -> Source:
+def digits(config: SourceConfig, seed: int) -> Source:
     """Load scikit-learn's bundled 8x8 digits, values 0 to 16; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
 
@@ -49,41 +67,25 @@ def digits(config: DataConfig, seed: int) -> Source:
     return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), 10, white=16.0)
 
 
-def synthetic(config: DataConfig, seed: int) -> Source:
-    """Draw grey noise around one pattern for each class, plus a fainter one for each group (its "handwriting")."""
+def synthetic(config: SourceConfig, seed: int) -> Source:
+    """Draw a data set of the sizes in `data.synthetic`; see `synthetic.py`."""
     sizes = config.synthetic
-    rng = generator(seed, "synthetic patterns")
-    patterns = torch.randn(sizes.classes, *sizes.shape, generator=rng)
-    styles = torch.randn(sizes.groups, *sizes.shape, generator=rng)
-
-    def draw(part: str, count: int) -> Examples:
-        rng = generator(seed, f"synthetic {part}")
-        labels = torch.randint(sizes.classes, (count,), generator=rng)
-        groups = torch.randperm(count, generator=rng) % sizes.groups
-        inputs = torch.empty(count, *sizes.shape, dtype=torch.uint8)
-        for start in range(0, count, _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            noise = torch.randn(inputs[chunk].shape, generator=rng)
-            value = 128 + 24 * patterns[labels[chunk]] + 12 * styles[groups[chunk]] + 40 * noise
-            inputs[chunk] = value.clamp_(0, 255).byte()
-        return Examples(inputs, labels, groups)
-
-    return Source(draw("train", sizes.examples), draw("test", sizes.test_examples), sizes.classes)
+    return Source(*draw_images(sizes, seed), sizes.classes)
 
 
-def image_folder(config: DataConfig, seed: int) -> Source:
+def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
     return Source(*load_folder(Path(config.root), config.image_range))
 
 
-def shakespeare(config: DataConfig, seed: int) -> Source:
+def shakespeare(config: SourceConfig, seed: int) -> Source:
     """Load texts of many speakers at `data.root`; see `text.py`."""
     texts = load_texts(Path(config.root), config.sequence_length)
     return Source(*texts, len(CHARACTERS), task="next_token")
 
 
 def torchvision_source(
-    config: DataConfig,
+    config: SourceConfig,
     seed: int,
     *,
     reader: str,
@@ -136,7 +138,7 @@ _mnist = partial(torchvision_source, files=_idx("train", "t10k"), num_classes=10
 # EMNIST's files hold every image transposed.
 _emnist = partial(torchvision_source, reader="EMNIST", folder="EMNIST/raw", transposed=True)
 
-SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
+SOURCES: dict[str, Callable[[SourceConfig, int], Source]] = {
     "digits": digits,
     "mnist": partial(_mnist, reader="MNIST", folder="MNIST/raw"),
     "fashion_mnist": partial(_mnist, reader="FashionMNIST", folder="FashionMNIST/raw"),

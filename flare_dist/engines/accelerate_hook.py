@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.engines.attach import attach_ddp, unwrapped
+from flare_dist.engines.attach_ddp import attach_ddp, unwrapped
 from flare_dist.hook.checkpoint import NAME, load_named, save_hook_state
 from flare_dist.hook.state import SparseHookState
 

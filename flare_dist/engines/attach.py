@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.collectives import rank_and_size
-from flare_dist.hook.ddp import sparse_hook
+from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone, unwrapped
 from flare_dist.hook.state import SparseHookState
-from flare_dist.hook.watch import HookWatch
-
-WorldOfOne = Literal["raise", "warn"]
 
 
 def attach(
@@ -61,65 +55,7 @@ def attach(
 
         return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
-    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{_hint_if_alone()}")
-
-
-def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings: Any) -> SparseHookState:
-    """Register the hook on a DDP model, compiled, wrapped by Fabric or not."""
-    ddp = unwrapped(model)
-    if not isinstance(ddp, DistributedDataParallel):
-        if world_of_one == "warn" and is_alone():
-            warnings.warn("attach: one process, so nothing is exchanged and training is dense", stacklevel=3)
-            return SparseHookState(ddp, **settings)
-        raise ValueError(
-            f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
-            f"sparse (a single process, FSDP, or not prepared yet?){_hint_if_alone()}"
-        )
-    _forget_copied_hook(ddp)
-    check_ddp(ddp)
-    state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
-    ddp.register_comm_hook(state, sparse_hook)
-    ddp.register_forward_hook(HookWatch(ddp, state))
-    return state
-
-
-def check_ddp(ddp: DistributedDataParallel) -> None:
-    """Raise ValueError if some of the gradients would not go through a hook of this model."""
-    if ddp._use_python_reducer:
-        raise ValueError(
-            "attach: DDP was wrapped under torch._dynamo.config.optimize_ddp = 'python_reducer', which hands its hooks "
-            "no buckets; set it to 'ddp_optimizer' before wrapping"
-        )
-    if any(hasattr(parameter, "_in_backward_optimizers") for parameter in ddp.parameters()):
-        raise ValueError(
-            "attach: _apply_optimizer_in_backward takes DDP's only hook; step the optimizer after backward"
-        )
-    if ddp._delay_all_reduce_params:
-        raise ValueError("attach: DDP exchanges delay_all_reduce_named_params without its hook; leave them out")
-    if ddp._comm_hooks:  # DDP itself refuses only some second hooks, and after having noted them
-        name = getattr(ddp._comm_hooks[0][0], "__name__", "a hook")
-        raise ValueError(f"attach: the model has a communication hook already, {name}, and DDP takes only one")
-    if ddp.mixed_precision is not None:
-        raise ValueError("attach: DDP's mixed_precision takes the only hook; use autocast instead")
-
-
-def unwrapped(model: Any) -> Any:
-    """Unwrap the model from torch.compile and from Fabric's wrapper."""
-    while isinstance(model, nn.Module) and not isinstance(model, DistributedDataParallel):
-        inner = [model._modules[name] for name in ("_orig_mod", "_forward_module") if name in model._modules]
-        if not inner:
-            break
-        model = inner[0]
-    return model
-
-
-def is_alone() -> bool:
-    """Tell whether this is the only process, of the process group or by the launcher's word."""
-    return rank_and_size(None)[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1
-
-
-def _hint_if_alone() -> str:
-    return "; for a script that also runs as one process, give world_of_one='warn'" if is_alone() else ""
+    raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{hint_if_alone()}")
 
 
 def is_engine(target: Any) -> bool:
@@ -129,12 +65,3 @@ def is_engine(target: Any) -> bool:
     from flare_dist.engines.deepspeed import DeepSpeedEngine
 
     return isinstance(target, DeepSpeedEngine)
-
-
-def _forget_copied_hook(ddp: DistributedDataParallel) -> None:
-    """Remove what a copied model still holds of the original's hook: no reducer calls it."""
-    watches = {number: hook for number, hook in ddp._forward_hooks.items() if isinstance(hook, HookWatch)}
-    if watches and not any(watch.is_on(ddp) for watch in watches.values()):
-        ddp._comm_hooks.clear()
-        for number in watches:
-            del ddp._forward_hooks[number]

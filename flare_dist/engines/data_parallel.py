@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.engines.attach import attach_ddp
+from flare_dist.engines.attach_ddp import attach_ddp
 from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
 from flare_dist.hook.state import SparseHookState
 

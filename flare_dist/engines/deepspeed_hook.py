@@ -7,10 +7,11 @@ the loss scale and its skipped steps stay DeepSpeed's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare_dist.hook.checks import refuse_sparse_gradients
 from flare_dist.hook.ddp import exchange_gradients
@@ -18,11 +19,31 @@ from flare_dist.hook.scale import EngineScale
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.updates import Unapplied
 
-if TYPE_CHECKING:
-    from flare_dist.engines.deepspeed import DeepSpeedEngine
+
+class Engine(Protocol):
+    """List what the hook reads and replaces of a DeepSpeed engine."""
+
+    module: nn.Module
+    optimizer: Any
+    data_parallel_group: Any
+    global_steps: int
+    has_moe_layers: bool
+    pipeline_parallelism: bool
+    buffered_allreduce_fallback: Callable[..., None]  # replaced at ZeRO stage 0
+    _sparse_hook_state: SparseHookState | None  # ours, set by `attach_engine`
+
+    def zero_optimization_stage(self) -> int: ...
+
+    def zero_round_robin_gradients(self) -> bool: ...
+
+    def fp16_enabled(self) -> bool: ...
+
+    def get_data_types(self) -> tuple[torch.dtype, torch.dtype]: ...
+
+    def _get_gradients_for_reduction(self) -> tuple[list[Tensor], Any]: ...
 
 
-def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
+def attach_engine(engine: Engine, **settings: Any) -> SparseHookState:
     """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason if it cannot."""
     _check_stage(engine)
     _check_settings(engine)
@@ -38,7 +59,7 @@ def attach_engine(engine: DeepSpeedEngine, **settings: Any) -> SparseHookState:
     return state
 
 
-def _check_stage(engine: DeepSpeedEngine) -> None:
+def _check_stage(engine: Engine) -> None:
     """Raise ValueError if the engine's ZeRO stage leaves no whole gradient to select from, or not in this precision."""
     stage = engine.zero_optimization_stage()
     if stage >= 2:
@@ -52,7 +73,7 @@ def _check_stage(engine: DeepSpeedEngine) -> None:
         raise ValueError("attach: this bf16 optimizer keeps its gradients by group, not by parameter; use ZeRO stage 1")
 
 
-def _check_settings(engine: DeepSpeedEngine) -> None:
+def _check_settings(engine: Engine) -> None:
     """Raise ValueError if some of the engine's gradients would not go through the hook."""
     if engine.has_moe_layers or engine.pipeline_parallelism:
         raise ValueError("attach: experts and pipelines reduce their gradients in groups of their own")
@@ -69,7 +90,7 @@ def _check_settings(engine: DeepSpeedEngine) -> None:
         raise ValueError("attach: the engine exchanges sparsely already")
 
 
-def _reduce(engine: DeepSpeedEngine, state: SparseHookState) -> None:
+def _reduce(engine: Engine, state: SparseHookState) -> None:
     """Exchange all gradients at stage 0, and write the mean to where DeepSpeed reads them."""
     state.begin_step()
     parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
