@@ -29,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
     [
         ({}, None),
         ({"mode": "gradient"}, "only federated training has several clients"),
-        ({"engine": EngineConfig("deepspeed")}, "an engine of DeepSpeed's trains one client at a time"),
+        ({"engine": EngineConfig("deepspeed")}, "DeepSpeed trains one client at a time"),
         ({"engine": EngineConfig(mixed_precision="bf16")}, "mixed precision is for one client at a time"),
         ({"engine": EngineConfig(gradient_accumulation_steps=2)}, "gradients are accumulated for one client at a time"),
         ({"clients": ClientsConfig(objective="fedprox")}, "an objective is for one client at a time"),
         ({"clients": ClientsConfig(step_ahead=0.5)}, "step_ahead starts each client from another model"),
-        ({"sparse_training": SparseTrainingConfig("pdst", 0.5)}, "masks are those of one client at a time"),
+        ({"sparse_training": SparseTrainingConfig("pdst", 0.5)}, "masks are for one client at a time"),
     ],
 )
 def test_settings_that_forbid_one_batch_are_found_with_the_reason(

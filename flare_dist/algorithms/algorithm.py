@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from flare_dist.exclusion import Exclusion
 from flare_dist.layout import ParameterLayout
 
 Vectors = dict[str, Tensor]  # flat vectors by name, float32 [total]
@@ -90,6 +91,7 @@ MakePenalty = Callable[[LocalContext], Penalty | None]
 BeforeWire = Callable[[Trained, Vectors, Vectors], Vectors]  # (trained, the client's memory, the server's)
 AfterWire = Callable[[Mean, Vectors, Senders], None]  # (mean delta, the server's memory, senders)
 AfterRound = Callable[[Vectors, Vectors, Senders], None]  # (means of the other payloads, the server's memory, senders)
+Wraps = Callable[..., Any]  # (round, cohort, federation) -> rounds/uplink.py's Uplink
 # (what the server keeps of a client, float32 [total], which changes; indices and values of a payload) -> its delta
 Estimate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -131,7 +133,9 @@ class Algorithm(NamedTuple):
     before_wire: BeforeWire = the_delta  # may change the delta and the client's memory in place; not if it was rejected
     after_wire: AfterWire = the_mean  # makes the server's step of the mean delta in place, on the ranks that step
     after_round: AfterRound = nothing  # moves what clients are told, on every rank
+    wraps: Wraps | None = None  # opens a round's uplink around that of whole models, as masks of sparse models do
     estimate: Estimate | None = None  # if sparse payloads change a vector of each client that the server keeps as well
+    excludes: tuple[Exclusion, ...] = ()  # settings with which it is refused
 
     @property
     def told(self) -> tuple[str, ...]:

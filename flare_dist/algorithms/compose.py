@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from flare_dist.algorithms.algorithm import (
@@ -15,6 +17,8 @@ from flare_dist.algorithms.algorithm import (
     Trained,
     Vectors,
 )
+
+Part = TypeVar("Part")
 
 
 def compose(*algorithms: Algorithm) -> Algorithm:
@@ -54,9 +58,6 @@ def compose(*algorithms: Algorithm) -> Algorithm:
         for algorithm in others:
             algorithm.after_round(means, server, senders)
 
-    estimates = [algorithm.estimate for algorithm in others if algorithm.estimate]
-    if len(estimates) > 1:
-        raise ValueError("algorithms that do not compose: two of them keep an estimate of each client")
     return Algorithm(
         tuple(memory),
         tuple(server),
@@ -66,8 +67,18 @@ def compose(*algorithms: Algorithm) -> Algorithm:
         before_wire,
         after_wire,
         after_round,
-        estimates[0] if estimates else None,
+        _only([algorithm.wraps for algorithm in others], "wrap the uplink"),
+        _only([algorithm.estimate for algorithm in others], "keep an estimate of each client"),
+        excludes=tuple(row for algorithm in others for row in algorithm.excludes),
     )
+
+
+def _only(given: list[Part | None], what: str) -> Part | None:
+    """Return the one part that is given, if any."""
+    parts = [part for part in given if part is not None]
+    if len(parts) > 1:
+        raise ValueError(f"algorithms that do not compose: two of them {what}")
+    return parts[0] if parts else None
 
 
 def _repeated(names: list[str]) -> str:

@@ -55,6 +55,7 @@ def feddc(config: FedDCConfig) -> Algorithm:
         before_wire=_remember,
         after_wire=_add_drift,
         after_round=_follow,
+        excludes=EXCLUDES,
     )
 
 

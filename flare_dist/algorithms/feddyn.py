@@ -57,7 +57,14 @@ def feddyn(config: FedDynConfig) -> Algorithm:
         h.sub_(mean_delta, alpha=alpha * len(senders.weights) / senders.num_clients)
         mean_delta.sub_(h, alpha=1 / alpha)
 
-    return Algorithm(memory=("h",), server=("feddyn",), penalty=penalty, before_wire=before_wire, after_wire=after_wire)
+    return Algorithm(
+        memory=("h",),
+        server=("feddyn",),
+        penalty=penalty,
+        before_wire=before_wire,
+        after_wire=after_wire,
+        excludes=EXCLUDES,
+    )
 
 
 EXCLUDES = of_own_mean("feddyn", "FedDyn")

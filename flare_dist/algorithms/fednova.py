@@ -17,7 +17,7 @@ from flare_dist.exclusion import Exclusion
 
 def fednova() -> Algorithm:
     """Average deltas by the gradient, times the mean number of these."""
-    return Algorithm(brief=_count, before_wire=_by_the_gradient, after_wire=_times_mean_count)
+    return Algorithm(brief=_count, before_wire=_by_the_gradient, after_wire=_times_mean_count, excludes=EXCLUDES)
 
 
 def gradients_in(work: LocalWork) -> float:

@@ -63,7 +63,7 @@ class FlareConfig:
 
 def flare(config: FlareConfig) -> Algorithm:
     """Pull towards the residual, which error feedback keeps."""
-    return Algorithm(penalty=lambda context: flare_penalty(config, context))
+    return Algorithm(penalty=lambda context: flare_penalty(config, context), excludes=EXCLUDES)
 
 
 def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:

@@ -25,6 +25,7 @@ def scaffold() -> Algorithm:
         penalty=_correction,
         before_wire=_with_change,
         after_round=_follow,
+        excludes=EXCLUDES,
     )
 
 

@@ -27,12 +27,15 @@ def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+NAMED_BY_KEY = ("clients", "ranks", "masks")  # groups whose tags end in the key
+
+
 def key_of(tag: str) -> str | None:
     """Find the key of metrics.jsonl that is logged under one of our tags; None for any other tag."""
     group, _, name = tag.partition("/")
     if group in ("accuracy", "loss", "bytes", "seconds"):
         return f"{name}_{group}"
-    return name if group in ("clients", "ranks", "masks") else None
+    return name if group in NAMED_BY_KEY else None
 
 
 def read_events(directory: Path, tags: Mapping[str, str]) -> tuple[list[Row], list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from flare_dist.algorithms.algorithm import Algorithm
+from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
@@ -22,11 +22,12 @@ from flare_dist.config.config import Config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import Partition
+from flare_dist.exclusion import refuse
 from flare_dist.layout import parameter_layout
 from flare_dist.rounds.build_trainer import build_trainer, place
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import report_break_even
-from flare_dist.rounds.masked_uplink import MaskedUplink
+from flare_dist.rounds.masked_uplink import sparse_models
 from flare_dist.rounds.uplink import WholeUplink, memory_names
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.server.downlink import Downlink
@@ -49,6 +50,8 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         room = most_clients(model, data.blank, config.clients.largest_batch(parts.sizes), world.device)
     feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
     algorithm = algorithm_of(config.clients, config.server.aggregator, feedback)
+    algorithm = compose(algorithm, sparse_models(masks))
+    refuse(algorithm.excludes, **vars(config))
     trainer = build_trainer(config, world, data, place(config, world, data, model), algorithm)
     layout = trainer.model.layout
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
@@ -66,7 +69,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         Downlink(config.exchanged, layout, server.parameters.data),
         masks,
         BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None,
-        partial(MaskedUplink, masks=masks) if isinstance(masks, Masks) else WholeUplink,
+        algorithm.wraps or WholeUplink,
     )
 
 

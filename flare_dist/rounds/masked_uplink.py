@@ -7,11 +7,13 @@ the mean of models whose masks may differ.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort, Received, mean_in_order
 from flare_dist.comm.exchange import DenseUplink, SparseUplink
@@ -26,6 +28,14 @@ from flare_dist.sparse_training.compressor import MaskedCompressor
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
+from flare_dist.sparse_training.no_masks import NoMasks
+
+
+def sparse_models(models: Masks | NoMasks) -> Algorithm:
+    """Train, send and average the active weights alone: pruned models, FLASH, FedDST and PruneFL, as the masks move."""
+    if isinstance(models, NoMasks):
+        return FEDAVG
+    return Algorithm(wraps=partial(MaskedUplink, masks=models))
 
 
 class MaskedUplink:
@@ -39,7 +49,7 @@ class MaskedUplink:
         self.compressor = MaskedCompressor(fed.compressor)
         self.assigned = self._assign()
         self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
-        self.gathered: GatheredMasks | None = None  # if the clients' masks may differ
+        self.gathered: GatheredMasks | None = None  # unless all clients keep one mask
         self.squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, if measured
         self.mask_nbytes = 0
         self._moved: dict[int, Tensor] = {}  # the masks with which the clients on this rank ended
@@ -105,7 +115,8 @@ class MaskedUplink:
         received = self._whole.gather()
         if self.gathered:
             self.mask_nbytes = self.gathered.mask_nbytes
-        if self.masks.schedule.measures_in(self.round):
+        schedule = self.masks.schedule
+        if schedule.measures_in(self.round):
             self.squares = self._mean_squares(received)
         if self.squares is None:
             return received
@@ -137,7 +148,8 @@ class MaskedUplink:
         """Keep the clients' masks if they are personal, and bring a new consensus to the ranks that did not make it."""
         self._whole.finish(received)
         self.masks.remember(received.accepted, self.gathered)
-        if not self.fed.server.is_plain and self.masks.schedule.server_moves_in(self.round):
+        schedule = self.masks.schedule
+        if schedule.server_moves_in(self.round) and not self.fed.server.is_plain:
             mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))
             self.masks.mask = mask.bool()
 

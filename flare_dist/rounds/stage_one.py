@@ -40,13 +40,15 @@ def begin_masks(fed: Federation, console: Console) -> dict[str, Any]:
     Returns their part of the row of round 0; nothing if they have begun, or models are dense. Raises DivergedError on
     all ranks if stage 1 finds nothing, and ValueError if its densities leave a layer empty.
     """
-    masks, server = fed.masks, fed.server
-    if isinstance(masks, NoMasks) or masks.have_begun:
+    given, server = fed.masks, fed.server
+    if isinstance(given, NoMasks) or given.have_begun:
         return {}
+    masks = given
     row: dict[str, Any] = {}
-    if masks.method.is_scored:
+    method = masks.method
+    if method.is_scored:
         row = prune(fed, masks)
-    elif masks.method.has_stage_one:
+    elif method.has_stage_one:
         row = stage_one(fed, masks, console)
         masks.begin(row["stage_one"]["densities"])
     else:

@@ -20,6 +20,6 @@ def save_global(path: Path, run: Run) -> None:
         if state[name].dtype != dtype:  # the engine computes in a lower precision than it averages in
             state[name] = floats.get(names.get(state[name], name), state[name]).to(dtype)
     save_model(path, state)
-    masks = run.masks.by_name(model.layout)
-    if masks:
-        save_model(path.with_suffix(rundir.MASKS_SUFFIX), masks)
+    consensus = run.masks.by_name(model.layout)
+    if consensus:
+        save_model(path.with_suffix(rundir.MASKS_SUFFIX), consensus)
