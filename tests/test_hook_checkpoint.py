@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 import re
 import warnings
 import weakref
@@ -14,31 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 import flare_dist
 from flare_dist.comm.world import World
 from flare_dist.hook import checkpoint
-from flare_dist.hook.saves import SaveWatch
-from flare_dist.hook.watch import HookWatch
-from tests.helpers.hook import assert_same_memory, batch, make_accelerator, net, step
+from tests.helpers.hook import assert_same_memory, attached, backward, make_accelerator, net, step
 from tests.ranks import run_ranks
 
 RANKS = 2
-
-
-def attached(**settings: Any) -> tuple[DistributedDataParallel, flare_dist.SparseHookState]:
-    ddp = DistributedDataParallel(net())
-    return ddp, flare_dist.attach(ddp, **{"density": 0.05, **settings})
-
-
-def backward(ddp: nn.Module, rank: int, numbers: range) -> None:
-    for number in numbers:
-        inputs, labels = batch(rank, number)
-        F.cross_entropy(ddp(inputs), labels).backward()
 
 
 def said_by(call: Callable[[], Any]) -> list[str]:
@@ -189,20 +172,6 @@ def test_ranks_with_disks_of_their_own_keep_the_save_before(tmp_path: Path, rank
     ranks.hear(4, 3)
     ranks.save(tmp_path / "0", 50, [0])  # rank 1 has 20 and 30, and 30 is whole
     assert "0/2@30" in files(tmp_path / "0")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_words_on_a_gpu_are_not_waited_for() -> None:
-    watch = SaveWatch()
-    words = torch.tensor([2, 0], dtype=torch.int32, device="cuda").view(-1, 1).view(torch.uint8)
-    torch.cuda._sleep(10**9)
-    watch.receive(words)
-    watch.look()
-    assert watch.is_whole is None
-    torch.cuda.synchronize()
-    with pytest.warns(UserWarning, match="rank 0 saved .* and rank 1 did not"):
-        watch.look()
 
 
 NO_MEMORIES: dict[str, Any] = {
@@ -442,55 +411,3 @@ def test_accelerate_saves_the_attempt_that_it_holds(tmp_path: Path) -> None:
         assert any("the memory of rank 1 is lost" in said for said in told["lost"])
     names = sorted(path.name for path in tmp_path.glob("sparse-hook*"))
     assert names == [f"sparse-hook-0000{rank}-of-00002-step-4.pt" for rank in range(2)]
-
-
-def copied(world: World, directory: str) -> list[tuple[bool, Any]]:
-    """Copies of a hook's state by every way that people copy models."""
-    ddp, hook = attached(scaler=torch.amp.GradScaler("cpu"), seed=3)
-    backward(ddp, world.rank, range(3))
-    path = Path(directory) / str(world.rank)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        models: list[Any] = [copy.deepcopy(ddp), AveragedModel(ddp).module]
-        torch.save(ddp, path)
-        models.append(torch.load(path, weights_only=False))
-    torch.save(hook, path)
-    states: list[Any] = [model._comm_hooks[0][1] for model in models]
-    states += [torch.load(path, weights_only=False), copy.deepcopy(hook)]
-    for state in states:
-        assert_same_memory(state.state_dict(), hook.state_dict())
-        assert (state.shapes, state.config, state.seed) == (hook.shapes, hook.config, 3)
-        assert (state.scaler, state.process_group, state._names) == (None, None, {})
-    backward(ddp, world.rank, range(3, 4))
-    assert (states[0].step, hook.step) == (3, 4)
-    size = path.stat().st_size
-    assert size < 1.5 * 4 * sum(p.numel() for p in ddp.parameters()) + 20_000  # the memory, and no parameters
-    return [(state.is_attached, type(state).__name__) for state in [hook, *states]]
-
-
-def test_copies_keep_settings_step_and_memory_and_are_not_attached(tmp_path: Path) -> None:
-    for found in run_ranks(copied, RANKS, str(tmp_path)):
-        assert found == [(True, "SparseHookState"), *5 * [(False, "SparseHookState")]]
-
-
-def test_the_rule_is_compared_by_load_state_dict_as_well() -> None:
-    dgc = flare_dist.SparseHookState(nn.Linear(3, 2), error_feedback="dgc")
-    ec = flare_dist.SparseHookState(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="saved under dgc, and here the rule is ec"):
-        ec.load_state_dict(dgc.state_dict())
-    memory: dict[str, dict[str, Tensor]] = {"weight": {kind: torch.ones(2, 3) for kind in dgc.state_names}}
-    with pytest.raises(ValueError, match="weight holds residual, velocity, and rule ec keeps residual; attach with"):
-        ec.load_state_dict({"step": 1, "memory": memory})
-
-
-def test_pickles_that_name_the_modules_of_older_versions_load() -> None:
-    """Before flare_dist.hook, the state was in comm/ddp_hook.py and the watch in comm/hook_watch.py."""
-    hook = flare_dist.SparseHookState(nn.Linear(3, 2), density=0.05, seed=3)
-    pickled = pickle.dumps(hook, protocol=2)
-    assert b"cflare_dist.hook.state\n" in pickled
-    older = pickle.loads(pickled.replace(b"cflare_dist.hook.state\n", b"cflare_dist.comm.ddp_hook\n"))
-    assert (type(older), older.config, older.seed) == (flare_dist.SparseHookState, hook.config, 3)
-    assert pickle.loads(b"cflare_dist.comm.hook_watch\nHookWatch\n.") is HookWatch
-    assert pickle.loads(b"cflare_dist.comm.ddp_hook\nsparse_hook\n.") is flare_dist.sparse_hook
-    with pytest.raises(AttributeError, match=r"attribute .other."):
-        pickle.loads(b"cflare_dist.comm.ddp_hook\nother\n.")

@@ -14,7 +14,8 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import bound_bits
 from flare_dist.compression.masked import HEADER, MaskedEncoding, active_layout, change_nbytes
-from flare_dist.compression.payload import Dense, Masked
+from flare_dist.compression.packing import Packing
+from flare_dist.compression.payload import MOST_ENTRIES, Dense, Masked
 from flare_dist.layout import ParameterLayout
 from flare_dist.sparse_training.compressor import MaskedCompressor
 
@@ -146,3 +147,18 @@ def test_lengths_that_cannot_be_are_errors() -> None:
         used.length(torch.zeros(5, dtype=torch.uint8), 3)
     with pytest.raises(ValueError, match="cannot have 0 bytes"):
         used.length(torch.zeros(50, dtype=torch.uint8), 3)
+
+
+def test_a_mask_too_long_for_its_positions_or_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
+        MaskedEncoding(torch.empty(2**31, dtype=torch.bool, device="meta"), lambda mask: packing_of_nothing())
+    encoding = MaskedEncoding(
+        torch.ones(8, dtype=torch.bool), lambda mask: packing_of_nothing(), most_removed=1, most_grown=1
+    )
+    assert encoding.most_nbytes(1000) > 1000
+    with pytest.raises(ValueError, match=r"^compression\.density: a payload takes at most 2,147,483,647 bytes"):
+        encoding.most_nbytes(MOST_ENTRIES)
+
+
+def packing_of_nothing() -> Packing:
+    return Packing.of(CompressionConfig(), ParameterLayout(()), [], torch.device("cpu"))

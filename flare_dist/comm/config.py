@@ -12,7 +12,7 @@ class GradientsConfig:
     """How mode gradient exchanges gradients.
 
     Args:
-        hook: sparse (as the keys under compression say) or, to compare with, a hook that comes with PyTorch: fp16 or
+        hook: sparse (by the keys under compression) or, to compare with, a hook that comes with PyTorch: fp16 or
             bf16 (all gradients, rounded) or powersgd (matrices of low rank with error feedback, Vogels et al. 2019).
         powersgd_rank: rank of powersgd's matrices.
         powersgd_start: steps that powersgd leaves dense.

@@ -61,7 +61,9 @@ class SparseUplink:
     def exchange(self, world: World) -> Received:
         """Gather all messages and take the weighted mean of the accepted payloads in client order."""
         buffer_sum = torch.zeros(self.buffers, device=world.device)
-        losses, kept, uplink_bytes = {}, 0, 0
+        losses = {}
+        kept = 0
+        uplink_bytes = 0
         for message in self._gather(world):
             client, payload = message.sender, message.payload
             uplink_bytes += message.nbytes

@@ -3,7 +3,7 @@
 A rank may wait long for another in a collective, for it may be training; what it must not do is wait for one that is
 stopped. So each rank counts up in the launcher's store from a thread of its own and looks at the others' counts; a
 second thread looks at the clock, because a store whose process is stopped never answers. Deaths need no watching: the
-launcher and the broken connections tell of them at once.
+launcher and the broken connections report them at once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Watch:
                     break
             self.store.add(f"alive/{self.rank}", LEFT)
         except RuntimeError:
-            self.answered = None  # whoever holds the store has ended, of which others will tell
+            self.answered = None  # whoever holds the store has ended, which others will report
 
     def look_at_the_clock(self) -> None:
         """End the process where somebody's time is over."""
@@ -96,7 +96,7 @@ class _Watch:
 
 
 def _give_up(silent: list[int], rank: int, timeout_seconds: float) -> None:
-    """Say who is missing and end this process; the launcher then ends the others, which may say it as well."""
+    """Name the missing ranks and end this process; the launcher then ends the others, which may name them as well."""
     names = ", ".join(map(str, silent))
     sys.stderr.write(
         f"error: rank {names} has not answered rank {rank} for {timeout_seconds:g} s (engine.timeout_seconds); "

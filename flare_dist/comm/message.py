@@ -97,7 +97,8 @@ def unpack(
     Raises ValueError with the sender if the bytes are no such message, or not those that were sent.
     """
     if kept is not None and all(slot.is_cuda for slot in slots):
-        headers, found = slots, [(sender, kept) for sender in senders]
+        headers = slots
+        found = [(sender, kept) for sender in senders]
     else:
         headers, found = _headers(slots)
     messages = []
@@ -109,8 +110,9 @@ def unpack(
                 raise ValueError(f"{count} entries came, and {kept} were expected")
             encoding = encoding_of(sender)
             body = _body(slot, count, buffers, encoding)
-            data, payload = body[WORD * buffers :], None
+            payload = None
             if count != REJECTED:
+                data = body[WORD * buffers :]
                 payload = encoding.unpack_checked(data, count) if kept is None else encoding.unpack(data, count)
         except ValueError as error:
             raise ValueError(f"{kind} {sender}: {error}") from error

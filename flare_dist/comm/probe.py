@@ -28,7 +28,7 @@ KEPT = 10
 def try_two(kind: str, seconds: float) -> None:
     """Try the exchange between two new processes of this machine, each with a device of `kind` cpu or cuda.
 
-    Raises RuntimeError, OSError or TimeoutError that says what does not work.
+    Raises RuntimeError, OSError or TimeoutError with what does not work.
     """
     with tempfile.TemporaryDirectory(prefix="flare_dist-") as folder:
         store = (Path(folder) / "store").as_uri()

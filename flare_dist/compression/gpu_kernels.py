@@ -3,7 +3,7 @@
 A float's bits without the sign, shifted left once, are its *key*: keys are ordered as magnitudes are, subnormal ones as
 well. A key's four digits have eight bits each, the highest first. The vector lies before the kernels as int32 bits.
 
-The kernels run one after another and tell each other through `scratch`, int64 [SCRATCH] that begins as zeros: the bound
+The kernels run one after another and communicate through `scratch`, int64 [SCRATCH] that begins as zeros: the bound
 that makes a key a candidate, the number of candidates, a histogram of each digit; and through `totals`, int64 [2,
 programs], what each program has counted. Offsets that may pass 2^31 are int64 scalars added to pointers; within a tile
 int32 is enough. Names that begin with an underscore are called by the kernels.

@@ -2,7 +2,7 @@
 
 Each is lossless, a pair of functions on tensors of the payload's device, and does not wait for a GPU. No code needs
 fewer than log2 C(n, k) bits on average over all sets: `bound_bits`. `auto` takes the smallest for (n, k), which sender
-and receiver know alike.
+and receiver compute alike.
 """
 
 from __future__ import annotations

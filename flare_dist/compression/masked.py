@@ -25,7 +25,8 @@ HEADER = 3 * WORD
 
 def active_layout(layout: ParameterLayout, mask: Tensor) -> ParameterLayout:
     """Lay out the active entries, one after another; a tensor that is active throughout keeps its shape."""
-    entries, offset = [], 0
+    entries = []
+    offset = 0
     for entry in layout.entries:
         count = int(mask[entry.offset : entry.end].count_nonzero())
         entries.append(Entry(entry.name, entry.shape if count == entry.numel else (count,), offset))
@@ -110,18 +111,19 @@ class MaskedEncoding:
         return self._unpack(data, kept, Packing.unpack_checked)
 
     def _unpack(self, data: Tensor, kept: int, unpack: Callable[[Packing, Tensor, int], Sparse]) -> Masked:
-        mask, packing, used = self.mask, self.packing if not self.moves else None, 0
-        if packing is None:
+        if self.moves:
             mask, used = self._decode(data)
-            packing = self.packing_of(mask)
-        payload = unpack(packing, data[used:], kept)
+            payload = unpack(self.packing_of(mask), data[used:], kept)
+        else:
+            mask, used = self.mask, 0
+            payload = unpack(self.packing, data, kept)
         active = self.active_in(mask)
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
     def most_nbytes(self, most_payload: int) -> int:
         """Bound a payload whose active entries take at most `most_payload` bytes.
 
-        Raises ValueError if it could be longer than its int32 length says.
+        Raises ValueError if it could be longer than an int32 length.
         """
         if not self.moves:
             return most_payload

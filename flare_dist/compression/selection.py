@@ -79,7 +79,9 @@ def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tup
     less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
     inside, other = np.ones(_TILE, bool), np.empty(_TILE, bool)
     words = inside.view(np.int64)
-    places, open_words, count = [], [], 0
+    places = []
+    open_words = []
+    count = 0
     for start in range(0, len(array), _TILE):
         tile = array[start : start + _TILE]
         size = len(tile)
@@ -105,7 +107,7 @@ def check_finite(vector: Tensor) -> None:
 
 
 def _check_magnitudes(magnitudes: Array) -> None:
-    """Raise NotFiniteError for magnitudes on a CPU, whose maximum tells."""
+    """Raise NotFiniteError for magnitudes on a CPU, by their maximum."""
     if len(magnitudes) and not math.isfinite(magnitudes.max()):
         raise NotFiniteError(_NOT_FINITE)
 
@@ -133,7 +135,8 @@ def _largest(magnitudes: Array, k: int) -> Array:
 
 def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
     """Return the positions `above` and the first ones of magnitude `tie` that make them k, ascending."""
-    tied, left = [], k - len(above)
+    tied = []
+    left = k - len(above)
     for start in range(0, len(array), _CHUNK):  # if there are many only the beginning is looked at
         if left:
             found = np.flatnonzero(np.abs(array[start : start + _CHUNK]) == tie)[:left]

@@ -53,7 +53,7 @@ def _outdated(state: SparseHookState, own: SavedSet, path: Path) -> list[Path]:
     """List the files beside `path`, which has just been written, that no whole set can need any more.
 
     If all ranks write to one disk, the last of them sees that the set is whole. A rank with a disk of its own never
-    does; but by now the messages since the save before have told whether all ranks made that one.
+    does; but by now the messages since the save before have shown whether all ranks made that one.
     """
     sets = find_sets(path.parent, own.name)
     previous = state.saves.last

@@ -19,7 +19,7 @@ def exchange_densely(
 ) -> torch.futures.Future[Tensor]:
     """Take the mean of `buffer` over the ranks; it may be complex, or a sparse tensor if DDP expects one.
 
-    `count` is told bytes on the wire, bytes of this rank and entries. A sparse gradient has other entries on each rank,
+    `count` gets bytes on the wire, bytes of this rank and entries. A sparse gradient has other entries on each rank,
     which are summed up first.
     """
     _, size = rank_and_size(group)

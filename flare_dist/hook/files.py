@@ -19,7 +19,7 @@ class SavedSet(NamedTuple):
 
     name: str
     size: int  # ranks that saved
-    step: int | None  # None: by an older version, whose file names do not tell
+    step: int | None  # None: by an older version, whose file names lack it
 
     def file(self, rank: int) -> str:
         step = "" if self.step is None else f"-step-{self.step}"
@@ -67,7 +67,8 @@ def _is_memory(saved: Any) -> bool:
 
 def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]:
     """Return the results of `action` by rank; a ValueError or OSError of one rank is raised as ValueError on all."""
-    result, problem = None, None
+    result = None
+    problem = None
     try:
         result = action()
     except (ValueError, OSError) as error:

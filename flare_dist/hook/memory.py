@@ -123,7 +123,7 @@ class BucketMemory:
             return torch.stack([own.count_nonzero() > 0 for _, own in self.layout.views(gradient)]).float()
         values = gradient.numpy()
         flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
-        return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few tell already
+        return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few are enough
 
     def draft(self) -> dict[str, Tensor]:
         """Open the vectors to write what they become in a step that may yet be taken back."""

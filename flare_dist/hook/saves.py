@@ -2,7 +2,7 @@
 
     | bit 0: a gradient is not finite | bits 1 to 30: saves of this rank |
 
-So nobody waits for a save of another rank, and a script that saves on rank 0 alone is told within two steps.
+So nobody waits for a save of another rank, and a script that saves on rank 0 alone is warned within two steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WRAP = 2**30
 
 
 class SaveWatch:
-    """The saves of this rank, and what the messages of the others tell of theirs."""
+    """The saves of this rank, and those of the others by their messages."""
 
     def __init__(self) -> None:
         self.last: Path | None = None  # the file that this rank wrote last

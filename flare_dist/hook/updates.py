@@ -15,9 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class OptimizerSteps:
     """A number that changes with every optimizer step on some of `parameters`.
 
-    PyTorch tells of each step of any torch.optim.Optimizer, fused kernels and writes to `.data` included, which leave
+    PyTorch reports each step of any torch.optim.Optimizer, fused kernels and writes to `.data` included, which leave
     the version counters of the parameters as they were. A script without an optimizer writes to its parameters itself,
-    which only the version counters tell: they count as long as no optimizer has stepped, for an embedding with max_norm
+    which only the version counters show: they count as long as no optimizer has stepped, for an embedding with max_norm
     changes its own at every forward. Writes to `.data` by hand are not noticed.
     """
 

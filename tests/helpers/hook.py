@@ -131,3 +131,14 @@ def steps_of(
         step(prepared, optimizer, rank, number, accelerator)
     accelerator.save_state(directory)
     return flat(model), state.state_dict()
+
+
+def attached(**settings: Any) -> tuple[DistributedDataParallel, flare_dist.SparseHookState]:
+    ddp = DistributedDataParallel(net())
+    return ddp, flare_dist.attach(ddp, **{"density": 0.05, **settings})
+
+
+def backward(ddp: nn.Module, rank: int, numbers: range) -> None:
+    for number in numbers:
+        inputs, labels = batch(rank, number)
+        F.cross_entropy(ddp(inputs), labels).backward()
