@@ -11,7 +11,9 @@ from torch import nn
 
 from flare_dist.config.config import Config
 from flare_dist.tasks.builtin import NEXT_TOKEN, REGRESSION, SEGMENTATION, TASKS
-from flare_dist.tasks.task import Amount, OfOutputs, add, finish, measure
+from flare_dist.tasks.losses import OfOutputs
+from flare_dist.tasks.metrics import add, finish, measure
+from flare_dist.tasks.task import Amount
 
 
 def test_iou_is_the_mean_over_the_classes_that_are_there() -> None:

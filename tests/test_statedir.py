@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from flare_dist.clients.file_states import FileStates
+from flare_dist.clients.mapped_states import FileStates
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config

@@ -7,7 +7,9 @@ import torch
 
 import flare_dist
 from flare_dist.tasks.builtin import TASKS
-from flare_dist.tasks.task import Amount, Task, add, finish, mean_loss, measure
+from flare_dist.tasks.losses import mean_loss
+from flare_dist.tasks.metrics import add, finish, measure
+from flare_dist.tasks.task import Amount, Task
 from tests.helpers.tasks import (
     batch_of,
     model_of,

@@ -23,7 +23,8 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.rounds.gradient import rank_weight
 from flare_dist.sparse_training.criteria import gradient
 from flare_dist.tasks.builtin import SEGMENTATION, TASKS
-from flare_dist.tasks.task import Batch, Task, mean_loss
+from flare_dist.tasks.losses import mean_loss
+from flare_dist.tasks.task import Batch, Task
 from tests.helpers.tasks import (
     CPU,
     EXAMPLES,

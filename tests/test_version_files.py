@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from flare_dist.clients.version_files import remove_versions, version_path
-from tests.helpers.states import change, file_states, files
+from tests.helpers.states import change, files, mapped_states
 
 
 def test_each_rank_looks_after_its_own_clients(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     for client in range(4):
         change(states, client)
     remove_versions(tmp_path, lambda client: client % 2 == 1)
@@ -24,7 +24,7 @@ def test_files_and_their_names_are_on_the_disk_before_a_checkpoint_names_them(
 ) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     for client in (3, 1003):
         change(states, client)
     states.for_checkpoint(1)

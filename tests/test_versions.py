@@ -8,12 +8,12 @@ import pytest
 
 from flare_dist.clients.version_files import version_path
 from flare_dist.clients.versions import FileLayout
-from tests.helpers.states import change, checkpoint, file_states
+from tests.helpers.states import change, checkpoint, mapped_states
 
 
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_files_that_are_not_whole_are_found_without_reading(tmp_path: Path, how: str) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     change(states, 3)
     stored = checkpoint(states, 1)
     assert stored.problems() == []
@@ -24,7 +24,7 @@ def test_files_that_are_not_whole_are_found_without_reading(tmp_path: Path, how:
 
 
 def test_a_flipped_bit_is_found_when_its_client_takes_part(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     change(states, 3)
     change(states, 4)
     stored = checkpoint(states, 1)
@@ -32,7 +32,7 @@ def test_a_flipped_bit_is_found_when_its_client_takes_part(tmp_path: Path) -> No
     content = bytearray(path.read_bytes())
     content[17] ^= 1
     path.write_bytes(content)
-    again = file_states(tmp_path)
+    again = mapped_states(tmp_path)
     again.take_over(stored)
     change(again, 4)
     with pytest.raises(RuntimeError, match=rf"clients\.state_dir: {path} is damaged"):

@@ -10,7 +10,7 @@ from typing import Any
 from flare_dist.analysis.event_rows import Row
 from flare_dist.analysis.links import Link, adds_up_clients, project
 from flare_dist.analysis.run_logs import RunLog
-from flare_dist.tasks.task import goodness
+from flare_dist.tasks.metrics import goodness
 
 UP = ("uplink_bytes", "buffer_bytes")
 

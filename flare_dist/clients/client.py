@@ -22,7 +22,8 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
-from flare_dist.tasks.task import Count, at_least_one
+from flare_dist.tasks.losses import at_least_one
+from flare_dist.tasks.task import Count
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.file_states import FileStates
+from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.data.partition import Partition
 

@@ -88,7 +88,8 @@ def losses_of(task: Task, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
 
     Examples are counted, each with the mean of its labels' losses; or labels, if the task leaves some out.
     """
-    assert task.criterion is not None
+    if task.criterion is None:
+        raise ValueError("task.name: the task has no criterion(outputs, labels); train one client after another")
     clients, length = step.labels.shape[:2]
     losses = task.criterion(scores.flatten(0, 1), step.labels.flatten(0, 1), reduction="none")
     fills_up = torch.arange(length, device=losses.device) >= step.sizes[:, None]

@@ -25,7 +25,8 @@ from flare_dist.engines.recorded import Recordings, why_not_recorded
 from flare_dist.hook.library import LibraryHookState
 from flare_dist.hook.state import SparseHookState
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
-from flare_dist.tasks.task import Count, Task, counts_all, mean_loss
+from flare_dist.tasks.losses import counts_all, mean_loss
+from flare_dist.tasks.task import Count, Task
 
 
 class AccelerateModel:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.tasks.task import Batch, Count, Task, at_least_one, counts_all, mean_loss
+from flare_dist.tasks.losses import at_least_one, counts_all, mean_loss
+from flare_dist.tasks.task import Batch, Count, Task
 
 
 def backward_in_pieces(

@@ -20,7 +20,8 @@ from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
-from flare_dist.tasks.task import Count, Task, at_least_one, counted, counts_all, mean_loss
+from flare_dist.tasks.losses import at_least_one, counted, counts_all, mean_loss
+from flare_dist.tasks.task import Count, Task
 
 
 class DeepSpeedModel:

@@ -18,7 +18,8 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
-from flare_dist.tasks.task import Count, Task, counted, mean_criterion
+from flare_dist.tasks.losses import counted, mean_criterion
+from flare_dist.tasks.task import Count, Task
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any

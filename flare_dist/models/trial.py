@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 from flare_dist.errors import reason_in_code
 from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, mean_loss
+from flare_dist.tasks.losses import OfOutputs, mean_loss
+from flare_dist.tasks.task import Batch, Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
 DRAWS = 16  # of models that may skip layers at random

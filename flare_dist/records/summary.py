@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from flare_dist.tasks.task import Best, goodness
+from flare_dist.tasks.metrics import goodness
+from flare_dist.tasks.task import Best
 from flare_dist.units import show_bytes
 
 # The test set, the examples held out, and the server's own parameters under a lossy downlink.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from flare_dist.clients import batchable
 from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_values
-from flare_dist.tasks.task import Task, has_loss_of_each
+from flare_dist.tasks.losses import has_loss_of_each
+from flare_dist.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

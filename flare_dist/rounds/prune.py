@@ -113,12 +113,9 @@ def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tupl
 
 
 def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
-    source, examples = fed.clients.trainer.source, None
-    if client == SERVER:
-        assert fed.held_out is not None
-        source = fed.held_out
-    else:
-        examples = fed.clients.partition[client]
+    source, examples = fed.held_out, None
+    if client != SERVER or source is None:
+        source, examples = fed.clients.trainer.source, fed.clients.partition[client]
     config, clients = fed.config, fed.config.clients
     draws = generator(config.seed, "pruning", client=max(client, 0))
     epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)

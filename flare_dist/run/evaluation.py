@@ -20,7 +20,8 @@ from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.setup import Run, build_for
 from flare_dist.seeding import derive_seed, seeded
-from flare_dist.tasks.task import Amount, Task, add, finish, measure
+from flare_dist.tasks.metrics import add, finish, measure
+from flare_dist.tasks.task import Amount, Task
 
 BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 

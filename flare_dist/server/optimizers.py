@@ -100,7 +100,8 @@ def adaptive(second_moment: SecondMoment) -> Make:
     """Make FedAdagrad, FedAdam or FedYogi, which differ in the second moment."""
 
     def make(parameters: Tensor, settings: Settings) -> Optimizer:
-        assert settings.betas is not None
+        if settings.betas is None:
+            raise ValueError("server.betas: this optimizer needs them, got null; give two numbers in [0, 1)")
         return FederatedAdaptive(parameters, settings.lr, settings.betas, settings.tau, second_moment)
 
     return make

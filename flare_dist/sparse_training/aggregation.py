@@ -33,11 +33,11 @@ class GatheredMasks:
         self.mask_nbytes += payload.mask_nbytes
 
     def shares(self) -> Tensor:
-        """Return float32 [total], 1 where every client is active."""
+        """Return float32 [total], 1 if every client is active."""
         return self._held / self._weight
 
     def union(self) -> Tensor:
-        """Return bool [total], true where any client is active."""
+        """Return bool [total], true if any client is active."""
         return self._held > 0
 
 

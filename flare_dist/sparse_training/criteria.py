@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.preserved import preserved
-from flare_dist.tasks.task import Count, Task, at_least_one, mean_loss
+from flare_dist.tasks.losses import at_least_one, mean_loss
+from flare_dist.tasks.task import Count, Task
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (inputs, labels)
 Measure = Callable[[nn.Module, Sequence[Tensor], Batches, Task], list[Tensor]]

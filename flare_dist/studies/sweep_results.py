@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from flare_dist.records.summary import bytes_up
-from flare_dist.tasks.task import Best, goodness
+from flare_dist.tasks.metrics import goodness
+from flare_dist.tasks.task import Best
 from flare_dist.units import show_bytes
 
 

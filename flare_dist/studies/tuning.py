@@ -7,7 +7,7 @@ from typing import Any
 
 from flare_dist.studies.grid import Values
 from flare_dist.studies.sweep_results import best_of
-from flare_dist.tasks.task import goodness
+from flare_dist.tasks.metrics import goodness
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flare_dist.tasks.task import Batch, OfOutputs, Shape, Task, Totals, counted, ratio, ratios
+from flare_dist.tasks.losses import OfOutputs, counted
+from flare_dist.tasks.task import Batch, Shape, Task, Totals, ratio, ratios
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's default
 

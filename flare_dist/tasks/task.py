@@ -6,13 +6,10 @@ pieces of a batch, ranks and clients add up to what the whole would have given, 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]  # (inputs, labels)
@@ -75,100 +72,3 @@ class Task(NamedTuple):
     # The part of the data that has one class each; None if labels are no classes. Partitions by class need one for each
     # example, and augmentation moves labels of pixels.
     class_of: ClassOf | None = None
-
-
-@dataclass(frozen=True)
-class OfOutputs:
-    """Compute the loss of a task that compares outputs with labels by `criterion`, without the `ignored` labels."""
-
-    criterion: Callable[..., Tensor]
-    ignored: int | None = None
-
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
-        inputs, labels = batch
-        return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
-
-
-def counted(labels: Tensor, ignored: int | None) -> Count:
-    """Count the labels that are not ignored; a plain number, which no GPU delays, if none can be."""
-    return labels.numel() if ignored is None else (labels != ignored).sum()
-
-
-def counts_all(task: Task) -> bool:
-    """Tell whether the number of labels alone is the weight of a batch."""
-    return task.criterion is not None and task.ignored is None
-
-
-def has_loss_of_each(task: Task) -> bool:
-    """Tell whether the criterion gives each label's loss, by reduction="none"."""
-    if task.criterion is None:
-        return False
-    parameters = inspect.signature(task.criterion).parameters.values()
-    return any(p.name == "reduction" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-
-
-def mean_loss(task: Task, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Count]:
-    """Compute (mean loss, number of labels that count) of a batch; the mean over none is 0."""
-    inputs, labels = batch
-    if task.criterion is not None:
-        return mean_criterion(task, model(inputs), labels)
-    measured = task.loss(model, batch)  # type: ignore[arg-type]
-    if isinstance(measured, Tensor):
-        return measured, len(labels)
-    total, count = measured
-    return total / at_least_one(count), count
-
-
-def mean_criterion(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
-    """Compute what `mean_loss` does from outputs, for a task with a criterion."""
-    assert task.criterion is not None
-    if task.ignored is None:
-        return task.criterion(outputs, labels), labels.numel()
-    count = (labels != task.ignored).sum()
-    return task.criterion(outputs, labels, reduction="sum") / count.clamp(min=1), count
-
-
-def at_least_one(count: Count) -> Count:
-    """Return a count to divide by: the sum over no labels is 0, and so is their mean."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-
-
-def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:
-    """Measure the loss and all metrics of a batch, as they add up over batches."""
-    amounts: dict[str, Amount] = dict(task.metrics(model, batch))
-    if "loss" not in amounts:
-        mean, count = mean_loss(task, model, batch)
-        amounts["loss"] = (mean * count, count)
-    return amounts
-
-
-def add(totals: Totals, amounts: Totals) -> dict[str, Amount]:
-    """Add the amounts of one more batch to `totals`, in 64 bits; returns new totals."""
-    added: dict[str, Amount] = {}
-    for name, amount in amounts.items():
-        before = totals.get(name)
-        if isinstance(amount, tuple):
-            earlier = before if isinstance(before, tuple) else (0, 0)
-            added[name] = (earlier[0] + _wide(amount[0]), earlier[1] + _wide(amount[1]))
-        else:
-            added[name] = _wide(amount) if before is None else before + _wide(amount)  # type: ignore[operator]
-    return added
-
-
-def _wide(value: Count) -> Tensor:
-    """Convert a number or tensor to float64, or to int64 if it counts something."""
-    tensor = torch.as_tensor(value).detach()
-    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
-
-
-def finish(task: Task, totals: Totals) -> dict[str, float]:
-    """Turn the sums over all batches into the mean loss and the task's metrics."""
-    return {"loss": ratio("loss", totals["loss"])} | {k: float(v) for k, v in task.finish(totals).items()}
-
-
-def goodness(best: Best, value: float) -> float:
-    """Map a metric to a number that is larger for the better of two values; NaN becomes the least of all."""
-    _, direction = best
-    if math.isnan(value):
-        return -math.inf
-    return value if direction == "max" else -value

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from flare_dist.clients.file_states import FileStates
+from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.versions import StoredStates
 
 CPU = torch.device("cpu")
 
 
-def file_states(directory: Path, names: tuple[str, ...] = ("residual", "mask")) -> FileStates:
+def mapped_states(directory: Path, names: tuple[str, ...] = ("residual", "mask")) -> FileStates:
     return FileStates(names, 5, CPU, directory)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from flare_dist.clients.file_states import FileStates
+from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.version_files import version_path
 from flare_dist.disk import DiskError
-from tests.helpers.states import CPU, change, checkpoint, file_states, files
+from tests.helpers.states import CPU, change, checkpoint, files, mapped_states
 
 
 def test_memory_starts_at_zero_is_each_client_s_own_and_stays(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     assert len(states.clients) == 0
     with states.lend(3) as lent:
         assert list(lent) == ["residual", "mask"]
@@ -31,7 +31,7 @@ def test_memory_starts_at_zero_is_each_client_s_own_and_stays(tmp_path: Path) ->
 
 
 def test_changes_come_home_from_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     move = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda vector, device: move(vector, device, copy=True))
     for round_ in range(2):
@@ -42,7 +42,7 @@ def test_changes_come_home_from_another_device(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_checkpoint_names_is_not_written_to_again(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     change(states, 3)
     first = checkpoint(states, 1)
     before = version_path(tmp_path, 3, 1).read_bytes()
@@ -55,7 +55,7 @@ def test_what_a_checkpoint_names_is_not_written_to_again(tmp_path: Path) -> None
 
 
 def test_versions_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     for round_ in (1, 2, 3):
         change(states, 3)
         if round_ == 1:
@@ -66,7 +66,7 @@ def test_versions_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
 
 
 def test_what_no_checkpoint_names_goes_when_a_run_resumes(tmp_path: Path) -> None:
-    states = file_states(tmp_path)
+    states = mapped_states(tmp_path)
     change(states, 3)
     checkpoint(states, 1)
     change(states, 3)
@@ -75,7 +75,7 @@ def test_what_no_checkpoint_names_goes_when_a_run_resumes(tmp_path: Path) -> Non
     change(states, 7)
     other = tmp_path / "00000" / "notes-1.bin"
     other.touch()
-    again = file_states(tmp_path)
+    again = mapped_states(tmp_path)
     again.take_over(stored)
     assert files(tmp_path) == ["3-1.bin", "3-2.bin", "notes-1.bin"]  # the first one is for the checkpoint before
     assert (again.clients[3]["residual"] == 2).all()
@@ -84,12 +84,12 @@ def test_what_no_checkpoint_names_goes_when_a_run_resumes(tmp_path: Path) -> Non
 
 
 def test_another_run_s_files_are_never_written_to(tmp_path: Path) -> None:
-    states = file_states(tmp_path / "one")
+    states = mapped_states(tmp_path / "one")
     for client in (3, 4):
         change(states, client)
     stored = checkpoint(states, 1)
     before = version_path(tmp_path / "one", 3, 1).read_bytes()
-    other = file_states(tmp_path / "other")
+    other = mapped_states(tmp_path / "other")
     other.take_over(stored)
     change(other, 3)
     checkpoint(other, 2)
@@ -114,9 +114,9 @@ def test_another_run_s_files_are_copied_from_another_file_system(
 
 
 def test_another_rule_s_memory_is_read_and_written_anew(tmp_path: Path) -> None:
-    states = file_states(tmp_path / "one", ("residual",))
+    states = mapped_states(tmp_path / "one", ("residual",))
     change(states, 3)
-    other = file_states(tmp_path / "other", ("velocity", "residual"))
+    other = mapped_states(tmp_path / "other", ("velocity", "residual"))
     other.take_over(checkpoint(states, 1))
     assert (other.clients[3]["residual"] == 1).all()
     assert not other.clients[3]["velocity"].any()

@@ -1,0 +1,52 @@
+"""The metrics of a task: amounts that add up over batches, and the numbers that come of their sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.tasks.losses import mean_loss
+from flare_dist.tasks.task import Amount, Batch, Best, Count, Task, Totals, ratio
+
+
+def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:
+    """Measure the loss and all metrics of a batch, as they add up over batches."""
+    amounts: dict[str, Amount] = dict(task.metrics(model, batch))
+    if "loss" not in amounts:
+        mean, count = mean_loss(task, model, batch)
+        amounts["loss"] = (mean * count, count)
+    return amounts
+
+
+def add(totals: Totals, amounts: Totals) -> dict[str, Amount]:
+    """Add the amounts of one more batch to `totals`, in 64 bits; returns new totals."""
+    added: dict[str, Amount] = {}
+    for name, amount in amounts.items():
+        before = totals.get(name)
+        if isinstance(amount, tuple):
+            earlier = before if isinstance(before, tuple) else (0, 0)
+            added[name] = (earlier[0] + _wide(amount[0]), earlier[1] + _wide(amount[1]))
+        else:
+            added[name] = _wide(amount) if before is None else before + _wide(amount)  # type: ignore[operator]
+    return added
+
+
+def _wide(value: Count) -> Tensor:
+    """Convert a number or tensor to float64, or to int64 if it counts something."""
+    tensor = torch.as_tensor(value).detach()
+    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)
+
+
+def finish(task: Task, totals: Totals) -> dict[str, float]:
+    """Turn the sums over all batches into the mean loss and the task's metrics."""
+    return {"loss": ratio("loss", totals["loss"])} | {k: float(v) for k, v in task.finish(totals).items()}
+
+
+def goodness(best: Best, value: float) -> float:
+    """Map a metric to a number that is larger for the better of two values; NaN becomes the least of all."""
+    _, direction = best
+    if math.isnan(value):
+        return -math.inf
+    return value if direction == "max" else -value
