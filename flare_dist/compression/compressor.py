@@ -30,11 +30,12 @@ class Compressor:
         self.is_dense = config.is_dense  # a dense delta is sent as it is
         densities = () if self.is_dense else {*config.warmup, config.density}
         self._plans = {d: plan(config, layout, d, self.device) for d in densities}
+        self._warmup = len(config.warmup) * config.warmup_rounds  # rounds
         self.state_names, self.rule, self.estimated = config.feedback
 
     def plan(self, round_: int) -> Plan:
         """Return what a round selects from, and how it is written; not for dense updates."""
-        return self._plans[self.config.density_in(round_)]
+        return self._plans[self.config.density if round_ > self._warmup else self.config.density_in(round_)]
 
     @property
     def final_plan(self) -> Plan:

@@ -72,6 +72,7 @@ def elias_fano() -> IndexCodec:
     indices and each zero steps to the next 2^l positions. Of many indices at most 0.6 bit each above the bound.
     """
 
+    @lru_cache(maxsize=256)  # of a run's few tensors and densities
     def sizes(n: int, k: int) -> tuple[int, int, int]:
         low = low_bits(n, k)
         return low, packed_nbytes(k, low), -(-(k + (max(n - 1, 0) >> low)) // 8) if k else 0

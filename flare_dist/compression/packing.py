@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -78,10 +79,7 @@ class Packing:
 
         Raises ValueError if a payload cannot have so many.
         """
-        chosen = kept - self.whole.numel()
-        if not 0 <= chosen <= self.total:
-            raise ValueError(f"{kept} of {self.total} entries make no payload ({self.whole.numel()} are always sent)")
-        return self._index_nbytes(chosen) + VALUE_CODECS[self.codecs.value_codec].nbytes(kept, self._groups(kept))
+        return self._sizes(kept).nbytes
 
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`, which does not matter here."""
@@ -110,17 +108,17 @@ class Packing:
         coded = codec.encode(values, groups, draws)
         parts = [coded]
         if chosen.numel():
-            parts = [self._index_codec(chosen.numel()).encode(chosen, self.total), coded]
+            parts = [self._sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
         return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
     def unpack(self, data: Tensor, kept: int) -> Sparse:
         """Decode the payload of `kept` entries in `data`, uint8 [nbytes(kept)]; its indices are not looked at."""
         chosen = kept - self.whole.numel()
-        index_nbytes = self._index_nbytes(chosen)
-        coded, values = data.split([index_nbytes, data.numel() - index_nbytes])
+        sizes = self._sizes(kept)
+        coded, values = data.split([sizes.index_nbytes, data.numel() - sizes.index_nbytes])
         indices = self.whole
         if chosen:
-            indices = self.indices(self._index_codec(chosen).decode(coded, self.total, chosen))
+            indices = self.indices(sizes.index_codec.decode(coded, self.total, chosen))
         decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
         return Sparse(indices.int(), decoded, data)
 
@@ -132,15 +130,10 @@ class Packing:
         check_indices(payload.indices[: kept - self.whole.numel()], self.total)
         return payload
 
-    def _index_codec(self, chosen: int) -> IndexCodec:
-        return index_codec(self.codecs.index_codec, self.total, chosen, self.codecs.block)
-
-    def _index_nbytes(self, chosen: int) -> int:
-        return self._index_codec(chosen).nbytes(self.total, chosen) if chosen else 0
-
-    def _groups(self, kept: int) -> int:
-        """Count the tables."""
-        return -(-kept // self.codecs.value_block) if self.codecs.value_block else self.ends.numel()
+    def _sizes(self, kept: int) -> Sizes:
+        codecs = self.codecs
+        names = (codecs.index_codec, codecs.block, codecs.value_codec, codecs.value_block)
+        return sizes_of(*names, self.ends.numel(), self.total, self.whole.numel(), kept)
 
     def _grouped(self, indices: Tensor) -> Groups:
         """Return the table of each entry; nothing if the codec has none."""
@@ -151,4 +144,34 @@ class Packing:
             of = torch.arange(kept, device=indices.device) // self.codecs.value_block
         else:
             of = self.tensors_of(indices)
-        return Groups(of, self._groups(kept))
+        return Groups(of, count_tables(self.codecs.value_block, self.ends.numel(), kept))
+
+
+class Sizes(NamedTuple):
+    """The parts of a payload with a given number of entries."""
+
+    index_codec: IndexCodec
+    index_nbytes: int
+    nbytes: int  # of indices and values
+
+
+@lru_cache(maxsize=256)  # of a run's few layouts and densities
+def sizes_of(
+    index_name: str, block: int, value_name: str, value_block: int, tensors: int, total: int, whole: int, kept: int
+) -> Sizes:
+    """Size a payload of `kept` entries, of which `whole` are always sent, of a vector of `total` in so many tensors.
+
+    Raises ValueError if a payload cannot have so many.
+    """
+    chosen = kept - whole
+    if not 0 <= chosen <= total:
+        raise ValueError(f"{kept} of {total} entries make no payload ({whole} are always sent)")
+    codec = index_codec(index_name, total, chosen, block)
+    index_nbytes = codec.nbytes(total, chosen) if chosen else 0
+    value_nbytes = VALUE_CODECS[value_name].nbytes(kept, count_tables(value_block, tensors, kept))
+    return Sizes(codec, index_nbytes, index_nbytes + value_nbytes)
+
+
+def count_tables(value_block: int, tensors: int, kept: int) -> int:
+    """Count the tables of levels of a value codec: one for each block of values, or for each tensor."""
+    return -(-kept // value_block) if value_block else tensors

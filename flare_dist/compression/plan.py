@@ -40,12 +40,15 @@ class Plan(NamedTuple):
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
     """Plan what is selected of a layout at one density, and how it is written on `device`."""
 
+    if config.sends_everything:
+        return Plan([], Packing.of(config, layout, layout.entries, device), config)
+
     def segments_of(entries: Sequence[Entry]) -> list[Segment]:
         return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)
 
     def is_whole(entry: Entry) -> bool:
-        if config.sends_everything or config.scope == "global":
-            return config.sends_everything
+        if config.scope == "global":
+            return False
         return all(config.is_whole(segment.numel, segment.k) for segment in segments_of([entry]))
 
     whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]

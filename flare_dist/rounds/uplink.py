@@ -78,6 +78,7 @@ class WholeUplink:
         self.deltas = deltas or open_payloads(round_, cohort, fed, server.receive, server.buffers.numel())
         beside = [name for name in self.algorithm.sends if name != "delta"]
         self.beside = {name: _open_beside(round_, cohort, fed) for name in beside}
+        self.senders = Senders({}, {}, 0)  # nobody yet
 
     def downlink_nbytes(self) -> int:
         """Count what a star sends to the cohort: the view, and the vectors that the algorithm tells."""
@@ -107,27 +108,25 @@ class WholeUplink:
         received = self.deltas.exchange(self.fed.world)
         for name, payloads in self.beside.items():
             received = received.with_payload(name, payloads.exchange(self.fed.world))
+        weights = {client: self.cohort.weights[client] for client in received.accepted}
+        self.senders = Senders(self.works, weights, self.fed.config.clients.num)
         return received
 
     def step(self, received: Received) -> None:
         """Make the algorithm's step of the mean delta, and take it."""
         server = self.fed.server
-        self.algorithm.after_wire(received.mean_delta, server.memory, self._senders(received))
+        self.algorithm.after_wire(received.mean_delta, server.memory, self.senders)
         server.step(self.round, received.mean_delta)
 
     def finish(self, received: Received) -> None:
         """Move what the algorithm tells clients, and the model's buffers."""
         server = self.fed.server
-        self.algorithm.after_round(received.beside, server.told, self._senders(received))
+        self.algorithm.after_round(received.beside, server.told, self.senders)
         server.buffers.add_(received.mean_buffer_delta)
 
     def row(self, received: Received) -> dict[str, Any]:
         """Report nothing of masks."""
         return {}
-
-    def _senders(self, received: Received) -> Senders:
-        weights = {client: self.cohort.weights[client] for client in received.accepted}
-        return Senders(self.works, weights, self.fed.config.clients.num)
 
 
 def open_payloads(

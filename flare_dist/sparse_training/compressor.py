@@ -45,7 +45,7 @@ class MaskedCompressor:
         """
         active = encoding.active_in(mask)
         delta = model_delta[active]
-        if self.whole.config.is_dense and encoding.is_common:
+        if self.whole.is_dense and encoding.is_common:
             return Dense(delta)
         kept = {name: memory[name][active] for name in self.whole.state_names}
         payload = self.whole.select(self.plan_within(round_, mask), round_, client, delta, kept)
