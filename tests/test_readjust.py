@@ -52,6 +52,7 @@ def test_feddst_s_clients_move_once_a_round() -> None:
 def test_a_layer_of_feddst_grows_what_it_has_lost_where_the_gradient_is_largest() -> None:
     used, weights = local_mask()
     used.config = SparseTrainingConfig(method="feddst")
+    used.growth = used.config.resolved_growth
     weights[: ENTRIES[0].end] *= 100.0  # under FLASH's rule the first layer would grow at the others' cost
     before, old = used.mask.clone(), weights.clone()
     gradient = torch.randn(TOTAL, generator=draws(5))
