@@ -39,12 +39,12 @@ class Message:
 
     @property
     def nbytes(self) -> int:
-        """Length in bytes, without the buffers, which are counted apart, and without padding."""
+        """Count the bytes, without the buffers, which are counted apart, and without padding."""
         return HEADER_NBYTES + (self.payload.nbytes if self.payload else 0)
 
 
 def slot_nbytes(payload_nbytes: int, buffers: int) -> int:
-    """Bytes for a message with a payload of at most `payload_nbytes`: whole words, so that another slot may follow."""
+    """Count the bytes of a slot for a payload of at most `payload_nbytes`, in whole words, so that another may follow."""
     return HEADER_NBYTES + WORD * buffers + -(-payload_nbytes // WORD) * WORD
 
 
@@ -145,7 +145,7 @@ def _body(slot: Tensor, kept: int, buffers: int, encoding: Encoding) -> Tensor:
 
 
 def _check(message: Tensor) -> int:
-    """CRC-32 of all bytes of a message but those of the check itself, as an int32."""
+    """Compute the CRC-32 of all bytes of a message but those of the check itself, as an int32."""
     data = message.numpy().data
     unsigned = zlib.crc32(data[CHECK.stop :], zlib.crc32(data[: CHECK.start]))
     return unsigned - 2**32 if unsigned >= 2**31 else unsigned

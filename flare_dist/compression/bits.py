@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def packed_nbytes(count: int, bits: int) -> int:
-    """Length of `count` packed numbers of `bits` bits."""
+    """Count the bytes of `count` packed numbers of `bits` bits."""
     return count * (bits // 8) + -(-count * (bits % 8) // 8)
 
 
@@ -63,7 +63,7 @@ def pack_bits_unwaited(flags: Tensor) -> Tensor:
 
 
 def unpack_bits(data: Tensor) -> Tensor:
-    """bool [8 * nbytes]: the bits of uint8 `data` one by one."""
+    """Return the bits of uint8 `data` one by one, bool [8 * nbytes]."""
     if data.is_cuda:
         return unpack_bits_unwaited(data)
     return torch.from_numpy(np.unpackbits(data.numpy(), bitorder="little").view(bool))

@@ -145,7 +145,7 @@ class CompressionConfig:
         return self.sparsifier == "dense" or (self.density == 1 and self.sparsifier != "threshold")
 
     def count_kept(self, numel: int, density: float) -> int:
-        """How many entries of a tensor of `numel` are sent."""
+        """Count the entries of a tensor of `numel` that are sent."""
         if numel <= self.dense_below or self.sends_everything:
             return numel
         kept = COUNTS[self.count](numel, density)

@@ -56,7 +56,7 @@ class ErrorFeedback(NamedTuple):
 def ec(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
 ) -> Sparse:
-    """EF14 (Seide et al. 2014; Stich et al. 2018): U = b * A + Delta, send S = C(U), A <- U - S.
+    """Apply EF14 (Seide et al. 2014; Stich et al. 2018): U = b * A + Delta, send S = C(U), A <- U - S.
 
     b is `residual_decay`, 1 but in SparseLoCo (2025). The new residual is U first and then loses what was sent.
     """
@@ -71,7 +71,7 @@ def ec(
 def dgc(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
 ) -> Sparse:
-    """Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
+    """Apply Deep Gradient Compression (Lin et al. 2018): u <- m * u + Delta, V <- V + u, send S = C(V).
 
     Both the velocity u and the residual V are zeroed at the entries that were sent (momentum factor masking). Local
     momentum should be zero; with m = `dgc_momentum` = 0 this is ec.
@@ -88,7 +88,7 @@ def dgc(
 def ef21(
     config: ErrorFeedbackConfig, model_delta: Tensor, state: State, compress: Compress, into: State | None = None
 ) -> Sparse:
-    """EF21 (Richtarik et al. 2021): send S = C(Delta - g), g <- g + S, from g = 0.
+    """Apply EF21 (Richtarik et al. 2021): send S = C(Delta - g), g <- g + S, from g = 0.
 
     The server keeps the same g for every client and averages those of the clients present, as in FLARE's comparison.
     """

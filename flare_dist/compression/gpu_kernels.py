@@ -21,7 +21,7 @@ _UNIT = tl.constexpr(1024)  # entries; programs begin at multiples of it, so tha
 
 @triton.jit
 def _load(source, start, stop, tile: tl.constexpr):
-    """Keys of a tile, zeros from `stop` on. A whole tile is read without a mask, which would forbid 16-byte loads."""
+    """Load the keys of a tile, zeros from `stop` on. A whole tile is read without a mask, which would forbid 16-byte loads."""
     lanes = tl.arange(0, tile)
     if start + tile <= stop:
         bits = tl.load(source + start + lanes)
@@ -90,7 +90,7 @@ def _selected_from(vector, scratch, found, n, k, capacity):
 
 @triton.jit(do_not_specialize=["stride", "rank", "most"])
 def find_bound(vector, scratch, stride, rank, most, sample: tl.constexpr):
-    """In one program: the `rank`-th largest key of a sample, rounded down to two digits.
+    """Find the `rank`-th largest key of a sample, rounded down to two digits, in one program.
 
     It is -1, and nothing a candidate, if more than `most` of the sample reach it, for ties would fill the room.
     """

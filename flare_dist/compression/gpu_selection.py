@@ -91,7 +91,7 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
 
 
 def _of_sample(n: int, k: int, sample: int) -> tuple[int, int, int]:
-    """Its stride, the rank in it of a likely lower bound on the k-th largest, and how many of it may reach the bound.
+    """Return a sample's stride, its rank of a likely lower bound on the k-th largest, and how many may reach the bound.
 
     The bound is four standard deviations below the estimate; the last is far above what is expected.
     """

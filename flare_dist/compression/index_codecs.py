@@ -66,7 +66,7 @@ def low_bits(n: int, k: int) -> int:
 
 
 def elias_fano() -> IndexCodec:
-    """Elias (1974) and Fano (1971): the l lowest bits of each index as they are, the rest in unary.
+    """Code as Elias (1974) and Fano (1971): the l lowest bits of each index as they are, the rest in unary.
 
     Bit high_i + i of the unary part is 1 for the i-th index, high_i its bits above the l lowest: the ones are the
     indices and each zero steps to the next 2^l positions. Of many indices at most 0.6 bit each above the bound.
@@ -124,5 +124,5 @@ def check_indices(indices: Tensor, n: int) -> None:
 
 
 def bound_bits(n: int, k: int) -> float:
-    """log2 C(n, k): the bits that k of n positions need, all sets being equally likely."""
+    """Return log2 C(n, k), the bits that k of n positions need if all sets are equally likely."""
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)

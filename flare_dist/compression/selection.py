@@ -113,7 +113,7 @@ def _check_magnitudes(magnitudes: Array) -> None:
 
 
 def _kth_largest(magnitudes: Array, k: int) -> float:
-    """numpy's partition takes a fraction of the time of torch's topk, but for long vectors that are nearly all ties."""
+    """Find the k-th largest by numpy, faster than torch's topk but for long vectors that are nearly all ties."""
     if len(magnitudes) > _PARTITIONED:
         return float(torch.from_numpy(magnitudes).topk(k, sorted=False).values.amin())
     return float(np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k])

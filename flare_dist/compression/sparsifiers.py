@@ -33,12 +33,12 @@ Draws = Callable[[Segment], torch.Generator]
 
 
 def count_kept(numel: int, density: float) -> int:
-    """ceil(numel * density) with the density read as the decimal that the user wrote (0.07 * 100 is 7, not 8)."""
+    """Return ceil(numel * density), with the density read as the decimal that the user wrote (0.07 * 100 is 7, not 8)."""
     return math.ceil(numel * Decimal(repr(density)))
 
 
 def count_in_paper(numel: int, density: float) -> int:
-    """round(numel * density) + 1, halves to even, and never more than there are: what FLARE's code keeps."""
+    """Return round(numel * density) + 1, halves to even, and never more than there are, as FLARE's code keeps."""
     return min(numel, round(numel * Decimal(repr(density))) + 1)
 
 

@@ -55,7 +55,7 @@ def cast(dtype: torch.dtype) -> ValueCodec:
 
 
 def int8() -> ValueCodec:
-    """255 evenly spaced levels up to the largest magnitude of the group."""
+    """Code by 255 evenly spaced levels up to the largest magnitude of the group."""
     levels = 127
 
     def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ class LibraryHookState:
         self.clock.begin_step()
 
     def sent_by_powersgd(self) -> int:
-        """Entries of the matrices so far, and of what stays whole."""
+        """Count the entries of the matrices so far, and of what stays whole."""
         return int(self.powersgd.compression_stats()[2]) if self.powersgd else 0
 
 

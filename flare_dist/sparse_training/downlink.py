@@ -41,7 +41,7 @@ class MaskDownlink:
         return min(whole, missed)
 
     def state_dict(self) -> dict[str, Any]:
-        """References, not copies."""
+        """Return what a checkpoint saves; references, not copies."""
         return {"changes": self._changes, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
