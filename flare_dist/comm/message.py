@@ -44,7 +44,7 @@ class Message:
 
 
 def slot_nbytes(payload_nbytes: int, buffers: int) -> int:
-    """Count the bytes of a slot for a payload of at most `payload_nbytes`, in whole words, so that another may follow."""
+    """Count the bytes of a slot for a payload of at most `payload_nbytes`: whole words, so that another may follow."""
     return HEADER_NBYTES + WORD * buffers + -(-payload_nbytes // WORD) * WORD
 
 

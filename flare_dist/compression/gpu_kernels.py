@@ -21,7 +21,7 @@ _UNIT = tl.constexpr(1024)  # entries; programs begin at multiples of it, so tha
 
 @triton.jit
 def _load(source, start, stop, tile: tl.constexpr):
-    """Load the keys of a tile, zeros from `stop` on. A whole tile is read without a mask, which would forbid 16-byte loads."""
+    """Load the keys of a tile, zeros from `stop` on. A whole tile takes no mask, which would forbid 16-byte loads."""
     lanes = tl.arange(0, tile)
     if start + tile <= stop:
         bits = tl.load(source + start + lanes)

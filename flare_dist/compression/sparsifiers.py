@@ -33,7 +33,7 @@ Draws = Callable[[Segment], torch.Generator]
 
 
 def count_kept(numel: int, density: float) -> int:
-    """Return ceil(numel * density), with the density read as the decimal that the user wrote (0.07 * 100 is 7, not 8)."""
+    """Return ceil(numel * density), with the density read as the decimal that is written (0.07 * 100 is 7, not 8)."""
     return math.ceil(numel * Decimal(repr(density)))
 
 
