@@ -61,7 +61,7 @@ def dense(world: World, rejected: tuple[int, ...] = ()) -> tuple[Received, int]:
 
 
 def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[int, ...]) -> tuple[Received, int]:
-    for client in uplink.cohort.hosted_by(world.rank):
+    for client in [client for client, rank in uplink.cohort.hosts.items() if rank == world.rank]:
         model_delta, buffers = update(client)
         result = ClientResult(client, 1, float(client), model_delta, buffers)
         if client in rejected:

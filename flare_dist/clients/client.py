@@ -22,7 +22,6 @@ from flare_dist.data.batches import BatchSource
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
-from flare_dist.tasks.losses import at_least_one
 from flare_dist.tasks.task import Count
 
 
@@ -155,7 +154,7 @@ class LocalTrainer:
                 loss_sum.add_(loss, alpha=count)
             seen = seen + count
         self.model.collect()
-        return loss_sum.item() / float(at_least_one(seen))
+        return loss_sum.item() / max(float(seen), 1.0)
 
     def _apply(self, mask: LocalMask, step: int) -> None:
         """Zero the weights that are not active, and update the mask if it is due; weights that grow begin at zero."""

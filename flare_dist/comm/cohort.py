@@ -23,9 +23,6 @@ class Cohort:
     hosts: dict[int, int]  # client -> the rank that trains it, in ascending client order
     weights: dict[int, float]  # client -> its weight, summing to 1
 
-    def hosted_by(self, rank: int) -> list[int]:
-        return [client for client, host in self.hosts.items() if host == rank]
-
 
 @dataclass(frozen=True)
 class Received:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class BatchSource:
         self.mean = mean.to(device).view(-1, 1, 1)
         self.std = std.to(device).view(-1, 1, 1)
         self.moves = AUGMENTATIONS[augment]
+        self._sizes = cache(batch_sizes)  # clients with as many examples have the same batches
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +66,7 @@ class BatchSource:
             order, moves = self.draw(order, generator)
         order = order.to(self.labels.device)
         moves = None if moves is None else moves.to(order.device)
-        sizes = batch_sizes(len(order), batch_size, smallest)
+        sizes = self._sizes(len(order), batch_size, smallest)
         count = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size))  # batches of a chunk
         for first in range(0, len(sizes), count):
             own = sizes[first : first + count]

@@ -59,7 +59,7 @@ def train(
     round_: int, cohort: Cohort, uplink: Uplink, fed: Federation, watch: Stopwatch
 ) -> Iterator[tuple[ClientResult, State]]:
     """Train the clients hosted here; yields what each brings back, and its memory while it may be changed."""
-    hosted = cohort.hosted_by(fed.world.rank)
+    hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.rank]
     if fed.clients.batched:
         return _train_as_one_batch(fed.clients.batched, round_, hosted, fed, watch)
     return _train_one_after_another(round_, hosted, uplink, fed, watch)

@@ -33,7 +33,9 @@ class Downlink:
     def __init__(self, config: CompressionConfig, layout: ParameterLayout, parameters: Tensor) -> None:
         self.kind = config.downlink
         self.parameters = parameters
+        self.is_lossless = config.downlink in ("dense", "changed")  # clients hold the global parameters themselves
         self.view = parameters if self.is_lossless else self._first_view()
+        self._dense_nbytes = parameters.numel() * (WORD // 2 if self.kind == "fp16" else WORD)
         self._config = config
         self._plan: Plan | None = None
         if self.kind == "topk":
@@ -52,16 +54,11 @@ class Downlink:
             return FP16.decode(FP16.encode(self.parameters, NO_GROUPS, None), NO_GROUPS)
         return self.parameters.clone()
 
-    @property
-    def is_lossless(self) -> bool:
-        """Tell if clients hold the global parameters themselves."""
-        return self.kind in ("dense", "changed")
-
     def message_nbytes(self) -> int:
         """Return the length of the message of a kind that is not lossless."""
         if self._plan:
             return self._plan.packing.nbytes(self._plan.max_kept)
-        return self._dense_nbytes()
+        return self._dense_nbytes
 
     def encode(self) -> Tensor:
         """Encode the message, uint8 [message_nbytes], that brings the view towards the parameters; for rank 0."""
@@ -92,12 +89,12 @@ class Downlink:
     def nbytes_to(self, cohort: Sequence[int], round_: int) -> int:
         """Count the bytes by which a star brings the view to a cohort; call it once, before the round changes it."""
         if self._changed_in is None:
-            return len(cohort) * self._dense_nbytes()
+            return len(cohort) * self._dense_nbytes
         changes = self._changed_in.bincount(minlength=round_).tolist()  # by the round in which they were the last
         nbytes = 0
         for client in cohort:
             since = self._seen.get(client)
-            options = [self._dense_nbytes()]
+            options = [self._dense_nbytes]
             if since is not None:
                 count = sum(changes[since:])
                 codec = index_codec(self._config.index_codec, self.view.numel(), count, self._config.block)
@@ -107,9 +104,6 @@ class Downlink:
             nbytes += min(options)
             self._seen[client] = round_
         return nbytes
-
-    def _dense_nbytes(self) -> int:
-        return self.view.numel() * (WORD // 2 if self.kind == "fp16" else WORD)
 
     def state_dict(self) -> dict[str, Any]:
         """Return references, not copies, for a checkpoint. Nothing for dense kinds but the view if it differs."""
