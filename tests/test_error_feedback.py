@@ -45,7 +45,7 @@ def dense(payload: Sparse) -> Tensor:
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS)
 @pytest.mark.parametrize("rule", ["ec", "dgc"])
 def test_what_is_not_sent_is_kept(rule: str, sparsifier: str) -> None:
-    names, step, _ = ERROR_FEEDBACK[rule]
+    names, step = ERROR_FEEDBACK[rule]
     state = {name: torch.zeros(N) for name in names}
     memory = dict(state)
     compress, rng = sparsify(sparsifier), seeded(1)

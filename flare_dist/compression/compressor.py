@@ -14,10 +14,9 @@ from flare_dist.seeding import generator
 
 
 class Compressor:
-    """Turns model deltas of one layout into payloads.
+    """The way from model deltas of one layout to payloads.
 
-    `state_names` are the vectors that a client remembers, none if everything is sent; if `estimated`, payloads
-    are changes of an estimate that the server keeps as well.
+    `state_names` are the vectors that a client remembers, none if everything is sent.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Compressor:
         densities = () if self.is_dense else {*config.warmup, config.density}
         self._plans = {d: plan(config, layout, d, self.device) for d in densities}
         self._warmup = len(config.warmup) * config.warmup_rounds  # rounds
-        self.state_names, self.rule, self.estimated = config.feedback
+        self.state_names, self.rule = config.feedback
 
     def plan(self, round_: int) -> Plan:
         """Return what a round selects from, and how it is written; not for dense updates."""

@@ -50,7 +50,6 @@ class ErrorFeedback(NamedTuple):
 
     state_names: tuple[str, ...]
     rule: Rule
-    estimated: bool = False  # payloads are changes of an estimate that the server keeps as well
 
 
 def ec(
@@ -108,6 +107,6 @@ def none(
 ERROR_FEEDBACK: dict[str, ErrorFeedback] = {
     "ec": ErrorFeedback(("residual",), ec),
     "dgc": ErrorFeedback(("residual", "velocity"), dgc),
-    "ef21": ErrorFeedback(("estimate",), ef21, estimated=True),
+    "ef21": ErrorFeedback(("estimate",), ef21),
     "none": ErrorFeedback((), none),
 }

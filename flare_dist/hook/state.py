@@ -60,7 +60,7 @@ class SparseHookState:
         self.step = 0  # backward passes that were synchronised
         self.traffic = HookTraffic()
         self.clock = StepClock()  # of this step
-        self.state_names, self.rule, _ = self.config.feedback
+        self.state_names, self.rule = self.config.feedback
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         check_parameters(module, self.config)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

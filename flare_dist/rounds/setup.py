@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from flare_dist.algorithms.algorithm import FEDAVG
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
-from flare_dist.config.config import Config
+from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs, first_batch
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
@@ -51,6 +52,28 @@ def build_for(config: Config, data: DataSplits) -> nn.Module:
     model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
     check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
     return model
+
+
+class Loaded(NamedTuple):
+    """A run's configuration with its task, its data, their division and the model with its initial weights."""
+
+    config: Config
+    data: DataSplits
+    parts: Partition
+    model: nn.Module
+
+
+def load_parts(config: Config) -> Loaded:
+    """Load the data, divide them among the clients, and build the model for them."""
+    data = load(config.data, config.seed, config.task.name)
+    config = with_values(config, {"task.name": data.task_name})
+    return Loaded(config, data, divide(config, data), build_for(config, data))
+
+
+def resolve_by_model(given: Loaded, device: str) -> Config:
+    """Resolve the keys that the model and the data decide; `device` is cpu or cuda."""
+    config = resolve_smallest_batch(given.config, given.parts.sizes, given.data, given.model)
+    return resolve_together(config, given.model, given.data.blank, device, given.data.task)
 
 
 def build_run(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Run:
@@ -93,12 +116,9 @@ def set_up(config: Config, world: World | None = None) -> Run:
     Without a `world` there is this process alone, on the device that the configuration names.
     """
     world = world or World(device=torch.device(config.engine.device))
-    data = load(config.data, config.seed, config.task.name)
-    model = build_for(config, data)
-    parts = divide(config, data)
-    config = resolve_smallest_batch(config, parts.sizes, data, model)
-    config = resolve_together(config, model, data.blank, world.device.type, data.task)
-    return build_run(config, world, data, parts, model)
+    given = load_parts(config)
+    config = resolve_by_model(given, world.device.type)
+    return build_run(config, world, given.data, given.parts, given.model)
 
 
 def set_up_federation(config: Config, world: World | None = None) -> Federation:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.hosting import hosting_ranks
@@ -66,31 +67,11 @@ def with_beginning(row: dict[str, Any], beginning: dict[str, Any]) -> dict[str, 
 
 def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]:
     """Play stage 1; all ranks call it together. Returns its bytes and seconds, and under `stage_one` its findings."""
-    config, world, entries = fed.config, fed.world, masks.entries
-    settings = masks.config
+    config, world, entries, settings = fed.config, fed.world, masks.entries, masks.config
     drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
-    clients = dataclasses.replace(config.clients, local_epochs=settings.init_epochs, local_steps=None)
-    usual = fed.clients.trainer
-    trainer = LocalTrainer(usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm)
-    nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
-    hosts = hosting_ranks(drawn, world.size, stateful=False)
     watch = Stopwatch(world)
-    sensitivities = torch.zeros(len(drawn), len(entries), device=world.device)
-    for place, client in enumerate(drawn):
-        examples = fed.clients.partition[client]
-        # On every rank, so that a mask that cannot be is an error on all of them.
-        steps, epoch_steps = clients.steps_with(len(examples)), clients.epoch_steps(len(examples))
-        mask = first_stage_mask(masks, client, steps, epoch_steps)
-        if hosts[client] != world.rank:
-            continue
-        with watch.client(), watch.phase("compute"):
-            buffers, told = fed.server.buffers, fed.server.told
-            result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)
-            if result.is_finite:
-                active = layer_counts(mask.mask, entries)
-                sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, entries)])
-        log.info("stage 1: client %d has trained", client)
+    sensitivities = _train(fed, masks, drawn, watch)
     world.wait_for_all()
     rows = world.all_reduce_(sensitivities).tolist()
     found = {client: row for client, row in zip(drawn, rows) if any(row)}
@@ -109,6 +90,34 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
         **watch.totals(),
         "stage_one": {"sensitivities": {str(client): row for client, row in found.items()}, "densities": densities},
     }
+
+
+def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch) -> Tensor:
+    """Train the drawn clients that this rank hosts; returns float32 [drawn, layers], the density of each layer.
+
+    Rows of other ranks' clients, and of those that diverge, are zero.
+    """
+    config, world, usual = fed.config, fed.world, fed.clients.trainer
+    clients = dataclasses.replace(config.clients, local_epochs=masks.config.init_epochs, local_steps=None)
+    trainer = LocalTrainer(usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm)
+    nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
+    hosts = hosting_ranks(drawn, world.size, stateful=False)
+    sensitivities = torch.zeros(len(drawn), len(masks.entries), device=world.device)
+    for place, client in enumerate(drawn):
+        examples = fed.clients.partition[client]
+        # On every rank, so that a mask that cannot be is an error on all of them.
+        steps, epoch_steps = clients.steps_with(len(examples)), clients.epoch_steps(len(examples))
+        mask = first_stage_mask(masks, client, steps, epoch_steps)
+        if hosts[client] != world.rank:
+            continue
+        with watch.client(), watch.phase("compute"):
+            buffers, told = fed.server.buffers, fed.server.told
+            result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)
+            if result.is_finite:
+                active = layer_counts(mask.mask, masks.entries)
+                sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, masks.entries)])
+        log.info("stage 1: client %d has trained", client)
+    return sensitivities
 
 
 def density_table(

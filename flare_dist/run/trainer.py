@@ -15,9 +15,9 @@ from rich.console import Console
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
-from flare_dist.config.config import Config, with_values
+from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
-from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.datasets import DataSplits
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
@@ -27,9 +27,7 @@ from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
-from flare_dist.rounds.one_batch import resolve_together
-from flare_dist.rounds.setup import Run, build_for, build_run, divide
-from flare_dist.rounds.smallest_batch import resolve_smallest_batch
+from flare_dist.rounds.setup import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
@@ -58,15 +56,11 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
         source = None
     if summary is None:
-        data = load(config.data, config.seed, config.task.name)
-        config = with_values(config, {"task.name": data.task_name})
-        parts = divide(config, data)
-        model = build_for(config, data)
-        check_run(config, parts, model, launch.size)
-        config = resolve_smallest_batch(config, parts.sizes, data, model)
-        config = resolve_together(config, model, data.blank, config.engine.device, data.task)
+        given = load_parts(config)
+        check_run(given.config, given.parts, given.model, launch.size)
+        config = resolve_by_model(given, given.config.engine.device)
         if config.mode == "gradient":
-            check_enough(len(data.train.labels), config.clients.batch_size, launch.size)
+            check_enough(len(given.data.train.labels), config.clients.batch_size, launch.size)
 
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
@@ -79,8 +73,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         if summary is not None:
             log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
-            run = build_run(config, world, data, parts, model)
-            summary = _play(config, source, run, data, console)
+            run = build_run(config, world, given.data, given.parts, given.model)
+            summary = _play(config, source, run, given.data, console)
     if launch.rank == 0:
         output = Console()
         output.print(summary_table(summary))
