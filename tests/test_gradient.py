@@ -26,14 +26,8 @@ from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.setup import set_up
 from flare_dist.server.server import sample_cohort
-from tests.helpers.runs import assert_same_run, results, start, tiny
+from tests.helpers.runs import assert_same_run, data_parallel, results, start, tiny
 from tests.ranks import run_ranks
-
-
-def config(directory: Path | str, **changes: Any) -> Config:
-    base = tiny(Path(directory))
-    clients = dataclasses.replace(base.clients, momentum=0.9, lr_schedule="constant")
-    return dataclasses.replace(base, mode="gradient", eval_every=3, clients=clients, **changes)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -79,7 +73,7 @@ def by_hand(world: World, settings: Config) -> Tensor:
 
 
 def test_everything_sent_is_plain_ddp() -> None:
-    settings = config("x", compression=CompressionConfig(sparsifier="dense"))
+    settings = data_parallel("x", compression=CompressionConfig(sparsifier="dense"))
     for (parameters, reports), expected in zip(run_ranks(play, 2, settings), run_ranks(by_hand, 2, settings)):
         torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-7)
         assert reports[-1]["train_loss"] < reports[0]["train_loss"]
@@ -87,7 +81,7 @@ def test_everything_sent_is_plain_ddp() -> None:
 
 
 def test_sparse_steps_send_what_they_report_and_leave_all_ranks_alike() -> None:
-    settings = config("x", compression=CompressionConfig(density=0.02, index_codec="int32"))
+    settings = data_parallel("x", compression=CompressionConfig(density=0.02, index_codec="int32"))
     (parameters, reports), (other, _) = run_ranks(play, 2, settings)
     assert torch.equal(parameters, other)
     for report in reports:
@@ -101,9 +95,9 @@ def test_sparse_steps_send_what_they_report_and_leave_all_ranks_alike() -> None:
 @pytest.mark.parametrize("feedback", ["ec", "dgc"])
 def test_killed_and_continued_equals_straight(tmp_path: Path, feedback: str) -> None:
     compression = CompressionConfig(density=0.02, error_feedback=feedback)
-    start(config(tmp_path / "straight", compression=compression), 2)
-    start(config(tmp_path / "killed", compression=compression), 2, kill_in_round=5)
-    start(config(tmp_path / "killed", compression=compression), 2)
+    start(data_parallel(tmp_path / "straight", compression=compression), 2)
+    start(data_parallel(tmp_path / "killed", compression=compression), 2, kill_in_round=5)
+    start(data_parallel(tmp_path / "killed", compression=compression), 2)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     rows = results(tmp_path / "straight")[1]
     assert all("test_accuracy" in row for row in rows)  # a round ends with an evaluation
@@ -123,7 +117,7 @@ def resumed(world: World, settings: Config) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_another_number_of_ranks_goes_on_from_the_mean_residual(tmp_path: Path, size: int) -> None:
-    settings = config(tmp_path / "run")
+    settings = data_parallel(tmp_path / "run")
     start(settings, 2, kill_in_round=5)
     ranks = run_ranks(resumed, size, settings)
     before, after = (torch.stack(vectors) for vectors in zip(*ranks))
@@ -134,8 +128,8 @@ def test_another_number_of_ranks_goes_on_from_the_mean_residual(tmp_path: Path, 
 
 
 def test_a_run_goes_on_with_fewer_ranks_and_leaves_no_memory_behind(tmp_path: Path) -> None:
-    start(config(tmp_path / "run"), 3, kill_in_round=5)
-    start(config(tmp_path / "run"), 2)
+    start(data_parallel(tmp_path / "run"), 3, kill_in_round=5)
+    start(data_parallel(tmp_path / "run"), 2)
     rows = results(tmp_path / "run")[1]
     assert [row["clients"] for row in rows[1:]] == [3] * 4 + [2] * 2
     saved = [torch.load(path) for path in sorted((tmp_path / "run" / "checkpoints" / "round-00000006").glob("*.pt"))]
@@ -143,15 +137,15 @@ def test_a_run_goes_on_with_fewer_ranks_and_leaves_no_memory_behind(tmp_path: Pa
 
 
 def test_pieces_of_a_batch_are_exchanged_once(tmp_path: Path) -> None:
-    start(config(tmp_path / "whole"), 2)
-    start(config(tmp_path / "pieces", engine=EngineConfig(gradient_accumulation_steps=3)), 2)
+    start(data_parallel(tmp_path / "whole"), 2)
+    start(data_parallel(tmp_path / "pieces", engine=EngineConfig(gradient_accumulation_steps=3)), 2)
     (model, rows), (expected, expected_rows) = results(tmp_path / "pieces"), results(tmp_path / "whole")
     assert [row.get("uplink_bytes") for row in rows] == [row.get("uplink_bytes") for row in expected_rows]
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-5) for name in expected)
 
 
 def test_what_another_mode_has_not_sent_is_not_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    start(config(tmp_path / "gradient"), 2)
+    start(data_parallel(tmp_path / "gradient"), 2)
     resume = CheckpointConfig(every=2, resume=str(tmp_path / "gradient"))
     start(dataclasses.replace(tiny(tmp_path / "federated"), rounds=7, checkpoint=resume), 2)
     last = max((tmp_path / "federated" / "checkpoints").iterdir())
@@ -168,7 +162,7 @@ def test_deepspeed_takes_the_same_steps_and_resumes_bitwise(tmp_path: Path, stag
     momentum = 0.9 if optimizer == "sgd" else 0.0
 
     def settings(name: str, **changes: Any) -> Config:
-        base = config(tmp_path / name, **changes)
+        base = data_parallel(tmp_path / name, **changes)
         clients = dataclasses.replace(base.clients, optimizer=optimizer, momentum=momentum, lr=0.01)
         return dataclasses.replace(base, clients=clients)
 
@@ -191,4 +185,4 @@ def test_deepspeed_takes_the_same_steps_and_resumes_bitwise(tmp_path: Path, stag
 )
 def test_what_a_hook_cannot_do_is_refused_at_once(compression: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config("x", compression=CompressionConfig(**compression))
+        data_parallel("x", compression=CompressionConfig(**compression))

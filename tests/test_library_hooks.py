@@ -23,9 +23,8 @@ from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.setup import set_up
-from tests.helpers.runs import start
+from tests.helpers.runs import data_parallel, start
 from tests.ranks import run_ranks
-from tests.test_gradient import config
 
 STEPS = 5
 
@@ -100,7 +99,7 @@ def two_rounds(world: World, settings: Config) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("hook", ["sparse", "fp16", "powersgd"])
 def test_seconds_are_spent_computing_selecting_or_communicating(hook: str) -> None:
-    settings = config("x", gradients=GradientsConfig(hook=hook))
+    settings = data_parallel("x", gradients=GradientsConfig(hook=hook))
     for reports in run_ranks(two_rounds, 2, settings):
         for row in reports:
             assert row["select_seconds"] > 0
@@ -116,7 +115,7 @@ def test_seconds_are_spent_computing_selecting_or_communicating(hook: str) -> No
 
 @pytest.mark.parametrize("hook", ["fp16", "powersgd"])
 def test_a_run_with_a_library_hook_saves_no_memory(hook: str, tmp_path: Path) -> None:
-    settings = config(tmp_path / "run", gradients=GradientsConfig(hook=hook))
+    settings = data_parallel(tmp_path / "run", gradients=GradientsConfig(hook=hook))
     start(settings, 2)
     longer = dataclasses.replace(
         settings,
@@ -133,7 +132,7 @@ def test_a_run_with_a_library_hook_saves_no_memory(hook: str, tmp_path: Path) ->
 
 
 def test_an_interrupted_run_of_powersgd_starts_over(tmp_path: Path) -> None:
-    settings = config(tmp_path / "run", gradients=GradientsConfig(hook="powersgd"))
+    settings = data_parallel(tmp_path / "run", gradients=GradientsConfig(hook="powersgd"))
     start(settings, 2)
     (tmp_path / "run" / "summary.json").unlink()
     start(settings, 2)

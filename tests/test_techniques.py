@@ -17,7 +17,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.run.checks import check_run, keys_without_effect
 from flare_dist.studies.techniques import DIFFERENCES, USUAL, find_techniques
 from tests.helpers.published import PUBLISHED, ROOT, published
-from tests.test_gradient import config
+from tests.helpers.runs import data_parallel
 
 
 def test_a_technique_is_the_same_exchange_whatever_the_configuration() -> None:
@@ -45,7 +45,7 @@ def test_keys_of_hooks_without_effect_are_named() -> None:
 
 
 def test_momentum_of_the_optimizer_beside_dgc_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    used = config("x", compression=CompressionConfig(density=0.1, error_feedback="dgc"))
+    used = data_parallel("x", compression=CompressionConfig(density=0.1, error_feedback="dgc"))
     check_run(used, [torch.arange(4)], nn.Linear(12, 4))
     assert "clients.momentum: dgc has its own momentum" in caplog.text
     caplog.clear()

@@ -69,6 +69,7 @@ class LocalTrainer:
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
         self.smallest = config.smallest
         self.steps_with = cache(config.steps_with)  # of the number of examples
+        self.epoch_steps = cache(config.epoch_steps)
         self.model_delta = torch.empty_like(model.parameters)
 
     def lr(self, round_: int) -> float:

@@ -24,4 +24,4 @@ class Clients:
     def steps(self, client: int) -> tuple[int, int]:
         """Return a client's local steps in a round, and the steps of one of its epochs."""
         size = self.partition.sizes[client]
-        return self.trainer.steps_with(size), self.trainer.config.epoch_steps(size)
+        return self.trainer.steps_with(size), self.trainer.epoch_steps(size)

@@ -115,3 +115,10 @@ def assert_same_run(one: Path, other: Path, wire: bool = True) -> None:
             for both in (rows, other_rows)
         )
     assert rows == other_rows
+
+
+def data_parallel(directory: Path | str, **changes: Any) -> Config:
+    """Configure data-parallel training on the data of `tiny`, in rounds of three steps."""
+    base = tiny(Path(directory))
+    clients = dataclasses.replace(base.clients, momentum=0.9, lr_schedule="constant")
+    return dataclasses.replace(base, mode="gradient", eval_every=3, clients=clients, **changes)
