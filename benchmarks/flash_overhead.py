@@ -49,8 +49,8 @@ def main() -> None:
     _time(type(fed.clients.trainer.model), "mask_", spent, "mask", now)
     _time(LocalMask, "prune", spent, "client", now)
     _time(LocalMask, "grow", spent, "client", now)
-    _time(Masks, "to_mean_of_models", spent, "server", now)
-    _time(Masks, "settle", spent, "server", now)
+    _time(fed.masks, "average", spent, "server", now)
+    _time(fed.masks, "move", spent, "server", now)
     steps = -(-options.examples // sparse.clients.batch_size)
     shares: dict[str, list[float]] = {name: [] for name in (*spent, "round")}
     for round_ in range(1, 2 + options.rounds):
@@ -78,7 +78,7 @@ def main() -> None:
     print(f"a round of {options.examples} images a client: {100 * median(shares['round']):+.1f} % against dense")
 
 
-def _time(owner: type, name: str, spent: dict[str, float], key: str, now: Callable[[], float]) -> None:
+def _time(owner: object, name: str, spent: dict[str, float], key: str, now: Callable[[], float]) -> None:
     """Add the seconds of a method to `spent[key]`."""
     plain = getattr(owner, name)
 

@@ -16,6 +16,7 @@ from flare_dist.algorithms.algorithm import (
     Penalty,
     Senders,
     Trained,
+    Vectors,
 )
 from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
@@ -75,6 +76,18 @@ def test_penalties_add_up() -> None:
     alone = compose(scaffold(), fedprox(FedProxConfig(0.0))).penalty(context(control=torch.zeros(3)))
     assert alone is not None
     assert compose(fedprox(FedProxConfig(0.0)), fednova()).penalty(context()) is None
+
+
+def test_a_record_begins_with_the_delta_that_the_one_before_it_sends() -> None:
+    def doubled(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
+        return {"delta": trained.delta * 2}
+
+    def halved(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
+        return {"delta": trained.delta.div_(2)}
+
+    both = compose(Algorithm(before_wire=doubled), Algorithm(before_wire=halved), Algorithm(brief=lambda work: work))
+    sent = both.before_wire(Trained(torch.ones(3), LocalWork(1, 1, 0.1, 0.0)), {}, {})
+    assert sent["delta"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_what_does_not_compose_is_refused() -> None:

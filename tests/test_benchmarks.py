@@ -46,6 +46,20 @@ def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
     assert any(" x |" in row for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "shown"),
+    [
+        ("flash_overhead.py", ["--examples", "4", "--rounds", "1"], "of a local step"),
+        ("round_reach.py", [], "top-k: "),
+    ],
+)
+def test_a_benchmark_of_the_package_s_own_functions_runs(name: str, options: list[str], shown: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+
+
 def test_clients_as_one_batch_are_compared_with_clients_one_after_another() -> None:
     command = [sys.executable, str(BENCHMARKS / "cohort.py"), "--model", "2nn", "--clients", "2"]
     command += ["--examples", "6", "12", "--turns", "1"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.algorithms import fedprox as method
-from flare_dist.algorithms.algorithm import LocalContext, Penalty
+from flare_dist.algorithms.algorithm import LocalContext, LocalWork, Penalty
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
-from flare_dist.algorithms.methods import OBJECTIVES
+from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.layout import ParameterLayout
 
@@ -60,6 +60,12 @@ def test_fedprox_may_decay_over_the_rounds() -> None:
     expected = gradient + 8.0 / 2.0**3 * (local - global_parameters)
     fedprox(global_parameters, 3, mu=8.0, decay=2.0).add_gradient(gradient, local)
     torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_the_steps_shrink_by_the_strength_of_their_round() -> None:
+    """FedNova counts gradients by it, so that it must decay as the penalty does."""
+    record = algorithm_of(ClientsConfig(objective="fedprox", fedprox=FedProxConfig(mu=8.0, decay=2.0)))
+    assert record.brief(LocalWork(3, 5, 0.1, 0.0)).shrinking == pytest.approx(1 - 0.1 * 8.0 / 2.0**3)
 
 
 # methods with memory have no such coefficient

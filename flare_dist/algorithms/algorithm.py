@@ -1,7 +1,7 @@
 """The record of one method: what clients and the server remember for it, what travels, and what is done with it.
 
-An `Algorithm` sees flat float32 vectors and numbers. It knows neither the configuration of a run nor ranks nor bytes,
-so a method is one file: a function from its settings to a record. Several records compose in order.
+An `Algorithm` sees flat float32 vectors and numbers. Its functions, but for `wraps`, see neither the configuration of a
+run nor ranks nor bytes, so a method is one file: a function from its settings to a record. Records compose in order.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def compose(*algorithms: Algorithm) -> Algorithm:
         payloads: Vectors = {}
         for algorithm in others:
             payloads |= algorithm.before_wire(trained, memory, server)
+            trained = trained._replace(delta=payloads["delta"])  # the next one begins with what this one sends
         return payloads
 
     def after_wire(mean_delta: Mean, server: Vectors, senders: Senders) -> None:

@@ -38,10 +38,10 @@ def fedprox(config: FedProxConfig) -> Algorithm:
     """Add the gradient of the proximal term to every local step."""
 
     def brief(work: LocalWork) -> LocalWork:
-        return work._replace(shrinking=work.shrinking * (1 - work.lr * config.mu))
+        return work._replace(shrinking=work.shrinking * (1 - work.lr * mu_in(config, work.round)))
 
     def penalty(context: LocalContext) -> Penalty | None:
-        mu = config.mu * config.decay**-context.round
+        mu = mu_in(config, context.round)
         if not mu:
             return None
 
@@ -51,3 +51,8 @@ def fedprox(config: FedProxConfig) -> Algorithm:
         return Penalty(add_gradient)
 
     return Algorithm(brief=brief, penalty=penalty)
+
+
+def mu_in(config: FedProxConfig, round_: int) -> float:
+    """Return the strength of the proximal term in a round, mu / decay^round."""
+    return config.mu * config.decay**-round_

@@ -1,6 +1,6 @@
 """The methods by name: which record stands behind a key of the configuration.
 
-A new one is a file beside this one and a line in a table at the foot.
+A new one is a file beside this one, a line in a table at the foot, and in MODULES if some settings exclude it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 from flare_dist.algorithms import ef21, feddc, feddyn, fednova, fedprox, flare, scaffold
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.algorithms.compose import compose
+from flare_dist.exclusion import Exclusion
 
 
 def algorithm_of(clients: Any, aggregator: str = "mean", feedback: str = "none") -> Algorithm:
@@ -33,5 +34,6 @@ AGGREGATORS: dict[str, Callable[[], Algorithm]] = {"mean": lambda: FEDAVG, "fedn
 # compression.error_feedback, of the rules of which the server has a part
 FEEDBACK: dict[str, tuple[Algorithm, ...]] = {"ef21": (ef21.ef21(),)}
 # Read by compatibility.py and cautions.py: options with which a method is refused, or taken with a warning.
-EXCLUDES = (*flare.EXCLUDES, *feddyn.EXCLUDES, *scaffold.EXCLUDES, *feddc.EXCLUDES, *fednova.EXCLUDES)
-CAUTIONS = (*scaffold.CAUTIONS, *feddc.CAUTIONS)
+MODULES = (flare, fedprox, feddyn, scaffold, feddc, fednova, ef21)
+EXCLUDES: tuple[Exclusion, ...] = tuple(row for module in MODULES for row in getattr(module, "EXCLUDES", ()))
+CAUTIONS: tuple[Exclusion, ...] = tuple(row for module in MODULES for row in getattr(module, "CAUTIONS", ()))

@@ -68,7 +68,7 @@ class LocalTrainer:
         self.algorithm = algorithm or algorithm_of(config)
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
         self.smallest = config.smallest
-        self.steps_with = cache(config.steps_with)  # of the number of examples
+        self.steps_with = cache(config.steps_with)  # once for all clients with as many examples
         self.epoch_steps = cache(config.epoch_steps)
         self.model_delta = torch.empty_like(model.parameters)
 

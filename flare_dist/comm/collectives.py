@@ -26,16 +26,6 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def all_equal(number: int, group: ProcessGroup | None) -> bool:
-    """Tell if every rank of the group (None = all) has the same number; all of them call it together."""
-    if rank_and_size(group)[1] == 1:
-        return True
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    extremes = torch.tensor([number, -number], device=device)
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
-    return bool(extremes.sum() == 0)
-
-
 def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
     """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
     size = rank_and_size(group)[1]

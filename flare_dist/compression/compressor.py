@@ -30,7 +30,7 @@ class Compressor:
         self.sends_everything = config.sends_everything
         densities = () if self.is_dense else {*config.warmup, config.density}
         self._plans = {d: plan(config, layout, d, self.device) for d in densities}
-        self._warmup = len(config.warmup) * config.warmup_rounds  # rounds
+        self._warmup = len(config.warmup) * config.warmup_rounds  # rounds, after which the density stays
         self.state_names, self.rule = config.feedback
 
     def plan(self, round_: int) -> Plan:
