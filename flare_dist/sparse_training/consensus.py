@@ -6,8 +6,6 @@ server then averages their models and, with jmwst and feddst, prunes the aggrega
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,10 +21,10 @@ from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.aggregation import UPDATE_MODES, GatheredMasks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.downlink import MaskDownlink
-from flare_dist.sparse_training.masks import budget, everything_but, largest_mask, layer_counts, mask_mismatch
+from flare_dist.sparse_training.masks import everything_but, layer_counts, mask_mismatch
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.next_mask import next_mask
 from flare_dist.sparse_training.pruning import layer_shares
-from flare_dist.sparse_training.readjust import readjusted_mask
 from flare_dist.sparse_training.schedule import MaskSchedule
 
 
@@ -119,38 +117,11 @@ class Masks:
             return
         parameters = server.parameters.data
         if self.schedule.server_moves_in(round_):
-            mask = self._next_mask(round_, parameters, gathered, squares)
+            mask = next_mask(self, self.schedule.rate(round_), parameters, gathered, squares)
             self.downlink.change(self.mask, mask)
             self.mask = mask
         parameters.mul_(self.mask)
         self.dropped_moments = server.forget_outside(self.mask)
-
-    def _next_mask(
-        self, round_: int, parameters: Tensor, gathered: GatheredMasks | None, squares: Tensor | None
-    ) -> Tensor:
-        """Choose the largest weights of the aggregate, among those that any client has, or the best measured ones."""
-        if self.method.is_measured:
-            if squares is None:  # nobody's were finite
-                return self.mask
-            active = sum(layer_counts(self.mask, self.entries))
-            rate = self.schedule.rate(round_)
-            return readjusted_mask(self.entries, parameters, self.mask, squares, self.uses, rate, active)
-        if gathered is None:
-            raise ValueError("a consensus is made of the clients' masks, and none were gathered")
-        union = gathered.union()
-        if self.method.keeps_layers:
-            return largest_mask(parameters, self.entries, layer_counts(self.mask, self.entries), union)
-        shares = self._layer_shares(parameters, gathered, union)
-        keep = budget(self.config, self.entries)
-        return flash.projected_mask(self.config, self.entries, parameters, union, shares, keep)
-
-    def _layer_shares(self, parameters: Tensor, gathered: GatheredMasks, union: Tensor) -> list[float]:
-        """Return the number of weights of each layer in the aggregate, or on average in the clients' masks."""
-        if self.config.subsample == "aggregate":
-            return [float(count) for count in layer_counts((parameters != 0) & union, self.entries)]
-        counts = [layer_counts(mask, self.entries) for mask in gathered.masks]
-        shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
-        return [share / math.fsum(gathered.weights) for share in shares]
 
     def remember(self, accepted: Sequence[int], gathered: GatheredMasks | None) -> None:
         """Keep the masks of the accepted clients if they are personal; every rank calls it."""

@@ -1,0 +1,63 @@
+"""The next mask: how the server makes a new consensus of what the clients bring.
+
+FLASH's jmwst (Babakniya et al. 2023): the largest weights of the aggregate, shared among layers as in the clients' masks.
+FedDST (Bibikar et al. 2022): the largest, as many in each layer as before. PruneFL (Jiang et al. 2022): readjust.py.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from flare_dist.layout import Entry
+from flare_dist.sparse_training import flash
+from flare_dist.sparse_training.aggregation import GatheredMasks
+from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.masks import budget, largest_mask, layer_counts
+from flare_dist.sparse_training.methods import Method
+from flare_dist.sparse_training.readjust import readjusted_mask
+
+
+class Consensus(Protocol):
+    """The present consensus, and the method that moves it."""
+
+    config: SparseTrainingConfig
+    method: Method
+    entries: Sequence[Entry]
+    mask: Tensor  # bool [total]
+    uses: Sequence[float]
+
+
+def next_mask(
+    now: Consensus, rate: float, parameters: Tensor, gathered: GatheredMasks | None, squares: Tensor | None
+) -> Tensor:
+    """Choose the next consensus, bool [total], by the aggregated `parameters`, or by the clients' squared gradients.
+
+    A method that measures moves the share `rate` of each layer; `squares` is None if nobody's were finite, and the mask
+    stays. Raises ValueError if it is made of the clients' masks, and none were gathered.
+    """
+    actives = layer_counts(now.mask, now.entries)
+    if now.method.is_measured:
+        if squares is None:
+            return now.mask
+        return readjusted_mask(now.entries, parameters, now.mask, squares, now.uses, rate, sum(actives))
+    if gathered is None:
+        raise ValueError("a consensus is made of the clients' masks, and none were gathered")
+    union = gathered.union()
+    if now.method.keeps_layers:
+        return largest_mask(parameters, now.entries, actives, union)
+    shares = layer_shares(now, parameters, gathered, union)
+    return flash.projected_mask(now.config, now.entries, parameters, union, shares, budget(now.config, now.entries))
+
+
+def layer_shares(now: Consensus, parameters: Tensor, gathered: GatheredMasks, union: Tensor) -> list[float]:
+    """Count the weights of each layer in the aggregate, or on average in the clients' masks."""
+    if now.config.subsample == "aggregate":
+        return [float(count) for count in layer_counts((parameters != 0) & union, now.entries)]
+    counts = [layer_counts(mask, now.entries) for mask in gathered.masks]
+    shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
+    return [share / math.fsum(gathered.weights) for share in shares]
