@@ -1,6 +1,6 @@
 """The next mask: how the server makes a new consensus of what the clients bring.
 
-FLASH's jmwst (Babakniya et al. 2023): the largest weights of the aggregate, shared among layers as in the clients' masks.
+FLASH's jmwst (Babakniya et al. 2023): the largest weights of the aggregate, shared among layers as in clients' masks.
 FedDST (Bibikar et al. 2022): the largest, as many in each layer as before. PruneFL (Jiang et al. 2022): readjust.py.
 """
 
