@@ -19,10 +19,12 @@ from flare_dist.cautions import CAUTIONS
 from flare_dist.cli.compatibility import page
 from flare_dist.cli.training import train_parser
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.config.load import config_parser
 from flare_dist.exclusion import Exclusion, messages, refuse
 from flare_dist.hook.state import SparseHookState
+from tests.helpers.masks import BASE
 
 # Options as somebody sets them, each with what it needs by itself.
 CHOICES: list[tuple[str, str, Any, dict[str, Any]]] = [
@@ -179,3 +181,24 @@ def test_the_page_of_the_documentation_is_what_the_command_prints(capsys: pytest
 
 def test_help_names_the_page() -> None:
     assert "flare-dist compatibility" in " ".join(train_parser().format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"mode": "gradient"},
+            "sparse_training.method: only federated clients train with masks, got jmwst with mode=gradient",
+        ),
+        ({"compression": CompressionConfig(error_feedback="ef21")}, "ef21's estimates do not follow masks"),
+        (
+            {"compression": CompressionConfig(sparsifier="dense", downlink="changed")},
+            "compression.downlink: active weights of a mask are sent in float32, got changed with sparse_"
+            "training.method=jmwst",
+        ),
+    ],
+)
+def test_what_does_not_go_with_masks_is_said_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        dataclasses.replace(BASE, **settings)
+    assert "\n" not in str(error.value)

@@ -71,9 +71,9 @@ def clients_of(
     start, buffers = local.parameters.clone(), local.buffers.clone()
     results = []
     for client in (0, 1, 0):
-        learner = _moving(local) if method == MASKED else None
-        result = trainer.train(client, 1, torch.arange(40), start, buffers, {}, learner)
-        if learner is not None:
+        mask = _moving(local) if method == MASKED else None
+        result = trainer.train(client, 1, torch.arange(40), start, buffers, {}, mask)
+        if mask is not None:
             assert result.mask is not None
             assert not local.parameters[~result.mask].any()
             model_weights = torch.cat([p.detach().flatten().float() for p in local.module.parameters()])

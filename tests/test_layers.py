@@ -22,8 +22,6 @@ GROUND = {
     "preserved",
     "exclusion",
     "conditions",
-    "compatibility",
-    "cautions",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -44,7 +42,7 @@ MAY_IMPORT = {
     "data": GROUND | {"tasks"},
     "models": GROUND | {"tasks"},
     "compression": GROUND,
-    "algorithms": GROUND - {"compatibility", "cautions"},
+    "algorithms": GROUND,
     "sparse_training": GROUND | {"tasks", "compression"},
     "clients": PURE,
     "server": PURE,
@@ -60,6 +58,23 @@ MAY_IMPORT = {
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
     "__init__": {"tasks", "hook", "compression", "engines"},
+}
+# Who else may import the tables of what goes with what; they import algorithms, so they are no ground.
+READERS = {
+    "compatibility": {
+        "data",
+        "compression",
+        "sparse_training",
+        "clients",
+        "server",
+        "hook",
+        "engines",
+        "config",
+        "rounds",
+        "run",
+        "cli",
+    },
+    "cautions": {"run", "cli"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/collectives.py", "comm/world.py"},
@@ -105,7 +120,8 @@ def part(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
     used = {name.split(".")[1] for name in imports(path) if name.startswith("flare_dist.")}
-    assert used <= MAY_IMPORT[part(path)] | {part(path)}
+    tables = {table for table, readers in READERS.items() if part(path) in readers}
+    assert used <= MAY_IMPORT[part(path)] | tables | {part(path)}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -128,4 +144,4 @@ def test_each_library_has_its_place(path: Path) -> None:
 def test_no_folder_inside_a_folder_and_no_long_module() -> None:
     for path in MODULES:
         assert len(path.relative_to(PACKAGE).parts) <= 2
-        assert len(path.read_text().splitlines()) <= 300, f"split {path}"
+        assert len(path.read_text().splitlines()) <= 200, f"split {path}"

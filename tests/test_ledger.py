@@ -1,4 +1,4 @@
-"""Where sparse payloads stop paying."""
+"""The ledger counts what moved, and finds the density above which sparse payloads stop paying."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from flare_dist.comm import collectives
+from flare_dist.comm.message import HEADER_NBYTES
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
 from flare_dist.rounds.ledger import Stopwatch, break_even_density, log, report_break_even
+from tests.helpers.rounds import DENSE, SPARSE, play
+from tests.ranks import run_ranks
 
 LAYOUT = ParameterLayout.of([("weight", torch.empty(100_000))])
 
@@ -85,3 +90,42 @@ def test_a_density_beyond_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -
     assert "at 1 the ranks move more" in beyond
     assert not said(1)
     assert not said(2, compression=CompressionConfig(sparsifier="dense"))
+
+
+def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
+    """The reports of a run, and the bytes that the gathers and reductions were really given, over all rounds."""
+    moved = 0
+    gather = collectives.all_gather_flat
+    reduce = torch.distributed.all_reduce
+
+    def counted_gather(output: Tensor, local: Tensor, **options: Any) -> Any:
+        nonlocal moved
+        moved += world.size * (world.size - 1) * local.numel() * local.element_size()
+        return gather(output, local, **options)
+
+    def counted_reduce(tensor: Tensor, *operation: Any) -> None:
+        nonlocal moved
+        if not operation:  # a maximum is a control message
+            moved += 2 * (world.size - 1) * tensor.numel() * tensor.element_size()
+        reduce(tensor, *operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "all_gather_flat", counted_gather)
+        patch.setattr(torch.distributed, "all_reduce", counted_reduce)
+        return play(world, config)[3], moved
+
+
+@pytest.mark.parametrize("config", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_ledger_counts_the_buffers_that_moved(config: Config) -> None:
+    reports, moved = run_ranks(wire, 2, config)[0]
+    assert sum(report["wire_bytes"] for report in reports) == moved > 0
+    for report in reports:
+        in_turn = report["compute_seconds"] + report["select_seconds"]
+        assert 0 < report["slowest_client_seconds"] <= in_turn
+        assert report["dense_bytes"] == report["downlink_bytes"] == 4 * report["total"]
+        header = 0 if config is DENSE else HEADER_NBYTES * report["clients"]
+        if config is DENSE:
+            assert report["uplink_bytes"] == 4 * report["kept"]
+        else:
+            assert 4 * report["kept"] < report["uplink_bytes"] - header < 8 * report["kept"]
+        assert report["uplink_bytes"] <= report["wire_bytes"] or config is DENSE

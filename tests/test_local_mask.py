@@ -128,3 +128,26 @@ def test_a_frozen_mask_is_not_copied() -> None:
     mask = torch.ones(TOTAL, dtype=torch.bool)
     used = LocalMask(SparseTrainingConfig(), ENTRIES, mask, 0, {}, draws(), torch.empty(TOTAL))
     assert used.mask is mask
+
+
+def test_a_layer_of_feddst_grows_what_it_has_lost_where_the_gradient_is_largest() -> None:
+    used, weights = local_mask()
+    used.config = SparseTrainingConfig(method="feddst")
+    used.growth = used.config.resolved_growth
+    weights[: ENTRIES[0].end] *= 100.0  # under FLASH's rule the first layer would grow at the others' cost
+    before, old = used.mask.clone(), weights.clone()
+    gradient = torch.randn(TOTAL, generator=draws(5))
+    watched = used.watch(5, None)
+    assert watched is not None
+    watched(gradient.clone(), weights)
+    growing = used.prune(weights, 5)
+    weights.mul_(used.factor)
+    pruned = used.mask.clone()
+    used.grow(growing)
+    assert growing == [int(0.125 * count) for count in (20, 100, 100)]
+    for entry, count in zip(ENTRIES, growing):
+        own = slice(entry.offset, entry.end)
+        removed, grown = before[own] & ~pruned[own], used.mask[own] & ~pruned[own]
+        assert int(removed.sum()) == int(grown.sum()) == count
+        assert old[own][removed].abs().max() <= old[own][pruned[own]].abs().min()
+        assert gradient[own][grown].abs().min() >= gradient[own][~used.mask[own]].abs().max()

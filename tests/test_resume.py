@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig
+from flare_dist.config.load import load_config
 from flare_dist.models.config import ModelConfig
 from flare_dist.records import resume, rundir
 from flare_dist.server.config import ServerConfig
+from tests.helpers.masks import BASE, config
 from tests.helpers.runs import assert_same_run, results, start, tiny
+from tests.helpers.sparse_runs import checkpointed
 
 
 def test_a_changed_configuration_is_refused_with_the_keys(straight: Path) -> None:
@@ -99,3 +102,10 @@ def test_error_feedback_can_be_switched_on_or_off_in_a_continued_run(straight: P
     resume = CheckpointConfig(every=2, resume=str(tmp_path / "off"))
     start(tiny(tmp_path / "on", rounds=10, compression=CompressionConfig(density=0.02), checkpoint=resume))
     assert len(results(tmp_path / "on")[1]) == 11
+
+
+def test_an_interrupted_sparse_run_cannot_go_on_as_a_dense_one_in_its_place(tmp_path: Path) -> None:
+    directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
+    with pytest.raises(ValueError, match=r"sparse_training\.method"):
+        checkpointed(directory, config(dataclasses.replace(BASE, rounds=1), method="dense"))
+    assert load_config(directory / "config.yaml").sparse_training == BASE.sparse_training

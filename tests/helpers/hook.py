@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -142,3 +144,14 @@ def backward(ddp: nn.Module, rank: int, numbers: range) -> None:
     for number in numbers:
         inputs, labels = batch(rank, number)
         F.cross_entropy(ddp(inputs), labels).backward()
+
+
+def said_by(call: Callable[[], Any]) -> list[str]:
+    """Return what a call warns of, and the one line of the ValueError that it raises."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            call()
+        except ValueError as error:
+            return [f"refused: {error}"]
+    return [str(each.message) for each in caught if each.category is UserWarning]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,8 +24,6 @@ from flare_dist.algorithms.methods import AGGREGATORS, OBJECTIVES, algorithm_of
 from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.layout import ParameterLayout
-from flare_dist.server.config import ServerConfig
-from flare_dist.server.server import Server
 
 WORK = LocalWork(1, 4, 0.1, 0.0)
 
@@ -102,34 +98,3 @@ def test_what_clients_are_told_has_the_name_of_a_payload() -> None:
     assert (scaffold().told, scaffold().remembers_alone) == (("control",), False)
     assert (feddyn(FedDynConfig()).told, feddyn(FedDynConfig()).remembers_alone) == ((), True)
     assert compose(feddyn(FedDynConfig()), scaffold()).told == ("control",)
-
-
-def server(algorithm: Algorithm) -> Server:
-    return Server(torch.zeros(3), torch.empty(0), ServerConfig(), 3, algorithm=algorithm)
-
-
-def test_the_server_s_vectors_are_saved_by_name_and_an_older_checkpoint_has_them_beside_the_rest() -> None:
-    both = compose(feddyn(FedDynConfig()), scaffold())
-    used = server(both)
-    for place, vector in enumerate(used.memory.values(), 1):
-        vector.fill_(place)
-    file = io.BytesIO()
-    torch.save(used.state_dict(), file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    older = {**saved, **saved["algorithm"]}
-    del older["algorithm"]
-    for state in (saved, older):
-        again = server(both)
-        again.load_state_dict(state)
-        assert {name: vector.tolist() for name, vector in again.memory.items()} == {
-            "feddyn": [1.0] * 3,
-            "control": [2.0] * 3,
-        }
-        assert again.told["control"] is again.memory["control"]
-    plain = server(FEDAVG)
-    for state in (saved, older):  # another method begins with nothing
-        plain.load_state_dict(state)
-    dyn = server(feddyn(FedDynConfig()))
-    dyn.load_state_dict({**older, "feddyn": None})
-    assert not dyn.memory["feddyn"].any()

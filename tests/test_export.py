@@ -1,0 +1,47 @@
+"""Exported models and masks: zero outside the mask, and in the format of torch.nn.utils.prune."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils import prune
+
+from flare_dist.models.registry import build
+from flare_dist.server.config import ServerConfig
+from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers.masks import BASE, BUDGET, TOPK
+from tests.helpers.sparse_runs import checkpointed, of_rank_0
+
+
+def test_checkpoints_and_exports_are_zero_outside_the_mask(tmp_path: Path) -> None:
+    used = dataclasses.replace(BASE, compression=TOPK, server=ServerConfig(momentum=0.5))
+    directory = checkpointed(tmp_path / "run", used)
+    for round_ in (2, 3):
+        saved = of_rank_0(directory, round_)
+        outside = ~saved["server"]["masks"]["mask"]
+        assert not saved["server"]["parameters"][outside].any()
+        assert not saved["server"]["optimizer"]["state"][0]["momentum_buffer"][outside].any()
+    for stem in ("model", "best"):
+        weights = load_file(directory / f"{stem}.safetensors")
+        masks = load_file(directory / f"{stem}.masks.safetensors")
+        assert sorted(masks) == ["3.weight_mask", "7.weight_mask"]
+        for name, mask in masks.items():
+            assert not weights[name.removesuffix("_mask")][mask == 0].any()
+        assert sum(int(mask.sum()) for mask in masks.values()) == BUDGET
+
+
+def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
+    directory = checkpointed(tmp_path / "run", dataclasses.replace(BASE, rounds=1))
+    weights, masks = load_file(directory / "model.safetensors"), load_file(directory / "model.masks.safetensors")
+    model = build("cnn", "group", (1, 8, 8), 4, 0, CLASSIFICATION)
+    model.load_state_dict(weights)  # a plain state_dict, with zeros
+    pruned = build("cnn", "group", (1, 8, 8), 4, 1, CLASSIFICATION)
+    for name in masks:
+        prune.identity(pruned.get_submodule(name.split(".")[0]), "weight")
+    renamed = {f"{key}_orig" if f"{key}_mask" in masks else key: value for key, value in weights.items()}
+    pruned.load_state_dict(renamed | masks)
+    inputs = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(inputs), pruned(inputs))
