@@ -14,6 +14,11 @@ def trains(c: Any, objective: str) -> bool:
 
 
 def has_clients(c: Any) -> bool:
+    return bool(c.mode == "federated")
+
+
+def has_local_rounds(c: Any) -> bool:
+    """Tell whether a round is so many local passes or steps."""
     return bool(c.mode != "gradient")
 
 

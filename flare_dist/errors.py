@@ -1,8 +1,9 @@
-"""Paths and errors of others in the words of one line, whatever bytes a file name has and whoever's code failed."""
+"""Write errors of one line: of settings out of range, of paths whatever bytes they have, and of other people's code."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -45,3 +46,33 @@ def reason_in_code(error: BaseException) -> str:
 def refusal(key: str, path: str | Path, problem: str) -> ValueError:
     """Make the error of a file or folder that cannot be used: `key: path: problem`."""
     return ValueError(f"{key}: {printable(path)}: {problem}")
+
+
+def unknown_choice(key: str, value: object, known: Iterable[str]) -> ValueError:
+    """Make the error of a name that is none of `known`: `key: unknown choice, got 'x'; choose from a, b`."""
+    return ValueError(f"{key}: unknown choice, got {value!r}; choose from {', '.join(known)}")
+
+
+def check_choice(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError that names the dotted `key` if `value` is none of the `known` names."""
+    names = list(known)
+    if value not in names:
+        raise unknown_choice(key, value, names)
+
+
+def check_least(key: str, value: float | None, least: int) -> None:
+    """Raise ValueError that names the dotted `key` if `value` is below `least` or NaN; None, not given, passes."""
+    if value is not None and not value >= least:
+        raise ValueError(f"{key}: out of range, got {value}; choose at least {least}")
+
+
+def check_range(key: str, value: float | None, interval: str) -> None:
+    """Raise ValueError that names the dotted `key` if `value` is not in the interval or NaN; None, not given, passes.
+
+    The interval is written as in mathematics, e.g. "(0, 1]" without 0 and with 1, and is shown so.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above = value is None or low < value or (interval[0] == "[" and value == low)
+    below = value is None or value < high or (interval[-1] == "]" and value == high)
+    if not (above and below):
+        raise ValueError(f"{key}: out of range, got {value}; choose a number in {interval}")

@@ -65,7 +65,9 @@ def test_weights_are_the_clients_own() -> None:
 
 
 def test_an_unknown_weighting_is_refused_by_the_run() -> None:
-    with pytest.raises(ValueError, match=r"^clients\.weighting: must be one of num_examples, uniform, got 'size'$"):
+    with pytest.raises(
+        ValueError, match=r"^clients\.weighting: unknown choice, got 'size'; choose from num_examples, uniform$"
+    ):
         Config(clients=ClientsConfig(weighting="size"))
 
 

@@ -43,6 +43,26 @@ def test_what_has_none_is_named_with_what_it_would_need() -> None:
     assert keys_without_effect(gradient) == {"mode=federated": ["data.partition", "server.lr"]}
 
 
+def test_keys_of_the_federation_change_nothing_in_mode_centralised() -> None:
+    """Passes over the pooled data are counted by clients.local_*, and nothing is sent."""
+    config = Config(
+        mode="centralised",
+        server=ServerConfig(lr=0.3),
+        clients=ClientsConfig(num=3, per_round=2, weighting="uniform", local_epochs=2),
+        data=DataConfig(partition="dirichlet"),
+        compression=CompressionConfig(density=0.1),
+    )
+    assert keys_without_effect(config) == {
+        "mode=federated": [
+            "data.partition", "clients.num", "clients.per_round", "clients.weighting", "server.lr",
+        ],
+        "mode=federated|gradient": ["compression.density"],
+    }  # fmt: skip
+    assert keys_without_effect(replace(config, mode="gradient"))["mode=federated|centralised"] == [
+        "clients.local_epochs"
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -35,7 +35,7 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--techniques", "topk,zip"], "--techniques: unknown technique 'zip' (choose from full_precision, fp16,"),
+        (["--techniques", "topk,zip"], "--techniques: unknown choice, got 'zip'; choose from full_precision, fp16,"),
         (["--techniques", "topk,topk"], "--techniques: the same technique twice"),
         (["--mode", "federated"], "mode: compare needs mode=gradient, got federated"),
         (["--techniques", "topk,fp16_training"], "engine.mixed_precision: fp16 needs a GPU"),
@@ -43,11 +43,14 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
             ["--tune", "compression.value_codec=fp16,int8"],
             "--tune: compression.value_codec tells techniques apart, so it cannot be tuned",
         ),
-        (["--techniques", "fp16,topk", "--tune", "clients.lr=0.1,-1"], "clients.lr: must be positive"),
-        (["--target", "2"], "--target: an accuracy must be in (0, 1], got 2.0"),
-        (["--gradients.hook", "fp32"], "gradients.hook: must be one of sparse, fp16, bf16, powersgd, got 'fp32'"),
-        (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: must be at least 1, got 0"),
-        (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: must be at least 2 (PyTorch's), got 1"),
+        (["--techniques", "fp16,topk", "--tune", "clients.lr=0.1,-1"], "clients.lr: out of range, got -1"),
+        (["--target", "2"], "--target: an accuracy is out of range, got 2.0; choose a number in (0, 1]"),
+        (
+            ["--gradients.hook", "fp32"],
+            "gradients.hook: unknown choice, got 'fp32'; choose from sparse, fp16, bf16, powersgd",
+        ),
+        (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: out of range, got 0; choose at least 1"),
+        (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: out of range, got 1; choose at least 2"),
         (
             ["--engine.name", "deepspeed", "--techniques", "fp16"],
             "gradients.hook: needs engine.name=accelerate, whose DDP has it, got fp16 with engine.name=deepspeed",

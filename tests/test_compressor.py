@@ -112,7 +112,7 @@ def test_blocks_keep_their_own_share() -> None:
     for start in range(0, 96, 16):
         largest = delta[start : start + 16].abs().topk(2).indices + start
         assert set(largest.tolist()) <= set(kept.tolist())
-    with pytest.raises(ValueError, match=r"^compression\.block: must be at least 2"):
+    with pytest.raises(ValueError, match=r"^compression\.block: out of range, got .*; choose .* \[2, 2147483648\]$"):
         CompressionConfig(block=1)
 
 
@@ -134,7 +134,7 @@ def test_the_paper_s_count_is_one_more_than_rounded(numel: int, density: float, 
 
 def test_settings_that_do_not_belong_together_are_refused() -> None:
     for momentum in (1.0, -0.1):
-        with pytest.raises(ValueError, match=r"^compression\.momentum: must be in"):
+        with pytest.raises(ValueError, match=r"^compression\.momentum: out of range, got .*; choose .* \[0, 1\)$"):
             CompressionConfig(error_feedback="dgc", momentum=momentum)
     with pytest.raises(ValueError, match=r"^compression\.momentum: only dgc takes momentum"):
         CompressionConfig(momentum=0.5)

@@ -13,16 +13,19 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"alpha": -1}, "data.alpha: must be positive, got -1"),
-        ({"alpha": float("nan")}, "data.alpha: must be positive, got nan"),
-        ({"validation": 1.0}, r"data.validation: must be in \[0, 1\), got 1.0"),
-        ({"examples_per_client": 0}, "data.examples_per_client: must be at least 1, got 0"),
-        ({"shards_per_client": 0}, "data.shards_per_client: must be at least 1, got 0"),
-        ({"name": "imagenet"}, "data.name: must be one of digits, .*, got imagenet"),
-        ({"partition": "non-iid"}, "data.partition: must be one of iid, .*, got non-iid"),
-        ({"normalize": "l2"}, "data.normalize: must be one of standard, unit, none, got l2"),
-        ({"root": "caf\udce9"}, r"data.root: the name has bytes that are not UTF-8 .*, got caf\\xe9"),
-        ({"augment": "mixup"}, "data.augment: must be one of none, .*, got mixup"),
+        ({"alpha": -1}, r"data.alpha: out of range, got -1; choose a number in \(0, inf\)"),
+        ({"alpha": float("nan")}, r"data.alpha: out of range, got nan; choose a number in \(0, inf\)"),
+        ({"validation": 1.0}, r"data.validation: out of range, got 1.0; choose a number in \[0, 1\)"),
+        ({"examples_per_client": 0}, "data.examples_per_client: out of range, got 0; choose at least 1"),
+        ({"shards_per_client": 0}, "data.shards_per_client: out of range, got 0; choose at least 1"),
+        ({"name": "imagenet"}, "data.name: unknown choice, got 'imagenet'; choose from digits, .*"),
+        ({"partition": "non-iid"}, "data.partition: unknown choice, got 'non-iid'; choose from iid, .*"),
+        ({"normalize": "l2"}, "data.normalize: unknown choice, got 'l2'; choose from standard, unit, none"),
+        (
+            {"root": "caf\udce9"},
+            r"data.root: the name has bytes that are not UTF-8 .*, got caf\\xe9; give a link to it with another name",
+        ),
+        ({"augment": "mixup"}, "data.augment: unknown choice, got 'mixup'; choose from none, .*"),
     ],
 )
 def test_config_errors_name_the_key(values: dict[str, Any], message: str) -> None:

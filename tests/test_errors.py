@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
-from flare_dist.errors import printable, reason, reason_in_code, refusal
+from flare_dist.errors import check_choice, check_least, check_range, printable, reason, reason_in_code, refusal
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,42 @@ def test_an_error_in_a_user_s_code_has_its_place_and_its_class_if_that_helps() -
 
 def test_a_refusal_names_the_key_and_the_path() -> None:
     assert str(refusal("data.root", "a\tb", "is a file")) == "data.root: a\\tb: is a file"
+
+
+def test_an_unknown_choice_is_refused_with_the_choices() -> None:
+    check_choice("mode", "b", ("a", "b"))
+    with pytest.raises(ValueError, match=r"^mode: unknown choice, got 'x'; choose from a, b$"):
+        check_choice("mode", "x", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "interval"),
+    [(1, "(0, 1]"), (1e-9, "(0, 1]"), (0, "[0, 1)"), (1e30, "(0, inf)"), (2**31, "[2, 2147483648]"), (None, "(0, 1]")],
+)
+def test_a_number_in_the_interval_passes(value: float | None, interval: str) -> None:
+    check_range("a.b", value, interval)
+
+
+@pytest.mark.parametrize(
+    ("value", "interval"),
+    [
+        (0, "(0, 1]"),
+        (1.5, "(0, 1]"),
+        (1, "[0, 1)"),
+        (-1, "[0, 1)"),
+        (float("inf"), "(0, inf)"),
+        (math.nan, "[0, 1]"),
+    ],
+)
+def test_a_number_outside_the_interval_is_refused_with_the_interval(value: float, interval: str) -> None:
+    message = f"a.b: out of range, got {value}; choose a number in {interval}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_range("a.b", value, interval)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, math.nan])
+def test_a_number_below_the_least_is_refused_with_the_least(value: float) -> None:
+    check_least("a.b", 2, 2)
+    check_least("a.b", None, 2)
+    with pytest.raises(ValueError, match=rf"^a\.b: out of range, got {value}; choose at least 2$"):
+        check_least("a.b", value, 2)

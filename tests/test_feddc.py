@@ -71,7 +71,7 @@ def test_feddc_works_with_sparse_uplinks_on_any_number_of_ranks_and_goes_with_a_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FedDCConfig(0.0), "clients.feddc.alpha: must be positive and finite, got 0.0"),
+        (lambda: FedDCConfig(0.0), "clients.feddc.alpha: out of range, got 0.0; choose a number in \\(0, 1e38\\)"),
         (lambda: ClientsConfig(objective="feddc"), "clients.objective: feddc takes the plain mean of its clients"),
         (lambda: of_clients(DENSE, **(DC | {"momentum": 0.9})), "clients.objective: feddc's controls are mean"),
         (lambda: nova(DENSE, **DC), "server.aggregator: fednova does not go with feddc"),

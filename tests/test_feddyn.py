@@ -81,7 +81,7 @@ def test_a_client_whose_update_is_rejected_remembers_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FedDynConfig(0.0), "clients.feddyn.alpha: must be positive and finite, got 0.0"),
+        (lambda: FedDynConfig(0.0), "clients.feddyn.alpha: out of range, got 0.0; choose a number in \\(0, 1e38\\)"),
         (lambda: ClientsConfig(objective="feddyn"), "clients.objective: feddyn takes the plain mean of its clients"),
     ],
 )

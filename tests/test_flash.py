@@ -128,18 +128,18 @@ def test_shares_of_the_cohort_get_their_budgets_whatever_its_size() -> None:
     [
         (
             {"method": "flash"},
-            "sparse_training.method: must be one of dense, pdst, nst, spdst, pruned, jmwst, feddst, prunefl, "
-            "got 'flash'",
+            "sparse_training.method: unknown choice, got 'flash'; "
+            "choose from dense, pdst, nst, spdst, pruned, jmwst, feddst, prunefl",
         ),
-        ({"density": 0.0}, "sparse_training.density: must be in (0, 1], got 0.0"),
-        ({"density": 1.5}, "sparse_training.density: must be in (0, 1], got 1.5"),
-        ({"r_int": 0}, "sparse_training.r_int: must be at least 1, got 0"),
-        ({"init_frac": 0.0}, "sparse_training.init_frac: must be in (0, 1], got 0.0"),
-        ({"init_epochs": 0}, "sparse_training.init_epochs: must be at least 1, got 0"),
-        ({"prune_rate": 1.0}, "sparse_training.prune_rate: must be in [0, 1), got 1.0"),
-        ({"growth": "x"}, "sparse_training.growth: must be one of auto, random, gradient, got 'x'"),
+        ({"density": 0.0}, "sparse_training.density: out of range, got 0.0; choose a number in (0, 1]"),
+        ({"density": 1.5}, "sparse_training.density: out of range, got 1.5; choose a number in (0, 1]"),
+        ({"r_int": 0}, "sparse_training.r_int: out of range, got 0; choose at least 1"),
+        ({"init_frac": 0.0}, "sparse_training.init_frac: out of range, got 0.0; choose a number in (0, 1]"),
+        ({"init_epochs": 0}, "sparse_training.init_epochs: out of range, got 0; choose at least 1"),
+        ({"prune_rate": 1.0}, "sparse_training.prune_rate: out of range, got 1.0; choose a number in [0, 1)"),
+        ({"growth": "x"}, "sparse_training.growth: unknown choice, got 'x'; choose from auto, random, gradient"),
         ({"hetero": ((0.5, 0.5), (0.4, 1.0))}, "sparse_training.hetero: the shares must add up to 1, got 0.9"),
-        ({"hetero": ((1.0, 1.5),)}, "must be pairs of a share and a factor in (0, 1], got [[1.0, 1.5]]"),
+        ({"hetero": ((1.0, 1.5),)}, "must be pairs of a share and a factor in (0, 1], got [[1.0, 1.5]]; write e.g. [["),
         ({"hetero": ((1.0, 0.5),), "method": "nst"}, "sparse_training.hetero: needs spdst or jmwst, got [[1.0, 0.5]]"),
     ],
 )

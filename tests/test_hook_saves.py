@@ -104,6 +104,6 @@ def test_rank_0_may_save_alone_and_is_told(tmp_path: Path) -> None:
         (warning,) = told["zero"]
         assert "the memory of rank 1 is lost" in warning
         assert told["step"] == 3
-        assert told["choice"] == ["refused: missing: unknown choice 'ignore' (choose from raise, zero)"]
+        assert told["choice"] == ["refused: missing: unknown choice, got 'ignore'; choose from raise, zero"]
     assert (first["is zero"], second["is zero"]) == (False, True)
     assert first["raise"] == second["raise"]

@@ -150,4 +150,4 @@ def test_wrong_input_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     process = torchrun(tmp_path / "out", "--compression.density", "2")
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert error.count("compression.density: the fraction kept must be in (0, 1], got 2.0") == 1
+    assert error.count("compression.density: out of range, got 2.0; choose a number in (0, 1]") == 1

@@ -13,5 +13,5 @@ def test_norms_are_kept_unless_asked_otherwise() -> None:
 
 
 def test_unknown_norms_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^model\.norm: must be keep .*or group, got 'layer'$"):
+    with pytest.raises(ValueError, match=r"^model\.norm: unknown choice, got 'layer'; choose from keep, group$"):
         ModelConfig(norm="layer")

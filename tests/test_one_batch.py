@@ -63,7 +63,9 @@ def test_auto_is_for_small_models_on_gpus() -> None:
     assert settled("auto", small, "cuda") == "always"
     assert settled("auto", large, "cuda") == settled("auto", small, "cpu") == settled("never", small, "cuda") == "never"
     assert settled("always", small, "cpu") == settled("always", large, "cuda") == "always"
-    with pytest.raises(ValueError, match=r"^clients\.together: must be auto, always or never, got 'yes'"):
+    with pytest.raises(
+        ValueError, match=r"^clients\.together: unknown choice, got 'yes'; choose from auto, always, never"
+    ):
         ClientsConfig(together="yes")
 
 

@@ -18,11 +18,11 @@ from tests.helpers.configs import cached_parser
     ("contents", "before", "after", "said"),
     [
         (["rounds: 0", "rounds: 1"], [], [], ""),
-        (["rounds: 1", "\nrounds: 0"], [], [], "rounds: {tmp}/1.yaml:2: must be at least 1, got 0"),
-        (["rounds: 0", "seed: 1"], [], [], "rounds: {tmp}/0.yaml:1: must be at least 1, got 0"),
-        (["rounds: 1", "seed: 1"], [], ["--rounds=0"], "rounds: must be at least 1, got 0"),
+        (["rounds: 1", "\nrounds: 0"], [], [], "rounds: {tmp}/1.yaml:2: out of range, got 0; choose at least 1"),
+        (["rounds: 0", "seed: 1"], [], [], "rounds: {tmp}/0.yaml:1: out of range, got 0; choose at least 1"),
+        (["rounds: 1", "seed: 1"], [], ["--rounds=0"], "rounds: out of range, got 0; choose at least 1"),
         (["rounds: 0"], ["--rounds=1"], [], ""),
-        (["rounds: 1"], ["--rounds=0"], [], "rounds: must be at least 1, got 0"),
+        (["rounds: 1"], ["--rounds=0"], [], "rounds: out of range, got 0; choose at least 1"),
         (["rounds: 1", "rounds: x"], [], ["--rounds=3"], "rounds: {tmp}/1.yaml:1: expected a whole number, got x"),
         (["rounds: 1", "rounds: 2\nrounds: 2"], [], [], "rounds: {tmp}/1.yaml:2: is written twice, at {tmp}/1.yaml:1"),
         (["rounds: 1", "round: 2"], [], [], "round: {tmp}/1.yaml:1: there is no such key; did you mean rounds?"),
@@ -78,5 +78,5 @@ def test_a_key_that_an_argument_sets_has_no_line(tmp_path: Path) -> None:
     parser = cached_parser()
     (tmp_path / "my.yaml").write_text("clients: {lr: 0.1}\nrounds: 3\n")
     options = parser.parse_args(["--config", str(tmp_path / "my.yaml"), "--clients.lr", "-2"])
-    with pytest.raises(ValueError, match=r"^clients\.lr: must be positive"):
+    with pytest.raises(ValueError, match=r"^clients\.lr: out of range, got "):
         build_config(parser, options)

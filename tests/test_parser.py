@@ -34,7 +34,10 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["evaluate", "~/none"], "{tmp}/none/config.yaml does not exist"),
         (["partition", "--output_dir", "{tmp}/my.yaml/x"], "output_dir: cannot write to {tmp}/my.yaml/x"),
         (["partition", "--config", "{tmp}/my.yaml"], "clients.num: {tmp}/my.yaml:1: must be in"),
-        (["sweep", "--config", "{tmp}/my.yaml", "--grid", "clients.num=-1"], "clients.num: must be at least 1, got -1"),
+        (
+            ["sweep", "--config", "{tmp}/my.yaml", "--grid", "clients.num=-1"],
+            "clients.num: out of range, got -1; choose at least 1",
+        ),
     ],
 )
 def test_commands_refuse_in_one_line(

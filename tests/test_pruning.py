@@ -38,14 +38,15 @@ def test_the_highest_scores_are_kept_globally_or_by_layer() -> None:
     [
         (
             {"criterion": "obd"},
-            "pruning.criterion: must be one of magnitude, random, snip, grasp, synflow, threshold",
+            "pruning.criterion: unknown choice, got 'obd'; "
+            "choose from magnitude, random, snip, grasp, synflow, threshold",
         ),
-        ({"scope": "layer"}, "pruning.scope: must be one of global, erk, uniform, got 'layer'"),
-        ({"data": "all"}, "pruning.data: must be one of clients, server, got 'all'"),
-        ({"steps": 0}, "pruning.steps: must be at least 1, got 0"),
-        ({"batches": 0}, "pruning.batches: must be at least 1, got 0"),
-        ({"frac": 0.0}, "pruning.frac: must be in (0, 1], got 0.0"),
-        ({"threshold": -1.0}, "pruning.threshold: must not be negative, got -1.0"),
+        ({"scope": "layer"}, "pruning.scope: unknown choice, got 'layer'; choose from global, erk, uniform"),
+        ({"data": "all"}, "pruning.data: unknown choice, got 'all'; choose from clients, server"),
+        ({"steps": 0}, "pruning.steps: out of range, got 0; choose at least 1"),
+        ({"batches": 0}, "pruning.batches: out of range, got 0; choose at least 1"),
+        ({"frac": 0.0}, "pruning.frac: out of range, got 0.0; choose a number in (0, 1]"),
+        ({"threshold": -1.0}, "pruning.threshold: out of range, got -1.0; choose at least 0"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(settings: dict[str, Any], message: str) -> None:

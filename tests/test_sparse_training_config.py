@@ -18,7 +18,7 @@ def test_feddst_has_defaults_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r_end": 0}, "sparse_training.r_end: must be at least 1, got 0"),
+        ({"r_end": 0}, "sparse_training.r_end: out of range, got 0; choose at least 1"),
         (
             {"hetero": ((0.5, 0.5), (0.5, 1.0))},
             "sparse_training.hetero: needs spdst or jmwst, .* with sparse_training.method=feddst; .*",

@@ -32,14 +32,14 @@ def test_every_combination_is_trained_once_with_every_seed(tmp_path: Path, proce
 
 def test_a_sweep_needs_a_rank_and_a_directory_of_its_own(tmp_path: Path, processes: Processes) -> None:
     grid = Grid({"clients.lr": ["0.1"]}, {}, [0])
-    with pytest.raises(ValueError, match=r"^--ranks: must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^--ranks: out of range, got 0; choose at least 1"):
         play_grid(tmp_path, grid, ranks=0)
     with rundir.claim(tmp_path), pytest.raises(ValueError, match=r"^output_dir: another run is writing to"):
         play_grid(tmp_path, grid)
 
 
 def test_nothing_starts_if_a_setting_is_wrong(tmp_path: Path, processes: Processes) -> None:
-    with pytest.raises(ValueError, match=r"clients\.lr: must be positive"):
+    with pytest.raises(ValueError, match=r"clients\.lr: out of range, got "):
         play_grid(tmp_path / "new", Grid({"clients.lr": ["0.1", "-1"]}, {}, [0]))
     assert not processes.commands
     assert not (tmp_path / "new").exists()

@@ -39,7 +39,7 @@ FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz_configs.py"
         ("lr: 0.1\n", "lr", 1, "there is no such key; did you mean clients.lr or server.lr?"),
         ("clinets: {num: 3}\n", "clinets", 1, "there is no such key; did you mean clients?"),
         ("rounds: !my 3\n", "rounds", 1, "the tag !my is not known"),
-        ("rounds: 2\nclients: {lr: -1}\n", "clients.lr", 2, "must be positive and below 1e38, got -1"),
+        ("rounds: 2\nclients: {lr: -1}\n", "clients.lr", 2, "out of range, got -1"),
     ],
 )
 def test_wrong_content_is_refused_by_key_and_line(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Mean, Penalty, Senders, Trained, Vectors
 from flare_dist.algorithms.excludes import drifting_controls, of_controls, of_own_mean
+from flare_dist.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class FedDCConfig:
     alpha: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1e38:  # the range of float32
-            raise ValueError(f"clients.feddc.alpha: must be positive and finite, got {self.alpha}")
+        check_range("clients.feddc.alpha", self.alpha, "(0, 1e38)")  # the range of float32
 
 
 def feddc(config: FedDCConfig) -> Algorithm:

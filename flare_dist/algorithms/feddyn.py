@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Mean, Penalty, Senders, Trained, Vectors
 from flare_dist.algorithms.excludes import of_own_mean
+from flare_dist.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class FedDynConfig:
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1e38:  # the range of float32
-            raise ValueError(f"clients.feddyn.alpha: must be positive and finite, got {self.alpha}")
+        check_range("clients.feddyn.alpha", self.alpha, "(0, 1e38)")  # the range of float32
 
 
 def feddyn(config: FedDynConfig) -> Algorithm:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty
+from flare_dist.errors import check_least, check_range
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,8 @@ class FedProxConfig:
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mu < 1e38:  # the range of float32
-            raise ValueError(f"clients.fedprox.mu: must be finite and not negative, got {self.mu}")
-        if not self.decay >= 1:
-            raise ValueError(f"clients.fedprox.decay: must be at least 1, got {self.decay}")
+        check_range("clients.fedprox.mu", self.mu, "[0, 1e38)")  # the range of float32
+        check_least("clients.fedprox.decay", self.decay, 1)
 
 
 def fedprox(config: FedProxConfig) -> Algorithm:

@@ -21,6 +21,7 @@ from torch import Tensor
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, Penalty
 from flare_dist.algorithms.percentile import magnitude_percentile
 from flare_dist.conditions import conserves, has_no_residual, trains
+from flare_dist.errors import check_least, check_range
 from flare_dist.exclusion import Exclusion
 from flare_dist.layout import ParameterLayout
 
@@ -51,14 +52,10 @@ class FlareConfig:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau < 1e38:  # the range of float32
-            raise ValueError(f"clients.flare.tau: must be finite and not negative, got {self.tau}")
-        if not self.decay >= 1:
-            raise ValueError(f"clients.flare.decay: must be at least 1, got {self.decay}")
-        if not 0 <= self.percentile < 100:
-            raise ValueError(f"clients.flare.percentile: must be in [0, 100), got {self.percentile}")
-        if self.steps is not None and self.steps < 0:
-            raise ValueError(f"clients.flare.steps: must not be negative, got {self.steps}")
+        check_range("clients.flare.tau", self.tau, "[0, 1e38)")  # the range of float32
+        check_least("clients.flare.decay", self.decay, 1)
+        check_range("clients.flare.percentile", self.percentile, "[0, 100)")
+        check_least("clients.flare.steps", self.steps, 0)
 
 
 def flare(config: FlareConfig) -> Algorithm:

@@ -21,6 +21,7 @@ from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
+from flare_dist.errors import check_least
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,7 @@ def add_projections(parser: Any) -> None:
 
 
 def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
-    if options.ranks is not None and options.ranks < 1:
-        raise ValueError(f"--ranks: must be at least 1, got {options.ranks}")
+    check_least("--ranks", options.ranks, 1)
     tags = parse_tags(options.tag)
     logs = [read_run(user_path(directory), tags, options.ranks) for directory in options.runs]
     links = parse_projections(options, {log.best[0] for log in logs})
@@ -90,9 +90,9 @@ def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
     """Parse the links; ValueError if one of them is wrong, or if the target is out of range for one of `metrics`."""
     target = options.target
     if target is not None and "accuracy" in metrics and not 0 < target <= 1:
-        raise ValueError(f"--target: an accuracy must be in (0, 1], got {target}")
+        raise ValueError(f"--target: an accuracy is out of range, got {target}; choose a number in (0, 1]")
     if target is not None and not math.isfinite(target):
-        raise ValueError(f"--target: must be finite, got {target}")
+        raise ValueError(f"--target: must be finite, got {target}; choose a number")
     return [Link.parse(text) for text in options.link]
 
 

@@ -13,8 +13,11 @@ from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import batch_sizes, count_batches
+from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 from flare_dist.schedules import parse_schedule
+
+TOGETHER = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -77,32 +80,19 @@ class ClientsConfig:
 
     def __post_init__(self) -> None:
         for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size", "smallest_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"clients.{name}: must be at least 1, got {value}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"clients.optimizer: unknown optimizer, got {self.optimizer!r}; choose from {', '.join(OPTIMIZERS)}"
-            )
-        if not 0 < self.lr < 1e38:  # the range of float32
-            raise ValueError(f"clients.lr: must be positive and below 1e38, got {self.lr}")
-        for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1e38:
-                raise ValueError(f"clients.{name}: must be finite and not negative, got {getattr(self, name)}")
-        if self.gradient_clipping is not None and not 0 < self.gradient_clipping < 1e38:
-            raise ValueError(f"clients.gradient_clipping: must be positive, got {self.gradient_clipping}")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"clients.objective: unknown objective, got {self.objective!r}; choose from {', '.join(OBJECTIVES)}"
-            )
-        if self.together not in ("auto", "always", "never"):
-            raise ValueError(f"clients.together: must be auto, always or never, got {self.together!r}")
+            check_least(f"clients.{name}", getattr(self, name), 1)
+        check_choice("clients.optimizer", self.optimizer, OPTIMIZERS)
+        check_range("clients.lr", self.lr, "(0, 1e38)")  # the range of float32
+        check_range("clients.momentum", self.momentum, "[0, 1e38)")
+        check_range("clients.weight_decay", self.weight_decay, "[0, 1e38)")
+        check_range("clients.gradient_clipping", self.gradient_clipping, "(0, 1e38)")
+        check_choice("clients.objective", self.objective, OBJECTIVES)
+        check_choice("clients.together", self.together, TOGETHER)
         if self.state_dir == "":
             raise ValueError(
                 "clients.state_dir: must name a directory, got an empty path; null keeps the states in memory"
             )
-        if not 0 <= self.step_ahead <= 1:
-            raise ValueError(f"clients.step_ahead: must be in [0, 1], got {self.step_ahead}")
+        check_range("clients.step_ahead", self.step_ahead, "[0, 1]")
         parse_schedule(self.lr_schedule, "clients.lr_schedule")
         refuse(EXCLUSIONS, clients=self)
 

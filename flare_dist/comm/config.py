@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.errors import check_choice, check_least
+
 HOOKS = ("sparse", "fp16", "bf16", "powersgd")
 
 
@@ -26,9 +28,6 @@ class GradientsConfig:
     find_unused_parameters: bool = False
 
     def __post_init__(self) -> None:
-        if self.hook not in HOOKS:
-            raise ValueError(f"gradients.hook: must be one of {', '.join(HOOKS)}, got {self.hook!r}")
-        if self.powersgd_rank < 1:
-            raise ValueError(f"gradients.powersgd_rank: must be at least 1, got {self.powersgd_rank}")
-        if self.powersgd_start < 2:
-            raise ValueError(f"gradients.powersgd_start: must be at least 2 (PyTorch's), got {self.powersgd_start}")
+        check_choice("gradients.hook", self.hook, HOOKS)
+        check_least("gradients.powersgd_rank", self.powersgd_rank, 1)
+        check_least("gradients.powersgd_start", self.powersgd_start, 2)  # PyTorch's own bound

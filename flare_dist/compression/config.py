@@ -9,6 +9,7 @@ from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.index_codecs import INDEX_CODECS, index_codec
 from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS
+from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 
 DOWNLINKS = ("dense", "fp16", "changed", "topk")
@@ -69,48 +70,27 @@ class CompressionConfig:
     warmup_rounds: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "density", float(self.density)
-        )  # of NumPy's numbers the decimal is not what they print
+        # The decimal of NumPy's numbers is not what they print.
+        object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "warmup", tuple(map(float, self.warmup)))
-        if self.sparsifier != "dense" and self.sparsifier not in SPARSIFIERS:
-            known = ", ".join(["dense", *SPARSIFIERS])
-            raise ValueError(f"compression.sparsifier: unknown sparsifier {self.sparsifier!r} (choose from {known})")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"compression.density: the fraction kept must be in (0, 1], got {self.density}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"compression.scope: must be one of {', '.join(SCOPES)}, got {self.scope!r}")
-        if not 2 <= self.block <= 2**31:
-            raise ValueError(f"compression.block: must be at least 2 and at most 2^31, got {self.block}")
-        if self.count not in COUNTS:
-            raise ValueError(f"compression.count: must be one of {', '.join(COUNTS)}, got {self.count!r}")
-        if self.dense_below < 0:
-            raise ValueError(f"compression.dense_below: must not be negative, got {self.dense_below}")
-        if not self.threshold >= 0:
-            raise ValueError(f"compression.threshold: must not be negative, got {self.threshold}")
-        if self.rule not in ERROR_FEEDBACK:
-            known = ", ".join(ERROR_FEEDBACK)
-            raise ValueError(f"compression.error_feedback: unknown rule {self.rule!r} (choose from {known})")
-        if not 0 < self.residual_decay <= 1:
-            raise ValueError(f"compression.residual_decay: must be in (0, 1], got {self.residual_decay}")
-        if not 0 <= self.dgc_momentum < 1:
-            raise ValueError(f"compression.momentum: must be in [0, 1), got {self.momentum}")
-        if self.index_codec not in ("auto", *INDEX_CODECS):
-            known = ", ".join(["auto", *INDEX_CODECS])
-            raise ValueError(f"compression.index_codec: unknown codec {self.index_codec!r} (choose from {known})")
-        if self.value_codec not in VALUE_CODECS:
-            known = ", ".join(VALUE_CODECS)
-            raise ValueError(f"compression.value_codec: unknown codec {self.value_codec!r} (choose from {known})")
-        if self.value_block < 0:
-            raise ValueError(f"compression.value_block: must not be negative, got {self.value_block}")
-        if self.downlink not in DOWNLINKS:
-            raise ValueError(f"compression.downlink: must be one of {', '.join(DOWNLINKS)}, got {self.downlink!r}")
-        if not 0 < self.downlink_density <= 1:
-            raise ValueError(f"compression.downlink_density: must be in (0, 1], got {self.downlink_density}")
-        if not all(0 < density <= 1 for density in self.warmup):
-            raise ValueError(f"compression.warmup: every density must be in (0, 1], got {list(self.warmup)}")
-        if self.warmup_rounds < 1:
-            raise ValueError(f"compression.warmup_rounds: must be at least 1, got {self.warmup_rounds}")
+        check_choice("compression.sparsifier", self.sparsifier, ["dense", *SPARSIFIERS])
+        check_range("compression.density", self.density, "(0, 1]")
+        check_choice("compression.scope", self.scope, SCOPES)
+        check_range("compression.block", self.block, "[2, 2147483648]")
+        check_choice("compression.count", self.count, COUNTS)
+        check_least("compression.dense_below", self.dense_below, 0)
+        check_least("compression.threshold", self.threshold, 0)
+        check_choice("compression.error_feedback", self.rule, ERROR_FEEDBACK)
+        check_range("compression.residual_decay", self.residual_decay, "(0, 1]")
+        check_range("compression.momentum", self.momentum, "[0, 1)")
+        check_choice("compression.index_codec", self.index_codec, ["auto", *INDEX_CODECS])
+        check_choice("compression.value_codec", self.value_codec, VALUE_CODECS)
+        check_least("compression.value_block", self.value_block, 0)
+        check_choice("compression.downlink", self.downlink, DOWNLINKS)
+        check_range("compression.downlink_density", self.downlink_density, "(0, 1]")
+        for density in self.warmup:
+            check_range("compression.warmup", density, "(0, 1]")
+        check_least("compression.warmup_rounds", self.warmup_rounds, 1)
         refuse(EXCLUSIONS, compression=self)
 
     @property

@@ -17,6 +17,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.values import expand_home
 from flare_dist.data.config import DataConfig
 from flare_dist.engines.config import EngineConfig
+from flare_dist.errors import check_choice, check_least
 from flare_dist.exclusion import refuse
 from flare_dist.models.config import ModelConfig
 from flare_dist.server.aggregation import WEIGHTINGS
@@ -47,10 +48,8 @@ class CheckpointConfig:
     resume: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"checkpoint.every: must be at least 1, got {self.every}")
-        if self.keep < 2:
-            raise ValueError(f"checkpoint.keep: must be at least 2, got {self.keep}")
+        check_least("checkpoint.every", self.every, 1)
+        check_least("checkpoint.keep", self.keep, 2)
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,10 @@ class Config:
 
     def __post_init__(self) -> None:
         self._expand_home()
-        if self.mode not in MODES:
-            raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {self.mode!r}")
-        for name in ("rounds", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.clients.weighting not in WEIGHTINGS:
-            known = ", ".join(WEIGHTINGS)
-            raise ValueError(f"clients.weighting: must be one of {known}, got {self.clients.weighting!r}")
+        check_choice("mode", self.mode, MODES)
+        check_least("rounds", self.rounds, 1)
+        check_least("eval_every", self.eval_every, 1)
+        check_choice("clients.weighting", self.clients.weighting, WEIGHTINGS)
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory, got nothing; choose one, e.g. runs/mine")
         by_hook = self.mode == "gradient" and self.gradients.hook == "sparse"

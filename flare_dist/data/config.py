@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flare_dist.data.augmentation import AUGMENTATIONS
@@ -11,10 +9,7 @@ from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.partitioners import PARTITIONERS
 from flare_dist.data.sources import SOURCES
 from flare_dist.data.synthetic import SyntheticConfig
-from flare_dist.errors import printable
-
-# A run's config.yaml could not be read again; files within the folder may have any name.
-_UNPRINTABLE = "the name has bytes that are not UTF-8 or control characters; give a link to it with another name"
+from flare_dist.errors import check_choice, check_least, check_range, printable
 
 
 @dataclass(frozen=True)
@@ -57,25 +52,18 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        _require_one_of("data.name", self.name, SOURCES)
-        _require(self.root.isprintable(), "data.root", _UNPRINTABLE, printable(self.root))
-        _require_one_of("data.partition", self.partition, PARTITIONERS)
-        _require_one_of("data.normalize", self.normalize, NORMALIZATIONS)
-        _require_one_of("data.augment", self.augment, AUGMENTATIONS)
-        _require(0 < self.alpha < math.inf, "data.alpha", "must be positive", self.alpha)
-        size = self.examples_per_client
-        _require(size is None or size >= 1, "data.examples_per_client", "must be at least 1", size)
-        white = self.image_range
-        _require(white is None or 0 < white < math.inf, "data.image_range", "must be positive and finite", white)
-        _require(self.sequence_length >= 1, "data.sequence_length", "must be at least 1", self.sequence_length)
-        _require(self.shards_per_client >= 1, "data.shards_per_client", "must be at least 1", self.shards_per_client)
-        _require(0 <= self.validation < 1, "data.validation", "must be in [0, 1)", self.validation)
-
-
-def _require(holds: bool, key: str, what: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{key}: {what}, got {value}")
-
-
-def _require_one_of(key: str, value: str, choices: Iterable[str]) -> None:
-    _require(value in choices, key, f"must be one of {', '.join(choices)}", value)
+        check_choice("data.name", self.name, SOURCES)
+        if not self.root.isprintable():  # a run's config.yaml could not be read again
+            raise ValueError(
+                "data.root: the name has bytes that are not UTF-8 or control characters, "
+                f"got {printable(self.root)}; give a link to it with another name"
+            )
+        check_choice("data.partition", self.partition, PARTITIONERS)
+        check_choice("data.normalize", self.normalize, NORMALIZATIONS)
+        check_choice("data.augment", self.augment, AUGMENTATIONS)
+        check_range("data.alpha", self.alpha, "(0, inf)")
+        check_least("data.examples_per_client", self.examples_per_client, 1)
+        check_range("data.image_range", self.image_range, "(0, inf)")
+        check_least("data.sequence_length", self.sequence_length, 1)
+        check_least("data.shards_per_client", self.shards_per_client, 1)
+        check_range("data.validation", self.validation, "[0, 1)")

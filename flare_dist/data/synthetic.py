@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from flare_dist.data.examples import Examples
+from flare_dist.errors import check_least
 from flare_dist.seeding import generator
 
 _CHUNK = 4096  # examples drawn at once
@@ -32,10 +33,11 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         for key in ("examples", "test_examples", "classes", "groups"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"data.synthetic.{key}: must be at least 1, got {getattr(self, key)}")
+            check_least(f"data.synthetic.{key}", getattr(self, key), 1)
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"data.synthetic.shape: must be three sizes, got {self.shape}")
+            raise ValueError(
+                f"data.synthetic.shape: must be three sizes, got {self.shape}; give channels, height and width"
+            )
 
 
 def draw_images(sizes: SyntheticConfig, seed: int) -> tuple[Examples, Examples]:

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 
 NAMES = ("accelerate", "deepspeed")
+PRECISIONS = ("no", "fp16", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+RECORDED = ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -44,22 +48,13 @@ class EngineConfig:
     timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"engine.name: unknown engine, got {self.name!r}; choose from {', '.join(NAMES)}")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"engine.mixed_precision: must be no, fp16 or bf16, got {self.mixed_precision!r}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"engine.device: must be auto, cpu or cuda, got {self.device!r}")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"engine.gradient_accumulation_steps: must be at least 1, got {self.gradient_accumulation_steps}"
-            )
-        if self.recorded not in ("auto", "off"):
-            raise ValueError(f"engine.recorded: must be auto or off, got {self.recorded!r}")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise ValueError(f"engine.threads: must be in [1, 1024], got {self.threads}")
-        if not 1 <= self.timeout_seconds <= 1e7:
-            raise ValueError(f"engine.timeout_seconds: must be in [1, 1e7], got {self.timeout_seconds}")
+        check_choice("engine.name", self.name, NAMES)
+        check_choice("engine.mixed_precision", self.mixed_precision, PRECISIONS)
+        check_choice("engine.device", self.device, DEVICES)
+        check_least("engine.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        check_choice("engine.recorded", self.recorded, RECORDED)
+        check_range("engine.threads", self.threads, "[1, 1024]")
+        check_range("engine.timeout_seconds", self.timeout_seconds, "[1, 1e7]")
 
 
 def resolve_device(config: EngineConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flare_dist.comm.collectives import rank_and_size
+from flare_dist.errors import check_choice
 from flare_dist.hook.checks import check_saved
 from flare_dist.hook.files import (
     SavedSet,
@@ -29,8 +30,7 @@ def load_named(
     state: SparseHookState, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
 ) -> None:
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
-    if missing not in ("raise", "zero"):
-        raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
+    check_choice("missing", missing, ("raise", "zero"))
     place, group = Path(directory), state.process_group
     rank, size = rank_and_size(group)
     seen: Seen = {}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.errors import check_choice
 from flare_dist.models.registry import check_name
+
+NORMS = ("keep", "group")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.norm not in ("keep", "batch", "group"):
-            raise ValueError(f"model.norm: must be keep (or batch, its older name) or group, got {self.norm!r}")
-        if self.norm == "batch":
+        if self.norm == "batch":  # an older name
             object.__setattr__(self, "norm", "keep")
+        check_choice("model.norm", self.norm, NORMS)

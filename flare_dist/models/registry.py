@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flare_dist.errors import reason_in_code
+from flare_dist.errors import reason_in_code, unknown_choice
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
@@ -43,10 +43,7 @@ def find_builder(name: str) -> Builder:
         return MODELS[name]
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise ValueError(
-            f"model.name: unknown model {name!r} (choose from {', '.join(MODELS)}, torchvision:NAME or "
-            "package.module:callable)"
-        )
+        raise unknown_choice("model.name", name, [*MODELS, "torchvision:NAME", "package.module:callable"])
     if module == "torchvision":
         return _torchvision_builder(attribute)
     return _users_builder(name, module, attribute)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flare_dist.algorithms.methods import AGGREGATORS
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.errors import check_choice, check_range
 from flare_dist.exclusion import refuse
 from flare_dist.schedules import parse_schedule
 from flare_dist.server.optimizers import Settings, find_optimizer
@@ -41,18 +42,12 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         find_optimizer(self.optimizer)
-        if not 0 < self.lr < 1e38:  # the range of float32
-            raise ValueError(f"server.lr: must be positive and below 1e38, got {self.lr}")
-        if self.momentum is not None and not 0 <= self.momentum < 1e38:
-            raise ValueError(f"server.momentum: must be finite and not negative, got {self.momentum}")
-        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"server.betas: must be in [0, 1), got {list(self.betas)}")
-        if not 0 < self.tau < 1e19:  # its square is in the range of float32
-            raise ValueError(f"server.tau: must be positive and below 1e19, got {self.tau}")
-        if self.aggregator not in AGGREGATORS:
-            raise ValueError(
-                f"server.aggregator: unknown aggregator {self.aggregator!r} (choose from {', '.join(AGGREGATORS)})"
-            )
+        check_range("server.lr", self.lr, "(0, 1e38)")  # the range of float32
+        check_range("server.momentum", self.momentum, "[0, 1e38)")
+        for beta in self.betas or ():
+            check_range("server.betas", beta, "[0, 1)")
+        check_range("server.tau", self.tau, "(0, 1e19)")  # its square is in the range of float32
+        check_choice("server.aggregator", self.aggregator, AGGREGATORS)
         parse_schedule(self.lr_schedule, "server.lr_schedule")
         refuse(EXCLUSIONS, server=self)
 

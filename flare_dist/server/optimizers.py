@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from flare_dist.errors import unknown_choice
+
 
 class Settings(NamedTuple):
     """The settings of an optimizer; None if it has no such setting, or takes its own default."""
@@ -124,10 +126,7 @@ def find_optimizer(name: str) -> Kind:
     prefix, _, own = name.partition(":")
     found = vars(torch.optim).get(own)
     if prefix != "torch" or not isinstance(found, type) or not issubclass(found, Optimizer):
-        known = ", ".join(OPTIMIZERS)
-        raise ValueError(
-            f"server.optimizer: unknown optimizer {name!r} (choose from {known}, or torch:NAME of torch.optim)"
-        )
+        raise unknown_choice("server.optimizer", name, [*OPTIMIZERS, "torch:NAME of torch.optim"])
     betas = inspect.signature(found).parameters.get("betas")
     kind = Kind(torch_s(found), betas=betas.default if betas else None)
     parameter = torch.nn.Parameter(torch.zeros(2))

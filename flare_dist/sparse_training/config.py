@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 from flare_dist.sparse_training.methods import METHODS, Method
 
@@ -71,20 +72,13 @@ class SparseTrainingConfig:
             "update_mode": UPDATE_MODES, "counts": COUNTS,
         }  # fmt: skip
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"sparse_training.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        for name in ("density", "init_frac"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"sparse_training.{name}: must be in (0, 1], got {getattr(self, name)}")
-        for name in ("init_epochs", "r_int"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sparse_training.{name}: must be at least 1, got {getattr(self, name)}")
-        if self.r_end is not None and self.r_end < 1:
-            raise ValueError(f"sparse_training.r_end: must be at least 1, got {self.r_end}")
-        if not 0 <= self.prune_rate < 1:
-            raise ValueError(f"sparse_training.prune_rate: must be in [0, 1), got {self.prune_rate}")
+            check_choice(f"sparse_training.{name}", getattr(self, name), known)
+        check_range("sparse_training.density", self.density, "(0, 1]")
+        check_range("sparse_training.init_frac", self.init_frac, "(0, 1]")
+        check_least("sparse_training.init_epochs", self.init_epochs, 1)
+        check_least("sparse_training.r_int", self.r_int, 1)
+        check_least("sparse_training.r_end", self.r_end, 1)
+        check_range("sparse_training.prune_rate", self.prune_rate, "[0, 1)")
         self._check_hetero()
         refuse(EXCLUSIONS, sparse_training=self)
 
@@ -94,10 +88,15 @@ class SparseTrainingConfig:
         budgets = list(self.hetero)
         if any(len(pair) != 2 or pair[0] < 0 or not 0 < pair[1] <= 1 for pair in budgets):
             given = list(map(list, budgets))
-            raise ValueError(f"sparse_training.hetero: must be pairs of a share and a factor in (0, 1], got {given}")
+            raise ValueError(
+                f"sparse_training.hetero: must be pairs of a share and a factor in (0, 1], got {given}; "
+                "write e.g. [[0.5, 1], [0.5, 0.2]]"
+            )
         total = math.fsum(share for share, _ in budgets)
         if not math.isclose(total, 1.0, abs_tol=1e-6):
-            raise ValueError(f"sparse_training.hetero: the shares must add up to 1, got {total:g}")
+            raise ValueError(
+                f"sparse_training.hetero: the shares must add up to 1, got {total:g}; divide each by their sum"
+            )
 
     @property
     def traits(self) -> Method:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.criteria import CRITERIA
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, none_empty
@@ -47,15 +48,11 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         for name, known in {"criterion": CRITERIA, "scope": SCOPES, "data": DATA}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"pruning.{name}: must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("steps", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pruning.{name}: must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.frac <= 1:
-            raise ValueError(f"pruning.frac: must be in (0, 1], got {self.frac}")
-        if not self.threshold >= 0:
-            raise ValueError(f"pruning.threshold: must not be negative, got {self.threshold}")
+            check_choice(f"pruning.{name}", getattr(self, name), known)
+        check_least("pruning.steps", self.steps, 1)
+        check_least("pruning.batches", self.batches, 1)
+        check_range("pruning.frac", self.frac, "(0, 1]")
+        check_least("pruning.threshold", self.threshold, 0)
 
     @property
     def looks_at_data(self) -> bool:

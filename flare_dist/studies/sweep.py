@@ -21,6 +21,7 @@ import yaml
 from flare_dist.config.config import Config
 from flare_dist.config.load import with_arguments
 from flare_dist.config.saved import as_dict, differing_keys, to_yaml
+from flare_dist.errors import check_least
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
 from flare_dist.studies.grid import Grid, Run, arguments
@@ -40,8 +41,7 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
     Before the first run starts, raises ValueError if the configuration of a run is not valid or if the directory holds
     another sweep; later, if a run cannot be started.
     """
-    if ranks < 1:
-        raise ValueError(f"--ranks: must be at least 1, got {ranks}")
+    check_least("--ranks", ranks, 1)
     check_settings(config, grid)
     directory = Path(config.output_dir)
     rundir.check_writable("output_dir", directory)

@@ -7,6 +7,7 @@ rate, density, and how entries are counted and indexed.
 from __future__ import annotations
 
 from flare_dist.config.config import Config
+from flare_dist.errors import unknown_choice
 
 # Each begins with these, whatever the configuration has: top-k of float32 with error feedback.
 PLAIN = {
@@ -43,13 +44,14 @@ USUAL = ("full_precision", "fp16", "powersgd", "topk", "topk_fp16", "topk_int8",
 def find_techniques(names: str, config: Config) -> dict[str, list[str]]:
     """Look up techniques by name, separated by commas; returns for each the arguments that change `config` to it.
 
-    Raises ValueError, which lists the names, if one is unknown or is given twice.
+    Raises ValueError if one is unknown, with the names that are known, or is given twice.
     """
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in DIFFERENCES]
-    if unknown or len(set(chosen)) < len(chosen):
-        wrong = f"unknown technique {unknown[0]!r}" if unknown else "the same technique twice"
-        raise ValueError(f"--techniques: {wrong} (choose from {', '.join(DIFFERENCES)})")
+    if unknown:
+        raise unknown_choice("--techniques", unknown[0], DIFFERENCES)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"--techniques: the same technique twice, got {names}; give each once")
     found = {}
     for name in chosen:
         keys = PLAIN | DIFFERENCES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_dist.errors import unknown_choice
 from flare_dist.tasks.builtin import TASKS
 from flare_dist.tasks.task import Task
 
@@ -13,7 +14,7 @@ AUTO = "auto"
 def find_task(name: str) -> Task:
     """Find the task of this name; ValueError that names task.name if there is none."""
     if name not in TASKS:
-        raise ValueError(f"task.name: unknown task {name!r} (choose from {', '.join([AUTO, *TASKS])})")
+        raise unknown_choice("task.name", name, [AUTO, *TASKS])
     return TASKS[name]
 
 
