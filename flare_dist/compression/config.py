@@ -16,7 +16,7 @@ DOWNLINKS = ("dense", "fp16", "changed", "topk")
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """What of a client's model delta travels to the server.
+    """The part of a client's model delta that travels to the server, and its encoding.
 
     Args:
         sparsifier: dense (everything), topk (largest magnitudes), randk (a fresh random set each round), threshold
@@ -69,9 +69,8 @@ class CompressionConfig:
     warmup_rounds: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "density", float(self.density)
-        )  # of NumPy's numbers the decimal is not what they print
+        # The density is read as the decimal that repr prints, and NumPy's numbers print another text.
+        object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "warmup", tuple(map(float, self.warmup)))
         if self.sparsifier != "dense" and self.sparsifier not in SPARSIFIERS:
             known = ", ".join(["dense", *SPARSIFIERS])

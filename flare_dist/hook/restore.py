@@ -31,7 +31,8 @@ def load_named(
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     if missing not in ("raise", "zero"):
         raise ValueError(f"missing: unknown choice {missing!r} (choose from raise, zero)")
-    place, group = Path(directory), state.process_group
+    place = Path(directory)
+    group = state.process_group
     rank, size = rank_and_size(group)
     seen: Seen = {}
 
