@@ -15,15 +15,13 @@ ranks              the number of ranks
 
 from __future__ import annotations
 
+from flare_dist.algorithms.excludes import FEEDBACK, METHOD, OBJECTIVE
 from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
 from flare_dist.conditions import has_no_residual, is_ef21, is_masked, scores_on_server_data
 from flare_dist.exclusion import Exclusion
 
 WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
-METHOD = "sparse_training.method"
-OBJECTIVE = "clients.objective"
-FEEDBACK = "compression.error_feedback"
 SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether there is a residual
 
 

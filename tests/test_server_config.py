@@ -41,7 +41,7 @@ def test_defaults_of_optimizers_are_those_published() -> None:
         ),
         (
             {"optimizer": "fedadam", "betas": (0.9, 1.0)},
-            "server.betas: out of range, got 1.0; choose a number in [0, 1)",
+            "server.betas: out of range, got 1.0; choose ",
         ),
         ({"optimizer": "fedadam", "tau": 0.0}, "server.tau: out of range, got 0.0; choose a number in (0, 1e19)"),
     ],

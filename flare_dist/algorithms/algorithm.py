@@ -31,7 +31,7 @@ class LocalWork(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a client's training has come to."""
+    """The result of a client's training: its model delta, and the work behind it."""
 
     delta: Tensor  # local - where the client started; the trainer's own vector, which may be changed in place
     work: LocalWork
@@ -39,7 +39,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalContext:
-    """What is fixed while one client trains for one round; its vectors are read only."""
+    """The givens of one client's training in one round, fixed while it trains; the vectors are read only."""
 
     layout: ParameterLayout
     round: int  # from 1

@@ -37,8 +37,10 @@ def _in_bracket(vector: np.ndarray, place: int) -> float | None:
     first = max(0, math.floor(share * _SAMPLE - margin))
     last = min(_SAMPLE - 1, math.ceil(share * _SAMPLE + margin))
     low, high = np.partition(sample, (first, last))[[first, last]]
-    below, inside = 0, []
-    magnitudes, mask = np.empty(_CHUNK, vector.dtype), np.empty(_CHUNK, bool)
+    below = 0
+    inside = []
+    magnitudes = np.empty(_CHUNK, vector.dtype)
+    mask = np.empty(_CHUNK, bool)
     for start in range(0, vector.size, _CHUNK):
         chunk = vector[start : start + _CHUNK]
         size = chunk.size

@@ -42,7 +42,8 @@ def read_densities(directory: Path) -> Densities:
 
 def densities_table(densities: Densities) -> Table:
     """Tabulate, for each layer, the clients' mean in stage 1 and the density of the first mask and of the last."""
-    first, last = densities.rounds[0], densities.rounds[-1]
+    first = densities.rounds[0]
+    last = densities.rounds[-1]
     table = Table("layer")
     titles = [*(["stage 1, mean"] if densities.sensitivities else []), f"round {first[0]}", f"round {last[0]}"]
     for title in titles:

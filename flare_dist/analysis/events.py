@@ -21,7 +21,9 @@ from tensorboard.util import tensor_util
 
 # Matches a length below 4 GiB, but not the zeros that a crash may leave at the end of a file.
 LENGTH = re.compile(rb"(?=(?!\0{4})[\s\S]{4}\0{4})")
-BEFORE, BEHIND = 12, 4  # bytes of a record around its event
+# Bytes of a record around its event.
+BEFORE = 12
+BEHIND = 4
 
 
 @dataclass(frozen=True)

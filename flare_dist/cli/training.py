@@ -68,9 +68,11 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
         data = load(config.data, config.seed, config.task.name)
-        labels, classes = data.train.labels, data.num_classes
+        labels = data.train.labels
+        classes = data.num_classes
         if labels.is_floating_point():  # numbers, of which there are no classes
-            labels, classes = torch.zeros(len(labels), dtype=torch.int64), 1
+            labels = torch.zeros(len(labels), dtype=torch.int64)
+            classes = 1
         counts = label_table(divide(config, data), labels, classes)
     table = Table("client", *map(str, range(classes)), "examples")
     for client, row in enumerate(counts.tolist()):

@@ -75,7 +75,9 @@ def mean_in_order(
     `own` are those of the clients on this rank. One all-reduce for each client, in order, so that the bits do not
     depend on who hosted whom; None if no vector is finite.
     """
-    mean, present, finite = torch.zeros(total, device=world.device), 0.0, []
+    mean = torch.zeros(total, device=world.device)
+    present = 0.0
+    finite = []
     for client, weight in cohort.weights.items():
         vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(mean))
         if bool(vector.isfinite().all()):

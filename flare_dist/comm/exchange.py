@@ -17,7 +17,7 @@ from flare_dist.comm.cohort import Cohort, Received, received_of
 from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
 from flare_dist.comm.world import World
 from flare_dist.compression.packing import Encoding
-from flare_dist.compression.payload import Dense, Payload
+from flare_dist.compression.payload import WORD, Dense, Payload
 from flare_dist.server.aggregation import DeltaSum, Receive
 
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
@@ -65,7 +65,8 @@ class SparseUplink:
         kept = 0
         uplink_bytes = 0
         for message in self._gather(world):
-            client, payload = message.sender, message.payload
+            client = message.sender
+            payload = message.payload
             uplink_bytes += message.nbytes
             if payload is not None:
                 weight = self.cohort.weights[client]
@@ -119,7 +120,8 @@ class DenseUplink:
         self.receive = receive
         self.total = total
         self.active = active
-        sent, clients = total if active is None else active.numel(), len(cohort.hosts)
+        sent = total if active is None else active.numel()
+        clients = len(cohort.hosts)
         self.sums = torch.zeros(sent + buffers + 2 * clients, device=device)
         self.delta_sum, self.buffer_sum, reports = self.sums.split([sent, buffers, 2 * clients])
         self.reports = dict(zip(cohort.hosts, reports.view(clients, 2)))
@@ -143,4 +145,4 @@ class DenseUplink:
         delta_sum = self.delta_sum
         if self.active is not None:
             delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
-        return received_of(self.cohort, losses, delta_sum, self.buffer_sum, kept, 4 * kept)
+        return received_of(self.cohort, losses, delta_sum, self.buffer_sum, kept, WORD * kept)

@@ -68,7 +68,8 @@ class _Watch:
                 for other, before in self.counts.items():
                     count = self.store.add(f"alive/{other}", 0)
                     if count != before or count <= 0:  # it has not come yet, or has left
-                        self.counts[other], self.seen[other] = count, time.monotonic()
+                        self.counts[other] = count
+                        self.seen[other] = time.monotonic()
                 self.answered = time.monotonic()
                 if self.done.wait(self.interval):
                     break
@@ -80,7 +81,8 @@ class _Watch:
         """End the process where somebody's time is over."""
         before = time.monotonic()
         while not self.done.wait(self.interval):
-            now, answered = time.monotonic(), self.answered
+            now = time.monotonic()
+            answered = self.answered
             if answered is None:
                 return
             if now - before > 3 * self.interval + 1:  # it was this process that did not run

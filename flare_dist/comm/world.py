@@ -40,7 +40,8 @@ class World:
 
     def take_traffic(self) -> Traffic:
         """Return what moved since the last call."""
-        moved, self.traffic = self.traffic, Traffic()
+        moved = self.traffic
+        self.traffic = Traffic()
         return moved
 
     @contextmanager
@@ -118,9 +119,8 @@ def open_world(
     """Open the process group of this run, which is destroyed at the end whatever happens.
 
     The ranks meet at `rendezvous`. A process without a launcher gets a group only with `alone`, which
-    DistributedDataParallel needs. A rank that
-    gives no sign of life for `timeout_seconds` ends the run; one that lives may keep the others waiting for
-    `collective_seconds`, because it may be training or decoding a data set.
+    DistributedDataParallel needs. A rank that gives no sign of life for `timeout_seconds` ends the run; one that lives
+    may keep the others waiting for `collective_seconds`, because it may be training or decoding a data set.
 
     The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
     fails or hangs more often than not.
@@ -133,7 +133,8 @@ def open_world(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store: dist.Store = dist.HashStore()
-    rank, size = launch.rank, launch.size
+    rank = launch.rank
+    size = launch.size
     if launch.launched or size > 1:
         store, rank, size = next(dist.rendezvous(rendezvous, rank, size, timeout=timeout))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

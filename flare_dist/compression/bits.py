@@ -18,7 +18,8 @@ def packed_nbytes(count: int, bits: int) -> int:
 
 def pack(numbers: Tensor, bits: int) -> Tensor:
     """Write uint8 [packed_nbytes] with the lowest `bits` bits of integers [count]; 0 <= bits <= 32."""
-    count, rest = numbers.numel(), bits % 8
+    count = numbers.numel()
+    rest = bits % 8
     planes = [(numbers >> shift).to(torch.uint8) for shift in range(0, bits - rest, 8)]
     if rest:
         high = (numbers >> (bits - rest)) & ((1 << rest) - 1)
@@ -30,7 +31,8 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
 
 def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """Read the int64 [count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [packed_nbytes]."""
-    rest, whole = bits % 8, bits // 8
+    rest = bits % 8
+    whole = bits // 8
     numbers = torch.zeros(count, dtype=torch.int64, device=data.device)
     for plane in range(whole):
         numbers |= data[plane * count : (plane + 1) * count].to(torch.int64) << (8 * plane)

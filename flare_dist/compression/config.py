@@ -17,7 +17,7 @@ DOWNLINKS = ("dense", "fp16", "changed", "topk")
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """What of a client's model delta travels to the server.
+    """The part of a client's model delta that travels to the server, and its encoding.
 
     Args:
         sparsifier: dense (everything), topk (largest magnitudes), randk (a fresh random set each round), threshold
@@ -70,7 +70,7 @@ class CompressionConfig:
     warmup_rounds: int = 1
 
     def __post_init__(self) -> None:
-        # The decimal of NumPy's numbers is not what they print.
+        # The density is read as the decimal that repr prints, and NumPy's numbers print another text.
         object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "warmup", tuple(map(float, self.warmup)))
         check_choice("compression.sparsifier", self.sparsifier, ["dense", *SPARSIFIERS])

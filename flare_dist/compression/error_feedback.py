@@ -18,7 +18,7 @@ from flare_dist.compression.payload import Sparse
 
 
 class ErrorFeedbackConfig(Protocol):
-    """What the rules read of the compression's configuration."""
+    """The part of the compression's configuration that the rules read."""
 
     @property
     def residual_decay(self) -> float: ...
@@ -59,7 +59,8 @@ def ec(
 
     b is `residual_decay`, 1 but in SparseLoCo (2025). The new residual is U first and then loses what was sent.
     """
-    old, residual = state["residual"], (into or state)["residual"]
+    old = state["residual"]
+    residual = (into or state)["residual"]
     if config.residual_decay != 1:
         old = torch.mul(old, config.residual_decay, out=residual)
     payload = compress(torch.add(old, model_delta, out=residual))

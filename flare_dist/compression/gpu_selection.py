@@ -60,7 +60,8 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
     """
     from flare_dist.compression import gpu_kernels as kernels
 
-    n, device = vector.numel(), vector.device
+    n = vector.numel()
+    device = vector.device
     assert 0 <= k <= n
     if k in (0, n):
         return torch.arange(k, device=device)

@@ -41,7 +41,8 @@ def blockwise(block: int) -> IndexCodec:
     With blocks of 4096 these are the 12 bits of SparseLoCo (2025), whose selection keeps as many in each block and
     so needs no counts.
     """
-    bits, width = (block - 1).bit_length(), block.bit_length()
+    bits = (block - 1).bit_length()
+    width = block.bit_length()
 
     def blocks(n: int) -> int:
         return -(-n // block)

@@ -115,7 +115,8 @@ class MaskedEncoding:
             mask, used = self._decode(data)
             payload = unpack(self.packing_of(mask), data[used:], kept)
         else:
-            mask, used = self.mask, 0
+            mask = self.mask
+            used = 0
             payload = unpack(self.packing, data, kept)
         active = self.active_in(mask)
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
@@ -157,7 +158,8 @@ class MaskedEncoding:
         removed, grown = data[WORD:HEADER].clone().view(torch.int32).tolist()
         if not (0 <= removed <= self.most_removed and 0 <= grown <= self.most_grown):
             raise ValueError(f"a mask cannot lose {removed} and gain {grown} entries")
-        mask, used = self.mask.clone(), HEADER
+        mask = self.mask.clone()
+        used = HEADER
         for count, numel, value in ((removed, before, False), (grown, mask.numel() - before, True)):
             nbytes = positions_nbytes(numel, count)
             if used + nbytes > data.numel():

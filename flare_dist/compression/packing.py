@@ -104,7 +104,8 @@ class Packing:
         two levels of a codec is rounded at random.
         """
         chosen = indices[: indices.numel() - self.whole.numel()]
-        codec, groups = VALUE_CODECS[self.codecs.value_codec], self._grouped(indices)
+        codec = VALUE_CODECS[self.codecs.value_codec]
+        groups = self._grouped(indices)
         coded = codec.encode(values, groups, draws)
         parts = [coded]
         if chosen.numel():

@@ -77,7 +77,8 @@ def _reaching(array: Array, bound: float, most: int, above: bool = False) -> tup
     """
     limit = array.dtype.type(bound)
     less, greater = (np.less_equal, np.greater_equal) if above else (np.less, np.greater)
-    inside, other = np.ones(_TILE, bool), np.empty(_TILE, bool)
+    inside = np.ones(_TILE, bool)
+    other = np.empty(_TILE, bool)
     words = inside.view(np.int64)
     places = []
     open_words = []
@@ -148,6 +149,7 @@ def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
 def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
     """Select as `_largest` without waiting for a GPU; of [rows, numel] k of each row, as positions in all of them."""
     smallest_kept = magnitudes.topk(k, sorted=False).values.amin(-1, keepdim=True)
-    above, tied = magnitudes > smallest_kept, magnitudes == smallest_kept
+    above = magnitudes > smallest_kept
+    tied = magnitudes == smallest_kept
     kept = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     return positions_unwaited(kept.flatten(), k * magnitudes[..., 0].numel())

@@ -84,7 +84,9 @@ def binned(bits: int) -> ValueCodec:
     bins = 2 ** (bits - 1)
 
     def encode(values: Tensor, groups: Groups, draws: Tensor | None) -> Tensor:
-        magnitudes, part, parts = values.abs(), groups.of, groups.number
+        magnitudes = values.abs()
+        part = groups.of
+        parts = groups.number
         for _ in range(bits - 1):
             part = 2 * part + (magnitudes > _means(magnitudes, part, parts)[part])
             parts *= 2

@@ -62,7 +62,8 @@ def _named(table: Path, text: str, delimiter: str, keys: set[str]) -> dict[str, 
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             if len(row) < 2:
                 continue
-            path, group = row[0].strip(), row[1].strip()
+            path = row[0].strip()
+            group = row[1].strip()
             key = path if path in keys else path.replace("\\", "/").removeprefix("./")
             if key not in keys:
                 continue

@@ -1,4 +1,4 @@
-"""Read DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for what our configuration says."""
+"""Read DeepSpeed's own settings: a JSON file of theirs, in which "auto" stands for the value in our configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = {
 def deepspeed_settings(
     config: EngineConfig, batch_size: int, gradient_clipping: float | None, mode: str
 ) -> dict[str, Any]:
-    """Read what `engine.deepspeed_config` says, and fill in every "auto".
+    """Read the settings in `engine.deepspeed_config`, and fill in every "auto".
 
     Raises ValueError that names the key if the file is missing or no JSON object, if a value in it contradicts ours or
     takes the place of one of ours, and if DeepSpeed cannot do what is asked for.

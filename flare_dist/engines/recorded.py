@@ -98,7 +98,7 @@ def _shortest(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[..., A
 
 
 def why_not_recorded(model: nn.Module) -> str | None:
-    """Say why the steps of `model` must not be recorded; None if they may be."""
+    """Return why the steps of `model` must not be recorded; None if they may be."""
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
         return "it is large"
     if any(True for _ in model.buffers()):

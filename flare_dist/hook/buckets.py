@@ -12,7 +12,7 @@ from flare_dist.layout import ParameterLayout
 
 
 class ModelMemory:
-    """What error feedback remembers of a model by parameter name, whichever buckets its parameters are in."""
+    """The memory of error feedback for a model by parameter name, whichever buckets its parameters are in."""
 
     def __init__(self, config: CompressionConfig, state_names: Sequence[str]) -> None:
         self.config = config

@@ -16,7 +16,7 @@ ONE_BUCKET_MB = 100_000
 
 
 class LibraryHookState:
-    """What one of PyTorch's hooks remembers, what it has sent, and when.
+    """The memory of one of PyTorch's hooks, the bytes that it has sent, and their times.
 
     A ring all-reduce of B bytes moves 2 (W - 1) B over W ranks. PowerSGD's memory is not in checkpoints.
     """
@@ -57,15 +57,19 @@ def library_hook(state: LibraryHookState, bucket: GradBucket) -> torch.futures.F
     if bucket.index() == 0:
         state.begin_step()
     state.clock.hand_over()
-    buffer, before = bucket.buffer(), state.sent_by_powersgd()
+    buffer = bucket.buffer()
+    before = state.sent_by_powersgd()
     if state.powersgd:
         future = powerSGD_hook.powerSGD_hook(state.powersgd, bucket)
         entries = state.sent_by_powersgd() - before or buffer.numel()  # at first dense
-        sent, collectives = entries * buffer.element_size(), 3 if entries < buffer.numel() else 1
+        sent = entries * buffer.element_size()
+        collectives = 3 if entries < buffer.numel() else 1
     else:
         halve = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
         future = halve[state.config.hook](state.process_group, bucket)  # type: ignore[arg-type]  # None is all ranks
-        entries, sent, collectives = buffer.numel(), 2 * buffer.numel(), 1
+        entries = buffer.numel()
+        sent = 2 * buffer.numel()
+        collectives = 1
     _, size = rank_and_size(state.process_group)
     wire = all_reduce_wire(size, sent)
     state.traffic += HookTraffic(wire, sent, entries, collectives)

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True)
 class HookTraffic:
-    """What a hook has sent."""
+    """The bytes, entries and collectives that a hook has sent."""
 
     wire_bytes: int = 0  # of the collectives over all ranks, padding included
     uplink_bytes: int = 0  # of this rank, before padding

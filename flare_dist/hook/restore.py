@@ -31,7 +31,8 @@ def load_named(
 ) -> None:
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     check_choice("missing", missing, ("raise", "zero"))
-    place, group = Path(directory), state.process_group
+    place = Path(directory)
+    group = state.process_group
     rank, size = rank_and_size(group)
     seen: Seen = {}
 

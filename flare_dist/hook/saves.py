@@ -32,7 +32,8 @@ class SaveWatch:
 
     def count(self, path: Path) -> None:
         """Note a save of this rank."""
-        self.last, self.is_whole = path, None
+        self.last = path
+        self.is_whole = None
         self._saves = (self._saves + 1) % _WRAP
 
     def note(self, failed: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ class SaveWatch:
             return
         saves = [flags >> 1 for flags in self._arrived.contiguous().view(torch.int32).flatten().tolist()]
         self._arrived = self._event = None
-        known, self._known = self._known or [0] * len(saves), saves
+        known = self._known or [0] * len(saves)
+        self._known = saves
         new = [(now - before) % _WRAP for now, before in zip(saves, known)]
         if any(new):
             self.is_whole = len(set(new)) == 1

@@ -135,8 +135,8 @@ class SparseHookState:
         Called on all ranks or on none. The memory and the number of steps become what they were at the last optimizer
         step, and `traffic` stays: what was sent was sent. Returns how many backwards were taken back, 0 if there were
         none. Raises RuntimeError, and changes nothing, if the memory has taken over more than the last: put the others
-        under no_sync. It waits for a GPU only if there were several. Steps are those
-        of torch.optim and DeepSpeed optimizers of these parameters, or writes to them under no_grad.
+        under no_sync. It waits for a GPU only if there were several. Steps are those of torch.optim and DeepSpeed
+        optimizers of these parameters, or writes to them under no_grad.
         """
         count, kept = self.unapplied.count()
         if kept:

@@ -63,6 +63,7 @@ def with_group_norm(model: nn.Module, max_groups: int = 32) -> nn.Module:
             groups = max(g for g in range(1, max_groups + 1) if child.num_features % g == 0)
             norm = nn.GroupNorm(groups, child.num_features, eps=child.eps, affine=child.affine)
             if child.affine:
-                norm.weight, norm.bias = child.weight, child.bias
+                norm.weight = child.weight
+                norm.bias = child.bias
             model.set_submodule(path, norm)
     return model

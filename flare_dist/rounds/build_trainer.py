@@ -29,7 +29,8 @@ def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> E
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
         return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
 
-    clipping, smallest = clients.gradient_clipping, clients.smallest
+    clipping = clients.gradient_clipping
+    smallest = clients.smallest
     return build_model(config.engine, model, world, make_optimizer, clipping, alone, data.task, smallest)
 
 

@@ -70,7 +70,9 @@ class Centralised:
 
 def centralised_round(round_: int, run: Centralised) -> dict[str, Any]:
     """Pass over the pooled data on rank 0, with an optimizer that keeps its state; the other ranks wait."""
-    world, trainer, server = run.world, run.trainer, run.server
+    world = run.world
+    trainer = run.trainer
+    server = run.server
     watch = Stopwatch(world)
     train_loss = 0.0
     if world.rank == 0:

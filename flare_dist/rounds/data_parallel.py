@@ -62,7 +62,8 @@ class DataParallel:
 
     def memory_to_save(self, round_: int) -> dict[str, Any]:
         """Return this rank's side of a checkpoint: its error-feedback memory, as that of a client of its number."""
-        memory, layout = self.hook.state_dict()["memory"], self.model.layout
+        memory = self.hook.state_dict()["memory"]
+        layout = self.model.layout
         flat = {kind: torch.zeros(layout.total, device=self.world.device) for kind in self.memory_names}
         for kind, vector in flat.items():
             for name, view in layout.views(vector):

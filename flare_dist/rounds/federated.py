@@ -68,7 +68,9 @@ def train(
 def _train_one_after_another(
     round_: int, hosted: list[int], uplink: Uplink, fed: Federation, watch: Stopwatch
 ) -> Iterator[tuple[ClientResult, State]]:
-    clients, server, view = fed.clients, fed.server, fed.downlink.view
+    clients = fed.clients
+    server = fed.server
+    view = fed.downlink.view
     for client in hosted:
         with clients.states.lend(client) as memory, watch.client():
             with watch.phase("compute"):
@@ -106,7 +108,8 @@ def check_finite(round_: int, received: Received) -> None:
 
 def publish(round_: int, fed: Federation) -> None:
     """Bring the view of the new global parameters to all ranks; those that took the step themselves have it."""
-    world, downlink = fed.world, fed.downlink
+    world = fed.world
+    downlink = fed.downlink
     if not downlink.is_lossless:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
         downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))

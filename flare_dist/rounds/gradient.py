@@ -24,7 +24,9 @@ from flare_dist.tasks.task import Count
 
 def gradient_round(round_: int, run: DataParallel) -> dict[str, Any]:
     """Take `eval_every` steps on every rank; returns the round's row."""
-    world, model, server = run.world, run.model, run.server
+    world = run.world
+    model = run.model
+    server = run.server
     before = run.hook.traffic
     watch = Stopwatch(world)
     model.load(server.parameters.data, server.buffers)
@@ -55,7 +57,9 @@ class _Steps:
 
     def take(self) -> None:
         """Take the hook's next step."""
-        run, hook, rank = self.run, self.run.hook, self.run.world.rank
+        run = self.run
+        hook = run.hook
+        rank = run.world.rank
         start = time.perf_counter()
         seed_draws(derive_seed(run.config.seed, "dropout", hook.step, rank), run.world.device)
         indices = run.epochs.indices(hook.step, rank)
@@ -81,7 +85,9 @@ def _share(round_: int, run: DataParallel, loss_sum: Tensor) -> float:
 
     Raises DivergedError on every rank if it is not finite.
     """
-    world, model, server = run.world, run.model, run.server
+    world = run.world
+    model = run.model
+    server = run.server
     server.parameters.data.copy_(model.parameters)
     # The mean of the changes: that of a constant's values may be another number, by rounding.
     server.buffers.add_(world.all_reduce_(model.buffers - server.buffers).div_(world.size))

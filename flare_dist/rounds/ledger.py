@@ -1,4 +1,4 @@
-"""What a round sent and what it took: the numbers behind metrics.jsonl and TensorBoard.
+"""The bytes and seconds of a round: the numbers behind metrics.jsonl and TensorBoard.
 
 Bytes are lengths of buffers that moved or, for the star that this run stands for, would have moved:
 
@@ -88,7 +88,8 @@ class Stopwatch:
 def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
     """Find the density below which an all-gather of `payloads` payloads a rank moves less than an all-reduce."""
     dense = all_reduce_wire(ranks, WORD * packing.total)
-    least, most = packing.whole.numel(), packing.total
+    least = packing.whole.numel()
+    most = packing.total
     if all_gather_wire(ranks, payloads * packing.nbytes(least)) >= dense:
         return 0.0
     while least < most:
@@ -103,7 +104,8 @@ def report_break_even(config: Config, compressor: Compressor, ranks: int) -> Non
     if config.mode == "centralised" or config.exchanged.is_dense or ranks == 1:
         return
     payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
-    packing, most = compressor.final_plan.packing, compressor.final_plan.max_kept
+    packing = compressor.final_plan.packing
+    most = compressor.final_plan.max_kept
     limit = break_even_density(packing, ranks, payloads)
     sent = counted(payloads, "payload")
     log.info("on the wire of %d ranks with %s each, sparse pays below density %.3g", ranks, sent, limit)
@@ -155,7 +157,9 @@ def gradient_report(
     beginning, and its bytes on the wire; it is empty on a GPU.
     """
     seconds = watch.totals() | {"late_seconds": late_seconds}
-    ranks, traffic, steps = run.world.size, run.world.traffic, run.config.eval_every
+    ranks = run.world.size
+    traffic = run.world.traffic
+    steps = run.config.eval_every
     total = ranks * steps * run.server.parameters.numel()
     return {
         "round": round_,

@@ -18,6 +18,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort, Received, mean_in_order
 from flare_dist.comm.exchange import DenseUplink, SparseUplink
 from flare_dist.compression.error_feedback import State
+from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
@@ -59,7 +60,7 @@ class MaskedUplink:
     def _assign(self) -> dict[int, Assignment]:
         """Assign each client its mask; every rank holds all of them."""
 
-        def packing_of(mask: Tensor) -> Any:
+        def packing_of(mask: Tensor) -> Packing:
             return self.compressor.plan_within(self.round, mask).packing
 
         steps = {client: self.fed.clients.steps(client) for client in self.cohort.hosts}
@@ -67,8 +68,10 @@ class MaskedUplink:
 
     def _open_payloads(self) -> DenseUplink | SparseUplink:
         """Open the exchange of active weights: dense sums if all clients keep one mask, a gather otherwise."""
-        server, world = self.fed.server, self.fed.world
-        total, buffers = server.parameters.numel(), server.buffers.numel()
+        server = self.fed.server
+        world = self.fed.world
+        total = server.parameters.numel()
+        buffers = server.buffers.numel()
         common = next((a.encoding for a in self.assigned.values() if a.encoding.is_common), None)
         if self.fed.compressor.is_dense and common:
             return DenseUplink(self.cohort, server.receive, total, buffers, world.device, common.active)

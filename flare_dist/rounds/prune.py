@@ -39,15 +39,20 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
 
     Raises DivergedError on all ranks if no client measures anything finite.
     """
-    config, world, entries = fed.config, fed.world, masks.entries
+    config = fed.config
+    world = fed.world
+    entries = masks.entries
     settings = config.pruning
     criterion = CRITERIA[settings.criterion]
     drawn = _asked(fed.config) if criterion.needs_data else []
     watch = Stopwatch(world)
     parameters = fed.view
     mask = torch.ones(masks.total, dtype=torch.bool, device=world.device)
-    prunable, keep = sum(sizes(entries)), budget(masks.config, entries)
-    uplink_nbytes, downlink_nbytes = 0, WORD * masks.total * len(drawn)  # the model once, then the masks alone
+    prunable = sum(sizes(entries))
+    keep = budget(masks.config, entries)
+    uplink_nbytes = 0
+    # The model once, then the masks alone.
+    downlink_nbytes = WORD * masks.total * len(drawn)
     for step in range(1, settings.steps + 1):
         density = (keep / prunable) ** (step / settings.steps)
         fed.model.load(parameters * mask, fed.server.buffers)
@@ -85,7 +90,9 @@ def _asked(config: Config) -> list[int]:
 
 def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:
     """Measure the criterion, float32 [total], 0 for what is not prunable; also returns how many clients sent theirs."""
-    config, world, module = fed.config, fed.world, fed.model.module
+    config = fed.config
+    world = fed.world
+    module = fed.model.module
     criterion = CRITERIA[config.pruning.criterion]
     named = dict(module.named_parameters())
     weights = [named[entry.name] for entry in masks.entries]
@@ -113,10 +120,13 @@ def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tupl
 
 
 def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
-    source, examples = fed.held_out, None
+    source = fed.held_out
+    examples = None
     if client != SERVER or source is None:
-        source, examples = fed.clients.trainer.source, fed.clients.partition[client]
-    config, clients = fed.config, fed.config.clients
+        source = fed.clients.trainer.source
+        examples = fed.clients.partition[client]
+    config = fed.config
+    clients = config.clients
     draws = generator(config.seed, "pruning", client=max(client, 0))
     epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)
     batches = list(itertools.islice(epoch, config.pruning.batches))

@@ -47,8 +47,10 @@ def divide(config: Config, data: DataSplits) -> Partition:
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
-    shape, dtype = data.input_shape, data.blank.dtype
-    name, norm = config.model.name, config.model.norm
+    shape = data.input_shape
+    dtype = data.blank.dtype
+    name = config.model.name
+    norm = config.model.norm
     model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
     check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
     return model
@@ -81,7 +83,8 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     separate_buffers(model)
     share_start(world, model)
     run = BUILDERS[config.mode](config, world, data, parts, model)
-    ranks, threads = counted(world.size, "rank"), counted(torch.get_num_threads(), "thread")
+    ranks = counted(world.size, "rank")
+    threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, run.model.layout.total, machine)
     return run

@@ -25,7 +25,8 @@ def resolve_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplit
     and the model fails on one; then that example goes with the batch before it. Raises ValueError that names the key,
     and the clients, if there is none.
     """
-    clients, pieces = config.clients, config.engine.gradient_accumulation_steps
+    clients = config.clients
+    pieces = config.engine.gradient_accumulation_steps
     if not (_trains_on_one(config, sizes) or _measures_on_one(config, data)):
         return config
     reason = why_not_one(model, data.blank, data.num_classes, data.task)
@@ -56,7 +57,8 @@ def resolve_smallest_batch(config: Config, sizes: Sequence[int], data: DataSplit
 
 def _trains_on_one(config: Config, sizes: Sequence[int]) -> bool:
     """Tell whether a step, or a piece of one, would be taken on one example."""
-    clients, pieces = config.clients, config.engine.gradient_accumulation_steps
+    clients = config.clients
+    pieces = config.engine.gradient_accumulation_steps
     if config.mode == "gradient":  # every batch is whole
         sizes = [clients.batch_size]
     batches = {batch for size in set(sizes) for batch in clients.batch_sizes(size)}

@@ -41,7 +41,8 @@ def begin_masks(fed: Federation, console: Console) -> dict[str, Any]:
     Returns their part of the row of round 0; nothing if they have begun, or models are dense. Raises DivergedError on
     all ranks if stage 1 finds nothing, and ValueError if its densities leave a layer empty.
     """
-    given, server = fed.masks, fed.server
+    given = fed.masks
+    server = fed.server
     if isinstance(given, NoMasks) or given.have_begun:
         return {}
     masks = given
@@ -67,7 +68,10 @@ def with_beginning(row: dict[str, Any], beginning: dict[str, Any]) -> dict[str, 
 
 def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]:
     """Play stage 1; all ranks call it together. Returns its bytes and seconds, and under `stage_one` its findings."""
-    config, world, entries, settings = fed.config, fed.world, masks.entries, masks.config
+    config = fed.config
+    world = fed.world
+    entries = masks.entries
+    settings = masks.config
     drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
     watch = Stopwatch(world)
@@ -97,7 +101,9 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
 
     Rows of other ranks' clients, and of those that diverge, are zero.
     """
-    config, world, usual = fed.config, fed.world, fed.clients.trainer
+    config = fed.config
+    world = fed.world
+    usual = fed.clients.trainer
     clients = dataclasses.replace(config.clients, local_epochs=masks.config.init_epochs, local_steps=None)
     trainer = LocalTrainer(usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm)
     nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
@@ -106,12 +112,14 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
     for place, client in enumerate(drawn):
         examples = fed.clients.partition[client]
         # On every rank, so that a mask that cannot be is an error on all of them.
-        steps, epoch_steps = clients.steps_with(len(examples)), clients.epoch_steps(len(examples))
+        steps = clients.steps_with(len(examples))
+        epoch_steps = clients.epoch_steps(len(examples))
         mask = first_stage_mask(masks, client, steps, epoch_steps)
         if hosts[client] != world.rank:
             continue
         with watch.client(), watch.phase("compute"):
-            buffers, told = fed.server.buffers, fed.server.told
+            buffers = fed.server.buffers
+            told = fed.server.told
             result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)
             if result.is_finite:
                 active = layer_counts(mask.mask, masks.entries)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
@@ -22,7 +23,7 @@ from flare_dist.rounds.federation import Federation
 from flare_dist.server.aggregation import DeltaSum, Receive, mean
 from flare_dist.sparse_training.local_mask import LocalMask
 
-Compress = Callable[[int, int, Any, State], Payload]  # (round, client, vector, the client's memory)
+Compress = Callable[[int, int, Tensor, State], Payload]  # (round, client, vector, the client's memory)
 
 
 def memory_names(compressor: Compressor, payload: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the configuration alone cannot tell: settings that the data or the model make wrong, meaningless or void."""
+"""Checks of settings against the data and the model, which may make them wrong, meaningless or void."""
 
 from __future__ import annotations
 

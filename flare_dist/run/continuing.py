@@ -40,7 +40,8 @@ def check_shared(directory: Path, world: World, found: list[bool]) -> None:
 
 def resume(config: Config, source: Path | None, run: Run) -> tuple[int, list[dict[str, Any]]]:
     """Restore the run being continued, if any; returns the first round to play and the rows before it."""
-    directory, world = Path(config.output_dir), run.world
+    directory = Path(config.output_dir)
+    world = run.world
     if source is None:
         _prepare(config, source, 1, world)
         with on_all_ranks(world):

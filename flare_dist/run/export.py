@@ -11,7 +11,9 @@ from flare_dist.rounds.setup import Run
 
 def save_global(path: Path, run: Run) -> None:
     """Write the global model, as clients hold it, in the dtypes that the user has given it."""
-    model, server, view = run.model, run.server, run.view
+    model = run.model
+    server = run.server
+    view = run.view
     model.load(view, server.buffers)
     floats = dict(model.layout.views(view)) | dict(model.buffer_layout.views(server.buffers))
     names = {parameter: name for name, parameter in model.module.named_parameters()}  # tied ones have one name here

@@ -83,7 +83,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
 
 def _play(config: Config, source: Path | None, run: Run, data: DataSplits, console: Console) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
-    directory, world = Path(config.output_dir), run.world
+    directory = Path(config.output_dir)
+    world = run.world
     first_round, rows = resume(config, source, run)
     beginning = begin_masks(run, console) if isinstance(run, Federation) else {}
     if beginning:

@@ -24,7 +24,8 @@ from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
 
-FP16, NO_GROUPS = VALUE_CODECS["fp16"], Groups(torch.empty(0), 0)
+FP16 = VALUE_CODECS["fp16"]
+NO_GROUPS = Groups(torch.empty(0), 0)
 
 
 class Downlink:
@@ -43,7 +44,8 @@ class Downlink:
         # What a returning client has missed; dense kinds send everything anyhow.
         self._seen: dict[int, int] = {}  # client -> the last round for which it was sent the view
         self._sent: dict[int, int] = {}  # round -> bytes of the message after it
-        self._previous, self._changed_in = None, None
+        self._previous = None
+        self._changed_in = None
         if self.kind in ("changed", "topk"):
             self._previous = parameters.clone()
             self._changed_in = torch.zeros(layout.total, dtype=torch.int32, device=parameters.device)
@@ -119,7 +121,8 @@ class Downlink:
         state = state if state and state["kind"] == self.kind else {}
         if not self.is_lossless:
             self.view.copy_(state.get("view", self._first_view()))
-        self._seen, self._sent = dict(state.get("seen", {})), dict(state.get("sent", {}))
+        self._seen = dict(state.get("seen", {}))
+        self._sent = dict(state.get("sent", {}))
         if self._previous is not None and self._changed_in is not None:
             self._previous.copy_(self.view)
             if "changed_in" in state:

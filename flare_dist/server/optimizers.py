@@ -63,7 +63,8 @@ class FederatedAdaptive(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step on the gradient of the parameter."""
         for group in self.param_groups:
-            (beta1, beta2), tau = group["betas"], group["tau"]
+            beta1, beta2 = group["betas"]
+            tau = group["tau"]
             for parameter in group["params"]:
                 state = self.state[parameter]
                 if not state:
@@ -133,7 +134,7 @@ def find_optimizer(name: str) -> Kind:
     parameter.grad = torch.ones(2)
     try:
         kind.make(parameter, kind.with_defaults(Settings(0.1))).step()
-    except (RuntimeError, TypeError, ValueError) as error:  # some want sparse gradients, a closure or matrices
+    except (RuntimeError, TypeError, ValueError) as error:  # some need sparse gradients, a closure or matrices
         raise ValueError(f"server.optimizer: {name} does not step one flat vector: {error}") from error
     return kind
 

@@ -113,7 +113,8 @@ class Server:
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
         if self.estimate:
-            device, saved = self.parameters.device, state.get("estimates", {})
+            device = self.parameters.device
+            saved = state.get("estimates", {})
             self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
         saved = state.get("algorithm", state)  # older checkpoints have these vectors beside the rest
         for name, vector in self.memory.items():

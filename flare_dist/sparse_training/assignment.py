@@ -116,7 +116,8 @@ def local_mask(masks: Masks, round_: int, client: int, assignment: Assignment) -
 
 def first_stage_mask(masks: Masks, client: int, steps: int, epoch_steps: int) -> LocalMask:
     """Open a random mask of the client's own, of the same density in each layer, for FLASH's stage 1."""
-    config, entries = masks.config, masks.entries
+    config = masks.config
+    entries = masks.entries
     draws = generator(masks.seed, "scout mask", client=client)  # the name fixes the bits of runs
     even = [config.density] * len(entries)
     mask = flash.drawn_mask(config, entries, even, masks.total, draws, masks.device)

@@ -26,7 +26,8 @@ class MaskedCompressor:
 
     def most_nbytes_of(self, round_: int, active: int) -> int:
         """Bound the payload of a model with at most `active` active entries, wherever they lie."""
-        config, tensors = self.whole.config, len(self.whole.layout.entries)
+        config = self.whole.config
+        tensors = len(self.whole.layout.entries)
         kept = active
         if not self.whole.sends_everything and config.sparsifier != "auto":
             # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.

@@ -1,6 +1,6 @@
-"""The cost of telling clients the consensus mask: it is counted, for every rank holds the mask itself.
+"""The cost of sending clients the consensus mask: it is counted, for every rank holds the mask itself.
 
-A client is told the changes that it has missed, or the whole mask if that is less.
+A client gets the changes that it has missed, or the whole mask if that is less.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from flare_dist.compression.masked import change_nbytes
 
 
 class MaskDownlink:
-    """The bytes of each change of the consensus, and which of them each client knows."""
+    """The bytes of each change of the consensus, and which of them each client has."""
 
     def __init__(self) -> None:
         self._changes: list[int] = []  # the first is the first mask
-        self._seen: dict[int, int] = {}  # client -> how many it knows
+        self._seen: dict[int, int] = {}  # client -> how many changes it has
 
     @property
     def has_begun(self) -> bool:
@@ -45,4 +45,5 @@ class MaskDownlink:
         return {"changes": self._changes, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._changes, self._seen = list(state["changes"]), dict(state["seen"])
+        self._changes = list(state["changes"])
+        self._seen = dict(state["seen"])

@@ -106,7 +106,8 @@ def nested_masks(
 
     Each lies within the next larger one. Layers have their shares of the consensus.
     """
-    masks, shares = {1.0: consensus}, layer_counts(consensus, entries)
+    masks = {1.0: consensus}
+    shares = layer_counts(consensus, entries)
     within = consensus
     for factor in sorted({factor for _, factor in config.hetero if factor < 1}, reverse=True):
         within = projected_mask(config, entries, weights, within, shares, budget(config, entries, factor))

@@ -80,7 +80,8 @@ class LocalMask:
 
     def prune(self, parameters: Tensor, step: int) -> list[int]:
         """Take the smallest weights out of the mask; returns the number that is to grow in each layer instead."""
-        rate, keeps_layers = self.rates[step], METHODS[self.config.method].keeps_layers
+        rate = self.rates[step]
+        keeps_layers = METHODS[self.config.method].keeps_layers
         actives = layer_counts(self.mask, self.entries)
         layers = list(layers_of(self.mask, self.entries))
         sums = [float(values.abs().sum()) for values in layers_of(parameters, self.entries)]
@@ -88,7 +89,8 @@ class LocalMask:
             return [0] * len(layers)  # the client has diverged, and will be left out of the round
         means = [total / max(active, 1) for total, active in zip(sums, actives)]
         importance = [mean / (math.fsum(means) or 1.0) for mean in means]
-        removals, rooms = [], []
+        removals = []
+        rooms = []
         for layer, values, active, share in zip(layers, layers_of(parameters, self.entries), actives, importance):
             free = layer.numel() - active
             nearly_dense = free < 0.2 * layer.numel() and share > 1 / len(layers) and not keeps_layers

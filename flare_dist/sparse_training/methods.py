@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """What becomes of masks."""
+    """A method of sparse training: how masks begin, and who moves them."""
 
     densities: str = "even"  # of the first layers: even, erk (Erdos-Renyi-Kernel) or stage_one (clients find them)
     is_scored: bool = False  # the first mask is of the highest pruning scores instead

@@ -1,4 +1,4 @@
-"""Dense models, to whatever asks for the masks of a run."""
+"""Dense models, in place of the masks of a run."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ def prunable_entries(model: nn.Module, layout: ParameterLayout, config: SparseTr
 
     Raises ValueError if there are none, or if a pattern of `exclude` matches no weight.
     """
-    convolutions, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    linear = (nn.Linear,)
     modules = [(name, m) for name, m in model.named_modules() if isinstance(m, convolutions + linear)]
     wanted = convolutions if config.layers == "conv" else convolutions + linear
     places = range(len(modules))
