@@ -12,7 +12,7 @@ from flare_dist.comm.world import World
 from flare_dist.compression.masked import HEADER
 from flare_dist.compression.payload import Masked
 from flare_dist.rounds.federated import federated_round
-from flare_dist.sparse_training.aggregation import GatheredMasks, masked_mean_of_models, mean_of_models
+from flare_dist.sparse_training.aggregation import ClientMasks, masked_mean_of_models, mean_of_models
 from flare_dist.sparse_training.consensus import Masks
 from tests.helpers.masks import HETERO, begin, config, play, spy
 from tests.ranks import single
@@ -61,7 +61,7 @@ def test_a_weight_that_nobody_has_becomes_zero_under_both_means() -> None:
         (mean_of_models, [1.5, 2.0 * 0.25 + 0.25, 0.0]),
         (masked_mean_of_models, [1.5, 2.0 + 0.25 / 0.25, 0.0]),
     ):
-        gathered = GatheredMasks(3, torch.device("cpu"))
+        gathered = ClientMasks(3, torch.device("cpu"))
         for weight, mask in ((0.25, [True, True, False]), (0.75, [True, False, False])):
             gathered.add(_with_mask(torch.tensor(mask)), weight)
         combined = parameters + combine(sent.clone(), parameters, gathered)

@@ -38,7 +38,7 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
             uplink.add(result, memory)
 
     fed.world.wait_for_all()
-    received = uplink.gather()
+    received = uplink.exchange()
     check_finite(round_, received)
     if fed.steps_here:
         uplink.step(received)

@@ -23,7 +23,7 @@ from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
 from flare_dist.server.aggregation import DeltaSum
-from flare_dist.sparse_training.aggregation import GatheredMasks
+from flare_dist.sparse_training.aggregation import ClientMasks
 from flare_dist.sparse_training.assignment import Assignment, assign, downlink_nbytes, local_mask, most_nbytes
 from flare_dist.sparse_training.compressor import MaskedCompressor
 from flare_dist.sparse_training.consensus import Masks
@@ -50,7 +50,7 @@ class MaskedUplink:
         self.compressor = MaskedCompressor(fed.compressor)
         self.assigned = self._assign()
         self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
-        self.gathered: GatheredMasks | None = None  # unless all clients keep one mask
+        self.client_masks: ClientMasks | None = None  # unless all clients keep one mask
         self.squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, if measured
         self.mask_nbytes = 0
         self._moved: dict[int, Tensor] = {}  # the masks with which the clients on this rank ended
@@ -76,7 +76,7 @@ class MaskedUplink:
         if self.fed.compressor.is_dense and common:
             return DenseUplink(self.cohort, server.receive, total, buffers, world.device, common.active)
         if not common:
-            self.gathered = GatheredMasks(total, world.device)
+            self.client_masks = ClientMasks(total, world.device)
         encodings = {client: assignment.encoding for client, assignment in self.assigned.items()}
         most = most_nbytes(self.masks, self.assigned, lambda active: self.compressor.most_nbytes_of(self.round, active))
         delta_sum = torch.zeros_like(server.parameters.data)
@@ -86,8 +86,8 @@ class MaskedUplink:
         """Add one client's payload to the sum if this rank steps the server, and note its mask."""
         receive = self.fed.server.receive if self.fed.steps_here else leave_to_rank_0
         receive(total, client, payload, weight)
-        if self.gathered and isinstance(payload, Masked):
-            self.gathered.add(payload, weight)
+        if self.client_masks and isinstance(payload, Masked):
+            self.client_masks.add(payload, weight)
 
     def downlink_nbytes(self) -> int:
         """Count the active weights and the masks that a star sends."""
@@ -113,11 +113,11 @@ class MaskedUplink:
         self.dropped[client] += drop_outside(list(memory.values()), mask)
         return self.compressor.compress(round_, client, delta, memory, self.assigned[client].encoding, mask)
 
-    def gather(self) -> Received:
+    def exchange(self) -> Received:
         """Gather the active weights, the clients' masks and, if they measure, their squared gradients."""
-        received = self._whole.gather()
-        if self.gathered:
-            self.mask_nbytes = self.gathered.mask_nbytes
+        received = self._whole.exchange()
+        if self.client_masks:
+            self.mask_nbytes = self.client_masks.mask_nbytes
         schedule = self.masks.schedule
         if schedule.measures_in(self.round):
             self.squares = self._mean_squares(received)
@@ -142,15 +142,15 @@ class MaskedUplink:
     def step(self, received: Received) -> None:
         """Step on the mean of the clients' models, and make the next masks."""
         server = self.fed.server
-        if self.gathered:
-            self.masks.average(received.mean_vector, server.parameters.data, self.gathered)
+        if self.client_masks:
+            self.masks.average(received.mean_vector, server.parameters.data, self.client_masks)
         self._whole.step(received)
-        self.masks.move(self.round, server, self.gathered, self.squares)
+        self.masks.move(self.round, server, self.client_masks, self.squares)
 
     def finish(self, received: Received) -> None:
         """Keep the clients' masks if they are personal, and bring a new consensus to the ranks that did not make it."""
         self._whole.finish(received)
-        self.masks.remember(received.accepted, self.gathered)
+        self.masks.remember(received.accepted, self.client_masks)
         schedule = self.masks.schedule
         if schedule.server_moves_in(self.round) and not self.fed.server.is_plain:
             mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))
@@ -159,5 +159,5 @@ class MaskedUplink:
     def row(self, received: Received) -> dict[str, Any]:
         """Report densities and bytes of masks, and how much memory was dropped; all ranks call it together."""
         dropped = self.fed.world.largest([float(count) for count in self.dropped.values()])  # 0 but on a client's host
-        row = self.masks.report(self.fed.server.parameters.data, self.gathered, self.mask_nbytes)
+        row = self.masks.report(self.fed.server.parameters.data, self.client_masks, self.mask_nbytes)
         return row | {"dropped_residuals": int(sum(dropped))}

@@ -44,7 +44,7 @@ class Uplink(Protocol):
     def add(self, result: ClientResult, memory: State) -> None:
         """Send what a client brings back, and keep in `memory` what it remembers."""
 
-    def gather(self) -> Received:
+    def exchange(self) -> Received:
         """Return the mean of what the cohort sent; every rank that steps the server holds it afterwards."""
 
     def step(self, received: Received) -> None:
@@ -104,7 +104,7 @@ class WholeUplink:
             payloads.add(_alone(result), self.fed.compressor.compress(self.round, client, vectors[name], own))
         self.deltas.add(result, self.compress(self.round, client, vectors["delta"], memory))
 
-    def gather(self) -> Received:
+    def exchange(self) -> Received:
         """Gather each kind of payload; all ranks call it together."""
         received = self.deltas.exchange(self.fed.world)
         for name, payloads in self.beside.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from flare_dist.compression.payload import Masked
 
 
-class GatheredMasks:
+class ClientMasks:
     """The accepted clients' masks, and the share of the cohort's weight that holds each entry."""
 
     def __init__(self, total: int, device: torch.device) -> None:
@@ -41,22 +41,22 @@ class GatheredMasks:
         return self._held > 0
 
 
-def mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
+def mean_of_models(mean_delta: Tensor, parameters: Tensor, clients: ClientMasks) -> Tensor:
     """Turn the mean of what was sent into that of the clients' models, less the global `parameters`; in place.
 
     A client's model is 0 outside its mask: its delta there is -w_t, which nobody needs to send.
     """
-    return mean_delta.addcmul_(parameters, 1 - gathered.shares(), value=-1)
+    return mean_delta.addcmul_(parameters, 1 - clients.shares(), value=-1)
 
 
-def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, gathered: GatheredMasks) -> Tensor:
+def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, clients: ClientMasks) -> Tensor:
     """Take each weight's mean over the clients that have it, sum w_i / sum m_i; a weight that nobody has becomes 0."""
-    nobody = gathered.union().logical_not_()
-    return mean_delta.div_(gathered.shares().masked_fill_(nobody, 1)).sub_(parameters * nobody)
+    nobody = clients.union().logical_not_()
+    return mean_delta.div_(clients.shares().masked_fill_(nobody, 1)).sub_(parameters * nobody)
 
 
 # sparse_training.update_mode
-UPDATE_MODES: dict[str, Callable[[Tensor, Tensor, GatheredMasks], Tensor]] = {
+UPDATE_MODES: dict[str, Callable[[Tensor, Tensor, ClientMasks], Tensor]] = {
     "mean": mean_of_models,
     "masked_mean": masked_mean_of_models,
 }

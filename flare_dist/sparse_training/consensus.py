@@ -18,7 +18,7 @@ from flare_dist.compression.payload import WORD
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 from flare_dist.sparse_training import flash
-from flare_dist.sparse_training.aggregation import UPDATE_MODES, GatheredMasks
+from flare_dist.sparse_training.aggregation import UPDATE_MODES, ClientMasks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.downlink import MaskDownlink
 from flare_dist.sparse_training.masks import everything_but, layer_counts, mask_mismatch
@@ -106,7 +106,7 @@ class Masks:
         return unpack_bits(self._personal[client])[: self.total]
 
     def move(
-        self, round_: int, server: SparseServer, gathered: GatheredMasks | None = None, squares: Tensor | None = None
+        self, round_: int, server: SparseServer, clients: ClientMasks | None = None, squares: Tensor | None = None
     ) -> None:
         """Make the next consensus if it is due, and mask the model and the server optimizer's state by it.
 
@@ -117,24 +117,24 @@ class Masks:
             return
         parameters = server.parameters.data
         if self.schedule.server_moves_in(round_):
-            mask = next_mask(self, self.schedule.rate(round_), parameters, gathered, squares)
+            mask = next_mask(self, self.schedule.rate(round_), parameters, clients, squares)
             self.downlink.change(self.mask, mask)
             self.mask = mask
         parameters.mul_(self.mask)
         self.dropped_moments = server.forget_outside(self.mask)
 
-    def remember(self, accepted: Sequence[int], gathered: GatheredMasks | None) -> None:
+    def remember(self, accepted: Sequence[int], clients: ClientMasks | None) -> None:
         """Keep the masks of the accepted clients if they are personal; every rank calls it."""
-        if self.method.is_personal and gathered:
-            for client, mask in zip(accepted, gathered.masks):
+        if self.method.is_personal and clients:
+            for client, mask in zip(accepted, clients.masks):
                 self._personal[client] = set_bits(mask.nonzero().squeeze(1), self.total)
 
-    def report(self, parameters: Tensor, gathered: GatheredMasks | None = None, mask_bytes: int = 0) -> dict[str, Any]:
+    def report(self, parameters: Tensor, clients: ClientMasks | None = None, mask_bytes: int = 0) -> dict[str, Any]:
         """Return the masks' part of a round's row; `mask_bytes` were sent for their sake."""
         active = layer_counts(parameters if self.method.is_personal else self.mask, self.entries)
         return {
             "active_weights": sum(active),
-            "mask_mismatch": mask_mismatch(gathered.masks, self.entries) if gathered else 0.0,
+            "mask_mismatch": mask_mismatch(clients.masks, self.entries) if clients else 0.0,
             "mask_bytes": mask_bytes,
             "dropped_moments": self.dropped_moments,
             "layer_densities": {e.name: count / e.numel for e, count in zip(self.entries, active)},

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flare_dist.layout import Entry
 from flare_dist.sparse_training import flash
-from flare_dist.sparse_training.aggregation import GatheredMasks
+from flare_dist.sparse_training.aggregation import ClientMasks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import budget, largest_mask, layer_counts
 from flare_dist.sparse_training.methods import Method
@@ -33,31 +33,31 @@ class Consensus(Protocol):
 
 
 def next_mask(
-    now: Consensus, rate: float, parameters: Tensor, gathered: GatheredMasks | None, squares: Tensor | None
+    now: Consensus, rate: float, parameters: Tensor, clients: ClientMasks | None, squares: Tensor | None
 ) -> Tensor:
     """Choose the next consensus, bool [total], by the aggregated `parameters`, or by the clients' squared gradients.
 
     A method that measures moves the share `rate` of each layer; `squares` is None if nobody's were finite, and the mask
-    stays. Raises ValueError if it is made of the clients' masks, and none were gathered.
+    stays. Raises ValueError if it is made of the clients' masks, and none were sent.
     """
     actives = layer_counts(now.mask, now.entries)
     if now.method.is_measured:
         if squares is None:
             return now.mask
         return readjusted_mask(now.entries, parameters, now.mask, squares, now.uses, rate, sum(actives))
-    if gathered is None:
-        raise ValueError("a consensus is made of the clients' masks, and none were gathered")
-    union = gathered.union()
+    if clients is None:
+        raise ValueError("a consensus is made of the clients' masks, and none were sent")
+    union = clients.union()
     if now.method.keeps_layers:
         return largest_mask(parameters, now.entries, actives, union)
-    shares = layer_shares(now, parameters, gathered, union)
+    shares = layer_shares(now, parameters, clients, union)
     return flash.projected_mask(now.config, now.entries, parameters, union, shares, budget(now.config, now.entries))
 
 
-def layer_shares(now: Consensus, parameters: Tensor, gathered: GatheredMasks, union: Tensor) -> list[float]:
+def layer_shares(now: Consensus, parameters: Tensor, clients: ClientMasks, union: Tensor) -> list[float]:
     """Count the weights of each layer in the aggregate, or on average in the clients' masks."""
     if now.config.subsample == "aggregate":
         return [float(count) for count in layer_counts((parameters != 0) & union, now.entries)]
-    counts = [layer_counts(mask, now.entries) for mask in gathered.masks]
-    shares = [math.fsum(map(operator.mul, gathered.weights, layer)) for layer in zip(*counts)]
-    return [share / math.fsum(gathered.weights) for share in shares]
+    counts = [layer_counts(mask, now.entries) for mask in clients.masks]
+    shares = [math.fsum(map(operator.mul, clients.weights, layer)) for layer in zip(*counts)]
+    return [share / math.fsum(clients.weights) for share in shares]
