@@ -7,6 +7,7 @@ arrived, a step later or more, so that nothing waits for it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,13 @@ _ENTRIES = 1024  # of a witness
 _STEPS = 100  # that are all checked; then only some
 _EVERY = 16
 _TOLERANCE = 0.01  # of the largest entry
+_CLIPPED = (
+    "clipped or scaled after backward, when their full size had left the memory; turn clipping off (max_grad_norm=0, "
+    "gradient_clipping: 0) or raise its limit"
+)
+_NO_SCALER = (
+    "by a GradScaler that the hook does not have, so that its memory holds scaled gradients; attach with scaler=scaler"
+)
 
 
 class Witness:
@@ -98,7 +106,7 @@ class GradientWatch:
         if self._has_warned or not known or state is None or not state.is_whole or state.step != self._step:
             return
         if state.scaler is None and getattr(optimizer, "grad_scale", None) is not None:
-            self._warn("will be unscaled inside the step by a GradScaler that attach was not given")
+            self._warn("will be unscaled inside the step", _NO_SCALER)
             return
         sent = torch.cat([sent for sent, _ in known])
         gradients = torch.cat([gradient for _, gradient in known])
@@ -125,19 +133,23 @@ class GradientWatch:
         if largest == 0 or largest_sent == 0 or not change > _TOLERANCE:  # zero_grad, nothing arrived; NaN is no change
             return
         is_scaled = largest_change <= _TOLERANCE * largest_sent
-        how = f"{factor:.3g} times what the hook returned" if is_scaled else "not what the hook returned"
-        self._warn(f"are {how}: clipped, or unscaled by a GradScaler that attach was not given")
+        how = f"are {factor:.3g} times what the hook returned" if is_scaled else "are not what the hook returned"
+        state = None if self._state is None else self._state()
+        has_scaler = state is not None and state.scaler is not None
+        self._warn(how, _NO_SCALER if is_scaled and not has_scaler and _is_of_scaler(factor) else _CLIPPED)
 
-    def _warn(self, what: str) -> None:
-        if self._has_warned:
-            return
+    def _warn(self, how: str, why: str) -> None:
         self._has_warned = True
         self._witnesses.clear()
-        warnings.warn(
-            f"the gradients that the optimizer steps by {what}; what was sent has left the memory at full size, so "
-            "turn clipping off (max_grad_norm=0, gradient_clipping: 0) and attach with scaler=scaler",
-            stacklevel=2,
-        )
+        warnings.warn(f"the gradients that the optimizer steps by {how}: {why}", stacklevel=2)
+
+
+def _is_of_scaler(factor: float) -> bool:
+    """Tell if this is one over a power of two, as scales of losses are, and as hardly any norm is."""
+    if not 0 < factor < 1:
+        return False
+    mantissa, _ = math.frexp(factor)
+    return abs(mantissa - 0.5) < 1e-5 or abs(mantissa - 1) < 1e-5
 
 
 def _compare(sent: Tensor, gradients: Tensor, scale: Tensor | None) -> Tensor:
