@@ -21,6 +21,7 @@ import flare_dist
 from flare_dist.comm.world import World
 from flare_dist.hook.advice import advice, check_preconditioned
 from flare_dist.hook.momentum import NoMomentum, arrives_late
+from flare_dist.hook.witnesses import GradientWatch, _compare
 from tests.helpers.engines import DEEPSPEED_SECONDS
 from tests.helpers.hook import assert_same_memory, batch, break_off, flat, make_accelerator, net
 from tests.ranks import run_ranks
@@ -405,6 +406,44 @@ def unused(world: World, ddp: DistributedDataParallel, optimizer: Optimizer, sta
             optimizer.zero_grad()
         loss(ddp, world, number, skip=number > 0).backward()
         optimizer.step()
+
+
+class Late:
+    """An event of a GPU that is reached when it is asked for the second time."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def query(self) -> bool:
+        self._asked += 1
+        return self._asked > 1
+
+
+def test_figures_of_a_gpu_are_read_when_they_have_arrived() -> None:
+    model = net()
+    optimizer = SGD(model.parameters())
+    watch = GradientWatch(list(model.parameters()), is_preconditioned=False)
+    watch._figures = torch.tensor([0.5, 0.0, 1.0, 0.5, 0.4])
+    watch._event = Late()  # type: ignore[assignment]
+    watch.check(optimizer)
+    with pytest.warns(UserWarning, match=r"are 0\.4 times what the hook returned: clipped or scaled after backward"):
+        watch.check(optimizer)
+    watch.check(optimizer)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_comparison_on_a_gpu_waits_for_nothing() -> None:
+    sent = torch.randn(100, device="cuda")
+    watch = GradientWatch([sent], is_preconditioned=False)
+    watch._keep(_compare(sent, sent / 2, None))  # so that memory to copy to is there
+    torch.cuda.synchronize()
+    with pytest.warns(UserWarning, match=r"0\.5 times"):
+        watch._look()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        watch._keep(_compare(sent, sent, torch.ones((), device="cuda")))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nothing_else_between_backward_and_step_is_warned_of() -> None:
