@@ -37,7 +37,7 @@ class FusedAdam(AdamW):
     """An Adam of another library."""
 
 
-def advised(make: Callable[[Any], Optimizer], preconditioner: str | None = None, **settings: Any) -> str | None:
+def advised(make: Callable[[Any], Optimizer], preconditioner: str = "none", **settings: Any) -> str | None:
     model = net()
     state = flare_dist.SparseHookState(model, **{**SPARSE, **settings})
     return advice(state, make(model.parameters()), preconditioner)
@@ -94,6 +94,7 @@ def test_momentum_beside_that_of_dgc_is_advised_against() -> None:
     line = advised(lambda p: SGD(p, momentum=0.9), error_feedback="dgc") or ""
     assert "dgc has momentum of its own" in line
     assert "alone or" not in line
+    assert "alone or" not in (advised(lambda p: SGD(p, momentum=0.9), "adam") or "alone or")
 
 
 def test_the_advice_follows_the_line_it_gives() -> None:
@@ -114,6 +115,7 @@ def test_an_adam_behind_a_preconditioner_is_refused_with_the_line_to_write() -> 
     with pytest.raises(ValueError, match=r"weight_decay=0\.01\); ZeRO stage 1 .*zero_allow_untested_optimizer: true"):
         check_preconditioned(adam, "adam", is_sharded=True)
     check_preconditioned(SGD(net().parameters()), "adam", is_sharded=True)
+    check_preconditioned(adam, "none", is_sharded=False)
 
 
 def test_during_a_dense_warm_up_momentum_stays() -> None:

@@ -50,7 +50,7 @@ def attach(
     trained = target if model is None else model
     if optimizer is not None and isinstance(trained, nn.Module):
         return _with_optimizer(target, model, world_of_one, optimizer, adapt, settings)
-    if adapt:
+    if adapt and optimizer is None:
         raise ValueError("attach: adapt=True changes an optimizer, got none; give optimizer=optimizer, too")
     return _attach(target, model, world_of_one, **settings)
 
@@ -65,7 +65,7 @@ def _with_optimizer(
 ) -> SparseHookState:
     """Attach, with advice for the optimizers of the model and a check of their steps."""
     trained = target if model is None else model
-    preconditioner = settings.get("preconditioner")
+    preconditioner = settings.get("preconditioner", "none")
     handed = handed_over(optimizer, trained, preconditioner)
     if isinstance(unwrapped(trained), DistributedDataParallel):
         hook = watch_gradients(handed, preconditioner)

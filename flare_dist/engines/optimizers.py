@@ -29,7 +29,7 @@ class HandedOver:
     trained: list[Tensor]
 
 
-def handed_over(optimizer: Any, model: nn.Module, preconditioner: str | None = None) -> list[HandedOver]:
+def handed_over(optimizer: Any, model: nn.Module, preconditioner: str = "none") -> list[HandedOver]:
     """Return the optimizers, one or a list; raise ValueError for one that the hook of `model` cannot go with."""
     given = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
     if not given:
@@ -45,8 +45,7 @@ def handed_over(optimizer: Any, model: nn.Module, preconditioner: str | None = N
                 f"attach: {type(inner).__name__} holds no trained parameter of the model, so it does not step by what "
                 "the hook returns; give the optimizer of this model"
             )
-        if preconditioner:
-            check_preconditioned(inner, preconditioner, is_sharded=hasattr(sharded, "bit16_groups"))
+        check_preconditioned(inner, preconditioner, is_sharded=hasattr(sharded, "bit16_groups"))
         found.append(HandedOver(inner, own))
     return found
 
@@ -82,13 +81,13 @@ def _chain(optimizer: Any) -> Iterator[Any]:
         optimizer = getattr(optimizer, "optimizer", None)
 
 
-def watch_gradients(handed: Sequence[HandedOver], preconditioner: str | None) -> WatchedHook:
+def watch_gradients(handed: Sequence[HandedOver], preconditioner: str) -> WatchedHook:
     """Make the hook for `handed`, by which their steps can be checked."""
-    return WatchedHook([GradientWatch(each.trained, preconditioner is not None) for each in handed])
+    return WatchedHook([GradientWatch(each.trained, preconditioner != "none") for each in handed])
 
 
 def follow_advice(
-    state: SparseHookState, handed: Sequence[HandedOver], adapt: bool, preconditioner: str | None = None
+    state: SparseHookState, handed: Sequence[HandedOver], adapt: bool, preconditioner: str = "none"
 ) -> None:
     """Log on rank 0 what each optimizer should be; with `adapt` keep them without momentum instead."""
     is_first = rank_and_size(state.process_group)[0] == 0
@@ -104,10 +103,10 @@ def follow_advice(
             log.warning(line)
 
 
-def warn_of_clipping(engine: Any, state: SparseHookState, preconditioner: str | None = None) -> None:
+def warn_of_clipping(engine: Any, state: SparseHookState, preconditioner: str = "none") -> None:
     """Warn if a DeepSpeed engine clips what the hook returns, which nothing sees while it trains."""
     limit = engine.gradient_clipping()
-    if limit and (preconditioner or not state.config.is_dense):
+    if limit and (preconditioner != "none" or not state.config.is_dense):
         warnings.warn(
             f"attach: DeepSpeed clips what the hook returns to norm {limit:g}, when its full size has left the memory; "
             "set gradient_clipping: 0",

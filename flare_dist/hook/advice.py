@@ -20,7 +20,7 @@ _DENSE_ONLY = {
 }
 
 
-def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str | None = None) -> str | None:
+def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str = "none") -> str | None:
     """Return one line on what to write instead of `optimizer` under these settings; None if it is right as it is."""
     if not arrives_late(state):
         return None
@@ -29,7 +29,7 @@ def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str | N
     if kind == "adam":
         return _of_adam(optimizer, density)
     if kind == "sgd":
-        return _of_sgd(optimizer, density, state.rule_name, preconditioner)
+        return _of_sgd(optimizer, density, state.config.rule, preconditioner)
     if kind in _DENSE_ONLY:
         line = _line(optimizer, "torch.optim.AdamW", ["weight_decay"], lr=..., betas=_BETAS)
         return (
@@ -49,7 +49,7 @@ def _of_adam(optimizer: Optimizer, density: float) -> str | None:
     )
 
 
-def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str | None) -> str | None:
+def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str) -> str | None:
     momentum = max(float(group["momentum"]) for group in optimizer.param_groups)
     if not momentum:
         return None
@@ -58,13 +58,13 @@ def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str
     line = _line(optimizer, _path(optimizer), momentum=0, nesterov=False, dampening=0)
     return (
         f"attach: {_name(optimizer)} has momentum {momentum:g}, and at density {density:g} {because}; "
-        f"write {line}{'' if rule == 'dgc' or preconditioner else either} {_DOCS}"
+        f"write {line}{'' if rule == 'dgc' or preconditioner != 'none' else either} {_DOCS}"
     )
 
 
 def check_preconditioned(optimizer: Optimizer, preconditioner: str, is_sharded: bool) -> None:
     """Raise ValueError with the line to write if the hook and `optimizer` would both scale the gradients."""
-    if kind_of(optimizer) not in ("adam", *_DENSE_ONLY):
+    if preconditioner == "none" or kind_of(optimizer) not in ("adam", *_DENSE_ONLY):
         return
     line = _line(optimizer, "torch.optim.SGD", ["lr", "weight_decay"])
     allow = "; ZeRO stage 1 takes it with zero_allow_untested_optimizer: true" if is_sharded else ""

@@ -27,7 +27,7 @@ def arrives_late(state: SparseHookState) -> bool:
     """
     config = state.config
     density = config.density_in(state.step) if state.step else config.density
-    if state.rule_name == "none" or density == 1:
+    if config.rule == "none" or density == 1:
         return False
     sizes = [math.prod(shape) for shape in state.shapes.values()]
     return any(config.count_kept(numel, density) < numel for numel in sizes)

@@ -29,9 +29,7 @@ _CLIPPED = (
     "clipped or scaled after backward, when their full size had left the memory; turn clipping off (max_grad_norm=0, "
     "gradient_clipping: 0) or raise its limit"
 )
-_NO_SCALER = (
-    "by a GradScaler that the hook does not have, so that its memory holds scaled gradients; attach with scaler=scaler"
-)
+_NO_SCALER = "by a GradScaler that the hook does not have; attach with scaler=scaler"
 
 
 class Witness:
