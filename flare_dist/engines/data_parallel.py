@@ -36,7 +36,7 @@ def register_hook(
     `scaler` is the loss scaler, or None; `settings` are those of the sparse hook.
     """
     if gradients.hook == "sparse":
-        return attach_ddp(ddp, scaler=scaler, seed=seed, **settings)
+        return attach_ddp(ddp, scaler=scaler, seed=seed, **vars(gradients.preconditioning), **settings)
     state = LibraryHookState(gradients, ddp.process_group, seed)
     ddp.register_comm_hook(state, library_hook)
     return state
