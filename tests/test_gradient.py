@@ -149,6 +149,16 @@ def test_another_number_of_ranks_goes_on_from_the_rescaled_mean_of_second_moment
         assert all(line.startswith("gradients.preconditioner: 2 ranks saved") for line in said)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_deepspeed_preconditions_the_same_steps(tmp_path: Path, stage: int) -> None:
+    own = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    engine = EngineConfig(name="deepspeed", deepspeed_config=own)
+    start(dataclasses.replace(with_adam(tmp_path / "deepspeed"), engine=engine), 2)
+    start(with_adam(tmp_path / "accelerate"), 2)
+    model, expected = results(tmp_path / "deepspeed")[0], results(tmp_path / "accelerate")[0]
+    assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-4) for name in expected)
+
+
 def test_memory_of_gradients_is_none_of_updates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = with_adam(tmp_path / "run")
     start(dataclasses.replace(settings, gradients=GradientsConfig()), 2, kill_in_round=5)

@@ -120,6 +120,7 @@ def test_more_ranks_have_noisier_gradients() -> None:
         ({"betas": (0.9, 0.99)}, r"^gradients\.betas: beta1 must be 0, .*, got \[0\.9, 0\.99\]; use \[0, 0\.99\]$"),
         ({"betas": (0.0, 1.0)}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got \[0\.0, 1\.0\]; use \["),
         ({"betas": (0.0,)}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got \[0\.0\]; use"),
+        ({"betas": 0.99}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got 0\.99; use"),
         ({"betas": (0.0, math.nan)}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got \[0\.0, nan\]; use"),
         ({"eps": 0.0}, r"^gradients\.eps: must be above 0, got 0\.0; use 1e-8$"),
         ({"update_clip": 0.0}, r"^gradients\.update_clip: must be above 0, got 0\.0; use inf for none$"),

@@ -27,7 +27,7 @@ from torch import Tensor
 from flare_dist.compression.error_feedback import State
 
 # Entries that a CPU takes at a time: gradient, second moment and scratch then stay in its cache from step to step.
-_CACHED = 2**15
+_CACHED = 2**18
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Preconditioning:
         if self.preconditioner not in PRECONDITIONERS:
             known = ", ".join(PRECONDITIONERS)
             raise ValueError(f"gradients.preconditioner: unknown {self.preconditioner!r} (choose from {known})")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        got = list(self.betas)
-        if len(got) != 2 or not 0 <= got[1] < 1:
+        got = list(self.betas) if isinstance(self.betas, Sequence) else self.betas
+        if not isinstance(got, list) or len(got) != 2 or not 0 <= got[1] < 1:
             raise ValueError(f"gradients.betas: must be 0 and a number in [0, 1), got {got}; use [0, 0.99]")
         if got[0] != 0:
             raise ValueError(
                 f"gradients.betas: beta1 must be 0, for what waits in the residual acts as momentum, got {got}; use "
                 f"[0, {got[1]}]"
             )
+        object.__setattr__(self, "betas", (float(got[0]), float(got[1])))
         if not 0 < self.eps < math.inf:
             raise ValueError(f"gradients.eps: must be above 0, got {self.eps}; use 1e-8")
         if not self.update_clip > 0:

@@ -20,9 +20,15 @@ class HeldMeans:
     def __init__(self, names: Mapping[Tensor, str]) -> None:
         self._names = names
         self._held: set[str] = set()
+        self._handles = []
         for parameter, name in names.items():  # the hook must not keep the parameter
             look = partial(_refuse_addition, self._held, name, weakref.ref(parameter))
-            parameter.register_hook(unserializable_hook(look))
+            self._handles.append(parameter.register_hook(unserializable_hook(look)))
+
+    def stop(self) -> None:
+        """Look no more, for a loop that is known to clear its gradients, though not to None."""
+        for handle in self._handles:
+            handle.remove()
 
     def note(self, parameters: Iterable[Tensor]) -> None:
         """Note that the gradients of these parameters are being exchanged."""
