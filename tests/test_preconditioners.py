@@ -104,6 +104,17 @@ def test_what_is_not_finite_stays_so_and_does_not_reach_the_next_call() -> None:
     assert precondition(torch.ones(3), memory_of([3]), [3]).isfinite().all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_updates_to_rounding() -> None:
+    here = memory_of(SIZES)
+    there = {kind: vector.cuda() for kind, vector in here.items()}
+    for gradient in gradients(20):
+        update = precondition(gradient, here, SIZES)
+        torch.testing.assert_close(precondition(gradient.cuda(), there, SIZES).cpu(), update, rtol=1e-5, atol=1e-6)
+    assert torch.equal(there["updates"].cpu(), here["updates"])
+
+
 def test_more_ranks_have_noisier_gradients() -> None:
     """The variance of the mean of b examples is 1 / b of that of one; twice the ranks have half the examples each."""
     rng = torch.Generator().manual_seed(0)
