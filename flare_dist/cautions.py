@@ -10,6 +10,7 @@ from flare_dist.conditions import (
     has_clients,
     has_masks_that_differ,
     moves_masks,
+    preconditions,
     scores_on_data,
 )
 from flare_dist.exclusion import Exclusion, Need
@@ -64,6 +65,9 @@ NEEDS = (  # of several that a key lacks, the first is named
     Need("compression.*", exchanges_sparsely, "gradients.hook=sparse"),
     Need("gradients.*", lambda c: c.mode == "gradient", "mode=gradient"),
     Need("gradients.powersgd_*", lambda c: c.gradients.hook == "powersgd", "gradients.hook=powersgd"),
+    Need("gradients.betas", preconditions, "gradients.preconditioner=adam"),
+    Need("gradients.eps", preconditions, "gradients.preconditioner=adam"),
+    Need("gradients.update_clip", preconditions, "gradients.preconditioner=adam"),
     Need("server.*", has_clients, "mode=federated"),
     Need("clients.num", has_clients, "mode=federated"),
     Need("clients.per_round", has_clients, "mode=federated"),
