@@ -11,6 +11,7 @@ from flare_dist.conditions import (
     has_local_rounds,
     has_masks_that_differ,
     moves_masks,
+    preconditions,
     scores_on_data,
 )
 from flare_dist.exclusion import Exclusion, Need
@@ -66,6 +67,9 @@ NEEDS = (  # of several that a key lacks, the first is named
     Need("compression.*", lambda c: c.mode != "centralised", "mode=federated|gradient"),
     Need("gradients.*", lambda c: c.mode == "gradient", "mode=gradient"),
     Need("gradients.powersgd_*", lambda c: c.gradients.hook == "powersgd", "gradients.hook=powersgd"),
+    Need("gradients.betas", preconditions, "gradients.preconditioner=adam"),
+    Need("gradients.eps", preconditions, "gradients.preconditioner=adam"),
+    Need("gradients.update_clip", preconditions, "gradients.preconditioner=adam"),
     Need("server.*", has_clients, "mode=federated"),
     Need("clients.num", has_clients, "mode=federated"),
     Need("clients.per_round", has_clients, "mode=federated"),

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from flare_dist.algorithms.excludes import FEEDBACK, METHOD, OBJECTIVE
 from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
-from flare_dist.conditions import has_no_residual, is_ef21, is_masked, scores_on_server_data
+from flare_dist.conditions import has_no_residual, is_ef21, is_masked, preconditions, scores_on_server_data
 from flare_dist.exclusion import Exclusion
 
 WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
+PRECONDITIONER = "gradients.preconditioner"
 SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether there is a residual
 
 
@@ -101,6 +102,25 @@ EXCLUSIONS = (
               "in steps every tensor has a table of its own, so that unused ones send zeros", "use 0", ("by_hook",)),
     Exclusion((FEEDBACK,), "ef21, in steps", lambda c: c.by_hook and c.compression.rule == "ef21",
               "ef21 needs a server that keeps the estimates", "use ec or dgc", ("by_hook",)),
+    Exclusion((PRECONDITIONER, FEEDBACK), "a preconditioner with dgc",
+              lambda c: c.by_hook and c.gradients.preconditioner != "none" and c.compression.rule == "dgc",
+              "dgc's momentum comes on top of the residual's, and costs most of the loss", "use ec", ("by_hook",)),
+    Exclusion((PRECONDITIONER, "gradients.hook"), "a preconditioner with PyTorch's hooks",
+              lambda c: preconditions(c) and c.gradients.hook != "sparse",
+              "these hooks exchange gradients as they are", "use none, or gradients.hook=sparse", ("mode",)),
+    Exclusion((PRECONDITIONER, "clients.optimizer"), "a preconditioner with adam or adamw outside",
+              lambda c: preconditions(c) and c.clients.optimizer != "sgd",
+              "the update is Adam's already", "use clients.optimizer=sgd; its weight_decay is AdamW's", ("mode",)),
+    Exclusion((PRECONDITIONER, "clients.momentum"), "a preconditioner with momentum outside",
+              lambda c: preconditions(c) and c.clients.momentum > 0,
+              "what waits in the residual acts as momentum", "use clients.momentum=0", ("mode",)),
+    Exclusion((PRECONDITIONER, "clients.gradient_clipping"), "a preconditioner with clipping by the norm",
+              lambda c: preconditions(c) and c.clients.gradient_clipping is not None,
+              "the norm is that of a mean of updates, and clipping it stops learning",
+              "leave it out; gradients.update_clip bounds every entry", ("mode",)),
+    Exclusion((PRECONDITIONER, "engine.name", "engine.mixed_precision"), "a preconditioner with DeepSpeed's fp16",
+              lambda c: preconditions(c) and c.engine.name == "deepspeed" and c.engine.mixed_precision == "fp16",
+              "updates times the loss scale are too large for float16", "use bf16", ("mode",)),
     Exclusion(("gradients.hook", "engine.name"), "PyTorch's hooks with DeepSpeed",
               lambda c: c.mode == "gradient" and c.gradients.hook != "sparse" and c.engine.name != "accelerate",
               "needs engine.name=accelerate, whose DDP has it", "use sparse, or engine.name=accelerate", ("mode",)),

@@ -36,6 +36,11 @@ def exchanges_sparsely(c: Any) -> bool:
     return bool(c.mode != "gradient" or c.gradients.hook == "sparse")
 
 
+def preconditions(c: Any) -> bool:
+    """Tell whether gradients of mode gradient become updates before they are exchanged."""
+    return bool(c.mode == "gradient" and c.gradients.preconditioner != "none")
+
+
 def is_ef21(c: Any) -> bool:
     return c.compression.rule == "ef21" and not c.compression.is_dense
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.message import HEADER_NBYTES
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
@@ -101,6 +103,110 @@ def test_killed_and_continued_equals_straight(tmp_path: Path, feedback: str) -> 
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     rows = results(tmp_path / "straight")[1]
     assert all("test_accuracy" in row for row in rows)  # a round ends with an evaluation
+
+
+def with_adam(directory: Path, **settings: Any) -> Config:
+    base = data_parallel(directory)
+    gradients = GradientsConfig(preconditioner="adam", **settings)
+    clients = dataclasses.replace(base.clients, momentum=0.0, weight_decay=0.1, lr=0.01)
+    return dataclasses.replace(base, clients=clients, gradients=gradients, compression=CompressionConfig(density=0.02))
+
+
+def test_killed_and_continued_with_a_preconditioner_equals_straight(tmp_path: Path) -> None:
+    start(with_adam(tmp_path / "straight"), 2)
+    start(with_adam(tmp_path / "killed"), 2, kill_in_round=5)
+    start(with_adam(tmp_path / "killed"), 2)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    rows = results(tmp_path / "straight")[1]
+    start(data_parallel(tmp_path / "ec", compression=CompressionConfig(density=0.02)), 2)
+    assert rows[1]["uplink_bytes"] == results(tmp_path / "ec")[1][1]["uplink_bytes"]
+    assert rows[-1]["train_loss"] < rows[1]["train_loss"]
+
+
+def preconditioned(world: World, settings: Config) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any], list[str]]:
+    """The checkpoint's memory that is homed here, what the hook makes of it, and the warnings."""
+    run = set_up(settings, world)
+    assert isinstance(run, DataParallel)
+    restored = restore(Path(settings.output_dir) / rundir.CHECKPOINTS, world, run.model.layout.describe())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.take_over(restored.clients, 12)
+    return dict(restored.clients), run.hook.state_dict()["memory"], [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_another_number_of_ranks_goes_on_from_the_rescaled_mean_of_second_moments(tmp_path: Path, size: int) -> None:
+    settings = with_adam(tmp_path / "run")
+    start(settings, 2, kill_in_round=5)
+    ranks = run_ranks(preconditioned, size, settings)
+    saved = {rank: own for homed, _, _ in ranks for rank, own in homed.items()}
+    mean = (saved[0]["second_moment"] + saved[1]["second_moment"]) / 2
+    for rank, (_, memory, said) in enumerate(ranks):
+        second = torch.cat([own["second_moment"].flatten() for own in memory.values()])
+        torch.testing.assert_close(second, saved[rank]["second_moment"] if size == 2 else 1.5 * mean)
+        assert {float(own["updates"]) for own in memory.values()} == {12.0}
+        assert bool(said) == (size == 3)
+        assert all(line.startswith("gradients.preconditioner: 2 ranks saved") for line in said)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_deepspeed_preconditions_the_same_steps(tmp_path: Path, stage: int) -> None:
+    own = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    engine = EngineConfig(name="deepspeed", deepspeed_config=own)
+    start(dataclasses.replace(with_adam(tmp_path / "deepspeed"), engine=engine), 2)
+    start(with_adam(tmp_path / "accelerate"), 2)
+    model, expected = results(tmp_path / "deepspeed")[0], results(tmp_path / "accelerate")[0]
+    assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-4) for name in expected)
+
+
+def test_memory_of_gradients_is_none_of_updates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = with_adam(tmp_path / "run")
+    start(dataclasses.replace(settings, gradients=GradientsConfig()), 2, kill_in_round=5)
+    for _, memory, _ in run_ranks(preconditioned, 2, settings):
+        assert not any(vector.any() for own in memory.values() for vector in own.values())
+
+
+@pytest.mark.parametrize(
+    ("clients", "others", "message"),
+    [
+        (
+            {"optimizer": "adamw"},
+            {},
+            r"^gradients\.preconditioner: the update is Adam's already, got adam with clients\.",
+        ),
+        (
+            {"momentum": 0.9},
+            {},
+            r"^gradients\.preconditioner: what waits .*, got adam with clients\.momentum=0\.9; use",
+        ),
+        (
+            {"gradient_clipping": 1.0},
+            {},
+            r"^gradients\.preconditioner: the norm is .* stops learning, got adam with cli",
+        ),
+        (
+            {},
+            {"compression": CompressionConfig(error_feedback="dgc")},
+            r"^gradients\.preconditioner: dgc's .*; use ec$",
+        ),
+        (
+            {},
+            {"gradients": GradientsConfig(hook="fp16", preconditioner="adam")},
+            r"^gradients\.preconditioner: these hooks .*, got adam with gradients\.hook=fp16; use none",
+        ),
+        (
+            {},
+            {"engine": EngineConfig(name="deepspeed", mixed_precision="fp16")},
+            r"^gradients\.preconditioner: updates .* float16, got adam with .*mixed_precision=fp16; use bf16",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_preconditioner_is_refused(
+    tmp_path: Path, clients: dict[str, Any], others: dict[str, Any], message: str
+) -> None:
+    base = with_adam(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(base, clients=dataclasses.replace(base.clients, **clients), **others)
 
 
 def resumed(world: World, settings: Config) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "warm-up": {"density": 0.05, "warmup": (0.5, 0.25), "warmup_rounds": 2},
     "no memory": {"density": 0.05, "error_feedback": "none", "value_codec": "int8"},
     "dense": {"density": 1.0},
+    "adam": {"density": 0.05, "preconditioner": "adam"},
+    "dense adam": {"density": 1.0, "preconditioner": "adam"},
 }
 STEPS, THROWN_AWAY = 5, 2
 

@@ -9,11 +9,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone, unwrapped
+from flare_dist.engines.optimizers import follow_advice, handed_over, warn_of_clipping, watch_gradients
 from flare_dist.hook.state import SparseHookState
 
 
 def attach(
-    target: Any, model: nn.Module | None = None, *, world_of_one: WorldOfOne = "raise", **settings: Any
+    target: Any,
+    model: nn.Module | None = None,
+    *,
+    world_of_one: WorldOfOne = "raise",
+    optimizer: Any = None,
+    adapt: bool = False,
+    **settings: Any,
 ) -> SparseHookState:
     """Exchange gradients sparsely from now on; returns the state, to be kept for its memory and its byte count.
 
@@ -25,6 +32,11 @@ def attach(
     scaler is found, and the memory is saved and loaded by accelerator.save_state and load_state: attach before
     load_state, or after it to start without a memory (from a checkpoint that has none).
 
+    `optimizer`, one or a list, is looked at: one line is logged if another suits this density better, with the line to
+    write, and a warning comes once if it steps by other gradients than the hook returned, clipped ones for example.
+    With `adapt` it also steps without momentum (beta1, Nesterov) wherever entries arrive late, whatever a scheduler or
+    load_state_dict sets; beta2 and the learning rate stay. Otherwise nothing of it is touched (docs/optimizers.md).
+
     Raises ValueError if gradients would not go through the hook: the model is no DistributedDataParallel, or something
     else has taken its only hook. Never silently dense. One process has nobody to exchange with: if its model is not
     wrapped, `world_of_one="warn"` warns and returns a state that sends and remembers nothing, so that one script serves
@@ -35,6 +47,44 @@ def attach(
     """
     if world_of_one not in ("raise", "warn"):
         raise ValueError(f"attach: world_of_one must be raise or warn, got {world_of_one}")
+    trained = target if model is None else model
+    if optimizer is not None and isinstance(trained, nn.Module):
+        return _with_optimizer(target, model, world_of_one, optimizer, adapt, settings)
+    if adapt and optimizer is None:
+        raise ValueError("attach: adapt=True changes an optimizer, got none; give optimizer=optimizer, too")
+    return _attach(target, model, world_of_one, **settings)
+
+
+def _with_optimizer(
+    target: Any,
+    model: nn.Module | None,
+    world_of_one: WorldOfOne,
+    optimizer: Any,
+    adapt: bool,
+    settings: dict[str, Any],
+) -> SparseHookState:
+    """Attach, with advice for the optimizers of the model and a check of their steps."""
+    trained = target if model is None else model
+    preconditioner = settings.get("preconditioner", "none")
+    handed = handed_over(optimizer, trained, preconditioner)
+    if isinstance(unwrapped(trained), DistributedDataParallel):
+        hook = watch_gradients(handed, preconditioner)
+        state = _attach(target, model, world_of_one, hook=hook, **settings)
+        for each, watch in zip(handed, hook.watches):
+            each.optimizer.register_step_pre_hook(watch.check)
+        follow_advice(state, handed, adapt, preconditioner)
+        return state
+    state = _attach(target, model, world_of_one, **settings)
+    if is_engine(trained):
+        warn_of_clipping(trained, state, preconditioner)
+        follow_advice(state, handed, adapt, preconditioner)
+    return state
+
+
+def _attach(
+    target: Any, model: nn.Module | None = None, world_of_one: WorldOfOne = "raise", **settings: Any
+) -> SparseHookState:
+    """Exchange the gradients of one kind of target sparsely from now on."""
     if isinstance(unwrapped(target), DistributedDataParallel):
         return attach_ddp(target, **settings)
     if isinstance(target, nn.Module) and world_of_one == "warn" and is_alone() and not is_engine(target):
@@ -46,7 +96,7 @@ def attach(
             raise ValueError("attach: give it the model that accelerator.prepare returned, too")
         if target.distributed_type == "DEEPSPEED":
             check_held(target, model)
-            state = attach(model, **settings)
+            state = _attach(model, **settings)
             save_with(target, state, model)
             return state
         return attach_accelerator(target, model, world_of_one=world_of_one, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import nn
@@ -17,12 +18,14 @@ from flare_dist.hook.watch import HookWatch
 WorldOfOne = Literal["raise", "warn"]
 
 
-def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings: Any) -> SparseHookState:
-    """Register the hook on a DDP model, compiled, wrapped by Fabric or not."""
+def attach_ddp(
+    model: nn.Module, world_of_one: WorldOfOne = "raise", hook: Callable[..., Any] = sparse_hook, **settings: Any
+) -> SparseHookState:
+    """Register the hook, `sparse_hook` or one around it, on a DDP model, compiled, wrapped by Fabric or not."""
     ddp = unwrapped(model)
     if not isinstance(ddp, DistributedDataParallel):
         if world_of_one == "warn" and is_alone():
-            warnings.warn("attach: one process, so nothing is exchanged and training is dense", stacklevel=3)
+            warnings.warn("attach: one process, so nothing is exchanged and training is dense", stacklevel=4)
             return SparseHookState(ddp, **settings)
         raise ValueError(
             f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
@@ -31,7 +34,7 @@ def attach_ddp(model: nn.Module, world_of_one: WorldOfOne = "raise", **settings:
     _forget_copied_hook(ddp)
     check_ddp(ddp)
     state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
-    ddp.register_comm_hook(state, sparse_hook)
+    ddp.register_comm_hook(state, hook)
     ddp.register_forward_hook(HookWatch(ddp, state))
     return state
 

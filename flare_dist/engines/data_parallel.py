@@ -36,7 +36,9 @@ def register_hook(
     `scaler` is the loss scaler, or None; `settings` are those of the sparse hook.
     """
     if gradients.hook == "sparse":
-        return attach_ddp(ddp, scaler=scaler, seed=seed, **settings)
+        sparse = attach_ddp(ddp, scaler=scaler, seed=seed, **vars(gradients.preconditioning), **settings)
+        sparse.held_means.stop()  # the flat gradient is zeroed at every step
+        return sparse
     state = LibraryHookState(gradients, ddp.process_group, seed)
     ddp.register_comm_hook(state, library_hook)
     return state

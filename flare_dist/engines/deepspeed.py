@@ -98,7 +98,7 @@ class DeepSpeedModel:
         """
         assert gradients.hook == "sparse", "the others are hooks of DistributedDataParallel"
         self._rank_weight = None if counts_all(self._task) else rank_weight
-        return attach_engine(self._engine, seed=seed, **settings)
+        return attach_engine(self._engine, seed=seed, **vars(gradients.preconditioning), **settings)
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and the buffers that no vector holds their initial ones."""

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.layout import ParameterLayout
 
 
 class ModelMemory:
-    """The memory of error feedback for a model by parameter name, whichever buckets its parameters are in."""
+    """The memory of the hook for a model by parameter name, whichever buckets its parameters are in."""
 
-    def __init__(self, config: CompressionConfig, state_names: Sequence[str]) -> None:
+    def __init__(self, config: CompressionConfig, preconditioning: Preconditioning) -> None:
         self.config = config
-        self.state_names = state_names
+        self.preconditioning = preconditioning
         self.waiting: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
 
@@ -28,7 +29,7 @@ class ModelMemory:
                 self.waiting |= self._buckets.pop(key).by_name()
             layout = ParameterLayout.of(zip(names, parameters))
             self._buckets[names] = BucketMemory(
-                layout, parameters, self.state_names, self.waiting, self.config, parameters[0].device
+                layout, parameters, self.waiting, self.config, self.preconditioning, parameters[0].device
             )
             for name in names:
                 self.waiting.pop(name, None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import check_positions
+from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.exclusion import refuse
 
 
@@ -29,13 +31,15 @@ def refuse_sparse_gradients(module: nn.Module) -> None:
         raise ValueError(f"attach: the gradients of {', '.join(sorted(names))} are sparse tensors; use sparse=False")
 
 
-def check_compression(config: CompressionConfig) -> None:
-    """Raise ValueError for settings that do not go with an exchange in every step."""
-    refuse(EXCLUSIONS, compression=config, by_hook=True)
+def check_compression(config: CompressionConfig, preconditioning: Preconditioning) -> None:
+    """Raise ValueError for settings that do not go with an exchange in every step, or not with each other."""
+    refuse(EXCLUSIONS, compression=config, gradients=preconditioning, by_hook=True)
 
 
-def check_parameters(module: nn.Module, config: CompressionConfig) -> None:
+def check_parameters(module: nn.Module, config: CompressionConfig, preconditioning: Preconditioning) -> None:
     """Raise ValueError for parameters that only a dense exchange can carry, if this one is not."""
+    if preconditioning.record.vectors:
+        _check_preconditioned(module, preconditioning.preconditioner)
     if config.is_dense:
         return
     for name, parameter in module.named_parameters():
@@ -49,6 +53,23 @@ def check_parameters(module: nn.Module, config: CompressionConfig) -> None:
             f"compression.density: the gradients of {', '.join(sorted(sparse))} are sparse tensors, which the hook "
             f"exchanges at density 1 only, got {config.density}; use density 1, or sparse=False in the embedding"
         )
+
+
+def _check_preconditioned(module: nn.Module, preconditioner: str) -> None:
+    """Raise ValueError for parameters whose gradients cannot become updates."""
+    key = "gradients.preconditioner"
+    sparse = sparse_gradient_names(module)
+    if sparse:
+        names = ", ".join(sorted(sparse))
+        raise ValueError(f"{key}: {preconditioner} takes dense gradients, got sparse ones of {names}; use sparse=False")
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise ValueError(
+                f"{key}: updates times the loss scale are too large for float16, got it in {name}; use bfloat16, or "
+                "float32 parameters under autocast"
+            )
+        if parameter.requires_grad and not parameter.is_floating_point():
+            raise ValueError(f"{key}: {preconditioner} takes real gradients, got {parameter.dtype} in {name}; use none")
 
 
 def check_saved(

@@ -2,7 +2,8 @@
 
 For each bucket, once its gradients are there:
 
-1. Divide by the loss scale, if there is one, and let error feedback add what was not sent before (float32).
+1. Divide by the loss scale, if there is one, let a preconditioner make an update of the gradient (compression/
+   preconditioners.py), and let error feedback add what was not sent before (float32).
 2. Select per tensor, and send this rank's pairs in one packed all-gather; tensors of up to `dense_below` entries whole.
 3. When it has arrived, add up all ranks' pairs in rank order, over the number of ranks, and put the loss scale back.
 
@@ -52,11 +53,12 @@ def exchange_gradients(
     """
     rank, world_size = rank_and_size(state.process_group)
     state.clock.hand_over()
+    state.held_means.note(parameters)
+    scale = scale_of(state.scaler, buffer.device)
     if state.config.is_dense:
-        return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+        return _exchange_densely(state, parameters, buffer, scale)
     bucket = state.bucket_of(parameters)
     packing = bucket.plan(state.step).packing
-    scale = scale_of(state.scaler, buffer.device)
     payload, failed = _compress(state, bucket, buffer, scale, rank)
     own = Message(rank, state.saves.note(failed), payload, payload.values[:0])
     slot = slot_nbytes(packing.most_nbytes(payload.kept), 0)
@@ -82,16 +84,41 @@ def exchange_gradients(
     return arrived.then(take)
 
 
+def _exchange_densely(
+    state: SparseHookState, parameters: Sequence[Tensor], buffer: Tensor, scale: Tensor | None
+) -> torch.futures.Future[torch.Tensor]:
+    """Take the mean of all entries; those of a preconditioner's update come back times the loss scale, as others do."""
+    if not state.state_names:
+        return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+    update = _unscaled(buffer, scale)
+    state.bucket_of(parameters).precondition(update)
+    buffer.copy_(update if scale is None else update.mul_(scale))
+    exchanged = exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+
+    def look(future: torch.futures.Future[Tensor]) -> Tensor:
+        mean = future.value()
+        state.note_failure(~is_finite(mean))
+        return mean
+
+    return exchanged.then(look)
+
+
+def _unscaled(buffer: Tensor, scale: Tensor | None) -> Tensor:
+    """Return the gradients in float32 without the loss scale; `buffer` itself if that changes nothing."""
+    return buffer.float().div(scale) if scale is not None else buffer.float()
+
+
 def _compress(
     state: SparseHookState, bucket: BucketMemory, buffer: Tensor, scale: Tensor | None, rank: int
 ) -> tuple[Sparse, Tensor]:
     """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
-    gradient = buffer.float().div(scale) if scale is not None else buffer.float()
+    gradient = _unscaled(buffer, scale)
     failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
     if buffer.is_cuda:  # so that nothing waits for the answer
         failed = ~is_finite(buffer)
         gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
+    bucket.precondition(gradient)
     packing = bucket.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 
@@ -101,7 +128,7 @@ def _compress(
         if not buffer.is_cuda:
             check_finite(values)  # those of whole tensors, which nobody has looked at
         # Values are rounded at random if no error feedback makes up for what rounding loses.
-        return packing.pack(indices, values, None if state.state_names else bucket.draws(draw))
+        return packing.pack(indices, values, None if state.config.feedback.state_names else bucket.draws(draw))
 
     try:
         payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())

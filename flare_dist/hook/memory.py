@@ -10,6 +10,7 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.plan import Plan, plan
+from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.compression.selection import check_finite
 from flare_dist.compression.sparsifiers import Segment
 from flare_dist.layout import Entry, ParameterLayout
@@ -19,7 +20,7 @@ _FEW = 64  # entries of a gradient that are looked at first
 
 
 class BucketMemory:
-    """The plans of one bucket's parameters, and what error feedback remembers of them.
+    """The plans of one bucket's parameters, and what error feedback and the preconditioner remember of them.
 
     All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
     """
@@ -28,18 +29,22 @@ class BucketMemory:
         self,
         layout: ParameterLayout,
         parameters: Sequence[Tensor],
-        state_names: Sequence[str],
         memory: dict[str, dict[str, Tensor]],
         config: CompressionConfig,
+        preconditioning: Preconditioning,
         device: torch.device,
     ) -> None:
         """Begin with what `memory` holds of these parameters, and with zeros for the others."""
         self.layout = layout
         self.config = config
+        self.preconditioning = preconditioning
         self.device = device
         self._plans: dict[float, Plan] = {}
-        self.kept = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
-        self.pending = {kind: torch.zeros(layout.total, device=device) for kind in state_names}
+        preconditioner = preconditioning.record
+        lengths = dict.fromkeys((*config.feedback.state_names, *preconditioner.vectors), layout.total)
+        lengths |= dict.fromkeys(preconditioner.counts, len(layout.entries))
+        self.kept = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
+        self.pending = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.is_pending = False
         self._mean = torch.zeros(layout.total if device.type == "cpu" else 0)
         self._touched = torch.empty(0, dtype=torch.int64)  # where it may be other than zero
@@ -53,6 +58,10 @@ class BucketMemory:
         """Divide vectors of the bucket (by default those that count) by parameter and kind: views until next step."""
         own: dict[str, dict[str, Tensor]] = {entry.name: {} for entry in self.layout.entries}
         for kind, vector in (self.kept if vectors is None else vectors).items():
+            if kind in self.preconditioning.record.counts:
+                for entry, count in zip(self.layout.entries, vector.unbind()):
+                    own[entry.name][kind] = count
+                continue
             for (name, flat), parameter in zip(self.layout.views(vector), self._parameters):
                 own[name][kind] = _in_memory_order(flat, parameter)
         return own
@@ -130,10 +139,19 @@ class BucketMemory:
         self.is_pending = True
         return self.pending
 
+    def precondition(self, gradient: Tensor) -> None:
+        """Replace the gradients of the bucket by what the preconditioner makes of them; its memory goes to the draft.
+
+        What it remembers advances with every step, for a tensor without a gradient as well.
+        """
+        sizes = [entry.numel for entry in self.layout.entries]
+        self.preconditioning.record.apply(self.preconditioning, gradient, self.kept, self.draft(), sizes)
+
     def keep_unused(self, used: Tensor) -> None:
-        """Keep in the draft what is remembered of tensors without a gradient: neither decayed nor moved on."""
-        for kind, vector in self.kept.items():
-            for old, new, is_used in zip(self.layout.views(vector), self.layout.views(self.pending[kind]), used):
+        """Keep in the draft what is fed back of tensors without a gradient: neither decayed nor moved on."""
+        for kind in self.config.feedback.state_names:
+            olds, news = self.layout.views(self.kept[kind]), self.layout.views(self.pending[kind])
+            for old, new, is_used in zip(olds, news, used):
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
 
     def after_step(self, failed: Tensor | None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flare_dist.comm.collectives import rank_and_size
+from flare_dist.compression.preconditioners import second_moment_scale
 from flare_dist.errors import check_choice
 from flare_dist.hook.checks import check_saved
 from flare_dist.hook.files import (
@@ -60,9 +61,27 @@ def load_named(
     if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
-    memory = _mean([one["memory"] for one in saved], 1 if chosen.size == size else chosen.size)
+    count = 1 if chosen.size == size else chosen.size
+    memory = _mean([one["memory"] for one in saved], count, state.config.feedback.state_names)
+    rescale_second_moments(memory, chosen.size, size)
     state.load_state_dict({"step": state.step if found is None else found, "memory": memory})
     _warn_of_gaps(place, chosen, heads)
+
+
+def rescale_second_moments(memory: dict[str, dict[str, torch.Tensor]], saved_by: int, size: int) -> None:
+    """Multiply the second moments of a preconditioner, in place, for another number of ranks; warn of it."""
+    moments = [own["second_moment"] for own in memory.values() if "second_moment" in own]
+    if not moments or saved_by == size:
+        return
+    factor = second_moment_scale(saved_by, size)
+    for moment in moments:
+        moment.mul_(factor)
+    warnings.warn(
+        f"gradients.preconditioner: {saved_by} ranks saved their second moments and {size} load them, times {factor:g} "
+        "as if all ranks together still took as many examples; if each rank does, the first steps are too "
+        f"{'small' if factor > 1 else 'large'}",
+        stacklevel=4,
+    )
 
 
 def _wanted(chosen: SavedSet, size: int) -> list[set[int]]:
@@ -162,12 +181,18 @@ def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
     )
 
 
-def _mean(memories: list[dict[str, dict[str, torch.Tensor]]], count: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Take the mean of each vector over `count` ranks; one that lacks a parameter, or is lost, counts as zero."""
+def _mean(
+    memories: list[dict[str, dict[str, torch.Tensor]]], count: int, fed_back: Sequence[str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Take the mean of each vector over `count` ranks; one that lacks a parameter, or is lost, counts as zero.
+
+    It does not count if it is none of those that are `fed_back`: a preconditioner's estimates are nobody's share.
+    """
     mean: dict[str, dict[str, torch.Tensor]] = {}
     for memory in memories:
         for name, own in memory.items():
             for kind, vector in own.items():
                 total = mean.setdefault(name, {}).setdefault(kind, torch.zeros_like(vector))
-                total.add_(vector, alpha=1 / count)
+                ranks = count if kind in fed_back else sum(name in other for other in memories)
+                total.add_(vector, alpha=1 / ranks)
     return mean

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.buckets import ModelMemory
 from flare_dist.hook.checks import check_compression, check_parameters, check_saved
+from flare_dist.hook.footprint import report_memory
+from flare_dist.hook.held_means import HeldMeans
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.hook.saves import SaveWatch
@@ -29,6 +32,11 @@ class SparseHookState:
         scaler: the GradScaler of fp16 training, so that the memory is kept unscaled.
         process_group: the ranks to exchange with, as given to DDP (None = all).
         seed: of the randk sparsifier, and of rounding at random.
+        preconditioner: none, or adam: each rank's gradient becomes Adam's update before error feedback, and what comes
+            back is a mean of updates, to be stepped by torch.optim.SGD without momentum; its weight_decay is AdamW's.
+        betas: of adam; beta1 must be 0.
+        eps: of adam.
+        update_clip: largest magnitude of an entry of adam's update.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
             none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
             value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
@@ -39,7 +47,8 @@ class SparseHookState:
 
     Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
     sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
-    would cross tensors. So do complex parameters and sparse gradients below density 1.
+    would cross tensors. So do complex parameters and sparse gradients, but for density 1 without preconditioner, and
+    with one float16 parameters and dgc.
     """
 
     def __init__(
@@ -50,29 +59,38 @@ class SparseHookState:
         scaler: LossScaler | None = None,
         process_group: ProcessGroup | None = None,
         seed: int = 0,
+        preconditioner: str = "none",
+        betas: tuple[float, float] = (0.0, 0.99),
+        eps: float = 1e-8,
+        update_clip: float = 3.0,
         **compression: Any,
     ) -> None:
         self.config = CompressionConfig(density=density, **compression)
-        check_compression(self.config)
+        self.preconditioning = Preconditioning(preconditioner, betas, eps, update_clip)
+        check_compression(self.config, self.preconditioning)
         self.scaler = scaler
         self.process_group = process_group
         self.seed = seed
         self.step = 0  # backward passes that were synchronised
         self.traffic = HookTraffic()
         self.clock = StepClock()  # of this step
-        self.state_names, self.rule = self.config.feedback
+        self.rule = self.config.feedback.rule
+        own = self.preconditioning.record
+        self.state_names = (*self.config.feedback.state_names, *own.vectors, *own.counts)
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        check_parameters(module, self.config)
+        check_parameters(module, self.config, self.preconditioning)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
-        self.memory = ModelMemory(self.config, self.state_names)
+        self.memory = ModelMemory(self.config, self.preconditioning)
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
         self.unapplied = Unapplied(OptimizerSteps(self._names))
+        self.held_means = HeldMeans(self._names if own.vectors else {})
+        report_memory(self._names, self.config, self.preconditioning)
 
     @property
     def wire_bytes(self) -> int:
@@ -102,15 +120,19 @@ class SparseHookState:
 
     @property
     def rule_name(self) -> str:
-        """Return the rule of error feedback that applies: none if everything is sent."""
-        return "none" if self.config.is_dense else self.config.rule
+        """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
+        rule = "none" if self.config.is_dense else self.config.rule
+        name = self.preconditioning.preconditioner
+        return rule if name == "none" else f"{name} and {rule}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
-        return {"config": self.config, "seed": self.seed, "saved": self.state_dict()}
+        settings = {"seed": self.seed} | vars(self.preconditioning)
+        return {"config": self.config, "settings": settings, "saved": self.state_dict()}
 
     def __setstate__(self, copied: dict[str, Any]) -> None:
-        SparseHookState.__init__(self, nn.Module(), seed=copied["seed"], **vars(copied["config"]))
+        settings = copied.get("settings") or {"seed": copied["seed"]}  # the latter in older versions
+        SparseHookState.__init__(self, nn.Module(), **settings, **vars(copied["config"]))
         self.shapes = copied["saved"]["shapes"]
         self.load_state_dict(copied["saved"])
         self.is_attached = False

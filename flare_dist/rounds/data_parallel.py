@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.hook.library import LibraryHookState
+from flare_dist.hook.restore import rescale_second_moments
 from flare_dist.hook.state import SparseHookState
 from flare_dist.server.server import Server
 from flare_dist.sparse_training.no_masks import NoMasks
 from flare_dist.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,6 @@ class DataParallel:
     server: Server
     hook: SparseHookState | LibraryHookState
     epochs: SharedEpochs
-    memory_names: tuple[str, ...]  # of the vectors that error feedback remembers
     masks = NoMasks()
 
     @property
@@ -63,13 +66,27 @@ class DataParallel:
     def memory_to_save(self, round_: int) -> dict[str, Any]:
         """Return this rank's side of a checkpoint: its error-feedback memory, as that of a client of its number."""
         memory = self.hook.state_dict()["memory"]
-        layout = self.model.layout
-        flat = {kind: torch.zeros(layout.total, device=self.world.device) for kind in self.memory_names}
+        flat = {kind: torch.zeros(length, device=self.world.device) for kind, length in self._lengths.items()}
         for kind, vector in flat.items():
-            for name, view in layout.views(vector):
+            for name, view in self._by_name(kind, vector):
                 if name in memory:
                     view.copy_(memory[name][kind].view_as(view))
         return {"clients": {self.world.rank: flat}}
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        """Give the length of each vector that the hook remembers of all parameters."""
+        layout = self.model.layout
+        preconditioner = self.config.gradients.preconditioning.record
+        vectors = (*self.config.exchanged.feedback.state_names, *preconditioner.vectors)
+        return dict.fromkeys(vectors, layout.total) | dict.fromkeys(preconditioner.counts, len(layout.entries))
+
+    def _by_name(self, kind: str, vector: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """Divide a vector of the hook's by parameter: views."""
+        layout = self.model.layout
+        if kind in self.config.gradients.preconditioning.record.counts:
+            return zip((entry.name for entry in layout.entries), vector.unbind())
+        return layout.views(vector)
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]], step: int | None) -> None:
         """Take over the memory that a checkpoint held, and its number of steps; all ranks call it together.
@@ -79,25 +96,28 @@ class DataParallel:
         """
         if step is None:
             return
-        layout = self.model.layout
-        flat = {kind: _own_or_mean(kind, saved, layout.total, self.world) for kind in self.memory_names}
+        remembers = "second_moment" in self._lengths
+        if not self.world.all_true(all(("second_moment" in own) == remembers for own in saved.values())):
+            log.warning("gradients.preconditioner: the other run's differs, whose memory has other units; none is kept")
+            saved = {}
+        ranks = int(self.world.all_reduce_(torch.tensor([len(saved)])).item())
         memory: dict[str, dict[str, Tensor]] = {}
-        for kind, vector in flat.items():
-            for name, view in layout.views(vector):
+        for kind, length in self._lengths.items():
+            for name, view in self._by_name(kind, _own_or_mean(kind, saved, length, ranks, self.world)):
                 memory.setdefault(name, {})[kind] = view
+        rescale_second_moments(memory, ranks or self.world.size, self.world.size)
         self.hook.load_state_dict({"step": step, "memory": memory})
 
     def release(self, oldest: int) -> None:
         """Forget nothing: each checkpoint holds its own memory."""
 
 
-def _own_or_mean(kind: str, saved: Mapping[int, dict[str, Tensor]], total: int, world: World) -> Tensor:
-    """Return this rank's vector, or the mean of all; zero if the checkpoint holds none of that kind."""
-    count = int(world.all_reduce_(torch.tensor([len(saved)])).item())
-    if world.all_true(count == world.size and list(saved) == [world.rank]):
-        return saved[world.rank].get(kind, torch.zeros(total)).to(world.device)
-    mean = torch.zeros(total, device=world.device)
+def _own_or_mean(kind: str, saved: Mapping[int, dict[str, Tensor]], length: int, ranks: int, world: World) -> Tensor:
+    """Return this rank's vector, or the mean of those of all `ranks`; zero if there is none of that kind."""
+    if world.all_true(ranks == world.size and list(saved) == [world.rank]):
+        return saved[world.rank].get(kind, torch.zeros(length)).to(world.device)
+    mean = torch.zeros(length, device=world.device)
     for of_rank in saved.values():
         if kind in of_rank:
             mean.add_(of_rank[kind].to(world.device))
-    return world.all_reduce_(mean).div_(max(1, count))
+    return world.all_reduce_(mean).div_(max(1, ranks))

@@ -101,7 +101,7 @@ def build_data_parallel(
     hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))
     epochs = SharedEpochs(len(trainer.source), config.clients.batch_size, world.size, config.seed)
     server = Server(local.parameters, local.buffers, config.server, config.rounds)
-    return DataParallel(config, world, data.task, trainer, server, hook, epochs, config.exchanged.feedback.state_names)
+    return DataParallel(config, world, data.task, trainer, server, hook, epochs)
 
 
 def build_centralised(

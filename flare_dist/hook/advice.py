@@ -1,0 +1,113 @@
+"""Advice for the optimizer that steps by what the hook returns; docs/optimizers.md has the rule and its reasons."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flare_dist.hook.momentum import arrives_late, beta1_of, kind_of
+from flare_dist.hook.state import SparseHookState
+
+_BETAS = (0.0, 0.999)  # of Adam, if entries arrive late
+_DOCS = "(docs/optimizers.md)"
+_DENSE_ONLY = {
+    "lion": "steps by the sign of a momentum, as far for entries that did not arrive as for those that did",
+    "adafactor": "estimates second moments from whole rows and columns",
+}
+
+
+def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str = "none") -> str | None:
+    """Return one line on what to write instead of `optimizer` under these settings; None if it is right as it is."""
+    if not arrives_late(state):
+        return None
+    kind = kind_of(optimizer)
+    density = state.config.density
+    if kind == "adam":
+        return _of_adam(optimizer, density)
+    if kind == "sgd":
+        return _of_sgd(optimizer, density, state.config.rule, preconditioner)
+    if kind in _DENSE_ONLY:
+        line = _line(optimizer, "torch.optim.AdamW", ["weight_decay"], lr=..., betas=_BETAS)
+        return (
+            f"attach: {_name(optimizer)} {_DENSE_ONLY[kind]}, and at density {density:g} few entries arrive in a step; "
+            f"write {line} with a learning rate of its own {_DOCS}"
+        )
+    return None
+
+
+def _of_adam(optimizer: Optimizer, density: float) -> str | None:
+    beta1 = max(beta1_of(group) for group in optimizer.param_groups)
+    if not beta1:
+        return None
+    return (
+        f"attach: {_name(optimizer)} has beta1 {beta1:g}, and at density {density:g} the residual acts as momentum "
+        f"already; write {_line(optimizer, _path(optimizer), betas=_BETAS)} {_DOCS}"
+    )
+
+
+def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str) -> str | None:
+    momentum = max(float(group["momentum"]) for group in optimizer.param_groups)
+    if not momentum:
+        return None
+    because = "dgc has momentum of its own" if rule == "dgc" else "the residual acts as momentum already"
+    either = f", alone or with attach(..., error_feedback='dgc', momentum={momentum:g})"
+    line = _line(optimizer, _path(optimizer), momentum=0, nesterov=False, dampening=0)
+    return (
+        f"attach: {_name(optimizer)} has momentum {momentum:g}, and at density {density:g} {because}; "
+        f"write {line}{'' if rule == 'dgc' or preconditioner != 'none' else either} {_DOCS}"
+    )
+
+
+def check_preconditioned(optimizer: Optimizer, preconditioner: str, is_sharded: bool) -> None:
+    """Raise ValueError with the line to write if the hook and `optimizer` would both scale the gradients."""
+    if preconditioner == "none" or kind_of(optimizer) not in ("adam", *_DENSE_ONLY):
+        return
+    line = _line(optimizer, "torch.optim.SGD", ["lr", "weight_decay"])
+    allow = "; ZeRO stage 1 takes it with zero_allow_untested_optimizer: true" if is_sharded else ""
+    raise ValueError(
+        f"attach: preconditioner={preconditioner} returns updates, not gradients, and {_name(optimizer)} would "
+        f"scale them once more; write {line}{allow} {_DOCS}"
+    )
+
+
+def _line(optimizer: Optimizer, path: str, same: list[str] | None = None, **changes: Any) -> str:
+    """Write the call of `path` with the settings of `optimizer`, or those named in `same`, and these changes.
+
+    What is the default of the class that is called is left out, and so is a setting that it does not take.
+    """
+    taken = _SIGNATURES.get(path) or inspect.signature(type(optimizer)).parameters
+    settings = {name: value for name, value in optimizer.defaults.items() if same is None or name in same} | changes
+    written = [
+        f"{name}={'...' if value is ... else repr(_plain(value))}"
+        for name in taken
+        if name in settings
+        for value in [settings[name]]
+        if name in ("lr", "betas") or _plain(value) != taken[name].default
+    ]
+    groups = "model.parameters()" if len(optimizer.param_groups) == 1 else "groups"
+    return f"optimizer = {path}({', '.join([groups, *written])})"
+
+
+_SIGNATURES = {
+    f"torch.optim.{kind.__name__}": inspect.signature(kind).parameters for kind in (torch.optim.AdamW, torch.optim.SGD)
+}
+
+
+def _plain(value: Any) -> Any:
+    """Return the number that a tensor holds, for learning rates and betas may be tensors."""
+    if isinstance(value, tuple):
+        return tuple(_plain(each) for each in value)
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _name(optimizer: Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def _path(optimizer: Optimizer) -> str:
+    is_torch = getattr(torch.optim, _name(optimizer), None) is type(optimizer)
+    return f"torch.optim.{_name(optimizer)}" if is_torch else _name(optimizer)

@@ -1,0 +1,26 @@
+"""How much memory the hook takes between steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.preconditioners import Preconditioning
+from flare_dist.units import show_bytes
+
+log = logging.getLogger(__name__)
+
+
+def report_memory(parameters: Iterable[Tensor], config: CompressionConfig, preconditioning: Preconditioning) -> None:
+    """Log how much the hook keeps between steps of these parameters, beside their gradients."""
+    numels = [(parameter.numel(), parameter.device.type) for parameter in parameters]
+    names = (*config.feedback.state_names, *preconditioning.record.vectors)
+    if not numels or not names:
+        return
+    mean = 4 if numels[0][1] == "cpu" and not config.is_dense else 0
+    each = 8 * len(names) + mean  # float32, and a draft of everything until the next step
+    total = show_bytes(each * sum(numel for numel, _ in numels))
+    log.info("the hook keeps %d bytes a parameter, %s in all (%s)", each, total, ", ".join(names))
