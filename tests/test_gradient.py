@@ -106,7 +106,7 @@ def test_killed_and_continued_equals_straight(tmp_path: Path, feedback: str) -> 
 
 
 def with_adam(directory: Path, **settings: Any) -> Config:
-    base = config(directory)
+    base = data_parallel(directory)
     gradients = GradientsConfig(preconditioner="adam", **settings)
     clients = dataclasses.replace(base.clients, momentum=0.0, weight_decay=0.1, lr=0.01)
     return dataclasses.replace(base, clients=clients, gradients=gradients, compression=CompressionConfig(density=0.02))
@@ -118,7 +118,7 @@ def test_killed_and_continued_with_a_preconditioner_equals_straight(tmp_path: Pa
     start(with_adam(tmp_path / "killed"), 2)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     rows = results(tmp_path / "straight")[1]
-    start(config(tmp_path / "ec", compression=CompressionConfig(density=0.02)), 2)
+    start(data_parallel(tmp_path / "ec", compression=CompressionConfig(density=0.02)), 2)
     assert rows[1]["uplink_bytes"] == results(tmp_path / "ec")[1][1]["uplink_bytes"]
     assert rows[-1]["train_loss"] < rows[1]["train_loss"]
 
