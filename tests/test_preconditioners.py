@@ -127,7 +127,7 @@ def test_more_ranks_have_noisier_gradients() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preconditioner": "lion"}, r"^gradients\.preconditioner: unknown choice, got 'lion'; choose from none, adam$"),
+        ({"preconditioner": "lion"}, r"^gradients\.preconditioner: unknown choice, got 'lion'; choose from none, "),
         ({"betas": (0.9, 0.99)}, r"^gradients\.betas: beta1 must be 0, .*, got \[0\.9, 0\.99\]; use \[0, 0\.99\]$"),
         ({"betas": (0.0, 1.0)}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got \[0\.0, 1\.0\]; use \["),
         ({"betas": (0.0,)}, r"^gradients\.betas: must be 0 and a number in \[0, 1\), got \[0\.0\]; use"),
