@@ -65,8 +65,9 @@ class Server:
     def receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
         if self.estimate and not isinstance(payload, Dense):
-            kept = self.estimates.setdefault(client, torch.zeros_like(self.parameters.data))
-            payload = Dense(self.estimate(kept, payload.indices, payload.values))
+            if client not in self.estimates:
+                self.estimates[client] = torch.zeros_like(self.parameters.data)
+            payload = Dense(self.estimate(self.estimates[client], payload.indices, payload.values))
         mean(total, payload, weight)
 
     def step(self, round_: int, mean_delta: DeltaSum) -> None:
