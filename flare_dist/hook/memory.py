@@ -19,6 +19,13 @@ from flare_dist.seeding import generator
 _FEW = 64  # entries of a gradient that are looked at first
 
 
+def lengths_of(config: CompressionConfig, preconditioning: Preconditioning, layout: ParameterLayout) -> dict[str, int]:
+    """Return the length of each vector that error feedback and the preconditioner remember of a layout, by its kind."""
+    own = preconditioning.record
+    lengths = dict.fromkeys((*config.feedback.state_names, *own.vectors), layout.total)
+    return lengths | dict.fromkeys(own.counts, len(layout.entries))
+
+
 class BucketMemory:
     """The plans of one bucket's parameters, and what error feedback and the preconditioner remember of them.
 
@@ -40,9 +47,7 @@ class BucketMemory:
         self.preconditioning = preconditioning
         self.device = device
         self._plans: dict[float, Plan] = {}
-        preconditioner = preconditioning.record
-        lengths = dict.fromkeys((*config.feedback.state_names, *preconditioner.vectors), layout.total)
-        lengths |= dict.fromkeys(preconditioner.counts, len(layout.entries))
+        lengths = lengths_of(config, preconditioning, layout)
         self.kept = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.pending = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.is_pending = False

@@ -9,53 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.local_model import LocalModel
-from flare_dist.comm.world import World
-from flare_dist.config.config import Config
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, centralised_report
-from flare_dist.server.server import Server
-from flare_dist.sparse_training.no_masks import NoMasks
-from flare_dist.tasks.task import Task
+from flare_dist.rounds.local_run import LocalRun
 
 
 @dataclass(frozen=True)
-class Centralised:
-    """The parties of mode: centralised; the server holds the parameters between rounds, and takes no step."""
+class Centralised(LocalRun):
+    """The parties of mode: centralised."""
 
-    config: Config
-    world: World
-    task: Task
-    trainer: LocalTrainer
-    server: Server
     examples: Tensor  # int64: the indices of all of them
-    masks = NoMasks()
-
-    @property
-    def model(self) -> LocalModel:
-        """Return the model that trains and is evaluated here."""
-        return self.trainer.model
-
-    @property
-    def view(self) -> Tensor:
-        """Return the parameters, float32 [total]."""
-        return self.server.parameters.data
 
     def held_alike(self) -> list[Tensor]:
         """Return nothing: rank 0 trains alone."""
         return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint saves; references, not copies."""
-        optimizer = self.model.optimizer_state(self.config.clients.optimizer)
-        return self.server.state_dict() | {"local_optimizer": optimizer}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what a checkpoint saved, which may be another mode's."""
-        self.server.load_state_dict(saved)
-        if "local_optimizer" in saved:
-            self.model.load_optimizer_state(self.config.clients.optimizer, saved["local_optimizer"])
 
     def memory_to_save(self, round_: int) -> dict[str, Any]:
         """Return no clients' memory."""
@@ -63,9 +30,6 @@ class Centralised:
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]], step: int | None) -> None:
         """Ignore the clients' memory of another mode."""
-
-    def release(self, oldest: int) -> None:
-        """Forget nothing: there is no memory."""
 
 
 def centralised_round(round_: int, run: Centralised) -> dict[str, Any]:

@@ -10,43 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.clients.client import LocalTrainer
-from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
-from flare_dist.config.config import Config
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.hook.library import LibraryHookState
+from flare_dist.hook.memory import lengths_of
 from flare_dist.hook.restore import rescale_second_moments
 from flare_dist.hook.state import SparseHookState
-from flare_dist.server.server import Server
-from flare_dist.sparse_training.no_masks import NoMasks
-from flare_dist.tasks.task import Task
+from flare_dist.rounds.local_run import LocalRun
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DataParallel:
-    """The parties of mode: gradient; the server holds the parameters between rounds, and takes no step."""
+class DataParallel(LocalRun):
+    """The parties of mode: gradient."""
 
-    config: Config
-    world: World
-    task: Task
-    trainer: LocalTrainer
-    server: Server
     hook: SparseHookState | LibraryHookState
     epochs: SharedEpochs
-    masks = NoMasks()
-
-    @property
-    def model(self) -> LocalModel:
-        """Return the model that trains and is evaluated here."""
-        return self.trainer.model
-
-    @property
-    def view(self) -> Tensor:
-        """Return the parameters, float32 [total], as every rank holds them."""
-        return self.server.parameters.data
 
     def held_alike(self) -> list[Tensor]:
         """Return what every rank must hold with the same bits."""
@@ -54,14 +34,7 @@ class DataParallel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint saves beside the hook's memory; references, not copies."""
-        optimizer = self.model.optimizer_state(self.config.clients.optimizer)
-        return self.server.state_dict() | {"step": self.hook.step, "local_optimizer": optimizer}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what a checkpoint saved, which may be another mode's."""
-        self.server.load_state_dict(saved)
-        if "local_optimizer" in saved:
-            self.model.load_optimizer_state(self.config.clients.optimizer, saved["local_optimizer"])
+        return super().state_dict() | {"step": self.hook.step}
 
     def memory_to_save(self, round_: int) -> dict[str, Any]:
         """Return this rank's side of a checkpoint: its error-feedback memory, as that of a client of its number."""
@@ -76,10 +49,7 @@ class DataParallel:
     @property
     def _lengths(self) -> dict[str, int]:
         """Give the length of each vector that the hook remembers of all parameters."""
-        layout = self.model.layout
-        preconditioner = self.config.gradients.preconditioning.record
-        vectors = (*self.config.exchanged.feedback.state_names, *preconditioner.vectors)
-        return dict.fromkeys(vectors, layout.total) | dict.fromkeys(preconditioner.counts, len(layout.entries))
+        return lengths_of(self.config.exchanged, self.config.gradients.preconditioning, self.model.layout)
 
     def _by_name(self, kind: str, vector: Tensor) -> Iterable[tuple[str, Tensor]]:
         """Divide a vector of the hook's by parameter: views."""
@@ -107,9 +77,6 @@ class DataParallel:
                 memory.setdefault(name, {})[kind] = view
         rescale_second_moments(memory, ranks or self.world.size, self.world.size)
         self.hook.load_state_dict({"step": step, "memory": memory})
-
-    def release(self, oldest: int) -> None:
-        """Forget nothing: each checkpoint holds its own memory."""
 
 
 def _own_or_mean(kind: str, saved: Mapping[int, dict[str, Tensor]], length: int, ranks: int, world: World) -> Tensor:

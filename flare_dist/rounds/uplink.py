@@ -60,6 +60,8 @@ class Uplink(Protocol):
 class WholeUplink:
     """The uplink of models all of whose weights are trained; `deltas` and `compress` may be those of sparse models."""
 
+    senders: Senders  # from the exchange on
+
     def __init__(
         self,
         round_: int,
@@ -79,7 +81,6 @@ class WholeUplink:
         self.deltas = deltas or open_payloads(round_, cohort, fed, server.receive, server.buffers.numel())
         beside = [name for name in self.algorithm.sends if name != "delta"]
         self.beside = {name: _open_beside(round_, cohort, fed) for name in beside}
-        self.senders = Senders({}, {}, 0)  # nobody yet
 
     def downlink_nbytes(self) -> int:
         """Count what a star sends to the cohort: the view, and the vectors that the algorithm tells."""
