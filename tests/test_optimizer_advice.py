@@ -37,10 +37,10 @@ class FusedAdam(AdamW):
     """An Adam of another library."""
 
 
-def advised(make: Callable[[Any], Optimizer], preconditioner: str = "none", **settings: Any) -> str | None:
+def advised(make: Callable[[Any], Optimizer], **settings: Any) -> str | None:
     model = net()
     state = flare_dist.SparseHookState(model, **{**SPARSE, **settings})
-    return advice(state, make(model.parameters()), preconditioner)
+    return advice(state, make(model.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_momentum_beside_that_of_dgc_is_advised_against() -> None:
     line = advised(lambda p: SGD(p, momentum=0.9), error_feedback="dgc") or ""
     assert "dgc has momentum of its own" in line
     assert "alone or" not in line
-    assert "alone or" not in (advised(lambda p: SGD(p, momentum=0.9), "adam") or "alone or")
+    assert "alone or" not in (advised(lambda p: SGD(p, momentum=0.9), preconditioner="adam") or "alone or")
 
 
 def test_the_advice_follows_the_line_it_gives() -> None:
@@ -424,7 +424,7 @@ class Late:
 def test_figures_of_a_gpu_are_read_when_they_have_arrived() -> None:
     model = net()
     optimizer = SGD(model.parameters())
-    watch = GradientWatch(list(model.parameters()), is_preconditioned=False)
+    watch = GradientWatch(list(model.parameters()))
     watch._figures = torch.tensor([0.5, 0.0, 1.0, 0.5, 0.4])
     watch._event = Late()  # type: ignore[assignment]
     watch.check(optimizer)
@@ -436,7 +436,7 @@ def test_figures_of_a_gpu_are_read_when_they_have_arrived() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_comparison_on_a_gpu_waits_for_nothing() -> None:
     sent = torch.randn(100, device="cuda")
-    watch = GradientWatch([sent], is_preconditioned=False)
+    watch = GradientWatch([sent])
     watch._keep(_compare(sent, sent / 2, None))  # so that memory to copy to is there
     torch.cuda.synchronize()
     with pytest.warns(UserWarning, match=r"0\.5 times"):

@@ -27,19 +27,13 @@ class Compressor:
         self.seed = seed
         self.device = device or torch.device("cpu")
         self.is_dense = config.is_dense  # a dense delta is sent as it is
-        self.sends_everything = config.sends_everything
         densities = () if self.is_dense else {*config.warmup, config.density}
         self._plans = {d: plan(config, layout, d, self.device) for d in densities}
-        self._warmup = len(config.warmup) * config.warmup_rounds  # rounds, after which the density stays
         self.state_names, self.rule = config.feedback
 
     def plan(self, round_: int) -> Plan:
         """Return what a round selects from, and how it is written; not for dense updates."""
-        return self._plans[self.density(round_)]
-
-    def density(self, round_: int) -> float:
-        """Return the density of a round, from 1: that of the warm-up, or the one that it leads to."""
-        return self.config.density if round_ > self._warmup else self.config.density_in(round_)
+        return self._plans[self.config.density_in(round_)]
 
     @property
     def final_plan(self) -> Plan:

@@ -64,6 +64,11 @@ class Preconditioning:
             raise ValueError(f"gradients.update_clip: must be above 0, got {self.update_clip}; use inf for none")
 
     @property
+    def applies(self) -> bool:
+        """Tell if gradients are preconditioned at all."""
+        return self.preconditioner != "none"
+
+    @property
     def record(self) -> Preconditioner:
         """Return the functions and names of the preconditioner that is chosen."""
         return PRECONDITIONERS[self.preconditioner]

@@ -65,19 +65,18 @@ def _with_optimizer(
 ) -> SparseHookState:
     """Attach, with advice for the optimizers of the model and a check of their steps."""
     trained = target if model is None else model
-    preconditioner = settings.get("preconditioner", "none")
-    handed = handed_over(optimizer, trained, preconditioner)
+    handed = handed_over(optimizer, trained, settings.get("preconditioner", "none"))
     if isinstance(unwrapped(trained), DistributedDataParallel):
-        hook = watch_gradients(handed, preconditioner)
+        hook = watch_gradients(handed)
         state = _attach(target, model, world_of_one, hook=hook, **settings)
         for each, watch in zip(handed, hook.watches):
             each.optimizer.register_step_pre_hook(watch.check)
-        follow_advice(state, handed, adapt, preconditioner)
+        follow_advice(state, handed, adapt)
         return state
     state = _attach(target, model, world_of_one, **settings)
     if is_engine(trained):
-        warn_of_clipping(trained, state, preconditioner)
-        follow_advice(state, handed, adapt, preconditioner)
+        warn_of_clipping(trained, state)
+        follow_advice(state, handed, adapt)
     return state
 
 

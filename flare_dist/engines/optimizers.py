@@ -81,18 +81,16 @@ def _chain(optimizer: Any) -> Iterator[Any]:
         optimizer = getattr(optimizer, "optimizer", None)
 
 
-def watch_gradients(handed: Sequence[HandedOver], preconditioner: str) -> WatchedHook:
+def watch_gradients(handed: Sequence[HandedOver]) -> WatchedHook:
     """Make the hook for `handed`, by which their steps can be checked."""
-    return WatchedHook([GradientWatch(each.trained, preconditioner != "none") for each in handed])
+    return WatchedHook([GradientWatch(each.trained) for each in handed])
 
 
-def follow_advice(
-    state: SparseHookState, handed: Sequence[HandedOver], adapt: bool, preconditioner: str = "none"
-) -> None:
+def follow_advice(state: SparseHookState, handed: Sequence[HandedOver], adapt: bool) -> None:
     """Log on rank 0 what each optimizer should be; with `adapt` keep them without momentum instead."""
     is_first = rank_and_size(state.process_group)[0] == 0
     for each in handed:
-        line = advice(state, each.optimizer, preconditioner)
+        line = advice(state, each.optimizer)
         if adapt:
             NoMomentum(state, each.optimizer)
         if line is None or not is_first:
@@ -103,10 +101,10 @@ def follow_advice(
             log.warning(line)
 
 
-def warn_of_clipping(engine: Any, state: SparseHookState, preconditioner: str = "none") -> None:
+def warn_of_clipping(engine: Any, state: SparseHookState) -> None:
     """Warn if a DeepSpeed engine clips what the hook returns, which nothing sees while it trains."""
     limit = engine.gradient_clipping()
-    if limit and (preconditioner != "none" or not state.config.is_dense):
+    if limit and (state.preconditioning.applies or not state.config.is_dense):
         warnings.warn(
             f"attach: DeepSpeed clips what the hook returns to norm {limit:g}, when its full size has left the memory; "
             "set gradient_clipping: 0",

@@ -20,7 +20,7 @@ _DENSE_ONLY = {
 }
 
 
-def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str = "none") -> str | None:
+def advice(state: SparseHookState, optimizer: Optimizer) -> str | None:
     """Return one line on what to write instead of `optimizer` under these settings; None if it is right as it is."""
     if not arrives_late(state):
         return None
@@ -29,7 +29,7 @@ def advice(state: SparseHookState, optimizer: Optimizer, preconditioner: str = "
     if kind == "adam":
         return _of_adam(optimizer, density)
     if kind == "sgd":
-        return _of_sgd(optimizer, density, state.config.rule, preconditioner)
+        return _of_sgd(optimizer, density, state.config.rule, state.preconditioning.applies)
     if kind in _DENSE_ONLY:
         line = _line(optimizer, "torch.optim.AdamW", ["weight_decay"], lr=..., betas=_BETAS)
         return (
@@ -49,7 +49,7 @@ def _of_adam(optimizer: Optimizer, density: float) -> str | None:
     )
 
 
-def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str) -> str | None:
+def _of_sgd(optimizer: Optimizer, density: float, rule: str, is_preconditioned: bool) -> str | None:
     momentum = max(float(group["momentum"]) for group in optimizer.param_groups)
     if not momentum:
         return None
@@ -58,7 +58,7 @@ def _of_sgd(optimizer: Optimizer, density: float, rule: str, preconditioner: str
     line = _line(optimizer, _path(optimizer), momentum=0, nesterov=False, dampening=0)
     return (
         f"attach: {_name(optimizer)} has momentum {momentum:g}, and at density {density:g} {because}; "
-        f"write {line}{'' if rule == 'dgc' or preconditioner != 'none' else either} {_DOCS}"
+        f"write {line}{'' if rule == 'dgc' or is_preconditioned else either} {_DOCS}"
     )
 
 

@@ -29,7 +29,7 @@ def arrives_late(state: SparseHookState) -> bool:
     density = config.density_in(state.step) if state.step else config.density
     if config.rule == "none" or density == 1:
         return False
-    sizes = [math.prod(shape) for shape in state.shapes.values()]
+    sizes = (math.prod(shape) for shape in state.shapes.values())
     return any(config.count_kept(numel, density) < numel for numel in sizes)
 
 

@@ -62,12 +62,11 @@ class Witness:
 class GradientWatch:
     """The witnesses of one optimizer; `check` is to be called before each of its steps."""
 
-    def __init__(self, trained: Sequence[Tensor], is_preconditioned: bool) -> None:
+    def __init__(self, trained: Sequence[Tensor]) -> None:
         """Choose some of its `trained` parameters, on one device; they are witnesses from their first exchange on."""
         fit = [p for p in trained if p.is_contiguous() and p.is_floating_point() and p.device == trained[0].device]
         self._chosen = fit[:: max(1, len(fit) // _WITNESSES)][:_WITNESSES]
         self._witnesses: dict[Tensor, Witness] = {}
-        self._is_preconditioned = is_preconditioned
         self._state: ref[SparseHookState] | None = None
         self._step = 0  # of the state, when it returned what the witnesses hold
         self._scale: Tensor | None = None
@@ -77,7 +76,7 @@ class GradientWatch:
 
     def witnesses_among(self, state: SparseHookState, parameters: Sequence[Tensor]) -> dict[int, Witness]:
         """Return by their place the witnesses among the parameters of a bucket that is about to be exchanged."""
-        has_memory = not state.config.is_dense or self._is_preconditioned
+        has_memory = not state.config.is_dense or state.preconditioning.applies
         if self._has_warned or not has_memory or (state.step > _STEPS and state.step % _EVERY):
             return {}
         if self._step != state.step or self._state is None:

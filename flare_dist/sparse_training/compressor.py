@@ -22,19 +22,19 @@ class MaskedCompressor:
     def plan_within(self, round_: int, mask: Tensor) -> Plan:
         """Return the plan of a round for the active entries of `mask`."""
         config = self.whole.config
-        return plan(config, active_layout(self.whole.layout, mask), self.whole.density(round_), self.whole.device)
+        return plan(config, active_layout(self.whole.layout, mask), config.density_in(round_), self.whole.device)
 
     def most_nbytes_of(self, round_: int, active: int) -> int:
         """Bound the payload of a model with at most `active` active entries, wherever they lie."""
         config = self.whole.config
         tensors = len(self.whole.layout.entries)
         kept = active
-        if not self.whole.sends_everything and config.sparsifier != "auto":
+        if not config.sends_everything and config.sparsifier != "auto":
             # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.
             blocks = active // config.block if config.scope == "block" else 0
             slack = tensors * (2 + config.dense_below) + 2 * blocks
-            kept = min(active, int(active * self.whole.density(round_)) + slack)
-        whole = torch.arange(active if self.whole.sends_everything else 0)
+            kept = min(active, int(active * config.density_in(round_)) + slack)
+        whole = torch.arange(active if config.sends_everything else 0)
         return Packing(config, active, whole, torch.zeros(tensors)).most_nbytes(kept)
 
     def compress(
