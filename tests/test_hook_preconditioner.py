@@ -42,11 +42,11 @@ def take_steps(ddp: nn.Module, rank: int, numbers: range, factor: float = 1.0) -
 
 
 def trained(
-    world: World, settings: dict[str, Any], ddp: dict[str, Any] | None = None
+    world: World, settings: dict[str, Any], ddp: dict[str, Any] | None = None, steps: int = STEPS
 ) -> tuple[Tensor, dict[str, Any], int]:
     """(parameters, memory, bytes of this rank) after some steps."""
     wrapped, state = with_hook(net(), ddp, **settings)
-    take_steps(wrapped, world.rank, range(STEPS))
+    take_steps(wrapped, world.rank, range(steps))
     return flat(wrapped), state.state_dict(), state.traffic.uplink_bytes
 
 
@@ -101,6 +101,12 @@ def test_ranks_stay_alike_and_buckets_change_nothing(density: float) -> None:
     assert_same_memory(same_memory, memory)
     (_, _, sent_by_ec), _ = run_ranks(trained, 2, {"density": density})
     assert sent == sent_by_ec
+
+
+@pytest.mark.parametrize("density", [0.05, 1.0])
+def test_ranks_are_alike_after_200_steps(density: float) -> None:
+    (parameters, _, _), (other, _, _) = run_ranks(trained, 2, ADAM | {"density": density}, None, 200)
+    assert torch.equal(parameters, other)
 
 
 def continued(world: World, directory: str) -> None:

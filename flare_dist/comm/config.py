@@ -26,6 +26,8 @@ class GradientsConfig:
         betas: of adam; beta1 must be 0, for what waits in the residual acts as momentum.
         eps: of adam; added to the root of the second moment.
         update_clip: largest magnitude of an entry of adam's update; inf for none.
+        clip_norm: of hook sparse without preconditioner: the norm to which each rank clips its whole gradient before
+            error feedback, by that of the step before; clients.gradient_clipping clips what arrives instead.
     """
 
     hook: str = "sparse"
@@ -36,6 +38,7 @@ class GradientsConfig:
     betas: tuple[float, float] = (0.0, 0.99)
     eps: float = 1e-8
     update_clip: float = 3.0
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("gradients.hook", self.hook, HOOKS)
@@ -46,4 +49,4 @@ class GradientsConfig:
     @property
     def preconditioning(self) -> Preconditioning:
         """Return the settings of the sparse hook's preconditioner; raises ValueError if they are out of range."""
-        return Preconditioning(self.preconditioner, self.betas, self.eps, self.update_clip)
+        return Preconditioning(self.preconditioner, self.betas, self.eps, self.update_clip, self.clip_norm)

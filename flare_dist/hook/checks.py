@@ -85,7 +85,8 @@ def check_saved(
             f"{' (at density 1 there is nothing to remember)' if 'none' in (rule, saved['rule']) else ''}; attach with "
             "the settings that saved it, or do not load it"
         )
-    found = {name: next(iter(own.values())).shape for name, own in saved["memory"].items() if own}
+    vectors = [(name, vector) for name, own in saved["memory"].items() for vector in own.values()]
+    found = {name: vector.shape for name, vector in vectors if vector.dim()}  # some are one number a tensor
     found |= saved.get("shapes", {})
     unknown = sorted((set(saved["memory"]) | set(found)) - set(shapes))
     if unknown:

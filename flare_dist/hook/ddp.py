@@ -58,7 +58,7 @@ def exchange_gradients(
     if state.config.is_dense:
         return _exchange_densely(state, parameters, buffer, scale)
     bucket = state.bucket_of(parameters)
-    packing = bucket.plan(state.step).packing
+    packing = bucket.selection.plan(state.step).packing
     payload, failed = _compress(state, bucket, buffer, scale, rank)
     own = Message(rank, state.saves.note(failed), payload, payload.values[:0])
     slot = slot_nbytes(packing.most_nbytes(payload.kept), 0)
@@ -75,7 +75,7 @@ def exchange_gradients(
         state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
         # Scaled up again, a residual may be too large for float16.
         anywhere = failed_anywhere(slots[:, NOTE]) | ~is_finite(rounded[touched])
-        state.note_failure(anywhere)
+        state.failures.note(anywhere)
         if buffer.is_cuda or anywhere:
             rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
         state.clock.come_back()
@@ -91,13 +91,13 @@ def _exchange_densely(
     if not state.state_names:
         return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
     update = _unscaled(buffer, scale)
-    state.bucket_of(parameters).precondition(update)
+    state.bucket_of(parameters).precondition(update, state.memory.norm)
     buffer.copy_(update if scale is None else update.mul_(scale))
     exchanged = exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
 
     def look(future: torch.futures.Future[Tensor]) -> Tensor:
         mean = future.value()
-        state.note_failure(~is_finite(mean))
+        state.failures.note(~is_finite(mean))
         return mean
 
     return exchanged.then(look)
@@ -118,17 +118,19 @@ def _compress(
         failed = ~is_finite(buffer)
         gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
-    bucket.precondition(gradient)
-    packing = bucket.plan(state.step).packing
+    bucket.precondition(gradient, state.memory.norm)
+    packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 
     def compress(update: Tensor) -> Sparse:
-        indices = bucket.choose(update, draw)
+        indices = bucket.selection.choose(update, draw)
         values = update[indices] * used[packing.tensors_of(indices)]
         if not buffer.is_cuda:
             check_finite(values)  # those of whole tensors, which nobody has looked at
         # Values are rounded at random if no error feedback makes up for what rounding loses.
-        return packing.pack(indices, values, None if state.config.feedback.state_names else bucket.draws(draw))
+        return packing.pack(
+            indices, values, None if state.config.feedback.state_names else bucket.selection.draws(draw)
+        )
 
     try:
         payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())

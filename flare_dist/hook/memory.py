@@ -9,12 +9,9 @@ from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Encoded
-from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.preconditioners import Preconditioning
-from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import Segment
-from flare_dist.layout import Entry, ParameterLayout
-from flare_dist.seeding import generator
+from flare_dist.hook.selection import BucketSelection
+from flare_dist.layout import ParameterLayout
 
 _FEW = 64  # entries of a gradient that are looked at first
 
@@ -27,7 +24,7 @@ def lengths_of(config: CompressionConfig, preconditioning: Preconditioning, layo
 
 
 class BucketMemory:
-    """The plans of one bucket's parameters, and what error feedback and the preconditioner remember of them.
+    """What is selected of one bucket's parameters, and what error feedback and the preconditioner remember of them.
 
     All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
     """
@@ -46,7 +43,7 @@ class BucketMemory:
         self.config = config
         self.preconditioning = preconditioning
         self.device = device
-        self._plans: dict[float, Plan] = {}
+        self.selection = BucketSelection(layout, config, device)
         lengths = lengths_of(config, preconditioning, layout)
         self.kept = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.pending = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
@@ -90,47 +87,6 @@ class BucketMemory:
             mean.mul_(scale)
         return mean, touched
 
-    def plan(self, step: int) -> Plan:
-        """Return what a step selects from, and how what is sent is written."""
-        density = self.config.density_in(step)
-        if density not in self._plans:
-            self._plans[density] = plan(self.config, self.layout, density, self.device)
-        return self._plans[density]
-
-    def choose(self, update: Tensor, draw: tuple[int, int, int]) -> Tensor:
-        """Choose the indices to send, whole tensors last; random ones follow from `draw`: seed, step and rank.
-
-        Raises NotFiniteError on a CPU if a value that it selects from is NaN or infinite.
-        """
-        seed, step, rank = draw
-        if self.config.sparsifier != "randk":
-            unused = generator(seed, "unused")
-            return self.plan(step).choose(update, lambda segment: unused)
-        if not update.is_cuda:  # the other sparsifiers look at everything
-            check_finite(update)
-
-        def draws(segment: Segment) -> torch.Generator:  # each tensor draws for itself, so that buckets do not matter
-            return generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
-
-        return self.plan(step).choose(update, draws)
-
-    def draws(self, draw: tuple[int, int, int]) -> Tensor:
-        """Draw uniform numbers for what a step sends, as `choose` orders it; buckets of other sizes draw the same."""
-        seed, step, rank = draw
-        segments = self.plan(step).segments
-        counts = [(self._entry_at(segment.offset), segment.offset, segment.k * segment.blocks) for segment in segments]
-        selected_from = [entry for entry, _, _ in counts]
-        counts += [(e, e.offset, e.numel) for e in self.layout.entries if e not in selected_from]
-
-        def uniform(entry: Entry, offset: int, count: int) -> Tensor:
-            purpose = f"rounding of {entry.name} from {offset - entry.offset}"
-            return torch.rand(count, generator=generator(seed, purpose, step, rank))
-
-        return torch.cat([uniform(*each) for each in counts])
-
-    def _entry_at(self, offset: int) -> Entry:
-        return next(entry for entry in self.layout.entries if offset < entry.end)
-
     def is_used(self, gradient: Tensor) -> Tensor:
         """Return 1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
         if gradient.is_cuda:
@@ -144,13 +100,15 @@ class BucketMemory:
         self.is_pending = True
         return self.pending
 
-    def precondition(self, gradient: Tensor) -> None:
+    def precondition(self, gradient: Tensor, norm: Tensor) -> None:
         """Replace the gradients of the bucket by what the preconditioner makes of them; its memory goes to the draft.
 
+        `norm` is that of the whole gradient in the step before, 0 if there is none or it does not matter.
         What it remembers advances with every step, for a tensor without a gradient as well.
         """
         sizes = [entry.numel for entry in self.layout.entries]
-        self.preconditioning.record.apply(self.preconditioning, gradient, self.kept, self.draft(), sizes)
+        memory = self.kept | {"norm": norm.to(self.device)}
+        self.preconditioning.record.apply(self.preconditioning, gradient, memory, self.draft(), sizes)
 
     def keep_unused(self, used: Tensor) -> None:
         """Keep in the draft what is fed back of tensors without a gradient: neither decayed nor moved on."""

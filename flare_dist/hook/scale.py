@@ -30,6 +30,28 @@ class EngineScale:
         return scaled
 
 
+class Failures:
+    """The buckets of one step, and whether each was not finite somewhere: boolean scalars on the device."""
+
+    def __init__(self) -> None:
+        self._of_buckets: list[Tensor] = []
+
+    def note(self, failed: Tensor) -> None:
+        """Remember whether a bucket was not finite on some rank; called from several threads, as buckets arrive."""
+        self._of_buckets.append(failed)
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self._of_buckets.clear()
+
+    def of_step(self, is_whole: bool) -> Tensor | None:
+        """Tell if the step came to nothing, as one that is not whole does; None if no bucket has come."""
+        failures = self._of_buckets if is_whole else [*self._of_buckets, torch.ones((), dtype=torch.bool)]
+        if not failures:
+            return None
+        return torch.stack([failed.to(failures[0].device) for failed in failures]).any()
+
+
 def is_finite(vector: Tensor) -> Tensor:
     """Tell if all entries are finite, a boolean scalar on the device; two passes, a tenth of the time of isfinite()."""
     if not vector.numel():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.collectives import ProcessGroup
@@ -18,7 +17,7 @@ from flare_dist.hook.held_means import HeldMeans
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.hook.saves import SaveWatch
-from flare_dist.hook.scale import LossScaler
+from flare_dist.hook.scale import Failures, LossScaler
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
 
 
@@ -37,6 +36,8 @@ class SparseHookState:
         betas: of adam; beta1 must be 0.
         eps: of adam.
         update_clip: largest magnitude of an entry of adam's update.
+        clip_norm: without preconditioner, the norm to which each rank clips its whole gradient, by that of the step
+            before: the one of this step is known only when most of it has been sent. None for none.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
             none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
             value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
@@ -63,10 +64,11 @@ class SparseHookState:
         betas: tuple[float, float] = (0.0, 0.99),
         eps: float = 1e-8,
         update_clip: float = 3.0,
+        clip_norm: float | None = None,
         **compression: Any,
     ) -> None:
         self.config = CompressionConfig(density=density, **compression)
-        self.preconditioning = Preconditioning(preconditioner, betas, eps, update_clip)
+        self.preconditioning = Preconditioning(preconditioner, betas, eps, update_clip, clip_norm)
         check_compression(self.config, self.preconditioning)
         self.scaler = scaler
         self.process_group = process_group
@@ -84,10 +86,11 @@ class SparseHookState:
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
-        self.memory = ModelMemory(self.config, self.preconditioning)
+        sizes = {name: parameter.numel() for parameter, name in self._names.items()}
+        self.memory = ModelMemory(self.config, self.preconditioning, sizes)
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
-        self._failures: list[Tensor] = []  # of each bucket of this step whether it was not finite somewhere
+        self.failures = Failures()
         self.unapplied = Unapplied(OptimizerSteps(self._names))
         self.held_means = HeldMeans(self._names if own.vectors else {})
         report_memory(self._names, self.config, self.preconditioning)
@@ -104,7 +107,7 @@ class SparseHookState:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy this rank's memory by parameter name, the number of steps, and whose it is. Call it between steps."""
-        memory = self.memory.after_step(self._failed())
+        memory = self.memory.after_step(self.failures.of_step(self.is_whole))
         names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
         whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
@@ -122,7 +125,7 @@ class SparseHookState:
     def rule_name(self) -> str:
         """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
         rule = "none" if self.config.is_dense else self.config.rule
-        name = self.preconditioning.preconditioner
+        name = self.preconditioning.name
         return rule if name == "none" else f"{name} and {rule}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,6 +148,7 @@ class SparseHookState:
         self.clock.begin_step()
         self.saves.look()
         self.step += 1
+        self.memory.begin_step()
 
     def take_back(self) -> int:
         """Undo the synchronised backwards since the last optimizer step, for their gradients are thrown away.
@@ -168,7 +172,7 @@ class SparseHookState:
             )
         if count:
             self.memory.forget_drafts()
-            self._failures.clear()
+            self.failures.clear()
             self.is_whole = True
             self.step -= count
             self.unapplied.clear()
@@ -178,23 +182,12 @@ class SparseHookState:
         """Return the place of these parameters in one flat vector, and their memory, on their device."""
         return self.memory.bucket_of([self._names[parameter] for parameter in parameters], parameters)
 
-    def note_failure(self, failed: Tensor) -> None:
-        """Remember that a bucket of this step was not finite on some rank (a boolean scalar on the device)."""
-        self._failures.append(failed)  # called from several threads, as buckets arrive
-
-    def _failed(self) -> Tensor | None:
-        """Tell if the last step came to nothing (a boolean scalar on the device); None if it remembered nothing."""
-        failures = self._failures if self.is_whole else [*self._failures, torch.ones((), dtype=torch.bool)]
-        if not failures:
-            return None
-        return torch.stack([failed.to(failures[0].device) for failed in failures]).any()
-
     def _commit(self) -> Tensor | None:
         """Make the memory of the last step the one that counts, or forget it if that step came to nothing."""
-        failed = self._failed()
+        failed = self.failures.of_step(self.is_whole)
         if failed is not None:
             self.memory.commit(failed)
         self.step -= not self.is_whole
-        self._failures.clear()
+        self.failures.clear()
         self.is_whole = True
         return failed

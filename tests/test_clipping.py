@@ -1,0 +1,133 @@
+"""Clipping before error feedback: each rank's whole gradient, by the norm of the step before."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import flare_dist
+from flare_dist.comm.world import World
+from flare_dist.hook.state import SparseHookState
+from tests.helpers.hook import assert_same_memory, backward, batch, flat, net, with_hook
+from tests.ranks import run_ranks
+
+CLIP: dict[str, Any] = {"density": 0.05, "clip_norm": 0.5}
+SMALL_BUCKETS = {"bucket_cap_mb": 0.001}
+STEPS = 8
+
+
+def take_steps(ddp: nn.Module, rank: int, numbers: range, factor: float = 1.0) -> None:
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for number in numbers:
+        inputs, labels = batch(rank, number)
+        optimizer.zero_grad()
+        (factor * F.cross_entropy(ddp(inputs), labels)).backward()
+        optimizer.step()
+
+
+def gradient_of(rank: int, number: int) -> Tensor:
+    """The flat gradient of one batch at the initial parameters."""
+    model = net()
+    backward(model, rank, range(number, number + 1))
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+
+
+def clipped(world: World) -> list[tuple[Tensor, Tensor]]:
+    """What comes back at density 1, and the mean of the ranks' gradients, clipped by the norms of the batch before."""
+    ddp, _ = with_hook(net(), SMALL_BUCKETS, density=1.0, clip_norm=0.5)
+    pairs = []
+    for number in range(3):
+        ddp.zero_grad()
+        backward(ddp, world.rank, range(number, number + 1))
+        expected = []
+        for rank in range(world.size):
+            before = gradient_of(rank, number - 1).norm().item() if number else 0.0
+            expected.append(gradient_of(rank, number) * min(1.0, 0.5 / (before + 1e-6)))
+        back = torch.cat([parameter.grad.flatten() for parameter in ddp.parameters()])  # type: ignore[union-attr]
+        pairs.append((back, torch.stack(expected).mean(0)))
+    return pairs
+
+
+def test_a_rank_clips_its_whole_gradient_by_the_norm_of_the_step_before() -> None:
+    for pairs in run_ranks(clipped, 2):
+        for number, (back, expected) in enumerate(pairs):
+            torch.testing.assert_close(back, expected, rtol=1e-5, atol=1e-7)
+            assert number == 0 or expected.norm() < 0.9 * gradient_of(0, number).norm()  # it does clip
+
+
+def trained(world: World, ddp: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
+    wrapped, state = with_hook(net(), ddp, **CLIP)
+    take_steps(wrapped, world.rank, range(STEPS))
+    return flat(wrapped), state.state_dict()
+
+
+def test_buckets_change_nothing() -> None:
+    (parameters, memory), (other, _) = run_ranks(trained, 2, None)
+    (same, same_memory), _ = run_ranks(trained, 2, SMALL_BUCKETS)
+    assert torch.equal(parameters, other)
+    assert torch.equal(parameters, same)
+    assert_same_memory(same_memory, memory)
+
+
+def continued(world: World, directory: str) -> None:
+    for settings in (CLIP, CLIP | {"error_feedback": "dgc"}, CLIP | {"density": 1.0}):
+        straight, state = with_hook(net(), **settings)
+        take_steps(straight, world.rank, range(STEPS))
+        place = f"{directory}/{settings.get('error_feedback')}-{settings['density']}"
+        model = net()
+        killed, hook = with_hook(model, **settings)
+        take_steps(killed, world.rank, range(3))
+        flare_dist.save_hook_state(hook, place)
+
+        fresh, hook = with_hook(model, **settings)
+        flare_dist.load_hook_state(hook, place, step=3)
+        take_steps(fresh, world.rank, range(3, STEPS))
+        assert torch.equal(flat(fresh), flat(straight))
+        assert_same_memory(hook.state_dict(), state.state_dict())
+
+
+def test_saved_loaded_and_continued_is_straight(tmp_path: Path) -> None:
+    run_ranks(continued, 2, str(tmp_path))
+
+
+def undone(world: World) -> None:
+    """Neither a step that is not finite nor one that is taken back leaves a norm."""
+    ddp, state = with_hook(net(), **CLIP)
+    take_steps(ddp, world.rank, range(3))
+    before = state.state_dict()
+    ddp.zero_grad()
+    inputs, labels = batch(world.rank, 3)
+    (F.cross_entropy(ddp(inputs), labels) * (math.inf if world.rank else 1)).backward()
+    assert_same_memory(state.state_dict() | {"step": 3}, before)
+    ddp.zero_grad()
+    (100 * F.cross_entropy(ddp(inputs), labels)).backward()
+    assert state.take_back() == 2
+    assert_same_memory(state.state_dict(), before)
+
+
+def test_a_step_that_comes_to_nothing_leaves_no_norm() -> None:
+    run_ranks(undone, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_norm": 0.0}, r"^gradients\.clip_norm: must be above 0, got 0\.0; leave it out for none$"),
+        ({"preconditioner": "adam"}, r"^gradients\.preconditioner: its update has the same size .*; leave it out; "),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SparseHookState(nn.Linear(3, 2), **CLIP | settings)
+
+
+def test_memory_without_a_norm_is_refused() -> None:
+    clipping, plain = SparseHookState(nn.Linear(3, 2), **CLIP), SparseHookState(nn.Linear(3, 2), density=0.05)
+    with pytest.raises(ValueError, match=r"^error_feedback: the memory was saved under ec, and .* is clip and ec; att"):
+        clipping.load_state_dict(plain.state_dict())
