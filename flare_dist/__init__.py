@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
     from flare_dist.engines.attach import attach as attach
+    from flare_dist.engines.lightning_hook import LightningHookCallback as LightningHookCallback
+    from flare_dist.engines.transformers_hook import HookCallback as HookCallback
     from flare_dist.hook.checkpoint import load_hook_state as load_hook_state
     from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
@@ -25,6 +27,10 @@ _HOMES = {
     "sparse_hook": "flare_dist.hook.ddp",
 }
 __all__ = sorted(_HOMES)
+_HOMES |= {  # of libraries that need not be installed, so `from flare_dist import *` leaves these out
+    "HookCallback": "flare_dist.engines.transformers_hook",
+    "LightningHookCallback": "flare_dist.engines.lightning_hook",
+}
 
 
 def __getattr__(name: str) -> Any:

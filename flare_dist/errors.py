@@ -53,6 +53,11 @@ def unknown_choice(key: str, value: object, known: Iterable[str]) -> ValueError:
     return ValueError(f"{key}: unknown choice, got {value!r}; choose from {', '.join(known)}")
 
 
+def not_installed(user: str, library: str, package: str) -> ModuleNotFoundError:
+    """Make the error of an optional library that is missing: what needs it, and what to run."""
+    return ModuleNotFoundError(f"{user}: {library} is not installed; run pip install {package}", name=library)
+
+
 def check_choice(key: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError that names the dotted `key` if `value` is none of the `known` names."""
     names = list(known)

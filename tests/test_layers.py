@@ -84,6 +84,9 @@ ONLY_IN = {
     "tensorboard": {"analysis/events.py", "records/tensorboard.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
+    "transformers": {"engines/transformers_hook.py"},
+    "lightning": {"engines/lightning_hook.py"},
+    "pytorch_lightning": {"engines/lightning_hook.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

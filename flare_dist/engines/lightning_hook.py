@@ -1,0 +1,114 @@
+"""Exchange gradients sparsely inside Lightning's Trainer, whose own `ddp_comm_hook` is ignored on CPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flare_dist.engines.attach import attach, is_engine
+from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from flare_dist.errors import not_installed
+from flare_dist.hook.checkpoint import save_hook_state
+from flare_dist.hook.resumed import resume_hook_state
+from flare_dist.hook.state import SparseHookState
+
+_LIBRARIES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, with classes of their own
+
+
+def _library() -> Any:
+    """Return Lightning under the name by which it has been imported, or under any."""
+    for name in _LIBRARIES:
+        if sys.modules.get(name) is not None:
+            return sys.modules[name]
+    try:
+        return import_module(_LIBRARIES[0])
+    except ModuleNotFoundError as error:
+        if error.name not in ("lightning", _LIBRARIES[0]):
+            raise
+    try:
+        return import_module(_LIBRARIES[1])
+    except ModuleNotFoundError as error:
+        if error.name != "pytorch_lightning":
+            raise
+        raise not_installed("LightningHookCallback", "lightning", "lightning") from error
+
+
+Callback: Any = _library().Callback
+_ADVICE = Advice("torch.optim.SGD in configure_optimizers", "Trainer(gradient_clip_val=None)")
+
+
+class LightningHookCallback(Callback):
+    """Attach the sparse hook when training starts, and keep its memory beside Lightning's checkpoints.
+
+        trainer = lightning.Trainer(..., strategy="ddp", callbacks=[flare_dist.LightningHookCallback(density=0.01)])
+
+    `settings` are those of `flare_dist.attach`; the optimizers and the loss scaler are handed over by themselves.
+    Each rank writes its memory to PATH.hook beside a checkpoint PATH, by whomever it is saved, loads it from there if
+    `ckpt_path` is given to fit, and removes it when Lightning removes the checkpoint. `hook` is the state that `attach`
+    returned, None until training starts.
+
+    Args:
+        resume_from: directory of the memory, if it is not beside the checkpoint. Used once.
+    """
+
+    def __init__(self, resume_from: str | Path | None = None, **settings: Any) -> None:
+        check_settings("LightningHookCallback", settings)
+        self.hook: SparseHookState | None = None
+        self._settings = settings
+        self._resume_from = resume_from
+        self._step: int | None = None  # of the memory that goes with the checkpoint that was loaded
+        self._strategy: Any = None  # that saves both
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach to the model as the strategy has wrapped it; the checkpoint is loaded by now."""
+        model = trainer.strategy.model
+        clips = trainer.gradient_clip_val
+        check_updates("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
+        settings = dict(self._settings)
+        if not is_engine(model):  # whose scale is its own
+            settings["scaler"] = getattr(trainer.precision_plugin, "scaler", None)
+        self.hook = attach(model, optimizer=trainer.optimizers, **settings)
+        if self._strategy is not trainer.strategy:
+            self._save_with(trainer.strategy)
+        if trainer.ckpt_path is not None or self._resume_from is not None:
+            step = self._step if self._resume_from is None else None
+            resume_hook_state(self.hook, self._resume_from or _beside(trainer.ckpt_path), step)
+            self._resume_from = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint notes of the memory."""
+        return {} if self.hook is None else {"step": self.hook.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the checkpoint notes of the memory."""
+        self._step = state_dict.get("step")
+
+    def _save_with(self, strategy: Any) -> None:
+        """Save and remove the memory of each rank when `strategy` does so with a checkpoint.
+
+        Nothing else of Lightning's is called on every rank and knows the checkpoint's path.
+        """
+        save = strategy.save_checkpoint
+        remove = strategy.remove_checkpoint
+
+        def save_both(checkpoint: dict[str, Any], filepath: str | Path, *options: Any, **named: Any) -> None:
+            save(checkpoint, filepath, *options, **named)
+            if self.hook is not None and "optimizer_states" in checkpoint:  # it is one to resume from
+                save_hook_state(self.hook, _beside(filepath))
+
+        def remove_both(filepath: str | Path) -> None:
+            remove(filepath)
+            shutil.rmtree(_beside(filepath), ignore_errors=True)
+
+        strategy.save_checkpoint = save_both
+        strategy.remove_checkpoint = remove_both
+        self._strategy = strategy
+
+
+def _beside(checkpoint: str | Path) -> Path:
+    """Name the directory of the memory that goes with a checkpoint, or with the one that it is a link to."""
+    return Path(f"{os.path.realpath(checkpoint)}.hook")

@@ -1,0 +1,104 @@
+"""Exchange gradients sparsely inside transformers.Trainer and what is built on it, TRL's trainers for example."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.engines.attach import attach, is_engine
+from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from flare_dist.errors import not_installed
+from flare_dist.hook.checkpoint import save_hook_state
+from flare_dist.hook.resumed import resume_hook_state
+from flare_dist.hook.state import SparseHookState
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise not_installed("HookCallback", "transformers", "'flare_dist[hf]'") from error
+
+_ADVICE = Advice("optim='sgd'", "max_grad_norm=0", "TrainingArguments(..., {})")
+
+
+class HookCallback(TrainerCallback):
+    """Attach the sparse hook when training begins, and keep its memory in the Trainer's checkpoints.
+
+        trainer = Trainer(..., callbacks=[flare_dist.HookCallback(density=0.01)])
+
+    `settings` are those of `flare_dist.attach`; the Trainer's optimizer and loss scaler are handed over by themselves.
+    Each rank writes its memory to output_dir/checkpoint-{global_step} and loads it from there if the Trainer resumes;
+    both go and are rotated together. `hook` is the state that `attach` returned, None until training begins.
+
+    Args:
+        resume_from: directory of the memory, if the Trainer resumes from a checkpoint outside its output_dir, or takes
+            its weights from elsewhere. Used once.
+    """
+
+    def __init__(self, resume_from: str | Path | None = None, **settings: Any) -> None:
+        check_settings("HookCallback", settings)
+        self.hook: SparseHookState | None = None
+        self._settings = settings
+        self._resume_from = resume_from
+        self._attached: Callable[[], nn.Module | None] = lambda: None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **others: Any
+    ) -> None:
+        """Attach to the model as the Trainer has wrapped it; its checkpoint is loaded by now."""
+        wrapped = _wrapped(model)
+        hook = self.hook
+        if hook is None or self._attached() is not wrapped:  # a second train() may go on with the same
+            check_updates("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
+            settings = dict(self._settings)
+            if not is_engine(wrapped):  # whose scale is its own
+                settings["scaler"] = getattr(optimizer, "scaler", None)
+            hook = attach(wrapped, optimizer=optimizer, **settings)
+            self.hook = hook
+            self._attached = weakref.ref(wrapped)
+        if state.global_step or self._resume_from is not None:
+            resume_hook_state(hook, self._resume_from or _checkpoint(args, state))
+            self._resume_from = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Write this rank's memory beside the weights, unless the checkpoint is none to resume from."""
+        if self.hook is not None and not (args.save_only_model or state.is_hyper_param_search):
+            save_hook_state(self.hook, _checkpoint(args, state))
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _wrapped(model: nn.Module) -> nn.Module:
+    """Return the DistributedDataParallel object or the engine around `model`, or the model if there is none.
+
+    The Trainer shows its callbacks the bare model alone, which does not know who holds it: Python does.
+    """
+    found = _holders(model)
+    if len(found) > 1:  # those of an earlier attempt, with another batch size for example
+        gc.collect()
+        found = _holders(model)
+    if len(found) > 1:
+        raise ValueError(
+            f"HookCallback: {len(found)} DistributedDataParallel objects hold the model, and only one is trained; "
+            "delete the others before training"
+        )
+    return found[0] if found else model
+
+
+def _holders(model: nn.Module) -> list[nn.Module]:
+    objects = gc.get_objects()
+    # By type, since isinstance would run the code of objects that pretend to be of another class.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
+    modules = [each for each in objects if type(each) in kinds]
+    around = [each for each in modules if vars(each).get("_modules", {}).get("module") is model]
+    return [each for each in around if isinstance(each, DistributedDataParallel) or is_engine(each)]

@@ -1,0 +1,84 @@
+"""What is given to the callbacks is checked before there is a model, and against the trainer's own settings."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import flare_dist
+from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from tests.helpers.hook import net
+
+ADAM = {"density": 0.01, "preconditioner": "adam"}
+ADVICE = Advice("optim='sgd'", "max_grad_norm=0", "Arguments({})")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"density": 2}, ValueError, "compression.density"),
+        ({"preconditioner": "adam", "betas": (0.9, 0.99)}, ValueError, "gradients.betas"),
+        ({"error_feedback": "ef21"}, ValueError, "error_feedback"),
+        ({"densty": 0.1}, TypeError, "densty"),
+        ({"optimizer": None}, ValueError, "Callback: takes no optimizer"),
+    ],
+)
+def test_wrong_settings_are_refused_before_there_is_a_model(
+    settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        check_settings("Callback", settings)
+
+
+def test_settings_of_attach_pass() -> None:
+    check_settings("Callback", {**ADAM, "world_of_one": "warn", "adapt": True, "scaler": None, "warmup": [0.25]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "make", "clips", "words"),
+    [
+        (ADAM, torch.optim.AdamW, 0, r"AdamW would scale once more; write Arguments\(optim='sgd'\) \(docs"),
+        (ADAM, torch.optim.SGD, 1.0, r"clipping to norm 1 would shrink.*; write Arguments\(max_grad_norm=0\) \(docs"),
+        (ADAM, torch.optim.Adam, 0.5, r"Adam would.* and clipping.*Arguments\(optim='sgd', max_grad_norm=0\)"),
+        (ADAM, torch.optim.SGD, None, None),
+        (ADAM, torch.optim.SGD, 0, None),
+        ({"density": 0.01}, torch.optim.AdamW, 1.0, None),
+    ],
+)
+def test_updates_are_neither_scaled_nor_clipped(
+    settings: dict[str, Any], make: Any, clips: float | None, words: str | None
+) -> None:
+    model = net()
+    optimizer = make(model.parameters(), lr=0.1)
+    if words is None:
+        check_updates("Callback", settings, optimizer, model, clips, ADVICE)
+        return
+    with pytest.raises(ValueError, match=r"^Callback: preconditioner=adam returns updates, which " + words):
+        check_updates("Callback", settings, [optimizer], model, clips, ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "libraries", "words"),
+    [
+        ("HookCallback", "transformers_hook", ["transformers"], r"transformers is not installed.*'flare_dist\[hf\]'"),
+        (
+            "LightningHookCallback",
+            "lightning_hook",
+            ["lightning", "pytorch_lightning"],
+            "lightning is.* install lightning$",
+        ),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_when_its_callback_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, libraries: list[str], words: str
+) -> None:
+    for library in libraries:
+        monkeypatch.setitem(sys.modules, library, None)
+    for imported in ("lightning.pytorch", f"flare_dist.engines.{module}"):
+        monkeypatch.delitem(sys.modules, imported, raising=False)
+    assert name not in flare_dist.__all__
+    with pytest.raises(ModuleNotFoundError, match=rf"^{name}: {words}"):
+        getattr(flare_dist, name)
