@@ -47,7 +47,10 @@ def main() -> None:
     plans = [plan for plan in plans if not options.only or plan.setting.task in options.only]
     if not plans:
         parser.error("no settings; name a grid that has some, and tasks of it")
-    study(plans, options)
+    try:
+        study(plans, options)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues")
 
 
 def study(plans: Sequence[Plan], options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import gc
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def rank_processes(most: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and so all
     parent = multiprocessing.parent_process()
     assert parent
 
@@ -97,7 +99,7 @@ def _train(run: Run, rank: int, data: Path) -> Row:
         if step % LOOKS == 0 and not math.isfinite(total(loss.item())):
             break
     held_out_loss, accuracy = evaluate(model.module, examples, rank, setting.ranks)
-    wire_bytes = hook.traffic.wire_bytes / (step + 1)
+    wire_bytes = round(hook.traffic.wire_bytes / (step + 1), 1)
     seconds = round(time.perf_counter() - begun, 1)
     cpu_seconds = round(total(time.process_time() - cpu_begun), 1)
     return Row(run, held_out_loss, accuracy, wire_bytes, seconds, cpu_seconds, torch.__version__.split("+")[0])
@@ -139,5 +141,5 @@ def evaluate(model: nn.Module, examples: Examples, rank: int, ranks: int, batch:
         totals += torch.tensor([loss, right, some_labels.numel()], dtype=torch.float64)
     dist.all_reduce(totals)
     loss_sum, right_sum, count = totals.tolist()
-    mean = loss_sum / count
-    return mean if math.isfinite(mean) else math.inf, right_sum / count
+    mean = round(loss_sum / count, 6) if math.isfinite(loss_sum) else math.inf
+    return mean, round(right_sum / count, 6)

@@ -19,6 +19,8 @@ from adamw_tasks import TASKS
 from adamw_ways import WAYS, ChosenByUpdate, hook_settings
 from torch import nn
 
+from tests.ranks import rank_processes
+
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "studies" / "adamw").glob("*.yaml"))
 SETTING = Setting("char_gpt", "ec", density=0.01)
 PLAN = Plan(SETTING, (0.002, 0.004), (0, 1, 2))
@@ -170,6 +172,8 @@ def test_a_study_trains_what_is_missing_and_nothing_twice(tmp_path: Path, monkey
     grid.write_text(f"{{task: char_gpt, steps: 2, rates: [0.064], seeds: [0], betas: [0, 0.9], settings: {ways}}}")
     argv = ["adamw.py", str(grid), "--data", str(tmp_path), "--results", str(results_file), "--jobs", "2"]
     monkeypatch.setattr(sys, "argv", argv)
+    with rank_processes(1) as pool:
+        pool.submit(int).result()  # starts the forkserver, which all tests share, with what the other ones preload
     adamw.main()
     rows = read_rows(results_file)
     losses = {(done.run.setting.way, done.run.setting.ranks, done.run.lr): done.loss for done in rows}
