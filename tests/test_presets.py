@@ -19,7 +19,11 @@ from flare_dist.run.checks import keys_without_effect
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+FILES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent != CONFIGS / "studies" / "adamw"  # grids of benchmarks/adamw.py
+)
 METHODS = [name for name in FILES if name.startswith("methods/")]
 ALONE = [name for name in FILES if name not in METHODS]
 SHARED = ("studies/frontier_mnist", "studies/frontier_cifar10", "studies/flash_mnist", "studies/flash_cifar10")
