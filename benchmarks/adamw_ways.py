@@ -18,6 +18,9 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import flare_dist
 from flare_dist import SparseHookState, sparse_hook
+from flare_dist.comm.collectives import GradBucket
+from flare_dist.compression.clipping import TINY
+from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.memory import BucketMemory
 
 WEIGHT_DECAY = 0.1  # of matrices
@@ -58,7 +61,7 @@ class ChosenByUpdate(SparseHookState):
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
         bucket = super().bucket_of(parameters)
-        if "choose" not in vars(bucket):
+        if "choose" not in vars(bucket.selection):
             _choose_by_update(bucket)
         return bucket
 
@@ -66,9 +69,9 @@ class ChosenByUpdate(SparseHookState):
 def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e-8) -> None:
     second_moment = torch.zeros(bucket.layout.total)
     steps = 0
-    choose = bucket.choose
+    choose = bucket.selection.choose
 
-    def note(gradient: Tensor) -> None:
+    def note(gradient: Tensor, norm: Tensor) -> None:
         nonlocal steps
         steps += 1
         second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -78,7 +81,34 @@ def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e
         return choose(update / root, draw)
 
     bucket.precondition = note  # type: ignore[method-assign]
-    bucket.choose = choose_by_update  # type: ignore[method-assign]
+    bucket.selection.choose = choose_by_update  # type: ignore[method-assign]
+
+
+def attach_clipped_at_end(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
+    """Clip each rank's gradient by its own norm, known with the last bucket, and exchange nothing before; a prototype.
+
+    `clip_norm` of the hook goes by the norm of the step before instead.
+    """
+    limit = settings["clip_norm"]
+    state = SparseHookState(model, **settings | {"clip_norm": None})
+    waiting: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
+
+    def collect(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        exchanged: torch.futures.Future[Tensor] = torch.futures.Future()
+        waiting.append((bucket, exchanged))
+        if not bucket.is_last():
+            return exchanged
+        state.begin_step()
+        norm = torch.stack([each.buffer().norm() for each, _ in waiting]).norm()
+        for each, future in waiting:
+            each.buffer().mul_((limit / (norm + TINY)).clamp(max=1))
+            future.set_result(exchange_gradients(state, each.parameters(), each.buffer()).wait())
+        waiting.clear()
+        return exchanged
+
+    collect.__annotations__.clear()  # DDP compares them with classes, and here they are text
+    model.register_comm_hook(state, collect)
+    return state
 
 
 def adamw(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
@@ -103,6 +133,7 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 WAYS = {
     "dense": Way(attach, adamw, clip=1.0),
     "ec": Way(attach, adamw, clip=math.inf),
+    "ec_clipped_at_end": Way(attach_clipped_at_end, adamw, clip=math.inf),
     "p": Way(attach_adam, sgd, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
 }
