@@ -107,6 +107,6 @@ def warn_of_clipping(engine: Any, state: SparseHookState) -> None:
     if limit and (state.preconditioning.applies or not state.config.is_dense):
         warnings.warn(
             f"attach: DeepSpeed clips what the hook returns to norm {limit:g}, when its full size has left the memory; "
-            "set gradient_clipping: 0",
+            f"set gradient_clipping: 0{'' if state.preconditioning.applies else ' and attach(clip_norm=...)'}",
             stacklevel=4,
         )
