@@ -68,7 +68,7 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
             uplink.reject(result)
         else:
             uplink.add(result, first_entries(client) if isinstance(uplink, SparseUplink) else Dense(model_delta))
-    return uplink.exchange(world), world.take_traffic().wire_bytes
+    return uplink.exchange(world), world.traffic.wire_bytes
 
 
 def assert_equal(one: Received, other: Received, exact: bool = True) -> None:

@@ -295,7 +295,7 @@ def sent_by_a_round(world: World, settings: dict[str, Any]) -> tuple[list[Tensor
             result = ClientResult(world.rank, 1, 0.5, delta, torch.zeros(0))
             used.add(result, compressor.compress(step + 1, world.rank, delta, memory))
             used.exchange(world)
-    return spy.packed, world.take_traffic().wire_bytes
+    return spy.packed, world.traffic.wire_bytes
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: ",".join(settings))

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flare_dist.comm.cohort import Received
-from flare_dist.comm.traffic import all_gather_wire, all_reduce_wire
+from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.packing import Packing
@@ -38,7 +38,7 @@ class Stopwatch:
 
     def __init__(self, world: World) -> None:
         world.wait_for_all()  # rank 0 may still be busy with what came between the rounds
-        world.take_traffic()
+        world.traffic = Traffic()
         self.world = world
         self.seconds = {"compute": 0.0, "select": 0.0}
         self.slowest_client = 0.0  # of those that were trained one after another
