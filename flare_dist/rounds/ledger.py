@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.cohort import Received
+from flare_dist.comm.exchange import Received
 from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
@@ -123,7 +123,7 @@ def federated_report(
     seconds = watch.totals()  # before the collectives are counted, of which it is one
     traffic = fed.world.traffic
     accepted = len(received.accepted)
-    total = (1 + len(received.beside)) * received.mean_delta.numel() * accepted
+    total = (1 + len(received.beside)) * fed.server.parameters.numel() * accepted
     return {
         "round": round_,
         "train_loss": received.train_loss,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.cohort import Cohort, Received, mean_in_order
-from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.cohort import Cohort, mean_in_order
+from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD, Masked, Payload
@@ -63,7 +63,10 @@ class MaskedUplink:
         def packing_of(mask: Tensor) -> Packing:
             return self.compressor.plan_within(self.round, mask).packing
 
-        steps = {client: self.fed.clients.steps(client) for client in self.cohort.hosts}
+        clients = self.fed.clients
+        sizes = {client: clients.partition.sizes[client] for client in self.cohort.hosts}
+        trainer = clients.trainer
+        steps = {client: (trainer.steps_with(size), trainer.epoch_steps(size)) for client, size in sizes.items()}
         return assign(self.masks, self.round, steps, self.fed.server.parameters.data, packing_of)
 
     def _open_payloads(self) -> DenseUplink | SparseUplink:
