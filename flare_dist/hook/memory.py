@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.payload import Encoded
-from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.compression.selection import check_finite
 from flare_dist.compression.sparsifiers import Segment

@@ -90,11 +90,11 @@ def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
     dense = all_reduce_wire(ranks, WORD * packing.total)
     least = packing.whole.numel()
     most = packing.total
-    if all_gather_wire(ranks, payloads * packing.nbytes(least)) >= dense:
+    if all_gather_wire(ranks, payloads * packing.sizes(least).nbytes) >= dense:
         return 0.0
     while least < most:
         kept = (least + most + 1) // 2
-        pays = all_gather_wire(ranks, payloads * packing.nbytes(kept)) < dense
+        pays = all_gather_wire(ranks, payloads * packing.sizes(kept).nbytes) < dense
         least, most = (kept, most) if pays else (least, kept - 1)
     return least / packing.total
 
