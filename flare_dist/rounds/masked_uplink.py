@@ -71,7 +71,7 @@ class MaskedUplink:
         if self.fed.compressor.is_dense and common:
             return DenseUplink(self.cohort, server.receive, total, buffers, world.device, common.active)
         if not common:
-            self.client_masks = ClientMasks(total, world.device)
+            self.client_masks = ClientMasks()
         encodings = {client: assignment.encoding for client, assignment in self.assigned.items()}
         most = max(encoding.most_nbytes() for encoding in set(encodings.values()))
         delta_sum = torch.zeros_like(server.parameters.data)
