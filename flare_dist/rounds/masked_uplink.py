@@ -92,7 +92,8 @@ class MaskedUplink:
         masks = self.masks
         active = {client: assignment.encoding.active.numel() for client, assignment in self.assigned.items()}
         nbytes = WORD * sum(active.values())
-        if masks.method.is_personal:
+        method = masks.method
+        if method.is_personal:
             return nbytes
         consensus = int(masks.mask.count_nonzero())
         whole = positions_nbytes(masks.total, consensus)
