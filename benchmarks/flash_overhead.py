@@ -43,7 +43,7 @@ def main() -> None:
     fed, reference = set_up_federation(sparse), set_up_federation(plain)
     assert isinstance(fed.masks, Masks)
     fed.masks.begin([sparse.sparse_training.density] * len(fed.masks.entries))
-    fed.masks.move(0, fed.server)
+    fed.masks.apply(fed.server)
     spent = {"mask": 0.0, "client": 0.0, "server": 0.0}
     now = fed.world.now
     _time(type(fed.clients.trainer.model), "mask_", spent, "mask", now)

@@ -14,10 +14,12 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.comm.world import World
 from flare_dist.rounds.federated import federated_round
 from flare_dist.server.config import ServerConfig
+from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import largest_mask, layer_counts
 from flare_dist.sparse_training.methods import METHODS
+from flare_dist.sparse_training.schedule import moves_in
 from tests.helpers.masks import BASE, BUDGET, HETERO, TOPK, begin, config, spy
 from tests.helpers.sparse_runs import checkpointed, of_rank_0
 
@@ -146,5 +148,12 @@ def test_without_a_finite_gradient_the_mask_stays() -> None:
     fed = begin(World(), config(method="prunefl"))
     assert isinstance(fed.masks, Masks)
     before = fed.masks.mask.clone()
-    fed.masks.move(1, fed.server, None, None)
+    now = moves_in(1, fed.masks.config, fed.masks.rounds)
+    assert now.server
+    fed.masks.move(now, fed.server, None, None)
     assert torch.equal(fed.masks.mask, before)
+
+
+def test_a_model_too_long_for_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
+        Masks(SparseTrainingConfig(method="nst"), [], 2**31, 0, 1, torch.device("meta"))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm import exchange as module
-from flare_dist.comm.cohort import Cohort, Received
-from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.cohort import Cohort
+from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.comm.message import ALIGNMENT, HEADER_NBYTES, slot_nbytes
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
@@ -65,10 +65,10 @@ def _exchange(world: World, uplink: SparseUplink | DenseUplink, rejected: tuple[
         model_delta, buffers = update(client)
         result = ClientResult(client, 1, float(client), model_delta, buffers)
         if client in rejected:
-            uplink.reject(result)
+            uplink.add(result, None)
         else:
             uplink.add(result, first_entries(client) if isinstance(uplink, SparseUplink) else Dense(model_delta))
-    return uplink.exchange(world), world.take_traffic().wire_bytes
+    return uplink.exchange(world), world.traffic.wire_bytes
 
 
 def assert_equal(one: Received, other: Received, exact: bool = True) -> None:

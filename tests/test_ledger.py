@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flare_dist.comm import collectives
 from flare_dist.comm.message import HEADER_NBYTES
+from flare_dist.comm.traffic import Traffic
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
@@ -67,6 +68,13 @@ def test_the_slowest_client_is_the_longest_training_and_selection_of_one() -> No
     with watch.phase("compute"):  # of clients trained as one batch
         world.time += 1.0
     assert "slowest_client_seconds" not in watch.totals()
+
+
+def test_a_round_begins_with_no_traffic() -> None:
+    world = Clock()
+    world.traffic.wire_bytes = 5
+    Stopwatch(world)
+    assert world.traffic == Traffic()
 
 
 def test_a_density_beyond_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,11 +13,9 @@ from torch import Tensor
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import bound_bits
-from flare_dist.compression.masked import HEADER, MaskedEncoding, active_layout, change_nbytes
-from flare_dist.compression.packing import Packing
+from flare_dist.compression.masked import HEADER, Limits, MaskedEncoding, active_layout, change_nbytes
 from flare_dist.compression.payload import MOST_ENTRIES, Dense, Masked
 from flare_dist.layout import ParameterLayout
-from flare_dist.sparse_training.compressor import MaskedCompressor
 
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 300), ("bias", 7), ("b", 500))])
 
@@ -28,12 +26,10 @@ def random(seed: int, share: float) -> Tensor:
     return mask
 
 
-def masked(config: CompressionConfig) -> MaskedCompressor:
-    return MaskedCompressor(Compressor(config, LAYOUT, 0))
-
-
-def encoding(compressor: MaskedCompressor, mask: Tensor, **limits: Any) -> MaskedEncoding:
-    return MaskedEncoding(mask, lambda moved: compressor.plan_within(1, moved).packing, **limits)
+def encoding(
+    config: CompressionConfig, mask: Tensor, limits: Limits | None = None, is_common: bool = False
+) -> MaskedEncoding:
+    return MaskedEncoding(Compressor(config, LAYOUT, 0), 1, mask, limits, is_common)
 
 
 def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
@@ -46,19 +42,17 @@ def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
 
 @given(st.integers(0, 1000), st.floats(0.0, 0.5), st.floats(0.0, 0.5), st.sampled_from(["dense", "topk", "randk"]))
 def test_a_moved_mask_and_the_values_arrive(seed: int, share: float, flipped: float, sparsifier: str) -> None:
-    compressor = MaskedCompressor(
-        Compressor(CompressionConfig(sparsifier=sparsifier, density=0.3, error_feedback="none"), LAYOUT, 0)
-    )
+    own = CompressionConfig(sparsifier=sparsifier, density=0.3, error_feedback="none")
     known, flips = random(seed, share), random(seed + 1, flipped)
     flips[300:307] = False
     mask = known ^ flips
     removed, grown = int((known & flips).sum()), int((~known & flips).sum())
-    used = encoding(compressor, known, most_removed=removed + 3, most_grown=grown + 1)
+    used = encoding(own, known, Limits(removed + 3, grown + 1, int(mask.sum())))
     delta = torch.randn(LAYOUT.total, generator=torch.Generator().manual_seed(seed))
-    payload = compressor.compress(1, 0, delta, {}, used, mask)
+    payload = used.compress(0, delta, {}, mask)
     assert isinstance(payload, Masked)
     data = payload.data
-    assert data.numel() <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
+    assert data.numel() <= used.most_nbytes()
     padded = torch.cat([data, data.new_zeros(9)])
     assert used.length(padded, payload.kept) == data.numel()
     got = used.unpack_checked(data, payload.kept)
@@ -80,32 +74,31 @@ def test_no_payload_is_longer_than_was_agreed(sparsifier: str, scope: str, count
         own = CompressionConfig(
             sparsifier=sparsifier, density=density, scope=scope, count=count, block=16, error_feedback="none"
         )
-        compressor, mask = masked(own), random(3, share)
-        used = encoding(compressor, random(4, share), most_removed=800, most_grown=800)
-        payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
-        assert payload.nbytes <= used.most_nbytes(compressor.most_nbytes_of(1, int(mask.sum())))
+        mask = random(3, share)
+        used = encoding(own, random(4, share), Limits(800, 800, int(mask.sum())))
+        payload = used.compress(0, torch.randn(LAYOUT.total), {}, mask)
+        assert isinstance(payload, Masked)
+        assert len(payload.data) <= used.most_nbytes()
 
 
 def test_a_known_mask_costs_nothing() -> None:
     mask = random(0, 0.1)
-    compressor = masked(CompressionConfig(sparsifier="dense"))
-    used = encoding(compressor, mask)
-    payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    used = encoding(CompressionConfig(sparsifier="dense"), mask)
+    payload = used.compress(0, torch.randn(LAYOUT.total), {}, mask)
     assert isinstance(payload, Masked)
-    assert (payload.nbytes, payload.mask_nbytes) == (4 * int(mask.sum()), 0)
-    common = encoding(compressor, mask, is_common=True)
+    assert (len(payload.data), payload.mask_nbytes) == (4 * int(mask.sum()), 0)
+    common = encoding(CompressionConfig(sparsifier="dense"), mask, is_common=True)
     delta = torch.randn(LAYOUT.total)
-    summed = compressor.compress(1, 0, delta, {}, common, mask)
+    summed = common.compress(0, delta, {}, mask)
     assert isinstance(summed, Dense)
     assert torch.equal(summed.values, delta[mask])
 
 
 def test_error_feedback_selects_among_what_is_active_and_keeps_the_rest() -> None:
-    compressor = masked(CompressionConfig(density=0.1))
     mask = random(3, 0.4)
-    used, state = encoding(compressor, mask), {"residual": torch.randn(LAYOUT.total) * mask}
+    used, state = encoding(CompressionConfig(density=0.1), mask), {"residual": torch.randn(LAYOUT.total) * mask}
     delta, before = torch.randn(LAYOUT.total), state["residual"].clone()
-    payload = compressor.compress(1, 0, delta, state, used, mask)
+    payload = used.compress(0, delta, state, mask)
     assert isinstance(payload, Masked)
     sent = torch.zeros(LAYOUT.total).index_add_(0, payload.indices, payload.values)
     assert torch.equal(sent + state["residual"], (before + delta) * mask)
@@ -131,34 +124,26 @@ def test_a_change_of_a_mask_costs_little_more_than_it_must() -> None:
     ],
 )
 def test_damaged_changes_are_errors(damage: Any) -> None:
-    compressor = masked(CompressionConfig(sparsifier="dense"))
     known = random(0, 0.3)
     mask = known ^ (random(1, 0.1) & (torch.arange(LAYOUT.total) > 310))
-    used = encoding(compressor, known, most_removed=100, most_grown=100)
-    payload = compressor.compress(1, 0, torch.randn(LAYOUT.total), {}, used, mask)
+    used = encoding(CompressionConfig(sparsifier="dense"), known, Limits(100, 100, int(mask.sum())))
+    payload = used.compress(0, torch.randn(LAYOUT.total), {}, mask)
     assert isinstance(payload, Masked)
     with pytest.raises(ValueError, match=r"mask|payload|entries"):
         used.unpack_checked(damage(payload.data), payload.kept)
 
 
 def test_lengths_that_cannot_be_are_errors() -> None:
-    used = encoding(masked(CompressionConfig(sparsifier="dense")), random(0, 0.3), most_grown=5)
+    used = encoding(CompressionConfig(sparsifier="dense"), random(0, 0.3), Limits(0, 5, LAYOUT.total))
     with pytest.raises(ValueError, match="no room for the change of a mask"):
         used.length(torch.zeros(5, dtype=torch.uint8), 3)
     with pytest.raises(ValueError, match="cannot have 0 bytes"):
         used.length(torch.zeros(50, dtype=torch.uint8), 3)
 
 
-def test_a_mask_too_long_for_its_positions_or_lengths_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
-        MaskedEncoding(torch.empty(2**31, dtype=torch.bool, device="meta"), lambda mask: packing_of_nothing())
-    encoding = MaskedEncoding(
-        torch.ones(8, dtype=torch.bool), lambda mask: packing_of_nothing(), most_removed=1, most_grown=1
-    )
-    assert encoding.most_nbytes(1000) > 1000
+def test_a_payload_too_long_for_its_length_is_refused() -> None:
+    mask = torch.ones(LAYOUT.total, dtype=torch.bool)
+    own = CompressionConfig(density=0.5)
+    assert encoding(own, mask, Limits(1, 1, 1000)).most_nbytes() > encoding(own, mask).most_nbytes()
     with pytest.raises(ValueError, match=r"^compression\.density: a payload takes at most 2,147,483,647 bytes"):
-        encoding.most_nbytes(MOST_ENTRIES)
-
-
-def packing_of_nothing() -> Packing:
-    return Packing.of(CompressionConfig(), ParameterLayout(()), [], torch.device("cpu"))
+        encoding(own, mask, Limits(1, 1, MOST_ENTRIES)).most_nbytes()

@@ -117,7 +117,7 @@ def test_sizes_are_those_of_the_bytes(kept: int, buffers: int) -> None:
     sent = message(1, kept, buffers)
     assert sent.payload is not None
     assert sent.payload.kept == kept
-    assert sent.nbytes == HEADER_NBYTES + sent.payload.nbytes == HEADER_NBYTES + 8 * kept
+    assert sent.nbytes == HEADER_NBYTES + sent.payload.data.numel() == HEADER_NBYTES + 8 * kept
     filled = sent.nbytes + 4 * buffers
     assert filled == slot_nbytes(kept, buffers)
     written = []
@@ -295,7 +295,7 @@ def sent_by_a_round(world: World, settings: dict[str, Any]) -> tuple[list[Tensor
             result = ClientResult(world.rank, 1, 0.5, delta, torch.zeros(0))
             used.add(result, compressor.compress(step + 1, world.rank, delta, memory))
             used.exchange(world)
-    return spy.packed, world.take_traffic().wire_bytes
+    return spy.packed, world.traffic.wire_bytes
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: ",".join(settings))

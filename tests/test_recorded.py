@@ -44,7 +44,7 @@ def test_recorded_steps_have_the_same_bits(
     ends = []
     for records in (True, False):
         if not records:
-            monkeypatch.setattr(Recordings, "of", lambda self, inputs, labels: None)
+            monkeypatch.setattr(Recordings, "step", lambda self, values, inputs, labels: None)
         net = build(name, "batch", shape, 5, 0, CLASSIFICATION)
         used = AccelerateModel(
             EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum), CLASSIFICATION
@@ -61,11 +61,12 @@ def test_recorded_steps_have_the_same_bits(
 
 def test_only_a_few_shapes_are_recorded() -> None:
     net = nn.Linear(3, 5)
-    recordings = Recordings(net, list(net.parameters()), CLASSIFICATION)
-    made = [recordings.of(*batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
+    weights = list(net.parameters())
+    recordings = Recordings(net, weights, CLASSIFICATION)
+    made = [recordings.step(weights, *batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
     assert made == [True] * recorded.SHAPES + [False, True, True]
     net.eval()
-    assert recordings.of(*next(batches((3,), [9]))) is None
+    assert recordings.step(weights, *next(batches((3,), [9]))) is None
 
 
 class Own(nn.Module):
@@ -131,7 +132,9 @@ def test_a_function_of_torch_s_that_means_something_else_is_not_called() -> None
     inputs, labels = list(batches((3,), [4, 4]))[1]
     loss = nn.functional.cross_entropy(model(inputs), labels)
     expected = (loss, *torch.autograd.grad(loss, tensors))
-    assert all(map(torch.equal, recording(*[t.detach() for t in tensors], inputs, labels), expected))
+    count, *results = recording(*[t.detach() for t in tensors], inputs, labels)
+    assert count == 4
+    assert all(map(torch.equal, results, expected))
 
 
 CONSTANT = torch.ones(5)

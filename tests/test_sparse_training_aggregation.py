@@ -61,7 +61,7 @@ def test_a_weight_that_nobody_has_becomes_zero_under_both_means() -> None:
         (mean_of_models, [1.5, 2.0 * 0.25 + 0.25, 0.0]),
         (masked_mean_of_models, [1.5, 2.0 + 0.25 / 0.25, 0.0]),
     ):
-        gathered = ClientMasks(3, torch.device("cpu"))
+        gathered = ClientMasks()
         for weight, mask in ((0.25, [True, True, False]), (0.75, [True, False, False])):
             gathered.add(_with_mask(torch.tensor(mask)), weight)
         combined = parameters + combine(sent.clone(), parameters, gathered)

@@ -3,17 +3,21 @@
 Sparse: messages are packed into one padded buffer a rank and travel in one all-gather (several for a large cohort);
 every rank that steps the server adds them up in client order, so the bits do not depend on who hosted whom. Dense: a
 rank adds up its own clients first, and one all-reduce sums the ranks; no copies of the model are gathered.
+
+Weights are those of the whole cohort; if clients were rejected, the sum is divided by the weight that is present.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.cohort import Cohort, Received, received_of
+from flare_dist.comm.cohort import Cohort
 from flare_dist.comm.message import Message, pack, slot_nbytes, unpack
 from flare_dist.comm.world import World
 from flare_dist.compression.packing import Encoding
@@ -21,6 +25,35 @@ from flare_dist.compression.payload import WORD, Dense, Payload
 from flare_dist.server.aggregation import DeltaSum, Receive
 
 GATHER_LIMIT = 64 * 2**20  # bytes a rank contributes to one gather; larger cohorts go in several
+
+
+@dataclass(frozen=True)
+class Received:
+    """The means over the accepted clients, and what was sent for them."""
+
+    mean_delta: DeltaSum  # of float32 [total]; zero if nobody was accepted, and on ranks that do not step the server
+    mean_buffer_delta: Tensor  # float32 [b]
+    accepted: list[int]  # clients, ascending
+    rejected: list[int]
+    train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
+    kept: int  # entries in all payloads
+    uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
+    beside: dict[str, Tensor] = field(default_factory=dict)  # means of the payloads beside the delta, on every rank
+
+    @property
+    def mean_vector(self) -> Tensor:
+        """Return the mean delta, which is a vector everywhere but on the way to a plain step of the server."""
+        assert isinstance(self.mean_delta, Tensor)
+        return self.mean_delta
+
+    def with_payload(self, name: str, other: Received) -> Received:
+        """Add the mean of another payload of the same clients, and its bytes."""
+        return replace(
+            self,
+            beside=self.beside | {name: other.mean_vector},
+            kept=self.kept + other.kept,
+            uplink_bytes=self.uplink_bytes + other.uplink_bytes,
+        )
 
 
 class SparseUplink:
@@ -47,16 +80,15 @@ class SparseUplink:
         self.slot_nbytes = slot_nbytes(most_nbytes, buffers)
         self._messages: dict[int, Message] = {}
 
-    def add(self, result: ClientResult, payload: Payload) -> None:
-        """Add one client's update. Raises TypeError for a dense payload, which is summed and has no encoding."""
+    def add(self, result: ClientResult, payload: Payload | None) -> None:
+        """Add one client's update; without a payload it is left out of the round.
+
+        Raises TypeError for a dense payload, which is summed and has no encoding.
+        """
         if isinstance(payload, Dense):
             raise TypeError("a dense payload has no encoding: DenseUplink sums it")
-        self._messages[result.client] = Message(result.client, _note(result.train_loss), payload, result.buffer_delta)
-
-    def reject(self, result: ClientResult) -> None:
-        """Leave one client out of the round."""
-        none = result.buffer_delta.new_empty(0)
-        self._messages[result.client] = Message(result.client, _note(result.train_loss), None, none)
+        loss = torch.tensor([result.train_loss], dtype=torch.float32).view(torch.uint8)
+        self._messages[result.client] = Message(result.client, loss, payload, result.buffer_delta)
 
     def exchange(self, world: World) -> Received:
         """Gather all messages and take the weighted mean of the accepted payloads in client order."""
@@ -74,7 +106,7 @@ class SparseUplink:
                 buffer_sum.add_(message.buffers, alpha=weight)
                 losses[client] = message.note.view(torch.float32).item()
                 kept += payload.kept
-        return received_of(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
+        return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
 
     def _gather(self, world: World) -> Iterator[Message]:
         """Yield all messages of the cohort in its order, gathered in runs of consecutive clients."""
@@ -92,11 +124,6 @@ class SparseUplink:
                 for number, client in enumerate(clients)
             }
             yield from unpack([slot_of[client] for client in part], part, self.encodings.__getitem__, self.buffers)
-
-
-def _note(train_loss: float) -> Tensor:
-    """Make the note of a message in a round: the client's training loss."""
-    return torch.tensor([train_loss], dtype=torch.float32).view(torch.uint8)
 
 
 class DenseUplink:
@@ -126,15 +153,14 @@ class DenseUplink:
         self.delta_sum, self.buffer_sum, reports = self.sums.split([sent, buffers, 2 * clients])
         self.reports = dict(zip(cohort.hosts, reports.view(clients, 2)))
 
-    def add(self, result: ClientResult, payload: Payload) -> None:
-        """Add one client's weighted delta and buffers to this rank's sums."""
+    def add(self, result: ClientResult, payload: Payload | None) -> None:
+        """Add one client's weighted delta and buffers to this rank's sums; without a payload it is left out."""
+        if payload is None:
+            return
         weight = self.cohort.weights[result.client]
         self.receive(self.delta_sum, result.client, payload, weight)
         self.buffer_sum.add_(result.buffer_delta, alpha=weight)
         self.reports[result.client].copy_(torch.tensor([result.train_loss, 1.0]))
-
-    def reject(self, result: ClientResult) -> None:
-        """Leave one client out of the round: its places stay zero."""
 
     def exchange(self, world: World) -> Received:
         """Reduce the sums of all ranks in one collective."""
@@ -145,4 +171,18 @@ class DenseUplink:
         delta_sum = self.delta_sum
         if self.active is not None:
             delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
-        return received_of(self.cohort, losses, delta_sum, self.buffer_sum, kept, WORD * kept)
+        return _received(self.cohort, losses, delta_sum, self.buffer_sum, kept, WORD * kept)
+
+
+def _received(
+    cohort: Cohort, losses: dict[int, float], delta_sum: DeltaSum, buffer_sum: Tensor, kept: int, uplink_bytes: int
+) -> Received:
+    """Make means of weighted sums over the clients in `losses`, which are those accepted; in place."""
+    accepted = list(losses)
+    rejected = [client for client in cohort.hosts if client not in losses]
+    present = math.fsum(cohort.weights[client] for client in accepted) if rejected else 1.0
+    if rejected and accepted:
+        delta_sum.div_(present)
+        buffer_sum.div_(present)
+    train_loss = math.fsum(cohort.weights[client] * loss for client, loss in losses.items()) / (present or 1.0)
+    return Received(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)

@@ -40,7 +40,7 @@ class Message:
     @property
     def nbytes(self) -> int:
         """Count the bytes, without the buffers, which are counted apart, and without padding."""
-        return HEADER_NBYTES + (self.payload.nbytes if self.payload else 0)
+        return HEADER_NBYTES + (self.payload.data.numel() if self.payload else 0)
 
 
 def slot_nbytes(payload_nbytes: int, buffers: int) -> int:

@@ -36,13 +36,7 @@ class World:
         self.size = size
         self.device = device or torch.device("cpu")
         self._wire_device = self.device if backend == "nccl" else torch.device("cpu")
-        self.traffic = Traffic()
-
-    def take_traffic(self) -> Traffic:
-        """Return what moved since the last call."""
-        moved = self.traffic
-        self.traffic = Traffic()
-        return moved
+        self.traffic = Traffic()  # of the round: rounds/ledger.py begins anew
 
     @contextmanager
     def _collective(self, wire_bytes: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Payloads of sparse models: only what is active in a client's mask travels, as if the model had no other weights.
+"""Compression of sparse models: only what is active in a client's mask travels, as if the model had no other weights.
 
 If both sides hold the mask it costs nothing. If the client has moved it since, the payload begins with what has
 changed, the removed among those that were active and the grown among those that were not:
@@ -8,16 +8,17 @@ changed, the removed among those that were active and the grown among those that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from flare_dist.compression.compressor import Compressor, Plan, plan
+from flare_dist.compression.error_feedback import State
 from flare_dist.compression.index_codecs import check_indices, index_codec
 from flare_dist.compression.packing import Packing
-from flare_dist.compression.payload import MOST_ENTRIES, WORD, Masked, Sparse, check_positions
+from flare_dist.compression.payload import MOST_ENTRIES, WORD, Dense, Masked, Payload
 from flare_dist.layout import Entry, ParameterLayout
 
 HEADER = 3 * WORD
@@ -44,57 +45,86 @@ def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
     return positions_nbytes(before, removed) + positions_nbytes(outside, grown)
 
 
-@dataclass(frozen=True, eq=False)
-class MaskedEncoding:
-    """The encoding of a client's payloads in a round.
+class Limits(NamedTuple):
+    """The most by which a mask changes while its client trains."""
 
-    `mask`, bool [total], is what both sides hold before; `most_removed` entries at most leave it and `most_grown` enter
-    it while the client trains (both 0: it stays). If `is_common`, the whole cohort has it and keeps it, so that dense
-    payloads can be summed before the wire. `packing_of` gives the packing of what is active in a mask.
+    removed: int
+    grown: int
+    active: int  # entries that are active afterwards
+
+
+class MaskedEncoding:
+    """The encoding of a client's payloads in a round, and the compression before it.
+
+    `mask`, bool [total], is what both sides hold before; without `limits` it stays. If `is_common`, the whole cohort
+    has it and keeps it, so that dense payloads can be summed before the wire.
     """
 
-    mask: Tensor
-    packing_of: Callable[[Tensor], Packing]
-    most_removed: int = 0
-    most_grown: int = 0
-    is_common: bool = False
+    def __init__(
+        self,
+        compressor: Compressor,
+        round_: int,
+        mask: Tensor,
+        limits: Limits | None = None,
+        is_common: bool = False,
+    ) -> None:
+        self.compressor = compressor
+        self.round = round_
+        self.density = compressor.config.density_in(round_)
+        self.mask = mask
+        self.limits = limits
+        self.is_common = is_common
+        self.active = mask.nonzero().squeeze(1)  # int64 positions, ascending
 
-    def __post_init__(self) -> None:
-        check_positions(self.mask.numel(), "one sparse model")
-
-    @property
-    def moves(self) -> bool:
-        return self.most_removed > 0 or self.most_grown > 0
+    def plan_within(self, mask: Tensor) -> Plan:
+        """Plan what is selected of the active entries of `mask`."""
+        layout = active_layout(self.compressor.layout, mask)
+        return plan(self.compressor.config, layout, self.density, self.compressor.device)
 
     @cached_property
-    def active(self) -> Tensor:
-        """Return the ascending int64 positions of the active entries."""
-        return self.mask.nonzero().squeeze(1)
+    def plan(self) -> Plan:
+        """Plan what is selected of a mask that stays."""
+        return self.plan_within(self.mask)
 
-    @cached_property
-    def packing(self) -> Packing:
-        return self.packing_of(self.mask)
+    def compress(self, client: int, model_delta: Tensor, memory: State, mask: Tensor) -> Payload:
+        """Compress the active entries of `model_delta` (float32 [total], finite); updates `memory` in place.
 
-    def active_in(self, mask: Tensor) -> Tensor:
-        return mask.nonzero().squeeze(1) if self.moves else self.active
+        `mask` is what the client's mask has become in training, and `memory` is zero outside it.
+        """
+        active = mask.nonzero().squeeze(1) if self.limits else self.active
+        delta = model_delta[active]
+        if self.compressor.is_dense and self.is_common:
+            return Dense(delta)
+        kept = {name: memory[name][active] for name in self.compressor.state_names}
+        within = self.plan_within(mask) if self.limits else self.plan
+        payload = self.compressor.select(within, self.round, client, delta, kept)
+        for name, vector in kept.items():
+            memory[name].index_copy_(0, active, vector)
+        change = self._change(mask, payload.data.numel()) if self.limits else payload.data[:0]
+        data = torch.cat([change, payload.data])
+        return Masked(active[payload.indices].int(), payload.values, data, mask, change.numel())
 
-    def wrap(self, payload: Sparse, mask: Tensor) -> Masked:
-        """Put the change of the mask before a payload of the active entries, if the mask may have moved."""
-        change = self._encode(mask) if self.moves else payload.data[:0]
-        nbytes = torch.tensor([WORD + change.numel() + payload.data.numel()], dtype=torch.int32)
-        head = [nbytes.view(torch.uint8).to(change.device), change] if self.moves else []
-        return Masked(
-            self.active_in(mask)[payload.indices].int(),
-            payload.values,
-            torch.cat([*head, payload.data]),
-            mask,
-            sum(part.numel() for part in head),
-        )
+    def _change(self, mask: Tensor, payload_nbytes: int) -> Tensor:
+        """Encode what has changed in the mask, before a payload of so many bytes."""
+        assert self.limits, "a mask that stays has no change"
+        removed = mask[self.active].logical_not_().nonzero().squeeze(1)
+        grown = (mask & ~self.mask).nonzero().squeeze(1)
+        grown = grown - torch.searchsorted(self.active, grown)  # its place among those that were not active
+        assert removed.numel() <= self.limits.removed, "a mask lost too much"
+        assert grown.numel() <= self.limits.grown, "a mask gained too much"
+        before = self.active.numel()
+        parts = []
+        for positions, numel in ((removed, before), (grown, mask.numel() - before)):
+            if positions.numel():
+                parts.append(index_codec("auto", numel, positions.numel()).encode(positions, numel))
+        nbytes = HEADER + sum(part.numel() for part in parts) + payload_nbytes
+        head = torch.tensor([nbytes, removed.numel(), grown.numel()], dtype=torch.int32)
+        return torch.cat([head.view(torch.uint8).to(mask.device), *parts])
 
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`."""
-        if not self.moves:
-            return self.packing.nbytes(kept)
+        if not self.limits:
+            return self.plan.packing.sizes(kept).nbytes
         if data.numel() < HEADER:
             raise ValueError(f"{data.numel()} bytes have no room for the change of a mask")
         nbytes = int(data[:WORD].clone().view(torch.int32))
@@ -102,61 +132,23 @@ class MaskedEncoding:
             raise ValueError(f"a payload behind the change of a mask cannot have {nbytes} bytes")
         return nbytes
 
-    def unpack(self, data: Tensor, kept: int) -> Masked:
-        """Decode the payload in `data`, whose positions are not checked; waits for a GPU if the mask moves."""
-        return self._unpack(data, kept, Packing.unpack)
-
     def unpack_checked(self, data: Tensor, kept: int) -> Masked:
         """Decode the payload in `data`; waits for a GPU. Raises ValueError if it holds none."""
-        return self._unpack(data, kept, Packing.unpack_checked)
-
-    def _unpack(self, data: Tensor, kept: int, unpack: Callable[[Packing, Tensor, int], Sparse]) -> Masked:
-        if self.moves:
-            mask, used = self._decode(data)
-            payload = unpack(self.packing_of(mask), data[used:], kept)
-        else:
-            mask = self.mask
-            used = 0
-            payload = unpack(self.packing, data, kept)
-        active = self.active_in(mask)
+        mask, used = self._decode(data) if self.limits else (self.mask, 0)
+        within = self.plan_within(mask) if self.limits else self.plan
+        payload = within.packing.unpack_checked(data[used:], kept)
+        active = mask.nonzero().squeeze(1) if self.limits else self.active
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
-    def most_nbytes(self, most_payload: int) -> int:
-        """Bound a payload whose active entries take at most `most_payload` bytes.
-
-        Raises ValueError if it could be longer than an int32 length.
-        """
-        if not self.moves:
-            return most_payload
-        before = self.active.numel()
-        change = change_nbytes(before, self.mask.numel() - before, self.most_removed, self.most_grown)
-        most = HEADER + change + 2 * WORD + most_payload  # fewer positions may take a byte or two more, being rounded
-        if most > MOST_ENTRIES:
-            raise ValueError(
-                f"compression.density: a payload takes at most {MOST_ENTRIES:,} bytes, got up to {most:,}; send less"
-            )
-        return most
-
-    def _encode(self, mask: Tensor) -> Tensor:
-        """Encode the counts of what was removed and of what has grown, and their positions."""
-        removed = mask[self.active].logical_not_().nonzero().squeeze(1)
-        grown = (mask & ~self.mask).nonzero().squeeze(1)
-        grown = grown - torch.searchsorted(self.active, grown)  # its place among those that were not active
-        assert removed.numel() <= self.most_removed, "a mask lost too much"
-        assert grown.numel() <= self.most_grown, "a mask gained too much"
-        counts = torch.tensor([removed.numel(), grown.numel()], dtype=torch.int32)
-        parts = [counts.view(torch.uint8).to(mask.device)]
-        for positions, numel in ((removed, self.active.numel()), (grown, mask.numel() - self.active.numel())):
-            if positions.numel():
-                parts.append(index_codec("auto", numel, positions.numel()).encode(positions, numel))
-        return torch.cat(parts)
+    unpack = unpack_checked  # a mask that moves has to be waited for anyhow
 
     def _decode(self, data: Tensor) -> tuple[Tensor, int]:
         """Decode the mask after the change at the front of `data`; also return how many bytes the change takes."""
+        assert self.limits, "a mask that stays has no change"
         self.length(data, 0)
         before = self.active.numel()
         removed, grown = data[WORD:HEADER].clone().view(torch.int32).tolist()
-        if not (0 <= removed <= self.most_removed and 0 <= grown <= self.most_grown):
+        if not (0 <= removed <= self.limits.removed and 0 <= grown <= self.limits.grown):
             raise ValueError(f"a mask cannot lose {removed} and gain {grown} entries")
         mask = self.mask.clone()
         used = HEADER
@@ -167,11 +159,36 @@ class MaskedEncoding:
             if count:
                 places = index_codec("auto", numel, count).decode(data[used : used + nbytes], numel, count)
                 check_indices(places, numel)
-                mask[self._grown_at(places) if value else self.active[places]] = value
+                if value:  # places among the entries that were not active
+                    inactive_before = self.active - torch.arange(before, device=mask.device)
+                    places = places + torch.searchsorted(inactive_before, places, right=True)
+                mask[places if value else self.active[places]] = value
             used += nbytes
         return mask, used
 
-    def _grown_at(self, places: Tensor) -> Tensor:
-        """Return the positions of these places among the entries that are not active."""
-        inactive_before = self.active - torch.arange(self.active.numel(), device=self.active.device)
-        return places + torch.searchsorted(inactive_before, places, right=True)
+    def most_nbytes(self) -> int:
+        """Bound the payload, wherever the active entries lie.
+
+        Raises ValueError if it could be longer than an int32 length.
+        """
+        config = self.compressor.config
+        tensors = len(self.compressor.layout.entries)
+        active = self.limits.active if self.limits else self.active.numel()
+        kept = active
+        if not config.sends_everything and config.sparsifier != "auto":
+            # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.
+            blocks = active // config.block if config.scope == "block" else 0
+            slack = tensors * (2 + config.dense_below) + 2 * blocks
+            kept = min(active, int(active * self.density) + slack)
+        whole = torch.arange(active if config.sends_everything else 0)
+        most = Packing(config, active, whole, torch.zeros(tensors)).most_nbytes(kept)
+        if not self.limits:
+            return most
+        before = self.active.numel()
+        change = change_nbytes(before, self.mask.numel() - before, self.limits.removed, self.limits.grown)
+        most += HEADER + change + 2 * WORD  # fewer positions may take a byte or two more, being rounded
+        if most > MOST_ENTRIES:
+            raise ValueError(
+                f"compression.density: a payload takes at most {MOST_ENTRIES:,} bytes, got up to {most:,}; send less"
+            )
+        return most

@@ -74,31 +74,29 @@ class Packing:
         ends = torch.tensor([entry.end for entry in layout.entries])
         return Packing(codecs, layout.total, always.to(device), ends.to(device))
 
-    def nbytes(self, kept: int) -> int:
-        """Return the length of a payload of `kept` entries, those that are always sent included.
+    def sizes(self, kept: int) -> Sizes:
+        """Size a payload of `kept` entries, those that are always sent included.
 
         Raises ValueError if a payload cannot have so many.
         """
-        return self._sizes(kept).nbytes
+        codecs = self.codecs
+        names = (codecs.index_codec, codecs.block, codecs.value_codec, codecs.value_block)
+        return sizes_of(*names, self.ends.numel(), self.total, self.whole.numel(), kept)
 
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`, which does not matter here."""
-        return self.nbytes(kept)
+        return self.sizes(kept).nbytes
 
     def most_nbytes(self, kept: int) -> int:
         """Bound a payload of at most `kept` entries: fewer may take a byte or two more, being rounded."""
-        return self.nbytes(kept) + WORD
-
-    def indices(self, chosen: Tensor) -> Tensor:
-        """Return the positions of a payload: those `chosen` (ascending, none of them in `whole`) and then `whole`."""
-        return torch.cat([chosen, self.whole])
+        return self.sizes(kept).nbytes + WORD
 
     def tensors_of(self, indices: Tensor) -> Tensor:
         """Return the number of the tensor that each index lies in, int64."""
         return torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
 
     def pack(self, indices: Tensor, values: Tensor, draws: Tensor | None = None) -> Sparse:
-        """Encode `values` (float32 [kept]) at these `indices`, as the method of that name gives them.
+        """Encode `values` (float32 [kept]) at these `indices`: those chosen (ascending, none whole), then `whole`.
 
         Its values are those that a receiver decodes. With `draws`, uniform in [0, 1) for each of them, a value between
         two levels of a codec is rounded at random.
@@ -109,32 +107,28 @@ class Packing:
         coded = codec.encode(values, groups, draws)
         parts = [coded]
         if chosen.numel():
-            parts = [self._sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
+            parts = [self.sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
         return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
     def unpack(self, data: Tensor, kept: int) -> Sparse:
-        """Decode the payload of `kept` entries in `data`, uint8 [nbytes(kept)]; its indices are not looked at."""
+        """Decode the payload of `kept` entries in `data`, uint8 [nbytes]; its indices are not looked at."""
         chosen = kept - self.whole.numel()
-        sizes = self._sizes(kept)
+        sizes = self.sizes(kept)
         coded, values = data.split([sizes.index_nbytes, data.numel() - sizes.index_nbytes])
         indices = self.whole
         if chosen:
-            indices = self.indices(sizes.index_codec.decode(coded, self.total, chosen))
+            indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), self.whole])
         decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
         return Sparse(indices.int(), decoded, data)
 
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
         """Decode data that may be broken; waits for a GPU. Raises ValueError if it holds no such payload."""
-        if data.numel() != self.nbytes(kept):
-            raise ValueError(f"a payload of {kept} entries has {self.nbytes(kept)} bytes, not {data.numel()}")
+        nbytes = self.sizes(kept).nbytes
+        if data.numel() != nbytes:
+            raise ValueError(f"a payload of {kept} entries has {nbytes} bytes, not {data.numel()}")
         payload = self.unpack(data, kept)
         check_indices(payload.indices[: kept - self.whole.numel()], self.total)
         return payload
-
-    def _sizes(self, kept: int) -> Sizes:
-        codecs = self.codecs
-        names = (codecs.index_codec, codecs.block, codecs.value_codec, codecs.value_block)
-        return sizes_of(*names, self.ends.numel(), self.total, self.whole.numel(), kept)
 
     def _grouped(self, indices: Tensor) -> Groups:
         """Return the table of each entry; nothing if the codec has none."""

@@ -29,14 +29,6 @@ class Dense:
 
     values: Tensor
 
-    @property
-    def kept(self) -> int:
-        return self.values.numel()
-
-    @property
-    def nbytes(self) -> int:
-        return WORD * self.kept
-
 
 @dataclass(frozen=True)
 class Sparse:
@@ -49,10 +41,6 @@ class Sparse:
     @property
     def kept(self) -> int:
         return self.values.numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.numel()
 
 
 @dataclass(frozen=True)
@@ -68,10 +56,6 @@ class Masked:
     @property
     def kept(self) -> int:
         return self.values.numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.numel()
 
 
 Encoded = Sparse | Masked  # what has bytes of its own

@@ -82,6 +82,7 @@ class AccelerateModel:
         the sparse hook. All ranks call it, and `step`, together. Buffers stay each rank's own.
         """
         self._rank_weight = None if counts_all(self._task) else rank_weight
+        self._recordings = None  # a recording has no backward pass for the hook to take part in
         self._parallel = wrap(self.module, gradients, self.parameters.device)
         return register_hook(self._parallel, gradients, seed, self._scaler, **settings)
 
@@ -144,8 +145,8 @@ class AccelerateModel:
         torch.optim's bookkeeping, take a small model a third of its step.
         """
         values = self._flat.values
-        recorded = self._recorded(inputs, labels)
-        if recorded is not None:
+        recorded = self._recordings.step(values, inputs, labels) if self._recordings else None
+        if recorded:
             loss, gradients, count = recorded
         else:
             tensors = self._flat.tensors
@@ -163,8 +164,8 @@ class AccelerateModel:
 
     def _backward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
         """Compute the flat gradient of a batch; returns the mean loss and how many labels count."""
-        recorded = self._recorded(inputs, labels)
-        if recorded is not None:
+        recorded = self._recordings.step(self._flat.values, inputs, labels) if self._recordings else None
+        if recorded:
             loss, gradients, count = recorded
             self._flat.gradient.zero_()
             torch._foreach_add_(self._flat.gradients, gradients)
@@ -186,12 +187,6 @@ class AccelerateModel:
     def _backward_from(self, loss: Tensor) -> None:
         """Add the gradient of a loss to the flat one, scaled as fp16 needs it."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-
-    def _recorded(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor], Count] | None:
-        """Return (mean loss, gradients, count) of a batch by a recording; None if autograd has to take the step."""
-        if self._recordings is None or self._parallel is not None:
-            return None
-        return self._recordings.step(self._flat.values, inputs, labels)
 
 
 def _is_plain_sgd(optimizer: Optimizer) -> bool:

@@ -18,14 +18,15 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
-from flare_dist.tasks.losses import counted, mean_criterion
+from flare_dist.tasks.losses import mean_criterion
 from flare_dist.tasks.task import Count, Task
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # whose modules do the same at every call
 
-Recording = Callable[..., tuple[Tensor, ...]]
+# (*tensors, inputs, labels) -> (number of labels that count, mean loss, gradient of each tensor)
+Recording = Callable[..., tuple[Any, ...]]
 
 
 class NotRecordableError(Exception):
@@ -140,18 +141,8 @@ class Recordings:
     ) -> tuple[Tensor, list[Tensor], Count] | None:
         """Return (mean loss, gradient of each tensor, how many labels count) of a batch at the weights `values`.
 
-        None if autograd has to take the step.
-        """
-        recording = self.of(inputs, labels)
-        if recording is None:
-            return None
-        loss, *gradients = recording(*values, inputs, labels)
-        return loss, gradients, counted(labels, self._task.ignored)
-
-    def of(self, inputs: Tensor, labels: Tensor) -> Recording | None:
-        """Return the recording for batches like this one; None if there is none and none is to be made.
-
-        In training mode only: dropout, which is not recorded, would be nothing at all in the other.
+        None if autograd has to take the step. In training mode only: dropout, which is not recorded, would be nothing
+        at all in the other.
         """
         if not self._model.training:
             return None
@@ -160,11 +151,15 @@ class Recordings:
             if len(self._by_shape) == SHAPES:
                 return None
             self._by_shape[shape] = record(self._model, self._tensors, inputs, labels, self._task)
-        return self._by_shape[shape]
+        recording = self._by_shape[shape]
+        if recording is None:
+            return None
+        count, loss, *gradients = recording(*values, inputs, labels)
+        return loss, gradients, count
 
 
 def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: Tensor, task: Task) -> Recording | None:
-    """Make a function (*tensors, inputs, labels) -> (mean loss, gradient of each tensor), for batches of these shapes.
+    """Record a step on batches of these shapes.
 
     `tensors` are the parameters of `model`. None if a pass cannot be recorded, or does not repeat its bits.
     """
@@ -172,14 +167,14 @@ def record(model: nn.Module, tensors: Sequence[Tensor], inputs: Tensor, labels: 
         recorder = Recorder([*tensors, inputs, labels])
         with draws_kept(), recorder:  # if it comes to nothing, the step that is taken instead draws anew
             before = states_outside_torch()
-            loss, _ = mean_criterion(task, model(inputs), labels)
+            loss, count = mean_criterion(task, model(inputs), labels)
             results = (loss, *torch.autograd.grad(loss, tensors))
             if states_outside_torch() != before:
                 raise NotRecordableError("a draw from numpy or random, which would be the same at every step")
-        recorder.graph.output(tuple(recorder.node(result) for result in results))
+        recorder.graph.output(tuple(recorder.node(result) for result in (count, *results)))
     except (NotRecordableError, RuntimeError):
         return None
     recorder.graph.eliminate_dead_code()
     recording: Recording = fx.GraphModule({}, recorder.graph).forward
-    again = recording(*[tensor.detach() for tensor in tensors], inputs, labels)
+    _, *again = recording(*[tensor.detach() for tensor in tensors], inputs, labels)
     return recording if all(torch.equal(one, other) for one, other in zip(results, again)) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.selection import check_finite
 from flare_dist.compression.sparsifiers import Segment
 from flare_dist.layout import Entry, ParameterLayout

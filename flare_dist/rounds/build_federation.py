@@ -13,7 +13,7 @@ from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
-from flare_dist.clients.hosted import Clients
+from flare_dist.clients.hosting import Clients
 from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.world import World

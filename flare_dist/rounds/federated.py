@@ -14,7 +14,8 @@ import torch
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import ClientResult
 from flare_dist.clients.hosting import hosting_ranks
-from flare_dist.comm.cohort import Cohort, Received
+from flare_dist.comm.cohort import Cohort
+from flare_dist.comm.exchange import Received
 from flare_dist.compression.error_feedback import State
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation
@@ -59,18 +60,13 @@ def train(
     round_: int, cohort: Cohort, uplink: Uplink, fed: Federation, watch: Stopwatch
 ) -> Iterator[tuple[ClientResult, State]]:
     """Train the clients hosted here; yields what each brings back, and its memory while it may be changed."""
-    hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.rank]
-    if fed.clients.batched:
-        return _train_as_one_batch(fed.clients.batched, round_, hosted, fed, watch)
-    return _train_one_after_another(round_, hosted, uplink, fed, watch)
-
-
-def _train_one_after_another(
-    round_: int, hosted: list[int], uplink: Uplink, fed: Federation, watch: Stopwatch
-) -> Iterator[tuple[ClientResult, State]]:
     clients = fed.clients
     server = fed.server
     view = fed.downlink.view
+    hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.rank]
+    if clients.batched:
+        yield from _train_as_one_batch(clients.batched, round_, hosted, fed, watch)
+        return
     for client in hosted:
         with clients.states.lend(client) as memory, watch.client():
             with watch.phase("compute"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.clients.hosted import Clients
+from flare_dist.clients.hosting import Clients
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flare_dist.comm.cohort import Received
-from flare_dist.comm.traffic import all_gather_wire, all_reduce_wire
+from flare_dist.comm.exchange import Received
+from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.packing import Packing
@@ -38,7 +38,7 @@ class Stopwatch:
 
     def __init__(self, world: World) -> None:
         world.wait_for_all()  # rank 0 may still be busy with what came between the rounds
-        world.take_traffic()
+        world.traffic = Traffic()
         self.world = world
         self.seconds = {"compute": 0.0, "select": 0.0}
         self.slowest_client = 0.0  # of those that were trained one after another
@@ -90,11 +90,11 @@ def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
     dense = all_reduce_wire(ranks, WORD * packing.total)
     least = packing.whole.numel()
     most = packing.total
-    if all_gather_wire(ranks, payloads * packing.nbytes(least)) >= dense:
+    if all_gather_wire(ranks, payloads * packing.sizes(least).nbytes) >= dense:
         return 0.0
     while least < most:
         kept = (least + most + 1) // 2
-        pays = all_gather_wire(ranks, payloads * packing.nbytes(kept)) < dense
+        pays = all_gather_wire(ranks, payloads * packing.sizes(kept).nbytes) < dense
         least, most = (kept, most) if pays else (least, kept - 1)
     return least / packing.total
 
@@ -123,7 +123,7 @@ def federated_report(
     seconds = watch.totals()  # before the collectives are counted, of which it is one
     traffic = fed.world.traffic
     accepted = len(received.accepted)
-    total = (1 + len(received.beside)) * received.mean_delta.numel() * accepted
+    total = (1 + len(received.beside)) * fed.server.parameters.numel() * accepted
     return {
         "round": round_,
         "train_loss": received.train_loss,

@@ -15,21 +15,22 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.cohort import Cohort, Received, mean_in_order
-from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.cohort import Cohort, mean_in_order
+from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.packing import Packing
+from flare_dist.compression.masked import positions_nbytes
 from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
+from flare_dist.seeding import generator
 from flare_dist.server.aggregation import DeltaSum
 from flare_dist.sparse_training.aggregation import ClientMasks
-from flare_dist.sparse_training.assignment import Assignment, assign, downlink_nbytes, local_mask, most_nbytes
-from flare_dist.sparse_training.compressor import MaskedCompressor
+from flare_dist.sparse_training.assignment import assign
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import drop_outside, layers_of, sizes
 from flare_dist.sparse_training.no_masks import NoMasks
+from flare_dist.sparse_training.schedule import moves_in
 
 
 def sparse_models(models: Masks | NoMasks) -> Algorithm:
@@ -47,8 +48,11 @@ class MaskedUplink:
         self.cohort = cohort
         self.fed = fed
         self.masks = masks
-        self.compressor = MaskedCompressor(fed.compressor)
-        self.assigned = self._assign()
+        self.moves = moves_in(round_, masks.config, masks.rounds)
+        trainer = fed.clients.trainer
+        examples = {client: fed.clients.partition.sizes[client] for client in cohort.hosts}
+        steps = {client: (trainer.steps_with(own), trainer.epoch_steps(own)) for client, own in examples.items()}
+        self.assigned = assign(masks, fed.compressor, round_, self.moves, steps, fed.server.parameters.data)
         self.dropped = dict.fromkeys(cohort.hosts, 0)  # entries of each client's memory that lay outside its mask
         self.client_masks: ClientMasks | None = None  # unless all clients keep one mask
         self.squares: Tensor | None = None  # float32 [total]: the clients' mean sum of squared gradients, if measured
@@ -56,15 +60,6 @@ class MaskedUplink:
         self._moved: dict[int, Tensor] = {}  # the masks with which the clients on this rank ended
         self._measured: dict[int, Tensor] = {}  # their squared gradients
         self._whole = WholeUplink(round_, cohort, fed, self._open_payloads(), self._compress)
-
-    def _assign(self) -> dict[int, Assignment]:
-        """Assign each client its mask; every rank holds all of them."""
-
-        def packing_of(mask: Tensor) -> Packing:
-            return self.compressor.plan_within(self.round, mask).packing
-
-        steps = {client: self.fed.clients.steps(client) for client in self.cohort.hosts}
-        return assign(self.masks, self.round, steps, self.fed.server.parameters.data, packing_of)
 
     def _open_payloads(self) -> DenseUplink | SparseUplink:
         """Open the exchange of active weights: dense sums if all clients keep one mask, a gather otherwise."""
@@ -76,9 +71,9 @@ class MaskedUplink:
         if self.fed.compressor.is_dense and common:
             return DenseUplink(self.cohort, server.receive, total, buffers, world.device, common.active)
         if not common:
-            self.client_masks = ClientMasks(total, world.device)
+            self.client_masks = ClientMasks()
         encodings = {client: assignment.encoding for client, assignment in self.assigned.items()}
-        most = most_nbytes(self.masks, self.assigned, lambda active: self.compressor.most_nbytes_of(self.round, active))
+        most = max(encoding.most_nbytes() for encoding in set(encodings.values()))
         delta_sum = torch.zeros_like(server.parameters.data)
         return SparseUplink(self.cohort, self._receive, delta_sum, buffers, encodings, most)
 
@@ -90,14 +85,40 @@ class MaskedUplink:
             self.client_masks.add(payload, weight)
 
     def downlink_nbytes(self) -> int:
-        """Count the active weights and the masks that a star sends."""
-        return downlink_nbytes(self.masks, self.assigned)
+        """Count what a star sends to the cohort: active weights in float32 and masks; call it once.
+
+        A smaller budget's mask is told by its positions in the consensus; a personal one both sides hold.
+        """
+        masks = self.masks
+        active = {client: assignment.encoding.active.numel() for client, assignment in self.assigned.items()}
+        nbytes = WORD * sum(active.values())
+        method = masks.method
+        if method.is_personal:
+            return nbytes
+        consensus = int(masks.mask.count_nonzero())
+        whole = positions_nbytes(masks.total, consensus)
+        for client, count in active.items():
+            nbytes += positions_nbytes(consensus, count) if count < consensus else 0
+            nbytes += masks.downlink.nbytes_to(client, whole)
+        return nbytes
 
     def local_mask(self, client: int, memory: State) -> LocalMask:
         """Drop what the client remembers of weights that the server has pruned, and open its mask."""
-        mask = local_mask(self.masks, self.round, client, self.assigned[client])
-        self.dropped[client] = drop_outside(list(memory.values()), mask.mask)
-        return mask
+        masks = self.masks
+        own = self.assigned[client]
+        self.dropped[client] = drop_outside(list(memory.values()), own.encoding.mask)
+        draws = generator(masks.seed, "growth", self.round, client)
+        return LocalMask(
+            masks.config,
+            masks.entries,
+            own.encoding.mask,
+            own.budget,
+            own.rates,
+            draws,
+            masks.factor,
+            masks.growth,
+            self.moves.measured,
+        )
 
     def add(self, result: ClientResult, memory: State) -> None:
         """Compress the weights that are active in the client's mask as it has become."""
@@ -111,15 +132,14 @@ class MaskedUplink:
         """Compress a delta of active weights; what the client remembers of those that it has pruned is dropped."""
         mask = self._moved[client]
         self.dropped[client] += drop_outside(list(memory.values()), mask)
-        return self.compressor.compress(round_, client, delta, memory, self.assigned[client].encoding, mask)
+        return self.assigned[client].encoding.compress(client, delta, memory, mask)
 
     def exchange(self) -> Received:
         """Gather the active weights, the clients' masks and, if they measure, their squared gradients."""
         received = self._whole.exchange()
         if self.client_masks:
             self.mask_nbytes = self.client_masks.mask_nbytes
-        schedule = self.masks.schedule
-        if schedule.measures_in(self.round):
+        if self.moves.measured:
             self.squares = self._mean_squares(received)
         if self.squares is None:
             return received
@@ -145,14 +165,13 @@ class MaskedUplink:
         if self.client_masks:
             self.masks.average(received.mean_vector, server.parameters.data, self.client_masks)
         self._whole.step(received)
-        self.masks.move(self.round, server, self.client_masks, self.squares)
+        self.masks.move(self.moves, server, self.client_masks, self.squares)
 
     def finish(self, received: Received) -> None:
         """Keep the clients' masks if they are personal, and bring a new consensus to the ranks that did not make it."""
         self._whole.finish(received)
         self.masks.remember(received.accepted, self.client_masks)
-        schedule = self.masks.schedule
-        if schedule.server_moves_in(self.round) and not self.fed.server.is_plain:
+        if self.moves.server and not self.fed.server.is_plain:
             mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))
             self.masks.mask = mask.bool()
 

@@ -25,12 +25,14 @@ from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch
 from flare_dist.rounds.prune import prune
+from flare_dist.seeding import generator
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training import flash
-from flare_dist.sparse_training.assignment import first_stage_mask
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.masks import layer_counts
+from flare_dist.sparse_training.local_mask import LocalMask
+from flare_dist.sparse_training.masks import budget, layer_counts
 from flare_dist.sparse_training.no_masks import NoMasks
+from flare_dist.sparse_training.schedule import falling_rates
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def begin_masks(fed: Federation, console: Console) -> dict[str, Any]:
         masks.begin(row["stage_one"]["densities"])
     else:
         masks.begin(None)
-    masks.move(0, server)
+    masks.apply(server)
     return row | masks.report(server.parameters.data)
 
 
@@ -114,7 +116,7 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
         # On every rank, so that a mask that cannot be is an error on all of them.
         steps = clients.steps_with(len(examples))
         epoch_steps = clients.epoch_steps(len(examples))
-        mask = first_stage_mask(masks, client, steps, epoch_steps)
+        mask = first_mask(masks, client, steps, epoch_steps)
         if hosts[client] != world.rank:
             continue
         with watch.client(), watch.phase("compute"):
@@ -126,6 +128,17 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
                 sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, masks.entries)])
         log.info("stage 1: client %d has trained", client)
     return sensitivities
+
+
+def first_mask(masks: Masks, client: int, steps: int, epoch_steps: int) -> LocalMask:
+    """Open a random mask of the client's own, of the same density in each layer."""
+    config = masks.config
+    entries = masks.entries
+    draws = generator(masks.seed, "scout mask", client=client)  # the name fixes the bits of runs
+    even = [config.density] * len(entries)
+    mask = flash.drawn_mask(config, entries, even, masks.total, draws, masks.device)
+    rates = falling_rates(config.prune_rate, steps, epoch_steps)
+    return LocalMask(config, entries, mask, budget(config, entries), rates, draws, masks.factor, masks.growth)
 
 
 def density_table(

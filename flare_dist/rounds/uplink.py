@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
-from flare_dist.comm.cohort import Cohort, Received
-from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.cohort import Cohort
+from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
@@ -93,9 +93,8 @@ class WholeUplink:
     def add(self, result: ClientResult, memory: State) -> None:
         """Compress what a client brings back; a client whose training is not finite sends and remembers nothing."""
         if not result.is_finite:
-            self.deltas.reject(result)
-            for payloads in self.beside.values():
-                payloads.reject(_alone(result))
+            for payloads in (self.deltas, *self.beside.values()):
+                payloads.add(result, None)
             return
         client = result.client
         trained = Trained(result.model_delta, self.works[client])

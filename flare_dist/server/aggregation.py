@@ -21,13 +21,9 @@ class SparseSum:
     is rounded in another order than a dense one.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self) -> None:
         self._indices: list[Tensor] = []  # int64, each without repetition
         self._values: list[Tensor] = []
-
-    def numel(self) -> int:
-        return self._total
 
     def index_add_(self, dim: int, indices: Tensor, values: Tensor) -> None:
         """Remember `values` at `indices`; both are kept."""

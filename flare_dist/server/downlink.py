@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import index_codec
 from flare_dist.compression.payload import WORD
-from flare_dist.compression.plan import Plan, plan
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
 from flare_dist.seeding import generator
@@ -59,7 +59,7 @@ class Downlink:
     def message_nbytes(self) -> int:
         """Return the length of the message of a kind that is not lossless."""
         if self._plan:
-            return self._plan.packing.nbytes(self._plan.max_kept)
+            return self._plan.packing.sizes(self._plan.max_kept).nbytes
         return self._dense_nbytes
 
     def encode(self) -> Tensor:

@@ -59,7 +59,7 @@ class Server:
         It is a vector, unless the entries take less memory and the step is plain.
         """
         if self.is_plain and 3 * most_kept <= self.parameters.numel():  # an entry is an int64 and a float32
-            return SparseSum(self.parameters.numel())
+            return SparseSum()
         return torch.zeros_like(self.parameters.data)
 
     def receive(self, total: DeltaSum, client: int, payload: Payload, weight: float) -> None:

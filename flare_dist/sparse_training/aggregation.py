@@ -7,6 +7,8 @@ that have it (FedDST, Bibikar et al. 2022).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -14,31 +16,32 @@ from torch import Tensor
 from flare_dist.compression.payload import Masked
 
 
+@dataclass
 class ClientMasks:
-    """The accepted clients' masks, and the share of the cohort's weight that holds each entry."""
+    """The accepted clients' masks, bool [total] each and at least one, in their order, and their weights."""
 
-    def __init__(self, total: int, device: torch.device) -> None:
-        self._held = torch.zeros(total, device=device)
-        self._weight = torch.zeros((), device=device)  # summed as `_held` is, so that what all hold is exactly 1
-        self.masks: list[Tensor] = []  # in the clients' order
-        self.weights: list[float] = []
-        self.mask_nbytes = 0
+    masks: list[Tensor] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    mask_nbytes: int = 0
 
     def add(self, payload: Masked, weight: float) -> None:
         """Note one client's mask."""
-        self._held.add_(payload.mask.float(), alpha=weight)
-        self._weight.add_(weight)
         self.masks.append(payload.mask)
         self.weights.append(weight)
         self.mask_nbytes += payload.mask_nbytes
 
     def shares(self) -> Tensor:
-        """Return float32 [total], 1 if every client is active."""
-        return self._held / self._weight
+        """Return the share of the cohort's weight that holds each entry: float32 [total], 1 if all clients do."""
+        held = torch.zeros_like(self.masks[0], dtype=torch.float32)
+        present = held.new_zeros(())  # summed as `held` is, so that what all hold is exactly 1
+        for mask, weight in zip(self.masks, self.weights):
+            held.add_(mask.float(), alpha=weight)
+            present.add_(weight)
+        return held / present
 
     def union(self) -> Tensor:
         """Return bool [total], true if any client is active."""
-        return self._held > 0
+        return reduce(torch.logical_or, self.masks)
 
 
 def mean_of_models(mean_delta: Tensor, parameters: Tensor, clients: ClientMasks) -> Tensor:
@@ -51,7 +54,7 @@ def mean_of_models(mean_delta: Tensor, parameters: Tensor, clients: ClientMasks)
 
 def masked_mean_of_models(mean_delta: Tensor, parameters: Tensor, clients: ClientMasks) -> Tensor:
     """Take each weight's mean over the clients that have it, sum w_i / sum m_i; a weight that nobody has becomes 0."""
-    nobody = clients.union().logical_not_()
+    nobody = ~clients.union()
     return mean_delta.div_(clients.shares().masked_fill_(nobody, 1)).sub_(parameters * nobody)
 
 

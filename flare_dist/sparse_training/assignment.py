@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from flare_dist.compression.masked import MaskedEncoding, positions_nbytes
-from flare_dist.compression.packing import Packing
-from flare_dist.compression.payload import WORD
-from flare_dist.seeding import generator
+from flare_dist.compression.compressor import Compressor
+from flare_dist.compression.masked import Limits, MaskedEncoding
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.local_mask import LocalMask, most_moved
-from flare_dist.sparse_training.masks import budget, layer_counts
-from flare_dist.sparse_training.schedule import falling_rates
+from flare_dist.sparse_training.masks import budget, layer_counts, sizes
+from flare_dist.sparse_training.schedule import Moves
 
 
 @dataclass(frozen=True)
@@ -29,97 +26,42 @@ class Assignment:
 
 def assign(
     masks: Masks,
+    compressor: Compressor,
     round_: int,
+    moves: Moves,
     steps: Mapping[int, tuple[int, int]],
     parameters: Tensor,
-    packing_of: Callable[[Tensor], Packing],
 ) -> dict[int, Assignment]:
     """Assign each client its mask, by its (local steps, steps of an epoch).
 
-    Clients with the same mask and steps share an encoding; `packing_of` packs the active entries of a mask.
+    Clients with the same mask and steps share an encoding.
     """
     factors = dict.fromkeys(steps, 1.0)
     nested = {1.0: masks.mask}
     if masks.config.hetero:
         factors = flash.budgets_of(masks.config, list(steps), round_, masks.seed)
         nested = flash.nested_masks(masks.config, masks.entries, parameters, masks.mask)
+    is_common = not moves.clients and set(factors.values()) == {1.0}
     encodings: dict[tuple[float, int, int], MaskedEncoding] = {}
     assigned = {}
     for client, (count, epoch) in steps.items():
         factor = factors[client]
         keep = budget(masks.config, masks.entries, factor)
-        rates = masks.schedule.rates(round_, count, epoch)
+        rates = moves.rates(count, epoch)
         kind = (factor, count if rates else 0, client if masks.method.is_personal else -1)
         if kind not in encodings:
             mask = masks.personal(client) if masks.method.is_personal else nested[factor]
-            removed, grown = _most_moved(masks, mask, keep, rates) if rates else (0, 0)
-            is_common = not masks.schedule.clients_move_in(round_) and set(factors.values()) == {1.0}
-            encodings[kind] = MaskedEncoding(mask, packing_of, removed, grown, is_common)
+            limits = limits_of(masks, mask, keep, rates) if rates else None
+            encodings[kind] = MaskedEncoding(compressor, round_, mask, limits, is_common)
         assigned[client] = Assignment(encodings[kind], keep, rates)
     return assigned
 
 
-def _most_moved(masks: Masks, mask: Tensor, keep: int, rates: Mapping[int, float]) -> tuple[int, int]:
-    """Return the most weights that leave and that enter a mask while a client trains."""
-    active = sum(layer_counts(mask, masks.entries))
+def limits_of(masks: Masks, mask: Tensor, keep: int, rates: Mapping[int, float]) -> Limits:
+    """Bound what updates at these rates make of a mask, of whose prunable weights `keep` are to be active."""
     rounding = len(masks.entries)
-    removed = most_moved(rates, active, keep)
-    return removed, removed + max(0, keep - active) + rounding
-
-
-def most_nbytes(masks: Masks, assigned: Mapping[int, Assignment], most_nbytes_of: Callable[[int], int]) -> int:
-    """Bound the payloads of a round: none is longer. `most_nbytes_of` bounds one with so many active entries."""
-    dense = masks.total - sum(entry.numel for entry in masks.entries)
-    most = 0
-    for encoding, keep in {(a.encoding, a.budget) for a in assigned.values()}:
-        active = encoding.active.numel()
-        if encoding.moves:
-            active = max(active, dense + keep) + len(masks.entries)
-        most = max(most, encoding.most_nbytes(most_nbytes_of(active)))
-    return most
-
-
-def downlink_nbytes(masks: Masks, assigned: Mapping[int, Assignment]) -> int:
-    """Count what a star sends to a round's cohort: active weights in float32 and masks. Call it once a round.
-
-    A smaller budget's mask is told by its positions in the consensus; a personal one both sides hold.
-    """
-    if masks.method.is_personal:
-        return sum(WORD * assignment.encoding.active.numel() for assignment in assigned.values())
-    consensus = int(masks.mask.count_nonzero())
-    whole = positions_nbytes(masks.total, consensus)
-    nbytes = 0
-    for client, assignment in assigned.items():
-        active = assignment.encoding.active.numel()
-        nbytes += WORD * active + (positions_nbytes(consensus, active) if active < consensus else 0)
-        nbytes += masks.downlink.nbytes_to(client, whole)
-    return nbytes
-
-
-def local_mask(masks: Masks, round_: int, client: int, assignment: Assignment) -> LocalMask:
-    """Open the mask that a client trains under in a round."""
-    draws = generator(masks.seed, "growth", round_, client)
-    measures = masks.schedule.measures_in(round_)
-    mask = assignment.encoding.mask
-    return LocalMask(
-        masks.config,
-        masks.entries,
-        mask,
-        assignment.budget,
-        assignment.rates,
-        draws,
-        masks.factor,
-        masks.growth,
-        measures,
-    )
-
-
-def first_stage_mask(masks: Masks, client: int, steps: int, epoch_steps: int) -> LocalMask:
-    """Open a random mask of the client's own, of the same density in each layer, for FLASH's stage 1."""
-    config = masks.config
-    entries = masks.entries
-    draws = generator(masks.seed, "scout mask", client=client)  # the name fixes the bits of runs
-    even = [config.density] * len(entries)
-    mask = flash.drawn_mask(config, entries, even, masks.total, draws, masks.device)
-    rates = falling_rates(config.prune_rate, steps, epoch_steps)
-    return LocalMask(config, entries, mask, budget(config, entries), rates, draws, masks.factor, masks.growth)
+    dense = masks.total - sum(sizes(masks.entries))
+    active = sum(layer_counts(mask, masks.entries))
+    most = max(active, keep)
+    removed = min(active, sum(int(rate * most) + 1 for rate in rates.values()))
+    return Limits(removed, removed + max(0, keep - active) + rounding, dense + most + rounding)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flare_dist.compression.bits import set_bits, unpack_bits
 from flare_dist.compression.masked import positions_nbytes
-from flare_dist.compression.payload import WORD
+from flare_dist.compression.payload import WORD, check_positions
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 from flare_dist.sparse_training import flash
@@ -25,7 +25,7 @@ from flare_dist.sparse_training.masks import everything_but, layer_counts, mask_
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.next_mask import next_mask
 from flare_dist.sparse_training.pruning import layer_shares
-from flare_dist.sparse_training.schedule import MaskSchedule
+from flare_dist.sparse_training.schedule import Moves
 
 
 class SparseServer(Protocol):
@@ -54,18 +54,20 @@ class Masks:
         device: torch.device,
         uses: Sequence[float] = (),
     ) -> None:
+        """Raise ValueError if positions in the model do not fit into int32."""
+        check_positions(total, "one sparse model")
         self.config = config
         self.method = METHODS[config.method]
         self.average = UPDATE_MODES[config.resolved_update_mode]
         self.growth = config.resolved_growth
-        self.schedule = MaskSchedule(config, rounds)
+        self.rounds = rounds
         self.entries = entries
         self.total = total
         self.seed = seed
         self.device = device
         self.uses = uses
         self.mask = everything_but(entries, total, device)  # none yet
-        self.dropped_moments = 0  # entries of the server optimizer's state, in the last step
+        self.dropped_moments = 0  # entries of the server optimizer's state, when the consensus was last applied
         self.factor = torch.empty(total, device=device)  # of the client that is training
         self.downlink = MaskDownlink()
         self._personal: dict[int, Tensor] = {}  # client -> the bits of its own mask
@@ -105,22 +107,19 @@ class Masks:
             return self.mask
         return unpack_bits(self._personal[client])[: self.total]
 
-    def move(
-        self, round_: int, server: SparseServer, clients: ClientMasks | None = None, squares: Tensor | None = None
-    ) -> None:
-        """Make the next consensus if it is due, and mask the model and the server optimizer's state by it.
-
-        The union of personal masks is left as it is.
-        """
-        self.dropped_moments = 0
-        if self.method.is_personal and round_:
+    def move(self, moves: Moves, server: SparseServer, clients: ClientMasks | None, squares: Tensor | None) -> None:
+        """Make the next consensus if it is due, and apply it; the union of personal masks is left as it is."""
+        if self.method.is_personal:
             return
-        parameters = server.parameters.data
-        if self.schedule.server_moves_in(round_):
-            mask = next_mask(self, self.schedule.rate(round_), parameters, clients, squares)
+        if moves.server:
+            mask = next_mask(self, moves.rate, server.parameters.data, clients, squares)
             self.downlink.change(self.mask, mask)
             self.mask = mask
-        parameters.mul_(self.mask)
+        self.apply(server)
+
+    def apply(self, server: SparseServer) -> None:
+        """Mask the model, and the server optimizer's state, by the consensus."""
+        server.parameters.data.mul_(self.mask)
         self.dropped_moments = server.forget_outside(self.mask)
 
     def remember(self, accepted: Sequence[int], clients: ClientMasks | None) -> None:

@@ -22,12 +22,6 @@ GROWTH_LIMIT = 0.99  # of the free places of a layer
 Penalise = Callable[[Tensor, Tensor], None]
 
 
-def most_moved(rates: Mapping[int, float], active: int, budget: int) -> int:
-    """Bound the weights that mask updates at these rates remove from a mask with `active`."""
-    most = max(active, budget)
-    return min(active, sum(int(rate * most) + 1 for rate in rates.values()))
-
-
 class LocalMask:
     """The mask of one client in one round, and its updates.
 

@@ -7,6 +7,7 @@ RigL's over its steps (Evci et al. 2020): alpha / 2 * (1 + cos(pi * t / T_end)).
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.methods import METHODS
@@ -28,42 +29,38 @@ def falling_rates(rate: float, num_steps: int, steps_per_epoch: int) -> dict[int
     return {step: rate * (1 - step / num_steps) for step in update_steps(num_steps, steps_per_epoch)}
 
 
-class MaskSchedule:
-    """When the masks of a run of so many rounds move; rounds count from 1."""
+class Moves(NamedTuple):
+    """What moves the masks in one round."""
 
-    def __init__(self, config: SparseTrainingConfig, rounds: int) -> None:
-        self.config = config
-        self.method = METHODS[config.method]
-        self.end = config.r_end or rounds + 1  # the round in which a rate that falls over the rounds is 0
+    clients: bool  # clients move theirs while they train
+    server: bool  # the server makes a new consensus of their updates
+    measured: bool  # clients send the squares of their gradients for that
+    rate: float  # the prune rate with which the round begins
+    falls: bool  # and it falls to 0 within the round, in which clients move more than once
 
-    def clients_move_in(self, round_: int) -> bool:
-        """Tell whether clients move their masks while they train."""
-        return self.method.clients_move and self._is_due(round_)
-
-    def server_moves_in(self, round_: int) -> bool:
-        """Tell whether the server makes a new consensus of the clients' updates."""
-        return self.method.server_moves and self._is_due(round_)
-
-    def measures_in(self, round_: int) -> bool:
-        """Tell whether clients send the squares of their gradients."""
-        return self.method.is_measured and self._is_due(round_)
-
-    def _is_due(self, round_: int) -> bool:
-        if round_ < 1 or (self.method.fades and round_ >= self.end):
-            return False
-        return (round_ - 1) % (self.config.r_int if self.method.server_moves else 1) == 0
-
-    def rate(self, round_: int) -> float:
-        """Return the prune rate with which a round begins."""
-        if not self.method.fades:
-            return self.config.prune_rate
-        progress = min(1.0, (round_ - 1) / max(self.end - 1, 1))
-        return self.config.prune_rate / 2 * (1 + math.cos(math.pi * progress))
-
-    def rates(self, round_: int, num_steps: int, steps_per_epoch: int) -> dict[int, float]:
-        """Return the local steps of a round after which a client's mask moves, and the prune rate of each."""
-        if not self.clients_move_in(round_):
+    def rates(self, num_steps: int, steps_per_epoch: int) -> dict[int, float]:
+        """Return the local steps after which a client's mask moves, and the prune rate of each."""
+        if not self.clients:
             return {}
-        if self.method.fades:
-            return dict.fromkeys(update_steps(num_steps, num_steps), self.rate(round_))
-        return falling_rates(self.rate(round_), num_steps, steps_per_epoch)
+        if self.falls:
+            return falling_rates(self.rate, num_steps, steps_per_epoch)
+        return dict.fromkeys(update_steps(num_steps, num_steps), self.rate)
+
+
+def moves_in(round_: int, config: SparseTrainingConfig, rounds: int) -> Moves:
+    """Tell what moves the masks in a round, from 1, of a run of so many."""
+    method = METHODS[config.method]
+    end = config.r_end or rounds + 1  # the round in which a rate that falls over the rounds is 0
+    is_over = method.fades and round_ >= end
+    is_due = not is_over and (round_ - 1) % (config.r_int if method.server_moves else 1) == 0
+    rate = config.prune_rate
+    if method.fades:
+        progress = min(1.0, (round_ - 1) / max(end - 1, 1))
+        rate = rate / 2 * (1 + math.cos(math.pi * progress))
+    return Moves(
+        method.clients_move and is_due,
+        method.server_moves and is_due,
+        method.is_measured and is_due,
+        rate,
+        falls=not method.fades,
+    )
