@@ -19,8 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import flare_dist
 from flare_dist import SparseHookState, sparse_hook
 from flare_dist.comm.collectives import GradBucket
-from flare_dist.compression.clipping import TINY
-from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.clipping import TINY
 from flare_dist.hook.memory import BucketMemory
 
 WEIGHT_DECAY = 0.1  # of matrices
@@ -71,7 +70,7 @@ def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e
     steps = 0
     choose = bucket.selection.choose
 
-    def note(gradient: Tensor, norm: Tensor) -> None:
+    def note(gradient: Tensor) -> None:
         nonlocal steps
         steps += 1
         second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -84,30 +83,29 @@ def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e
     bucket.selection.choose = choose_by_update  # type: ignore[method-assign]
 
 
-def attach_clipped_at_end(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
-    """Clip each rank's gradient by its own norm, known with the last bucket, and exchange nothing before; a prototype.
+def attach_clipped_by_last_norm(
+    model: DistributedDataParallel, settings: dict[str, Any], betas: Betas
+) -> SparseHookState:
+    """Clip each rank's gradient by the norm that it had in the step before, so that no bucket waits; a prototype.
 
-    `clip_norm` of the hook goes by the norm of the step before instead.
+    `clip_norm` of the hook holds buckets back until the norm of this step is known.
     """
     limit = settings["clip_norm"]
     state = SparseHookState(model, **settings | {"clip_norm": None})
-    waiting: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
+    last = torch.zeros(())
+    norms: list[Tensor] = []
 
-    def collect(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        exchanged: torch.futures.Future[Tensor] = torch.futures.Future()
-        waiting.append((bucket, exchanged))
-        if not bucket.is_last():
-            return exchanged
-        state.begin_step()
-        norm = torch.stack([each.buffer().norm() for each, _ in waiting]).norm()
-        for each, future in waiting:
-            each.buffer().mul_((limit / (norm + TINY)).clamp(max=1))
-            future.set_result(exchange_gradients(state, each.parameters(), each.buffer()).wait())
-        waiting.clear()
-        return exchanged
+    def scale(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal last
+        norms.append(bucket.buffer().norm())
+        bucket.buffer().mul_((limit / (last + TINY)).clamp(max=1))
+        if bucket.is_last():
+            last = torch.stack(norms).norm()
+            norms.clear()
+        return sparse_hook(state, bucket)
 
-    collect.__annotations__.clear()  # DDP compares them with classes, and here they are text
-    model.register_comm_hook(state, collect)
+    scale.__annotations__.clear()  # DDP compares them with classes, and here they are text
+    model.register_comm_hook(state, scale)
     return state
 
 
@@ -133,7 +131,7 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 WAYS = {
     "dense": Way(attach, adamw, clip=1.0),
     "ec": Way(attach, adamw, clip=math.inf),
-    "ec_clipped_at_end": Way(attach_clipped_at_end, adamw, clip=math.inf),
+    "ec_clipped_by_last_norm": Way(attach_clipped_by_last_norm, adamw, clip=math.inf),
     "p": Way(attach_adam, sgd, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
 }

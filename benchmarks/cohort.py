@@ -24,7 +24,7 @@ from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.models.config import ModelConfig
-from flare_dist.rounds.setup import set_up_federation
+from flare_dist.rounds.build_run import set_up_federation
 
 APART, TOGETHER = "one after another", "as one batch"
 

@@ -21,8 +21,8 @@ import torch
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.local_mask import LocalMask
 

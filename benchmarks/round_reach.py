@@ -26,8 +26,8 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig
 from flare_dist.models.config import ModelConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from flare_dist.config.load import load_config
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
-from flare_dist.rounds.setup import divide
+from flare_dist.rounds.build_run import divide
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "mnist_2nn.yaml"

@@ -126,7 +126,7 @@ def test_the_prototype_chooses_by_the_size_of_the_update_and_sends_gradients() -
     bucket = state.bucket_of([model.weight])
     gradient = torch.zeros(100)
     gradient[7], gradient[3] = 10.0, 0.1
-    bucket.precondition(gradient, torch.zeros(()))
+    bucket.precondition(gradient)
     assert gradient[7] == 10  # only its square is remembered
     residual = torch.zeros(100)
     residual[7], residual[3] = 10.0, 0.2  # 3 has waited for a step

@@ -15,7 +15,7 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
 from flare_dist.rounds.alike import share_start
-from flare_dist.rounds.setup import set_up
+from flare_dist.rounds.build_run import set_up
 from flare_dist.run import trainer
 from flare_dist.run.trainer import ROUNDS
 from flare_dist.server.config import ServerConfig

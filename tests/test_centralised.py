@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from flare_dist.comm.world import World
+from flare_dist.rounds.build_run import set_up
 from flare_dist.rounds.centralised import Centralised, centralised_round
-from flare_dist.rounds.setup import set_up
 from tests.helpers.rounds import DATA, DENSE, flat
 from tests.oracle import train_in_one_process
 

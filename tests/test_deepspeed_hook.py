@@ -38,10 +38,12 @@ def start(world: World, stage: int, **changes: Any) -> tuple[Any, torch.nn.Modul
     return engine, model
 
 
-def trained(world: World, stage: int, density: float | None, changes: dict[str, Any]) -> tuple[Tensor, int]:
+def trained(
+    world: World, stage: int, density: float | None, changes: dict[str, Any], **settings: Any
+) -> tuple[Tensor, int]:
     """(parameters, steps of the hook) after twenty optimizer steps."""
     engine, model = start(world, stage, **changes)
-    state = None if density is None else flare_dist.attach(engine, density=density)
+    state = None if density is None else flare_dist.attach(engine, density=density, **settings)
     for number in range(STEPS * changes.get("gradient_accumulation_steps", 1)):
         inputs, labels = batch(world.rank, number)
         inputs = inputs.to(next(model.parameters()).dtype)
@@ -105,6 +107,7 @@ def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, in
     for stage in (0, 1):
         for takes_back in (False, True):
             results[stage, "thrown away", takes_back] = thrown_away(world, stage, takes_back)
+    results["clipped"] = trained(world, 0, 0.05, {}, clip_norm=0.1)
     results["accelerate"] = through_accelerate(world, directory, 0, 9)
     results["accelerate, resumed"] = through_accelerate(world, directory, 9, STEPS)
     said = []
@@ -115,6 +118,8 @@ def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, in
         with pytest.raises(ValueError, match="attach: ") as caught:
             flare_dist.attach(engine)
         said.append(str(caught.value))
+    with pytest.raises(ValueError, match=r"^gradients\.clip_norm: ZeRO stage 1 .*, got 0\.1; use stage 0, or"):
+        flare_dist.attach(start(world, 1)[0], clip_norm=0.1)
     return results, said
 
 
@@ -138,6 +143,13 @@ def test_sparse_steps_are_those_of_ddp(ranks: Any, stage: int) -> None:
         parameters, steps = results[stage, "fp32", 0.05]
         torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-6)
         assert steps == STEPS
+
+
+def test_clipped_steps_are_those_of_ddp(ranks: Any) -> None:
+    clipped, free = (run_ranks(train, 2, {"density": 0.05, "clip_norm": limit}) for limit in (0.1, None))
+    for (results, _), (expected, _), (other, _) in zip(ranks, clipped, free):
+        torch.testing.assert_close(results["clipped"][0], expected, rtol=0, atol=1e-6)
+        assert not torch.allclose(expected, other, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -14,8 +14,8 @@ from flare_dist.compression.config import DOWNLINKS, CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
+from flare_dist.rounds.build_run import set_up, set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up, set_up_federation
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.downlink import Downlink
 from tests.helpers.rounds import SPARSE

@@ -16,8 +16,8 @@ from flare_dist.algorithms.scaffold import scaffold
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from tests.helpers.methods import ALPHA, check_that_it_goes_on, nova, of_clients, spy
 from tests.helpers.rounds import DENSE, SPARSE, play
 from tests.ranks import run_ranks, single

@@ -13,8 +13,8 @@ from flare_dist.algorithms.feddyn import FedDynConfig, feddyn
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.world import World
 from flare_dist.layout import ParameterLayout
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from tests.helpers.methods import ALPHA, DYN, check_that_it_goes_on, of_clients, spy
 from tests.helpers.rounds import DENSE, SPARSE, play
 from tests.ranks import run_ranks, single

@@ -15,8 +15,8 @@ from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from tests.helpers.methods import DYN, nova, of_clients, spy
 from tests.helpers.rounds import DENSE, SPARSE, play

@@ -21,9 +21,9 @@ from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.engines.config import EngineConfig
 from flare_dist.layout import ParameterLayout
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.setup import set_up_federation
 
 LAYOUT = ParameterLayout.of([("a.weight", torch.empty(30, 9)), ("a.bias", torch.empty(9)), ("b", torch.empty(1))])
 CONFIG = Config(

@@ -24,9 +24,9 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.models.registry import build
 from flare_dist.records import rundir
 from flare_dist.records.checkpoint import restore
+from flare_dist.rounds.build_run import set_up
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
-from flare_dist.rounds.setup import set_up
 from flare_dist.server.server import sample_cohort
 from tests.helpers.runs import assert_same_run, data_parallel, results, start, tiny
 from tests.ranks import run_ranks

@@ -17,9 +17,9 @@ from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
 from flare_dist.layout import parameter_layout
 from flare_dist.models.registry import build
+from flare_dist.rounds.build_run import build_for, build_run, divide
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.setup import build_for, build_run, divide
 from flare_dist.run.evaluation import evaluate
 from flare_dist.tasks.builtin import CLASSIFICATION, NEXT_TOKEN
 

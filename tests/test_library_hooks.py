@@ -20,9 +20,9 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.hook.library import LibraryHookState, library_hook
 from flare_dist.hook.meter import HookTraffic, StepClock
+from flare_dist.rounds.build_run import set_up
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.gradient import gradient_round
-from flare_dist.rounds.setup import set_up
 from tests.helpers.runs import data_parallel, start
 from tests.ranks import run_ranks
 

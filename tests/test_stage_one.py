@@ -12,9 +12,9 @@ from rich.console import Console
 
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.consensus import Masks
 from tests.helpers.masks import BASE, BUDGET, HETERO, QUIET, begin, config, play

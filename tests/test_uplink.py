@@ -11,8 +11,8 @@ import torch
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.models.config import ModelConfig
+from flare_dist.rounds.build_run import set_up
 from flare_dist.rounds.diverged import DivergedError
-from flare_dist.rounds.setup import set_up
 from tests.helpers.rounds import DATA, DENSE, SPARSE, flat, play
 from tests.oracle import train_in_one_process
 from tests.ranks import run_ranks, single

@@ -11,8 +11,8 @@ from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
 from flare_dist.config.load import load_config
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "mnist_2nn.yaml"
 

@@ -23,7 +23,7 @@ from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import label_table
 from flare_dist.records.rundir import check_writable
-from flare_dist.rounds.setup import divide
+from flare_dist.rounds.build_run import divide
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.trainer import train
 

@@ -27,7 +27,7 @@ class GradientsConfig:
         eps: of adam; added to the root of the second moment.
         update_clip: largest magnitude of an entry of adam's update; inf for none.
         clip_norm: of hook sparse without preconditioner: the norm to which each rank clips its whole gradient before
-            error feedback, by that of the step before; clients.gradient_clipping clips what arrives instead.
+            error feedback, known with its last bucket; clients.gradient_clipping clips what arrives instead.
     """
 
     hook: str = "sparse"

@@ -1,9 +1,8 @@
 """What a rank makes of its gradient before error feedback takes it: nothing, or a step in units of the update.
 
 A preconditioner is a function (config, gradient, memory, into, sizes): it replaces `gradient`, the flat gradients of
-tensors of these `sizes`, and writes to `into` what becomes of `memory`, vectors by name; `norm` in it is that of the
-rank's whole gradient in the step before. Nothing else of the exchange knows of it. One clips by that norm (clipping.py)
-and one is Adam's (Kingma and Ba 2015) without its first moment, for each rank by itself:
+tensors of these `sizes`, and writes to `into` what becomes of `memory`, vectors by name. Nothing else of the exchange
+knows of it. The one here is Adam's (Kingma and Ba 2015) without its first moment, for each rank by itself:
 
     v <- b2 v + (1 - b2) g^2        u = g / (sqrt(v / (1 - b2^t)) + eps), cut off at +-update_clip
 
@@ -25,7 +24,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flare_dist.compression.clipping import clip
 from flare_dist.compression.error_feedback import State
 from flare_dist.errors import check_choice
 
@@ -66,7 +64,7 @@ class Preconditioning:
             raise ValueError(f"gradients.eps: must be above 0, got {self.eps}; use 1e-8")
         if not self.update_clip > 0:
             raise ValueError(f"gradients.update_clip: must be above 0, got {self.update_clip}; use inf for none")
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"gradients.clip_norm: must be above 0, got {self.clip_norm}; leave it out for none")
 
     @property
@@ -75,14 +73,9 @@ class Preconditioning:
         return self.preconditioner != "none"
 
     @property
-    def name(self) -> str:
-        """Return the name of what is done to a gradient before error feedback: none, adam or clip."""
-        return self.preconditioner if self.clip_norm is None else "clip"
-
-    @property
     def record(self) -> Preconditioner:
         """Return the functions and names of the preconditioner that is chosen."""
-        return PRECONDITIONERS[self.preconditioner] if self.clip_norm is None else CLIPPED
+        return PRECONDITIONERS[self.preconditioner]
 
 
 class Apply(Protocol):
@@ -178,7 +171,6 @@ def second_moment_scale(saved_by: int, size: int) -> float:
     return size / saved_by
 
 
-CLIPPED = Preconditioner((), ("norms",), clip)  # of a gradient that is not preconditioned otherwise
 PRECONDITIONERS: dict[str, Preconditioner] = {
     "none": Preconditioner((), (), keep),
     "adam": Preconditioner(("second_moment",), ("updates",), adam),

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.hook.checks import refuse_sparse_gradients
+from flare_dist.hook.clipping import Bucket, clip
 from flare_dist.hook.ddp import exchange_gradients
-from flare_dist.hook.scale import EngineScale
+from flare_dist.hook.scale import EngineScale, scale_of
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.updates import Unapplied
 
@@ -47,6 +48,7 @@ def attach_engine(engine: Engine, **settings: Any) -> SparseHookState:
     """Exchange the engine's gradients sparsely from now on; raises ValueError with the reason if it cannot."""
     _check_stage(engine)
     _check_settings(engine)
+    _check_clipping(engine, settings.get("clip_norm"))
     refuse_sparse_gradients(engine.module)
     group = engine.data_parallel_group
     state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
@@ -90,12 +92,24 @@ def _check_settings(engine: Engine) -> None:
         raise ValueError("attach: the engine exchanges sparsely already")
 
 
+def _check_clipping(engine: Engine, clip_norm: float | None) -> None:
+    """Raise ValueError if the norm of the whole gradient is not known before a bucket must be sent."""
+    if clip_norm is not None and engine.zero_optimization_stage() == 1:
+        raise ValueError(
+            "gradients.clip_norm: ZeRO stage 1 takes the mean of each bucket at once, before the norm of all is known, "
+            f"got {clip_norm}; use stage 0, or leave it out"
+        )
+
+
 def _reduce(engine: Engine, state: SparseHookState) -> None:
     """Exchange all gradients at stage 0, and write the mean to where DeepSpeed reads them."""
     state.begin_step()
     parameters = [p for p in engine.module.parameters() if p.requires_grad and p.numel()]
     gradients, _ = engine._get_gradients_for_reduction()
     flat = torch.cat([gradient.flatten() for gradient in gradients])
+    limit = state.preconditioning.clip_norm
+    if limit is not None:
+        clip([Bucket(parameters, flat)], parameters, limit, scale_of(state.scaler, flat.device))
     exchanged = exchange_gradients(state, parameters, flat).wait()
     for gradient, mean in zip(gradients, exchanged.split([gradient.numel() for gradient in gradients])):
         gradient.copy_(mean.view_as(gradient))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from flare_dist.compression.config import CompressionConfig
@@ -16,11 +15,9 @@ from flare_dist.layout import ParameterLayout
 class ModelMemory:
     """The memory of the hook for a model by parameter name, whichever buckets its parameters are in."""
 
-    def __init__(self, config: CompressionConfig, preconditioning: Preconditioning, sizes: Mapping[str, int]) -> None:
-        self.sizes = sizes
+    def __init__(self, config: CompressionConfig, preconditioning: Preconditioning) -> None:
         self.config = config
         self.preconditioning = preconditioning
-        self.norm = torch.zeros(())  # of the whole gradient in the step before, if that matters
         self.waiting: dict[str, dict[str, Tensor]] = {}  # by name, of parameters that are in no bucket (yet)
         self._buckets: dict[tuple[str, ...], BucketMemory] = {}
 
@@ -32,25 +29,11 @@ class ModelMemory:
                 self.waiting |= self._buckets.pop(key).by_name()
             layout = ParameterLayout.of(zip(names, parameters))
             self._buckets[names] = BucketMemory(
-                layout,
-                parameters,
-                self.waiting,
-                self.config,
-                self.preconditioning,
-                parameters[0].device,
+                layout, parameters, self.waiting, self.config, self.preconditioning, parameters[0].device
             )
             for name in names:
                 self.waiting.pop(name, None)
         return self._buckets[names]
-
-    def begin_step(self) -> None:
-        """Begin a step; the one before has been committed."""
-        if "norms" not in self.preconditioning.record.counts:
-            return
-        memory = self.after_step(None)
-        norms = [memory[name]["norms"] for name in self.sizes if name in memory]
-        if norms:
-            self.norm = torch.linalg.vector_norm(torch.stack([each.to(norms[-1].device) for each in norms]))
 
     def after_step(self, failed: Tensor | None) -> dict[str, dict[str, Tensor]]:
         """Return what `commit` would make of the memory, by parameter name and kind: views."""

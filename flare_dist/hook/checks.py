@@ -38,6 +38,8 @@ def check_compression(config: CompressionConfig, preconditioning: Preconditionin
 
 def check_parameters(module: nn.Module, config: CompressionConfig, preconditioning: Preconditioning) -> None:
     """Raise ValueError for parameters that only a dense exchange can carry, if this one is not."""
+    if preconditioning.clip_norm is not None:
+        _refuse_sparse("gradients.clip_norm", "clipping", module)
     if preconditioning.record.vectors:
         _check_preconditioned(module, preconditioning.preconditioner)
     if config.is_dense:
@@ -58,10 +60,7 @@ def check_parameters(module: nn.Module, config: CompressionConfig, preconditioni
 def _check_preconditioned(module: nn.Module, preconditioner: str) -> None:
     """Raise ValueError for parameters whose gradients cannot become updates."""
     key = "gradients.preconditioner"
-    sparse = sparse_gradient_names(module)
-    if sparse:
-        names = ", ".join(sorted(sparse))
-        raise ValueError(f"{key}: {preconditioner} takes dense gradients, got sparse ones of {names}; use sparse=False")
+    _refuse_sparse(key, preconditioner, module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype == torch.float16:
             raise ValueError(
@@ -70,6 +69,12 @@ def _check_preconditioned(module: nn.Module, preconditioner: str) -> None:
             )
         if parameter.requires_grad and not parameter.is_floating_point():
             raise ValueError(f"{key}: {preconditioner} takes real gradients, got {parameter.dtype} in {name}; use none")
+
+
+def _refuse_sparse(key: str, user: str, module: nn.Module) -> None:
+    names = ", ".join(sorted(sparse_gradient_names(module)))
+    if names:
+        raise ValueError(f"{key}: {user} takes dense gradients, got sparse ones of {names}; use sparse=False")
 
 
 def check_saved(

@@ -2,6 +2,7 @@
 
 For each bucket, once its gradients are there:
 
+0. With `clip_norm` wait for the last bucket, and clip all of them (clipping.py).
 1. Divide by the loss scale, if there is one, let a preconditioner make an update of the gradient (compression/
    preconditioners.py), and let error feedback add what was not sent before (float32).
 2. Select per tensor, and send this rank's pairs in one packed all-gather; tensors of up to `dense_below` entries whole.
@@ -12,12 +13,13 @@ same numbers as another. A tensor whose gradient is zero on this rank (unused, o
 and keeps its residual. If a gradient is not finite on any rank, the bucket becomes infinite on all of them, so that
 every GradScaler skips the step, and the memory of the whole step is taken back.
 
-What travels is the message of a round (comm/message.py), with flags (saves.py) in place of the loss.
+What travels is the message of a round (comm/message.py), with flags (save_watch.py) in place of the loss.
 Annotations are evaluated here, since DDP looks at those of a hook.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ from flare_dist.compression.payload import Encoded, Sparse
 from flare_dist.compression.selection import NotFiniteError, check_finite
 from flare_dist.hook.dense import exchange_densely
 from flare_dist.hook.memory import BucketMemory
-from flare_dist.hook.saves import failed_anywhere
+from flare_dist.hook.save_watch import failed_anywhere
 from flare_dist.hook.scale import is_finite, scale_of
 from flare_dist.hook.state import SparseHookState
 
@@ -40,7 +42,14 @@ def sparse_hook(state: SparseHookState, bucket: GradBucket) -> torch.futures.Fut
     if bucket.index() == 0:  # DDP hands its buckets over in the order of their numbers
         state.begin_step()
     state.is_whole = bucket.is_last()
-    return exchange_gradients(state, bucket.parameters(), bucket.buffer())
+    limit = state.preconditioning.clip_norm
+    if limit is None:
+        return exchange_gradients(state, bucket.parameters(), bucket.buffer())
+    promised = state.held_back.hold(bucket.parameters(), bucket.buffer())
+    if state.is_whole:
+        scale = scale_of(state.scaler, bucket.buffer().device)
+        state.held_back.release(state.parameters, limit, scale, partial(exchange_gradients, state))
+    return promised
 
 
 def exchange_gradients(
@@ -91,7 +100,7 @@ def _exchange_densely(
     if not state.state_names:
         return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
     update = _unscaled(buffer, scale)
-    state.bucket_of(parameters).precondition(update, state.memory.norm)
+    state.bucket_of(parameters).precondition(update)
     buffer.copy_(update if scale is None else update.mul_(scale))
     exchanged = exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
 
@@ -118,7 +127,7 @@ def _compress(
         failed = ~is_finite(buffer)
         gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
-    bucket.precondition(gradient, state.memory.norm)
+    bucket.precondition(gradient)
     packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 

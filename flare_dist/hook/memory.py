@@ -100,15 +100,13 @@ class BucketMemory:
         self.is_pending = True
         return self.pending
 
-    def precondition(self, gradient: Tensor, norm: Tensor) -> None:
+    def precondition(self, gradient: Tensor) -> None:
         """Replace the gradients of the bucket by what the preconditioner makes of them; its memory goes to the draft.
 
-        `norm` is that of the whole gradient in the step before, 0 if there is none or it does not matter.
         What it remembers advances with every step, for a tensor without a gradient as well.
         """
         sizes = [entry.numel for entry in self.layout.entries]
-        memory = self.kept | {"norm": norm.to(self.device)}
-        self.preconditioning.record.apply(self.preconditioning, gradient, memory, self.draft(), sizes)
+        self.preconditioning.record.apply(self.preconditioning, gradient, self.kept, self.draft(), sizes)
 
     def keep_unused(self, used: Tensor) -> None:
         """Keep in the draft what is fed back of tensors without a gradient: neither decayed nor moved on."""

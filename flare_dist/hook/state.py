@@ -12,11 +12,12 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.buckets import ModelMemory
 from flare_dist.hook.checks import check_compression, check_parameters, check_saved
+from flare_dist.hook.clipping import HeldBack
 from flare_dist.hook.footprint import report_memory
 from flare_dist.hook.held_means import HeldMeans
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.meter import HookTraffic, StepClock
-from flare_dist.hook.saves import SaveWatch
+from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.scale import Failures, LossScaler
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
 
@@ -36,8 +37,8 @@ class SparseHookState:
         betas: of adam; beta1 must be 0.
         eps: of adam.
         update_clip: largest magnitude of an entry of adam's update.
-        clip_norm: without preconditioner, the norm to which each rank clips its whole gradient, by that of the step
-            before: the one of this step is known only when most of it has been sent. None for none.
+        clip_norm: without preconditioner, the norm to which each rank clips its whole gradient before error feedback;
+            it is known with the last bucket, so that no exchange overlaps with backward. None for none.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
             none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
             value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
@@ -83,11 +84,12 @@ class SparseHookState:
         check_parameters(module, self.config, self.preconditioning)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
+        self.parameters = tuple(self._names)  # that are trained, in the model's order
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
-        sizes = {name: parameter.numel() for parameter, name in self._names.items()}
-        self.memory = ModelMemory(self.config, self.preconditioning, sizes)
+        self.memory = ModelMemory(self.config, self.preconditioning)
+        self.held_back = HeldBack()
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
         self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
         self.failures = Failures()
@@ -125,7 +127,7 @@ class SparseHookState:
     def rule_name(self) -> str:
         """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
         rule = "none" if self.config.is_dense else self.config.rule
-        name = self.preconditioning.name
+        name = self.preconditioning.preconditioner
         return rule if name == "none" else f"{name} and {rule}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class SparseHookState:
         self.clock.begin_step()
         self.saves.look()
         self.step += 1
-        self.memory.begin_step()
+        self.held_back.clear()
 
     def take_back(self) -> int:
         """Undo the synchronised backwards since the last optimizer step, for their gradients are thrown away.

@@ -1,11 +1,11 @@
 """Checkpoints: one file per rank, complete once rank 0 has written the manifest.
 
-    checkpoints/round-00000040/rank-00000.pt   the server's state, and that of the clients whose home is rank 0
-                               rank-00001.pt   the state of the clients whose home is rank 1
+    checkpoints/round-00000040/rank-00000.pt   the server's state, and the memory of the clients whose home is rank 0
+                               rank-00001.pt   the memory (residuals and the like) of those whose home is rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
 If clients' memory is in files of its own (clients/versions.py), a rank's file names their versions and checksums
-instead, and they are on the disk before the manifest is.
+instead, and they are on the disk before the manifest is. The hook has checkpoints of its own (hook/checkpoint.py).
 
 After a kill, or if a file is damaged, the ranks agree on the newest set that is whole for all of them. Randomness is
 derived from the seed, so none is saved.

@@ -24,7 +24,7 @@ from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import Partition
 from flare_dist.exclusion import refuse
 from flare_dist.layout import parameter_layout
-from flare_dist.rounds.build_trainer import build_trainer, place
+from flare_dist.rounds.build_local_trainer import build_local_trainer, place
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.masked_uplink import sparse_models
@@ -52,7 +52,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     algorithm = algorithm_of(config.clients, config.server.aggregator, feedback)
     algorithm = compose(algorithm, sparse_models(masks))
     refuse(algorithm.excludes, **vars(config))
-    trainer = build_trainer(config, world, data, place(config, world, data, model), algorithm)
+    trainer = build_local_trainer(config, world, data, place(config, world, data, model), algorithm)
     layout = trainer.model.layout
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
     report_break_even(config, compressor, world.size)

@@ -16,7 +16,7 @@ from flare_dist.disk import explained
 from flare_dist.records import checkpoint, rundir, statedir
 from flare_dist.records.metrics import read_rows
 from flare_dist.rounds.alike import check_alike
-from flare_dist.rounds.setup import Run
+from flare_dist.rounds.build_run import Run
 
 log = logging.getLogger(__name__)
 

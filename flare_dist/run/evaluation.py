@@ -18,7 +18,7 @@ from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
-from flare_dist.rounds.setup import Run, build_for
+from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.metrics import add, finish, measure
 from flare_dist.tasks.task import Amount, Task

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flare_dist.records import rundir
 from flare_dist.records.files import save_model
-from flare_dist.rounds.setup import Run
+from flare_dist.rounds.build_run import Run
 
 
 def save_global(path: Path, run: Run) -> None:

@@ -23,11 +23,11 @@ from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
 from flare_dist.records.tracking import Tracker
+from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
-from flare_dist.rounds.setup import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint

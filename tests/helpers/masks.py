@@ -18,9 +18,9 @@ from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.layout import Entry
 from flare_dist.models.config import ModelConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks

@@ -13,8 +13,8 @@ from flare_dist.algorithms.feddyn import FedDynConfig
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 from flare_dist.server.config import ServerConfig
 
 ALPHA = 0.5

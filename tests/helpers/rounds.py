@@ -13,8 +13,8 @@ from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
-from flare_dist.rounds.setup import set_up_federation
 
 DATA = DataConfig(
     name="synthetic",

@@ -24,7 +24,7 @@ from flare_dist.models import registry
 from flare_dist.models.trial import check_criterion, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.build_federation import build_federation
-from flare_dist.rounds.build_trainer import build_trainer, place
+from flare_dist.rounds.build_local_trainer import build_local_trainer, place
 from flare_dist.rounds.centralised import Centralised
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
@@ -96,7 +96,7 @@ def build_data_parallel(
     """Build the model and the hook of mode: gradient."""
     gradients = _with_unused(config, model, data)
     local = place(config, world, data, model)
-    trainer = build_trainer(config, world, data, local, FEDAVG)
+    trainer = build_local_trainer(config, world, data, local, FEDAVG)
     report_break_even(config, Compressor(config.exchanged, local.layout, config.seed, world.device), world.size)
     hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))
     epochs = SharedEpochs(len(trainer.source), config.clients.batch_size, world.size, config.seed)
@@ -108,7 +108,7 @@ def build_centralised(
     config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module
 ) -> Centralised:
     """Build the trainer of mode: centralised."""
-    trainer = build_trainer(config, world, data, place(config, world, data, model), FEDAVG)
+    trainer = build_local_trainer(config, world, data, place(config, world, data, model), FEDAVG)
     server = Server(trainer.model.parameters, trainer.model.buffers, config.server, config.rounds)
     return Centralised(config, world, data.task, trainer, server, parts[0])
 

@@ -34,7 +34,7 @@ def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> E
     return build_model(config.engine, model, world, make_optimizer, clipping, alone, data.task, smallest)
 
 
-def build_trainer(
+def build_local_trainer(
     config: Config, world: World, data: DataSplits, local: LocalModel, algorithm: Algorithm
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""

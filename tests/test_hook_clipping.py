@@ -1,4 +1,4 @@
-"""Clipping before error feedback: each rank's whole gradient, by the norm of the step before."""
+"""Clipping before error feedback: each rank's whole gradient, once its last bucket is there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from flare_dist.hook.state import SparseHookState
 from tests.helpers.hook import assert_same_memory, backward, batch, flat, net, with_hook
 from tests.ranks import run_ranks
 
-CLIP: dict[str, Any] = {"density": 0.05, "clip_norm": 0.5}
+LIMIT = 0.1  # a fraction of the norms here
+CLIP: dict[str, Any] = {"density": 0.05, "clip_norm": LIMIT}
 SMALL_BUCKETS = {"bucket_cap_mb": 0.001}
 STEPS = 8
 
@@ -39,26 +40,47 @@ def gradient_of(rank: int, number: int) -> Tensor:
 
 
 def clipped(world: World) -> list[tuple[Tensor, Tensor]]:
-    """What comes back at density 1, and the mean of the ranks' gradients, clipped by the norms of the batch before."""
-    ddp, _ = with_hook(net(), SMALL_BUCKETS, density=1.0, clip_norm=0.5)
+    """What comes back at density 1, and the mean of the ranks' gradients, each clipped by its own norm."""
+    ddp, _ = with_hook(net(), SMALL_BUCKETS, density=1.0, clip_norm=LIMIT)
     pairs = []
     for number in range(3):
         ddp.zero_grad()
         backward(ddp, world.rank, range(number, number + 1))
         expected = []
         for rank in range(world.size):
-            before = gradient_of(rank, number - 1).norm().item() if number else 0.0
-            expected.append(gradient_of(rank, number) * min(1.0, 0.5 / (before + 1e-6)))
+            gradient = gradient_of(rank, number)
+            expected.append(gradient * min(1.0, LIMIT / (gradient.norm().item() + 1e-6)))
         back = torch.cat([parameter.grad.flatten() for parameter in ddp.parameters()])  # type: ignore[union-attr]
         pairs.append((back, torch.stack(expected).mean(0)))
     return pairs
 
 
-def test_a_rank_clips_its_whole_gradient_by_the_norm_of_the_step_before() -> None:
+def test_a_rank_clips_its_whole_gradient_before_it_is_sent() -> None:
+    assert gradient_of(0, 0).norm() > 2 * LIMIT  # it does clip
     for pairs in run_ranks(clipped, 2):
-        for number, (back, expected) in enumerate(pairs):
+        for back, expected in pairs:
             torch.testing.assert_close(back, expected, rtol=1e-5, atol=1e-7)
-            assert number == 0 or expected.norm() < 0.9 * gradient_of(0, number).norm()  # it does clip
+
+
+def below(world: World) -> None:
+    """A limit above the norm changes nothing, whatever the loss scale."""
+    plain, state = with_hook(net(), density=0.05)
+    take_steps(plain, world.rank, range(3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    ddp, clipping = with_hook(net(), SMALL_BUCKETS, density=0.05, clip_norm=100.0, scaler=scaler)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for number in range(3):
+        inputs, labels = batch(world.rank, number)
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(ddp(inputs), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(flat(ddp), flat(plain))
+    assert_same_memory(clipping.state_dict(), state.state_dict())
+
+
+def test_a_limit_above_the_norm_changes_no_bit() -> None:
+    run_ranks(below, 2)
 
 
 def trained(world: World, ddp: dict[str, Any] | None) -> tuple[Tensor, dict[str, Any]]:
@@ -97,27 +119,42 @@ def test_saved_loaded_and_continued_is_straight(tmp_path: Path) -> None:
 
 
 def undone(world: World) -> None:
-    """Neither a step that is not finite nor one that is taken back leaves a norm."""
-    ddp, state = with_hook(net(), **CLIP)
+    """A step that is not finite on one rank, or is broken off, leaves no trace."""
+    ddp, state = with_hook(net(), SMALL_BUCKETS, **CLIP)
     take_steps(ddp, world.rank, range(3))
     before = state.state_dict()
-    ddp.zero_grad()
-    inputs, labels = batch(world.rank, 3)
-    (F.cross_entropy(ddp(inputs), labels) * (math.inf if world.rank else 1)).backward()
-    assert_same_memory(state.state_dict() | {"step": 3}, before)
-    ddp.zero_grad()
-    (100 * F.cross_entropy(ddp(inputs), labels)).backward()
-    assert state.take_back() == 2
-    assert_same_memory(state.state_dict(), before)
+    for value in (math.inf, math.nan):
+        ddp.zero_grad()
+        inputs, labels = batch(world.rank, 3)
+        (F.cross_entropy(ddp(inputs), labels) * (value if world.rank else 1)).backward()
+        assert not any(parameter.grad.isfinite().all() for parameter in ddp.parameters())  # type: ignore[union-attr]
+        assert_same_memory(state.state_dict() | {"step": 3}, before)
 
 
-def test_a_step_that_comes_to_nothing_leaves_no_norm() -> None:
+def test_a_step_that_comes_to_nothing_leaves_no_trace() -> None:
     run_ranks(undone, 2)
+
+
+def skips(world: World) -> Tensor:
+    """Parameters after steps that leave a layer out."""
+    ddp, _ = with_hook(net(), {"find_unused_parameters": True}, **CLIP)
+    for number in range(3):
+        inputs, labels = batch(world.rank, number)
+        ddp.zero_grad()
+        F.cross_entropy(ddp(inputs, skip=True), labels).backward()
+        torch.optim.SGD(ddp.parameters(), lr=0.1).step()
+    return flat(ddp)
+
+
+def test_unused_parameters_are_held_back_like_others() -> None:
+    one, other = run_ranks(skips, 2)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"clip_norm": math.inf}, r"^gradients\.clip_norm: must be above 0"),
         ({"clip_norm": 0.0}, r"^gradients\.clip_norm: must be above 0, got 0\.0; leave it out for none$"),
         ({"preconditioner": "adam"}, r"^gradients\.preconditioner: its update has the same size .*; leave it out; "),
     ],
@@ -127,7 +164,6 @@ def test_what_does_not_go_with_it_is_refused(settings: dict[str, Any], message: 
         SparseHookState(nn.Linear(3, 2), **CLIP | settings)
 
 
-def test_memory_without_a_norm_is_refused() -> None:
-    clipping, plain = SparseHookState(nn.Linear(3, 2), **CLIP), SparseHookState(nn.Linear(3, 2), density=0.05)
-    with pytest.raises(ValueError, match=r"^error_feedback: the memory was saved under ec, and .* is clip and ec; att"):
-        clipping.load_state_dict(plain.state_dict())
+def test_sparse_gradients_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^gradients\.clip_norm: clipping takes dense gradients, got .* of weight;"):
+        SparseHookState(nn.Embedding(3, 2, sparse=True), density=1.0, clip_norm=1.0)

@@ -11,7 +11,7 @@ import torch
 
 import flare_dist
 from flare_dist.comm.world import World
-from flare_dist.hook.saves import SaveWatch, failed_anywhere
+from flare_dist.hook.save_watch import SaveWatch, failed_anywhere
 from tests.helpers.hook import assert_same_memory, attached, backward, said_by
 from tests.ranks import run_ranks
 
