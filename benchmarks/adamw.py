@@ -80,7 +80,7 @@ def study(plans: Sequence[Plan], options: argparse.Namespace) -> None:
                     continue
                 append(options.results, row)
                 rows.append(row)
-                say(f"{describe(row)}; {left(plans, rows)}")
+                say(f"{describe(row)}; {left(plans, rows, refused)}")
 
 
 def next_run(
@@ -114,11 +114,13 @@ def describe(row: Row) -> str:
     return ", ".join(filter(None, words))
 
 
-def left(plans: Iterable[Plan], rows: Sequence[Row]) -> str:
+def left(plans: Iterable[Plan], rows: Sequence[Row], refused: Collection[Setting] = ()) -> str:
     """Estimate runs and time that are left, by the mean time of a task's runs with as many ranks."""
     runs = 0
     seconds = 0.0
     for plan in plans:
+        if plan.setting in refused:
+            continue
         own = plan.setting
         alike = [row for row in rows if row.run.setting.task == own.task and row.run.setting.ranks == own.ranks]
         runs += plan.left(rows)

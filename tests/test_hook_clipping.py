@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import flare_dist
 from flare_dist.comm.world import World
 from flare_dist.hook.state import SparseHookState
-from tests.helpers.hook import assert_same_memory, backward, batch, flat, net, with_hook
+from tests.helpers.hook import assert_same_memory, backward, batch, break_off, flat, net, with_hook
 from tests.ranks import run_ranks
 
 LIMIT = 0.1  # a fraction of the norms here
@@ -119,7 +119,7 @@ def test_saved_loaded_and_continued_is_straight(tmp_path: Path) -> None:
 
 
 def undone(world: World) -> None:
-    """A step that is not finite on one rank, or is broken off, leaves no trace."""
+    """A step that is not finite on one rank leaves no trace."""
     ddp, state = with_hook(net(), SMALL_BUCKETS, **CLIP)
     take_steps(ddp, world.rank, range(3))
     before = state.state_dict()
@@ -133,6 +133,51 @@ def undone(world: World) -> None:
 
 def test_a_step_that_comes_to_nothing_leaves_no_trace() -> None:
     run_ranks(undone, 2)
+
+
+def broken_off(world: World) -> None:
+    """Buckets of a backward that was broken off wait no more, and what comes after is what it would have been."""
+    models = []
+    for breaks in (False, True):
+        ddp, state = with_hook(net(), SMALL_BUCKETS, **CLIP)
+        take_steps(ddp, world.rank, range(2))
+        if breaks:
+            before = state.state_dict()
+            middle = ddp.module.middle
+            handle = middle.register_forward_hook(lambda module, given, out: out.register_hook(break_off) and None)
+            with pytest.raises(RuntimeError, match="broken off"):
+                backward(ddp, world.rank, range(2, 3))
+            handle.remove()
+            state.take_back()
+            assert_same_memory(state.state_dict(), before)
+            ddp, after = with_hook(ddp.module, SMALL_BUCKETS, **CLIP)
+            after.load_state_dict(before)
+        take_steps(ddp, world.rank, range(2, 4))
+        models.append(flat(ddp))
+    assert torch.equal(*models)
+
+
+def test_a_backward_that_is_broken_off_holds_nothing_back() -> None:
+    run_ranks(broken_off, 2)
+
+
+def refused(world: World) -> str:
+    """What is raised if the exchange of a bucket fails when its mean has arrived."""
+    ddp, state = with_hook(net(), SMALL_BUCKETS, **CLIP)
+    state.saves.receive = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError) as caught:
+        backward(ddp, world.rank, range(1))
+    return str(caught.value)
+
+
+def fail(notes: Tensor) -> None:
+    raise ValueError("rank 1: its message was damaged on the way")
+
+
+def test_an_error_of_the_exchange_arrives_as_itself() -> None:
+    for said in run_ranks(refused, 2):
+        assert "rank 1: its message was damaged on the way" in said
+        assert "cast" not in said
 
 
 def skips(world: World) -> Tensor:
@@ -154,14 +199,19 @@ def test_unused_parameters_are_held_back_like_others() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip_norm": math.inf}, r"^gradients\.clip_norm: must be above 0"),
-        ({"clip_norm": 0.0}, r"^gradients\.clip_norm: must be above 0, got 0\.0; leave it out for none$"),
+        ({"clip_norm": math.inf}, r"^gradients\.clip_norm: out of range, got inf"),
+        ({"clip_norm": 0.0}, r"^gradients\.clip_norm: out of range, got 0\.0; choose a number in \(0, inf\)$"),
         ({"preconditioner": "adam"}, r"^gradients\.preconditioner: its update has the same size .*; leave it out; "),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SparseHookState(nn.Linear(3, 2), **CLIP | settings)
+
+
+def test_complex_gradients_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^gradients\.clip_norm: clipping takes real gradients, got torch\.comp"):
+        SparseHookState(nn.Linear(3, 2, dtype=torch.complex64), density=1.0, clip_norm=1.0)
 
 
 def test_sparse_gradients_are_refused() -> None:

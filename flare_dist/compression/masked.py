@@ -140,7 +140,7 @@ class MaskedEncoding:
         active = mask.nonzero().squeeze(1) if self.limits else self.active
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
-    unpack = unpack_checked  # a mask that moves has to be waited for anyhow
+    unpack = unpack_checked  # rounds do not know the number of entries beforehand, and check what they read
 
     def _decode(self, data: Tensor) -> tuple[Tensor, int]:
         """Decode the mask after the change at the front of `data`; also return how many bytes the change takes."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.error_feedback import State
-from flare_dist.errors import check_choice
+from flare_dist.errors import check_choice, check_range
 
 # Entries that a CPU takes at a time: gradient, second moment and scratch then stay in its cache from step to step.
 _CACHED = 2**18
@@ -64,8 +64,7 @@ class Preconditioning:
             raise ValueError(f"gradients.eps: must be above 0, got {self.eps}; use 1e-8")
         if not self.update_clip > 0:
             raise ValueError(f"gradients.update_clip: must be above 0, got {self.update_clip}; use inf for none")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"gradients.clip_norm: must be above 0, got {self.clip_norm}; leave it out for none")
+        check_range("gradients.clip_norm", self.clip_norm, "(0, inf)")
 
     @property
     def applies(self) -> bool:

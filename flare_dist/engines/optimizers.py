@@ -104,9 +104,11 @@ def follow_advice(state: SparseHookState, handed: Sequence[HandedOver], adapt: b
 def warn_of_clipping(engine: Any, state: SparseHookState) -> None:
     """Warn if a DeepSpeed engine clips what the hook returns, which nothing sees while it trains."""
     limit = engine.gradient_clipping()
-    if limit and (state.preconditioning.applies or not state.config.is_dense):
+    settings = state.preconditioning
+    takes_limit = not settings.applies and settings.clip_norm is None and not engine.zero_optimization_stage()
+    if limit and (settings.applies or not state.config.is_dense):
         warnings.warn(
             f"attach: DeepSpeed clips what the hook returns to norm {limit:g}, when its full size has left the memory; "
-            f"set gradient_clipping: 0{'' if state.preconditioning.applies else ' and attach(clip_norm=...)'}",
+            f"set gradient_clipping: 0{' and attach(clip_norm=...)' if takes_limit else ''}",
             stacklevel=4,
         )

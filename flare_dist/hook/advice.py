@@ -64,7 +64,9 @@ def _of_sgd(optimizer: Optimizer, density: float, rule: str, is_preconditioned: 
 
 def check_preconditioned(optimizer: Optimizer, preconditioner: str, is_sharded: bool) -> None:
     """Raise ValueError with the line to write if the hook and `optimizer` would both scale the gradients."""
-    if preconditioner == "none" or kind_of(optimizer) not in ("adam", *_DENSE_ONLY):
+    kind = kind_of(optimizer)
+    of_torch = type(optimizer).__module__.startswith("torch.optim")  # all of which scale, but SGD
+    if preconditioner == "none" or kind == "sgd" or not (kind or of_torch):
         return
     line = _line(optimizer, "torch.optim.SGD", ["lr", "weight_decay"])
     allow = "; ZeRO stage 1 takes it with zero_allow_untested_optimizer: true" if is_sharded else ""

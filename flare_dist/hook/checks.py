@@ -40,6 +40,7 @@ def check_parameters(module: nn.Module, config: CompressionConfig, preconditioni
     """Raise ValueError for parameters that only a dense exchange can carry, if this one is not."""
     if preconditioning.clip_norm is not None:
         _refuse_sparse("gradients.clip_norm", "clipping", module)
+        _refuse_complex("gradients.clip_norm", "clipping", module)
     if preconditioning.record.vectors:
         _check_preconditioned(module, preconditioning.preconditioner)
     if config.is_dense:
@@ -61,20 +62,25 @@ def _check_preconditioned(module: nn.Module, preconditioner: str) -> None:
     """Raise ValueError for parameters whose gradients cannot become updates."""
     key = "gradients.preconditioner"
     _refuse_sparse(key, preconditioner, module)
+    _refuse_complex(key, preconditioner, module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype == torch.float16:
             raise ValueError(
                 f"{key}: updates times the loss scale are too large for float16, got it in {name}; use bfloat16, or "
                 "float32 parameters under autocast"
             )
-        if parameter.requires_grad and not parameter.is_floating_point():
-            raise ValueError(f"{key}: {preconditioner} takes real gradients, got {parameter.dtype} in {name}; use none")
 
 
 def _refuse_sparse(key: str, user: str, module: nn.Module) -> None:
     names = ", ".join(sorted(sparse_gradient_names(module)))
     if names:
         raise ValueError(f"{key}: {user} takes dense gradients, got sparse ones of {names}; use sparse=False")
+
+
+def _refuse_complex(key: str, user: str, module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and not parameter.is_floating_point():
+            raise ValueError(f"{key}: {user} takes real gradients, got {parameter.dtype} in {name}; leave it out")
 
 
 def check_saved(

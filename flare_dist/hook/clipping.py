@@ -39,43 +39,61 @@ def clip(buckets: Sequence[Bucket], order: Iterable[Tensor], limit: float, scale
     for parameters, buffer in buckets:
         flat = buffer.float().split([parameter.numel() for parameter in parameters])
         norms.update(zip(parameters, torch._foreach_norm(list(flat))))
-    norm = torch.linalg.vector_norm(torch.stack([norms[parameter] for parameter in order if parameter in norms]))
+    device = buckets[0].buffer.device  # a model may lie on several
+    of_tensors = [norms[parameter].to(device) for parameter in order if parameter in norms]
+    norm = torch.linalg.vector_norm(torch.stack(of_tensors))
     if scale is not None:
         norm = norm / scale
     factor = (limit / (norm + TINY)).clamp(max=1)
     for _, buffer in buckets:
-        buffer.mul_(factor)
+        buffer.mul_(factor.to(buffer.device))
+
+
+class _Held(NamedTuple):
+    """A bucket that waits, the future that gets its mean, and the error that came instead, if one did."""
+
+    bucket: Bucket
+    mean: torch.futures.Future[Tensor]
+    errors: list[Exception]
 
 
 class HeldBack:
     """The buckets of a step that wait for the last one."""
 
     def __init__(self) -> None:
-        self._buckets: list[tuple[Bucket, torch.futures.Future[Tensor]]] = []
+        self._held: list[_Held] = []
 
     def clear(self) -> None:
-        """Begin a step: those of a backward that was broken off are nobody's any more."""
-        self._buckets.clear()
+        """Forget the buckets of a backward that was broken off."""
+        self._held.clear()
 
     def hold(self, parameters: Sequence[Tensor], buffer: Tensor) -> torch.futures.Future[Tensor]:
         """Keep a bucket; the future that is returned gets what `release` makes of it."""
         devices: list[int | str | torch.device] | None = [buffer.device] if buffer.is_cuda else None
-        promised: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        self._buckets.append((Bucket(parameters, buffer), promised))
-        return promised
+        held = _Held(Bucket(parameters, buffer), torch.futures.Future(devices=devices), [])
+        self._held.append(held)
+        return held.mean.then(partial(_take, held.errors))
 
     def release(self, order: Iterable[Tensor], limit: float, scale: Tensor | None, exchange: Exchange) -> None:
         """Clip all that are held by the norm of them together, and exchange one after the other."""
-        buckets = list(self._buckets)
-        self._buckets.clear()
-        clip([bucket for bucket, _ in buckets], order, limit, scale)
-        for bucket, promised in buckets:
-            exchange(*bucket).add_done_callback(partial(_pass_on, promised))
+        released = list(self._held)
+        self._held.clear()
+        clip([held.bucket for held in released], order, limit, scale)
+        for held in released:
+            exchange(*held.bucket).add_done_callback(partial(_pass_on, held))
 
 
-def _pass_on(promised: torch.futures.Future[Tensor], done: torch.futures.Future[Tensor]) -> None:
-    """Give a future the value, or the error, of another."""
+def _pass_on(held: _Held, done: torch.futures.Future[Tensor]) -> None:
+    """Give the future of a bucket that was held the mean that another has, or an empty one and the error."""
     try:
-        promised.set_result(done.value())
-    except Exception as error:
-        promised.set_exception(error)  # type: ignore[arg-type]
+        mean = done.value()
+    except Exception as error:  # set_exception would hide it behind one of its own in DDP
+        held.errors.append(error)
+        mean = held.bucket.buffer[:0]
+    held.mean.set_result(mean)
+
+
+def _take(errors: Sequence[Exception], done: torch.futures.Future[Tensor]) -> Tensor:
+    for error in errors:
+        raise error
+    return done.value()

@@ -174,6 +174,7 @@ class SparseHookState:
             )
         if count:
             self.memory.forget_drafts()
+            self.held_back.clear()
             self.failures.clear()
             self.is_whole = True
             self.step -= count

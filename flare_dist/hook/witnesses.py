@@ -27,7 +27,7 @@ _EVERY = 16
 _TOLERANCE = 0.01  # of the largest entry
 _CLIPPED = (
     "clipped or scaled after backward, when their full size had left the memory; turn clipping off (max_grad_norm=0, "
-    "gradient_clipping: 0); without preconditioner, attach(clip_norm=...) clips before anything is sent"
+    "gradient_clipping: 0); attach(clip_norm=...) clips before anything is sent, but for a preconditioner"
 )
 _NO_SCALER = "by a GradScaler that the hook does not have; attach with scaler=scaler"
 
