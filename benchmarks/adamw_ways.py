@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from torch.optim import SGD, AdamW, Optimizer
 import flare_dist
 from flare_dist import SparseHookState, sparse_hook
 from flare_dist.comm.collectives import GradBucket
+from flare_dist.hook.buckets import ModelMemory
 from flare_dist.hook.clipping import TINY
+from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.memory import BucketMemory
 
 WEIGHT_DECAY = 0.1  # of matrices
@@ -83,6 +86,33 @@ def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e
     bucket.selection.choose = choose_by_update  # type: ignore[method-assign]
 
 
+def attach_one_selection(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
+    """Send each rank's own Adam update, chosen by one selection over the whole model; a prototype.
+
+    All buckets wait for the last one, and are exchanged as one vector.
+    """
+    state = SparseHookState(model, preconditioner="adam", betas=betas, **settings)
+    state.config = replace(state.config, scope="global")
+    state.memory = ModelMemory(state.config, state.preconditioning)
+    waiting: list[tuple[list[Tensor], Tensor, torch.futures.Future[Tensor]]] = []
+
+    def collect(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        promised: torch.futures.Future[Tensor] = torch.futures.Future()
+        waiting.append((bucket.parameters(), bucket.buffer(), promised))
+        if bucket.is_last():
+            state.begin_step()
+            parameters = [parameter for own, _, _ in waiting for parameter in own]
+            mean = exchange_gradients(state, parameters, torch.cat([buffer for _, buffer, _ in waiting])).wait()
+            for part, (_, _, future) in zip(mean.split([buffer.numel() for _, buffer, _ in waiting]), waiting):
+                future.set_result(part)
+            waiting.clear()
+        return promised
+
+    collect.__annotations__.clear()  # DDP compares them with classes, and here they are text
+    model.register_comm_hook(state, collect)
+    return state
+
+
 def attach_clipped_by_last_norm(
     model: DistributedDataParallel, settings: dict[str, Any], betas: Betas
 ) -> SparseHookState:
@@ -133,6 +163,7 @@ WAYS = {
     "ec": Way(attach, adamw, clip=math.inf),
     "ec_clipped_by_last_norm": Way(attach_clipped_by_last_norm, adamw, clip=math.inf),
     "p": Way(attach_adam, sgd, clip=math.inf),
+    "p_one_selection": Way(attach_one_selection, sgd, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
 }
 

@@ -114,6 +114,9 @@ def test_an_adam_behind_a_preconditioner_is_refused_with_the_line_to_write() -> 
         check_preconditioned(adam, "adam", is_sharded=False)
     with pytest.raises(ValueError, match=r"weight_decay=0\.01\); ZeRO stage 1 .*zero_allow_untested_optimizer: true"):
         check_preconditioned(adam, "adam", is_sharded=True)
+    for kind in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Rprop):
+        with pytest.raises(ValueError, match=rf"and {kind.__name__} would scale them once more; write optimizer ="):
+            check_preconditioned(kind(net().parameters()), "adam", is_sharded=False)
     check_preconditioned(SGD(net().parameters()), "adam", is_sharded=True)
     check_preconditioned(adam, "none", is_sharded=False)
 
