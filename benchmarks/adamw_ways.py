@@ -104,7 +104,7 @@ def attach_one_selection(model: DistributedDataParallel, settings: dict[str, Any
             parameters = [parameter for own, _, _ in waiting for parameter in own]
             mean = exchange_gradients(state, parameters, torch.cat([buffer for _, buffer, _ in waiting])).wait()
             for part, (_, _, future) in zip(mean.split([buffer.numel() for _, buffer, _ in waiting]), waiting):
-                future.set_result(part)
+                future.set_result(part.clone())  # DDP reads it from the beginning of its storage
             waiting.clear()
         return promised
 
