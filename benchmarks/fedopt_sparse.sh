@@ -3,7 +3,7 @@
 # on a validation split with seed 0 (two learning rates of the clients by the server's, on a ladder that grows until the best
 # is inside), then three seeds on all training data.
 #   bash benchmarks/fedopt_sparse.sh MNIST_ROOT [KEYS]
-#   METHODS="fedadam fedadam_0" DENSITIES=0.01 bash benchmarks/fedopt_sparse.sh MNIST_ROOT
+#   METHODS="fedadam fedadam_0" DENSITIES=0.01 CLIENTS_LR=0.3 bash benchmarks/fedopt_sparse.sh MNIST_ROOT
 #   OUT=runs/fedopt_sparse_tau METHODS=fedadam bash benchmarks/fedopt_sparse.sh MNIST_ROOT --server.tau 0.01
 #   OUT=runs/fedopt_sparse_long bash benchmarks/fedopt_sparse.sh MNIST_ROOT --rounds 2000              # the full length
 # Resumable: the same command continues. Table: python benchmarks/study_table.py runs/fedopt_sparse/*
@@ -15,18 +15,18 @@ ladder=(0.0001 0.0003 0.001 0.003 0.01 0.03 0.1 0.3 1 3 10)
 declare -A settings=( # the first and last step of the ladder to begin with, and keys
   [fedavg]="7 9 --server.optimizer sgd"
   [fedavgm]="5 7 --server.optimizer fedavgm"
-  [fedadam]="4 6 --server.optimizer fedadam"
-  [fedadam_0]="4 6 --server.optimizer fedadam --server.betas [0.0,0.99]"
+  [fedadam]="3 5 --server.optimizer fedadam"
+  [fedadam_0]="3 5 --server.optimizer fedadam --server.betas [0.0,0.99]"
   [fedadam_0_999]="3 5 --server.optimizer fedadam --server.betas [0.0,0.999]"
-  [fedyogi]="4 6 --server.optimizer fedyogi"
-  [fedyogi_0]="4 6 --server.optimizer fedyogi --server.betas [0.0,0.99]"
-  [fedadagrad]="4 6 --server.optimizer fedadagrad"
+  [fedyogi]="3 5 --server.optimizer fedyogi"
+  [fedyogi_0]="3 5 --server.optimizer fedyogi --server.betas [0.0,0.99]"
+  [fedadagrad]="3 5 --server.optimizer fedadagrad"
 )
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 
 sweep() { # directory, density, seeds, first, last, keys
   flare-dist sweep --config configs/studies/fedopt_sparse.yaml --output_dir "$1" --data.root "$mnist" \
-    --compression.density "$2" --seeds "$3" --tune clients.lr=0.1,0.3 \
+    --compression.density "$2" --seeds "$3" --tune "clients.lr=${CLIENTS_LR:-0.1,0.3}" \
     --tune "server.lr=$(IFS=,; echo "${ladder[*]:$4:$5-$4+1}")" "${@:6}"
 }
 
