@@ -27,6 +27,7 @@ FLARE = ("fc", "cnn", "vgg", "gru")
 LAYERS = [
     *((f"flare/{model}", f"methods/{method}") for model in FLARE for method in ("ec", "ef21", "fedavg")),
     *((f"flare/{model}", f"methods/fedprox_{model}") for model in FLARE),
+    *((preset, f"methods/{method}") for preset in ("papers/fedopt", "mnist_2nn") for method in ("ec", "ef21")),
     ("flash/cifar10", "methods/jmwst"),
     ("flash/cifar10", "methods/hetero_jmwst"),
     ("compare/deepspeed", "methods/topk_int8"),
@@ -99,6 +100,14 @@ def test_methods_differ_from_flare_in_the_method_alone(model: str, method: str) 
     if method == "fedprox":
         assert other.clients.fedprox.mu == pytest.approx(2 * flare.clients.flare.tau)
         assert other.clients.fedprox.decay == flare.clients.flare.decay
+
+
+@pytest.mark.parametrize("preset", ["papers/fedopt", "mnist_2nn", "flare/cnn"])
+@pytest.mark.parametrize("method", ["ec", "ef21"])
+def test_error_feedback_laid_over_a_preset_has_something_to_feed_back(preset: str, method: str) -> None:
+    compression = read(preset, f"methods/{method}").compression
+    assert compression.feedback.state_names
+    assert compression.rule == method
 
 
 @pytest.mark.parametrize(("command", "arguments"), DOCUMENTED)
