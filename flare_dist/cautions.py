@@ -8,6 +8,7 @@ from flare_dist.conditions import (
     grows_masks,
     has_client_memory,
     has_clients,
+    has_late_arrivals,
     has_local_rounds,
     has_masks_that_differ,
     moves_masks,
@@ -28,6 +29,10 @@ CAUTIONS = (
               lambda c: c.clients.momentum > 0 and c.mode != "centralised" and exchanges_sparsely(c)
               and "velocity" in c.compression.feedback.state_names,
               "dgc has its own momentum", "set clients.momentum=0", ("mode", "gradients")),
+    Exclusion(("server.betas", "server.optimizer", "compression.density"), "beta1 of the server behind error feedback",
+              lambda c: has_late_arrivals(c) and bool(c.server.settings.betas) and c.server.settings.betas[0] > 0,
+              "what waits in the residual acts as momentum already, and 0.9 cost FedAdam 1.0 points at density 0.01",
+              "use 0 for the first (configs/methods/fedadam_ec.yaml)", ("mode",)),
     Exclusion(("mode", "clients.objective", "clients.step_ahead"), "an objective or step_ahead without clients",
               lambda c: c.mode != "federated" and (c.clients.objective != "none" or c.clients.step_ahead > 0),
               "clients.objective and step_ahead have no effect here, where the loss alone is minimised",

@@ -31,6 +31,11 @@ def has_no_residual(c: Any) -> bool:
     return "residual" not in c.compression.feedback.state_names
 
 
+def has_late_arrivals(c: Any) -> bool:
+    """Tell whether entries reach the server of federated clients after they waited in a residual."""
+    return bool(c.mode == "federated" and not c.compression.sends_everything and not has_no_residual(c))
+
+
 def exchanges_sparsely(c: Any) -> bool:
     """Tell whether our compression exchanges, and not a hook of PyTorch's."""
     return bool(c.mode != "gradient" or c.gradients.hook == "sparse")

@@ -71,6 +71,11 @@ def test_keys_of_the_federation_change_nothing_in_mode_centralised() -> None:
         ({"sparse_training": replace(SPARSE, update_mode="masked_mean")}, ""),
         ({"clients": SCAFFOLD, "compression": CompressionConfig(error_feedback="none")}, "control variate drifts"),
         ({"clients": SCAFFOLD}, ""),
+        ({"server": ServerConfig("fedadam")}, "got null with server.optimizer=fedadam and compression.density=0.01"),
+        ({"server": ServerConfig("fedadam", betas=(0.0, 0.99))}, ""),
+        ({"server": ServerConfig("fedadagrad")}, ""),
+        ({"server": ServerConfig("fedadam"), "compression": CompressionConfig(density=1.0)}, ""),
+        ({"server": ServerConfig("fedadam"), "compression": CompressionConfig(error_feedback="none")}, ""),
     ],
 )
 def test_what_is_allowed_and_means_something_is_said(

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from flare_dist.cautions import CAUTIONS
 from flare_dist.cli.sweeps import compare_parser, sweep_parser
 from flare_dist.cli.training import partition_parser, train_parser
 from flare_dist.config.config import Config
 from flare_dist.config.load import build_config, with_arguments
 from flare_dist.config.saved import as_dict, differing_keys
+from flare_dist.exclusion import messages
 from flare_dist.run.checks import keys_without_effect
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,8 @@ FLARE = ("fc", "cnn", "vgg", "gru")
 LAYERS = [
     *((f"flare/{model}", f"methods/{method}") for model in FLARE for method in ("ec", "ef21", "fedavg")),
     *((f"flare/{model}", f"methods/fedprox_{model}") for model in FLARE),
+    *((preset, f"methods/{method}") for preset in ("papers/fedopt", "mnist_2nn") for method in ("ec", "ef21")),
+    ("papers/fedopt", "methods/fedadam_ec"),
     ("flash/cifar10", "methods/jmwst"),
     ("flash/cifar10", "methods/hetero_jmwst"),
     ("compare/deepspeed", "methods/topk_int8"),
@@ -103,6 +107,20 @@ def test_methods_differ_from_flare_in_the_method_alone(model: str, method: str) 
     if method == "fedprox":
         assert other.clients.fedprox.mu == pytest.approx(2 * flare.clients.flare.tau)
         assert other.clients.fedprox.decay == flare.clients.flare.decay
+
+
+@pytest.mark.parametrize("preset", ["papers/fedopt", "mnist_2nn", "flare/cnn"])
+@pytest.mark.parametrize("method", ["ec", "ef21"])
+def test_error_feedback_laid_over_a_preset_has_something_to_feed_back(preset: str, method: str) -> None:
+    compression = read(preset, f"methods/{method}").compression
+    assert compression.feedback.state_names
+    assert compression.rule == method
+
+
+@pytest.mark.parametrize(("method", "said"), [("ec", ["server.betas"]), ("fedadam_ec", []), ("ef21", [])])
+def test_an_adaptive_server_behind_a_residual_is_warned_of_its_momentum(method: str, said: list[str]) -> None:
+    config = read("papers/fedopt", f"methods/{method}")
+    assert [message.split(":")[0] for message in messages(CAUTIONS, **vars(config))] == said
 
 
 @pytest.mark.parametrize(("command", "arguments"), DOCUMENTED)
