@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 
 import flare_dist
 from flare_dist.comm.world import World
+from flare_dist.engines.deepspeed_hook import attach_engine
 from tests.helpers.engines import DEEPSPEED_SECONDS
 from tests.helpers.hook import STEPS, batch, flat, make_accelerator, net, steps_of, train
 from tests.ranks import run_ranks
@@ -174,3 +177,38 @@ def test_what_cannot_work_is_refused_with_the_reason(ranks: Any) -> None:
         assert "set zero_optimization.round_robin_gradients to false" in said[2]
         assert "data_types.grad_accum_dtype keeps a second set of gradients" in said[3]
         assert "exchanges sparsely already" in said[4]
+
+
+class StageZero:
+    """The parts of an engine that attaching reads, without what DeepSpeed itself keeps of one."""
+
+    data_parallel_group = None
+    global_steps = 0
+    has_moe_layers = False
+    optimizer = None
+    pipeline_parallelism = False
+
+    def __init__(self) -> None:
+        self.module = net()
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    def fp16_enabled(self) -> bool:
+        return False
+
+    def get_data_types(self) -> tuple[torch.dtype, torch.dtype]:
+        return torch.float32, torch.float32
+
+
+def test_the_state_does_not_keep_the_engine_alive() -> None:
+    engine: Any = StageZero()
+    state = attach_engine(engine, density=0.05)
+    assert state.scaler is not None
+    assert not state.scaler.is_enabled()
+    assert state.unapplied.updates() == 0
+    alive = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert alive() is None
+    assert state.state_dict()["step"] == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ def attach_engine(engine: Engine, **settings: Any) -> SparseHookState:
     refuse_sparse_gradients(engine.module)
     group = engine.data_parallel_group
     state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
-    state.unapplied = Unapplied(lambda: engine.global_steps)  # it may step other tensors than these parameters
+    mortal = proxy(engine)  # for the state may outlive it
+    state.unapplied = Unapplied(lambda: mortal.global_steps)  # it may step other tensors than these parameters
     engine._sparse_hook_state = state
     if engine.zero_optimization_stage() == 0:
         engine.buffered_allreduce_fallback = lambda grads=None, elements_per_buffer=0: _reduce(engine, state)

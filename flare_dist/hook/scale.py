@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Protocol
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ class LossScaler(Protocol):
 
 
 class EngineScale:
-    """The loss scale of a DeepSpeed engine, in the shape of a GradScaler."""
+    """The loss scale of a DeepSpeed engine, in the shape of a GradScaler. It does not keep the engine alive."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine = engine
+        self.engine = proxy(engine)
 
     def is_enabled(self) -> bool:
         return bool(self.engine.fp16_enabled())
