@@ -19,7 +19,9 @@ def resumes(world: World, directory: str) -> dict[str, Any]:
     flare_dist.save_hook_state(state, directory)
     world.wait_for_all()
     backward(ddp, world.rank, range(1))
-    told: dict[str, Any] = {"whole": said_by(lambda: resume_hook_state(state, directory, step=2))}
+    told: dict[str, Any] = {"another step": said_by(lambda: resume_hook_state(state, directory, step=3))}
+    assert state.step == 3
+    told["whole"] = said_by(lambda: resume_hook_state(state, directory, step=2))
     assert_same_memory(state.state_dict(), saved)
     told["missing"] = said_by(lambda: resume_hook_state(state, f"{directory}/elsewhere"))
     told["left"] = (state.step, state.state_dict()["memory"])
@@ -44,6 +46,9 @@ def test_a_memory_is_loaded_or_its_loss_is_told_once(tmp_path: Path) -> None:
     for told in (first, second):
         assert told["whole"] == told["dense"] == []
         assert told["left"] == (0, {})
+        (wrong,) = told["another step"]
+        assert wrong.startswith(f"refused: resume_from: the memory in {tmp_path} must be of step 3 ")
+        assert ", got step 2; give " in wrong
         (refused,) = told["other"]
         assert "refused: " in refused
         assert "the memory was saved under ec" in refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Set
 from pathlib import Path
 
 from flare_dist.comm.collectives import rank_and_size
@@ -15,10 +16,13 @@ def resume_hook_state(state: SparseHookState, directory: str | Path, step: int |
     """Load the memory in `directory` on all ranks; if there is none, begin with an empty one and say what is lost.
 
     That warning comes once, on the first rank: a checkpoint may have been made without the hook. What
-    `load_hook_state` refuses is refused here, too; files of some ranks that are missing are its warning.
+    `load_hook_state` refuses is refused here, too, and so are files if none is of `step`; files of some ranks that are
+    missing are its warning.
     """
     place = Path(directory)
-    if any(on_all_ranks(state.process_group, lambda: bool(find_sets(place, NAME)))):
+    found = set().union(*on_all_ranks(state.process_group, lambda: set(find_sets(place, NAME))))
+    if found:
+        _refuse_other_steps(place, {key.step for key in found} - {None}, step)
         load_hook_state(state, place, missing="zero", step=step)
         return
     state.load_state_dict({"step": 0, "memory": {}})
@@ -29,4 +33,14 @@ def resume_hook_state(state: SparseHookState, directory: str | Path, step: int |
             f"({names}: zero from now on), and a warm-up begins anew; give the directory of sparse-hook-*.pt if they "
             "are elsewhere",
             stacklevel=3,
+        )
+
+
+def _refuse_other_steps(place: Path, found: Set[int | None], step: int | None) -> None:
+    """Raise ValueError if there are files that note a step, and none notes that of the checkpoint."""
+    if step is not None and found and step not in found:
+        steps = ", ".join(map(str, sorted(each for each in found if each is not None)))
+        raise ValueError(
+            f"resume_from: the memory in {place} must be of step {step} as the checkpoint is, got step {steps}; give "
+            "the directory of the memory that was saved with it"
         )

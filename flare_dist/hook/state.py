@@ -41,8 +41,7 @@ class SparseHookState:
             it is known with the last bucket, so that no exchange overlaps with backward. None for none.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
             none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
-            value_codec, warmup and warmup_rounds, which here count steps. Their meanings and defaults:
-            `help(flare_dist.CompressionConfig)`.
+            value_codec, warmup and warmup_rounds, which here count steps: see `help(flare_dist.CompressionConfig)`.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
     rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
@@ -102,6 +101,11 @@ class SparseHookState:
         """Return the bytes that the collectives moved over all ranks, padding included."""
         return self.traffic.wire_bytes
 
+    @property
+    def finished_steps(self) -> int:
+        """Return the number of steps without one that is going on, or was broken off."""
+        return self.step - (not self.is_whole)
+
     def count(self, wire_bytes: int, uplink_bytes: int, kept: int) -> None:
         """Note one bucket that is about to be sent."""
         self.traffic += HookTraffic(wire_bytes, uplink_bytes, kept, collectives=1)
@@ -113,7 +117,7 @@ class SparseHookState:
         names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
         whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
-        return {"step": self.step - (not self.is_whole), "memory": copies} | whose
+        return {"step": self.finished_steps, "memory": copies} | whose
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a memory that `state_dict` gave; raises ValueError if it is another rule's or another model's."""
@@ -190,7 +194,7 @@ class SparseHookState:
         failed = self.failures.of_step(self.is_whole)
         if failed is not None:
             self.memory.commit(failed)
-        self.step -= not self.is_whole
+        self.step = self.finished_steps
         self.failures.clear()
         self.is_whole = True
         return failed
