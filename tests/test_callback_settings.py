@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import flare_dist
-from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
 from tests.helpers.hook import net
 
 ADAM = {"density": 0.01, "preconditioner": "adam"}
@@ -23,7 +23,10 @@ ADVICE = Advice("optim='sgd'", "max_grad_norm=0", "Arguments({})")
         ({"preconditioner": "adam", "betas": (0.9, 0.99)}, ValueError, "gradients.betas"),
         ({"error_feedback": "ef21"}, ValueError, "error_feedback"),
         ({"densty": 0.1}, TypeError, "densty"),
-        ({"optimizer": None}, ValueError, "Callback: takes no optimizer"),
+        ({"optimizer": []}, ValueError, r"^Callback\.optimizer: the trainer's own .*, got list; leave it out$"),
+        ({"scaler": 1.0}, ValueError, r"^Callback\.scaler: the trainer's own .*, got float; leave it out$"),
+        ({"process_group": None}, ValueError, r"^Callback\.process_group: .*, got NoneType; leave it out$"),
+        ({"world_of_one": "bad"}, ValueError, r"^Callback\.world_of_one: .*, got 'bad'; choose from raise, warn$"),
     ],
 )
 def test_wrong_settings_are_refused_before_there_is_a_model(
@@ -34,7 +37,7 @@ def test_wrong_settings_are_refused_before_there_is_a_model(
 
 
 def test_settings_of_attach_pass() -> None:
-    check_settings("Callback", {**ADAM, "world_of_one": "warn", "adapt": True, "scaler": None, "warmup": [0.25]})
+    check_settings("Callback", {**ADAM, "world_of_one": "warn", "adapt": True, "warmup": [0.25]})
 
 
 @pytest.mark.parametrize(
@@ -54,10 +57,21 @@ def test_updates_are_neither_scaled_nor_clipped(
     model = net()
     optimizer = make(model.parameters(), lr=0.1)
     if words is None:
-        check_updates("Callback", settings, optimizer, model, clips, ADVICE)
+        check_trainer("Callback", settings, optimizer, model, clips, ADVICE)
         return
     with pytest.raises(ValueError, match=r"^Callback: preconditioner=adam returns updates, which " + words):
-        check_updates("Callback", settings, [optimizer], model, clips, ADVICE)
+        check_trainer("Callback", settings, [optimizer], model, clips, ADVICE)
+
+
+def test_a_gradient_is_clipped_once() -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    settings = {"density": 0.01, "clip_norm": 0.5}
+    check_trainer("Callback", settings, optimizer, model, 0, ADVICE)
+    with pytest.raises(
+        ValueError, match=r"^Callback\.clip_norm: .* got 0\.5 here and 1 there; write Arguments\(max_gr"
+    ):
+        check_trainer("Callback", settings, optimizer, model, 1.0, ADVICE)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ STEPS = 6
 HALF = 3
 ADAM: dict[str, Any] = {"optim": "adamw_torch", "adam_beta1": 0.0, "adam_beta2": 0.999}
 SGD: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0}
+AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+ENGINE: dict[str, Any] = {
+    "zero_optimization": {"stage": 1, "overlap_comm": False},
+    "zero_allow_untested_optimizer": True,
+} | dict.fromkeys(AUTO, "auto")
 End = tuple[Tensor, dict[str, Any]]  # weights and memory
 
 
@@ -70,7 +75,7 @@ def make_trainer(directory: Path, callbacks: Any = (), accumulate: int = 1, **ar
 def trained(directory: Path, resume: Path | None = None, start: Any = None, **settings: Any) -> End:
     """Train with the callback, from a checkpoint if one is given."""
     callback = flare_dist.HookCallback(resume_from=start, **settings.pop("hook"))
-    trainer = make_trainer(directory, [callback], **settings)
+    trainer = make_trainer(directory, [callback, *settings.pop("more", [])], **settings)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     assert callback.hook is not None
     return flat(trainer.model), callback.hook.state_dict()
@@ -138,12 +143,28 @@ def loops(world: World, directory: Path, case: str) -> dict[str, End]:
 
 def in_engine(directory: Path) -> dict[str, End]:
     """Train in a DeepSpeed engine at ZeRO stage 1, straight and resumed."""
-    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    zero = {"zero_optimization": {"stage": 1, "overlap_comm": False}, "zero_allow_untested_optimizer": True}
     hook = {"density": 0.05, "preconditioner": "adam"}
-    settings: dict[str, Any] = {**SGD, "hook": hook, "deepspeed": zero | dict.fromkeys(auto, "auto")}
+    settings: dict[str, Any] = {**SGD, "hook": hook, "deepspeed": ENGINE}
     straight = trained(directory, **settings)
     return {"Trainer": straight, "resumed": trained(directory, directory / f"checkpoint-{HALF}", **settings)}
+
+
+def smaller_batches(directory: Path) -> tuple[Tensor, End]:
+    """Train in a second engine, since the first was out of memory: without the hook, and sending all through it."""
+    from transformers import TrainerCallback
+
+    class OutOfMemory(TrainerCallback):
+        has_been = False
+
+        def on_pre_optimizer_step(self, *arguments: Any, **others: Any) -> None:
+            if not self.has_been:
+                self.has_been = True
+                raise RuntimeError("CUDA out of memory.")
+
+    settings: dict[str, Any] = {**SGD, "deepspeed": ENGINE, "save_strategy": "no", "auto_find_batch_size": True}
+    plain = make_trainer(directory, [OutOfMemory()], **settings)
+    plain.train()
+    return flat(plain.model), trained(directory, more=[OutOfMemory()], hook={"density": 1}, **settings)
 
 
 def told(world: World, directory: Path) -> dict[str, list[str]]:
@@ -185,6 +206,7 @@ def everything(world: World, directory: str) -> dict[str, Any]:
     found["twice"] = twice(place / "twice")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
     found["engine"] = in_engine(place / "engine")  # last, for it sets variables of the process
+    found["smaller"] = smaller_batches(place / "smaller")
     return found
 
 
@@ -235,3 +257,10 @@ def test_the_trainer_s_defaults_are_refused_behind_a_preconditioner_with_the_arg
 
 def test_a_second_training_goes_on_with_the_same_memory(seen: Any) -> None:
     assert [rank["twice"] for rank in seen] == [(4, True)] * 2
+
+
+def test_an_engine_for_smaller_batches_takes_the_place_of_the_first(seen: Any) -> None:
+    for rank in seen:
+        plain, (weights, memory) = rank["smaller"]
+        assert memory["step"] == STEPS
+        assert torch.equal(weights, plain)

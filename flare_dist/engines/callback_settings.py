@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
+from flare_dist.engines.attach_ddp import WorldOfOne
 from flare_dist.engines.optimizers import handed_over
+from flare_dist.errors import check_choice
 from flare_dist.hook.momentum import kind_of
 from flare_dist.hook.state import SparseHookState
 
-_OF_ATTACH = ("world_of_one", "adapt", "scaler", "process_group")  # the others are those of the state
+_OF_ATTACH = ("world_of_one", "adapt")  # the others are those of the state
+_OF_TRAINER = ("optimizer", "scaler", "process_group")
 
 
 class Advice(NamedTuple):
@@ -23,18 +26,35 @@ class Advice(NamedTuple):
 
 def check_settings(user: str, settings: dict[str, Any]) -> None:
     """Raise at once what `attach` would raise when training begins."""
-    if "optimizer" in settings:
-        raise ValueError(f"{user}: takes no optimizer, since it hands over the trainer's own; leave it out")
+    for key in _OF_TRAINER:
+        if key in settings:
+            raise ValueError(
+                f"{user}.{key}: the trainer's own is handed over, got {type(settings[key]).__name__}; leave it out"
+            )
+    if "world_of_one" in settings:
+        check_choice(f"{user}.world_of_one", settings["world_of_one"], get_args(WorldOfOne))
     SparseHookState(nn.Module(), **{key: value for key, value in settings.items() if key not in _OF_ATTACH})
 
 
-def check_updates(
+def check_trainer(
     user: str, settings: dict[str, Any], optimizer: Any, model: nn.Module, clips: float | None, advice: Advice
 ) -> None:
-    """Raise ValueError if the trainer would scale or clip the updates of a preconditioner.
+    """Raise ValueError if the trainer would scale or clip a preconditioner's updates, or clip what is clipped already.
 
     `clips` is the norm to which it clips, None or 0 if it does not.
     """
+    clip_norm = settings.get("clip_norm")
+    if clip_norm is not None and clips:
+        raise ValueError(
+            f"{user}.clip_norm: the trainer would clip once more, after the exchange, got {clip_norm:g} here and "
+            f"{clips:g} there; write {advice.around.format(advice.clipping)} (docs/optimizers.md)"
+        )
+    _check_updates(user, settings, optimizer, model, clips, advice)
+
+
+def _check_updates(
+    user: str, settings: dict[str, Any], optimizer: Any, model: nn.Module, clips: float | None, advice: Advice
+) -> None:
     name = settings.get("preconditioner", "none")
     if name == "none":
         return

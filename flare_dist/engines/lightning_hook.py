@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_dist.engines.attach import attach, is_engine
-from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
 from flare_dist.errors import not_installed
 from flare_dist.hook.checkpoint import save_hook_state
 from flare_dist.hook.resumed import resume_hook_state
@@ -67,7 +67,7 @@ class LightningHookCallback(Callback):
         """Attach to the model as the strategy has wrapped it; the checkpoint is loaded by now."""
         model = trainer.strategy.model
         clips = trainer.gradient_clip_val
-        check_updates("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
+        check_trainer("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
         settings = dict(self._settings)
         if not is_engine(model):  # whose scale is its own
             settings["scaler"] = getattr(trainer.precision_plugin, "scaler", None)

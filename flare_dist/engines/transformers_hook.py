@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.engines.attach import attach, is_engine
-from flare_dist.engines.callback_settings import Advice, check_settings, check_updates
+from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
 from flare_dist.errors import not_installed
 from flare_dist.hook.checkpoint import save_hook_state
 from flare_dist.hook.resumed import resume_hook_state
@@ -54,10 +54,10 @@ class HookCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **others: Any
     ) -> None:
         """Attach to the model as the Trainer has wrapped it; its checkpoint is loaded by now."""
-        wrapped = _wrapped(model)
+        wrapped = _wrapped(model, optimizer)
         hook = self.hook
         if hook is None or self._attached() is not wrapped:  # a second train() may go on with the same
-            check_updates("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
+            check_trainer("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
             settings = dict(self._settings)
             if not is_engine(wrapped):  # whose scale is its own
                 settings["scaler"] = getattr(optimizer, "scaler", None)
@@ -78,19 +78,24 @@ def _checkpoint(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _wrapped(model: nn.Module) -> nn.Module:
+def _wrapped(model: nn.Module, optimizer: Any) -> nn.Module:
     """Return the DistributedDataParallel object or the engine around `model`, or the model if there is none.
 
-    The Trainer shows its callbacks the bare model alone, which does not know who holds it: Python does.
+    The Trainer shows its callbacks the bare model alone, which does not know who holds it: Python does. If there are
+    several, an earlier attempt with another batch size made them, and DeepSpeed's hooks on the model keep its engine:
+    the one that goes with the Trainer's `optimizer` is trained.
     """
     found = _holders(model)
-    if len(found) > 1:  # those of an earlier attempt, with another batch size for example
+    if len(found) > 1:
         gc.collect()
         found = _holders(model)
     if len(found) > 1:
+        inner = getattr(optimizer, "optimizer", None)  # under Accelerate's wrapper
+        found = [each for each in found if inner is not None and getattr(each, "optimizer", None) is inner] or found
+    if len(found) > 1:
         raise ValueError(
-            f"HookCallback: {len(found)} DistributedDataParallel objects hold the model, and only one is trained; "
-            "delete the others before training"
+            f"HookCallback: one DistributedDataParallel object or engine is to hold the model, got {len(found)} "
+            "DistributedDataParallel objects or engines; delete the others before training"
         )
     return found[0] if found else model
 
