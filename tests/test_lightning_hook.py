@@ -7,6 +7,7 @@ import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,16 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import flare_dist
 from flare_dist.comm.world import World
-from tests.helpers.hook import CLASSES, INPUTS, assert_same_memory, flat, make_accelerator, net, said_by
+from tests.helpers.hook import (
+    CLASSES,
+    INPUTS,
+    assert_same_memory,
+    break_off,
+    flat,
+    make_accelerator,
+    net,
+    said_by,
+)
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("lightning"), reason="lightning is not installed")
@@ -80,11 +90,11 @@ def trained(directory: Path, resume: Path | None = None, make: Any = sgd, **sett
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
+        strategy=settings.pop("strategy", "ddp"),
         max_steps=settings.pop("steps", STEPS),
         accumulate_grad_batches=ACCUMULATE,
         default_root_dir=directory,
-        callbacks=[callback, every, newest],
+        callbacks=[callback, every, newest, *settings.pop("more", [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -94,6 +104,27 @@ def trained(directory: Path, resume: Path | None = None, make: Any = sgd, **sett
     trainer.fit(model, own_batches(), ckpt_path=None if resume is None else str(resume))
     assert callback.hook is not None
     return flat(model), callback.hook.state_dict()
+
+
+def broken_off(directory: Path) -> tuple[set[int], list[str]]:
+    """Save after a backward that was broken off; returns the steps that are noted, and what resuming says."""
+    from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
+    from lightning.pytorch.strategies import DDPStrategy
+
+    class BreakOff(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == HALF and batch_idx % ACCUMULATE == ACCUMULATE - 1:
+                first = pl_module.net.first  # whose gradients come last
+                first.register_forward_hook(lambda module, inputs, output: output.register_hook(break_off) and None)
+
+    more = [BreakOff(), OnExceptionCheckpoint(directory, "broken")]
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(directory, more=more, strategy=DDPStrategy(bucket_cap_mb=1e-4))
+    checkpoint = directory / "broken.ckpt"
+    noted = torch.load(checkpoint, weights_only=False)["callbacks"]["LightningHookCallback"]["step"]
+    files = [torch.load(path) for path in checkpoint.with_name("broken.ckpt.hook").glob("*.pt")]
+    steps = {noted, *(saved["step"] for saved in files)}
+    return steps, said_by(lambda: trained(directory / "on", resume=checkpoint))
 
 
 def bare() -> End:
@@ -114,6 +145,8 @@ def bare() -> End:
 
 def everything(world: World, directory: str) -> dict[str, Any]:
     """Do it all in one pair of processes, for importing Lightning takes longer."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     make_accelerator(world)  # sets what a launcher would
     warnings.filterwarnings("ignore", module="lightning")  # what it says of itself and of the machine
     place = Path(directory)
@@ -129,6 +162,9 @@ def everything(world: World, directory: str) -> dict[str, Any]:
     found["missing"] = said_by(lambda: trained(place / "other", resume=moved))
     wrong: dict[str, Any] = {"hook": {"preconditioner": "adam"}, "gradient_clip_val": 1.0, "make": torch.optim.AdamW}
     found["refused"] = said_by(lambda: trained(place / "other", **wrong))
+    found["broken off"] = broken_off(place / "broken")
+    remote = [ModelCheckpoint("memory://checkpoints")]
+    found["remote"] = said_by(lambda: trained(place / "other", more=remote))
     return found
 
 
@@ -182,3 +218,66 @@ def test_what_would_spoil_updates_is_refused_with_what_to_write(seen: Any) -> No
         (said,) = rank["refused"]
         assert said.startswith("refused: LightningHookCallback: preconditioner=adam returns updates, which AdamW would")
         assert "write torch.optim.SGD in configure_optimizers, Trainer(gradient_clip_val=None)" in said
+
+
+def test_a_checkpoint_after_a_broken_backward_goes_with_its_memory(seen: Any) -> None:
+    for rank in seen:
+        steps, said = rank["broken off"]
+        assert steps == {HALF}
+        assert not [line for line in said if "sparse" in line or "refused" in line]
+
+
+def saving(local_rank: int, removes: bool) -> tuple[flare_dist.LightningHookCallback, Any, list[str]]:
+    """Make a callback with a memory, a strategy of one rank that it saves with, and the list of what that saves."""
+    saved: list[str] = []
+    strategy = SimpleNamespace(
+        local_rank=local_rank,
+        save_checkpoint=lambda checkpoint, filepath: saved.append(filepath),
+        remove_checkpoint=lambda filepath: Path(filepath).unlink() if removes else None,
+    )
+    callback = flare_dist.LightningHookCallback(**HOOK)
+    callback.hook = flare_dist.SparseHookState(net(), **HOOK)
+    callback._save_with(strategy)
+    return callback, strategy, saved
+
+
+@pytest.mark.parametrize(("local_rank", "removes"), [(0, True), (0, False), (1, False)])
+def test_a_link_goes_without_the_memory_and_a_checkpoint_with_it(
+    tmp_path: Path, local_rank: int, removes: bool
+) -> None:
+    _, strategy, _ = saving(local_rank, removes)
+    checkpoint = tmp_path / "step=1.ckpt"
+    checkpoint.touch()
+    strategy.save_checkpoint({"optimizer_states": []}, str(checkpoint))
+    (memory,) = tmp_path.glob("*/*.pt")
+    link = tmp_path / "last-1.ckpt"
+    link.symlink_to(checkpoint.name)
+    strategy.remove_checkpoint(str(link))
+    assert memory.exists()
+    strategy.remove_checkpoint(str(checkpoint))
+    assert memory.exists() == (local_rank != 0)  # one rank of each machine removes it
+
+
+def test_a_checkpoint_in_place_of_a_link_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    _, strategy, _ = saving(0, removes=True)
+    (tmp_path / "last.ckpt").symlink_to("step=1.ckpt")
+    strategy.save_checkpoint({"optimizer_states": []}, str(tmp_path / "last.ckpt"))
+    assert [path.name for path in tmp_path.glob("*.hook")] == ["last.ckpt.hook"]
+
+
+def test_what_is_saved_remotely_is_refused_unless_it_is_none_to_resume_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, strategy, saved = saving(0, removes=False)
+    with pytest.raises(ValueError, match=r"^LightningHookCallback: .*, got s3://bucket/x\.ckpt; give "):
+        strategy.save_checkpoint({"optimizer_states": []}, "s3://bucket/x.ckpt")
+    assert not saved
+    strategy.save_checkpoint({}, "s3://bucket/x.ckpt")
+    strategy.remove_checkpoint("s3://bucket/x.ckpt")
+    assert saved == ["s3://bucket/x.ckpt"]
+    assert not list(tmp_path.iterdir())
+    for rank in seen:  # before the first step
+        (said,) = rank["remote"]
+        assert "LightningHookCallback: " in said
+        assert ", got memory://checkpoints; give " in said

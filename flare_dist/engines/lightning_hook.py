@@ -11,7 +11,7 @@ from typing import Any
 
 from flare_dist.engines.attach import attach, is_engine
 from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
-from flare_dist.errors import not_installed
+from flare_dist.errors import not_installed, printable
 from flare_dist.hook.checkpoint import save_hook_state
 from flare_dist.hook.resumed import resume_hook_state
 from flare_dist.hook.state import SparseHookState
@@ -47,9 +47,9 @@ class LightningHookCallback(Callback):
         trainer = lightning.Trainer(..., strategy="ddp", callbacks=[flare_dist.LightningHookCallback(density=0.01)])
 
     `settings` are those of `flare_dist.attach`; the optimizers and the loss scaler are handed over by themselves.
-    Each rank writes its memory to PATH.hook beside a checkpoint PATH, by whomever it is saved, loads it from there if
-    `ckpt_path` is given to fit, and removes it when Lightning removes the checkpoint. `hook` is the state that `attach`
-    returned, None until training starts.
+    Each rank writes its memory to PATH.hook beside a checkpoint PATH, by whomever it is saved, and loads it from there
+    if `ckpt_path` is given to fit; it goes when Lightning removes the checkpoint. Checkpoints to resume from are on a
+    local disk. `hook` is the state that `attach` returned, None until training starts.
 
     Args:
         resume_from: directory of the memory, if it is not beside the checkpoint. Used once.
@@ -65,6 +65,9 @@ class LightningHookCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the model as the strategy has wrapped it; the checkpoint is loaded by now."""
+        for each in trainer.checkpoint_callbacks:  # now, and not after the first steps
+            if not getattr(each, "save_weights_only", False):
+                _refuse_remote(getattr(each, "dirpath", None))
         model = trainer.strategy.model
         clips = trainer.gradient_clip_val
         check_trainer("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
@@ -76,12 +79,12 @@ class LightningHookCallback(Callback):
             self._save_with(trainer.strategy)
         if trainer.ckpt_path is not None or self._resume_from is not None:
             step = self._step if self._resume_from is None else None
-            resume_hook_state(self.hook, self._resume_from or _beside(trainer.ckpt_path), step)
+            resume_hook_state(self.hook, self._resume_from or _of_checkpoint(trainer.ckpt_path), step)
             self._resume_from = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint notes of the memory."""
-        return {} if self.hook is None else {"step": self.hook.step}
+        return {} if self.hook is None else {"step": self.hook.finished_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the checkpoint notes of the memory."""
@@ -96,13 +99,18 @@ class LightningHookCallback(Callback):
         remove = strategy.remove_checkpoint
 
         def save_both(checkpoint: dict[str, Any], filepath: str | Path, *options: Any, **named: Any) -> None:
+            goes_along = self.hook is not None and "optimizer_states" in checkpoint  # it is one to resume from
+            if goes_along:
+                _refuse_remote(filepath)
             save(checkpoint, filepath, *options, **named)
-            if self.hook is not None and "optimizer_states" in checkpoint:  # it is one to resume from
+            if self.hook is not None and goes_along:
                 save_hook_state(self.hook, _beside(filepath))
 
         def remove_both(filepath: str | Path) -> None:
+            is_link = os.path.islink(filepath)  # to a checkpoint that stays
             remove(filepath)
-            shutil.rmtree(_beside(filepath), ignore_errors=True)
+            if not (is_link or _is_remote(filepath)) and getattr(strategy, "local_rank", 0) == 0:
+                shutil.rmtree(_beside(filepath), ignore_errors=True)
 
         strategy.save_checkpoint = save_both
         strategy.remove_checkpoint = remove_both
@@ -110,5 +118,24 @@ class LightningHookCallback(Callback):
 
 
 def _beside(checkpoint: str | Path) -> Path:
-    """Name the directory of the memory that goes with a checkpoint, or with the one that it is a link to."""
-    return Path(f"{os.path.realpath(checkpoint)}.hook")
+    """Name the directory of the memory that goes with a checkpoint; links are not followed."""
+    return Path(f"{Path(checkpoint)}.hook")
+
+
+def _of_checkpoint(checkpoint: str | Path) -> Path:
+    """Name the directory of the memory to load with a checkpoint, or with the one that it is a link to."""
+    _refuse_remote(checkpoint)
+    return _beside(os.path.realpath(checkpoint))
+
+
+def _is_remote(path: str | Path | None) -> bool:
+    return "://" in str(path)
+
+
+def _refuse_remote(path: str | Path | None) -> None:
+    """Raise ValueError for a URL, since the memory is written to local disks only."""
+    if _is_remote(path):
+        raise ValueError(
+            f"LightningHookCallback: the memory beside a checkpoint needs a local path, got {printable(str(path))}; "
+            "give ModelCheckpoint a local dirpath or save_weights_only=True, and fit a local copy as ckpt_path"
+        )
