@@ -13,6 +13,7 @@ from flare_dist.hook.momentum import arrives_late, beta1_of, kind_of
 from flare_dist.hook.state import SparseHookState
 
 _BETAS = (0.0, 0.999)  # of Adam, if entries arrive late
+_CLIP = ", with attach(..., clip_norm=0.5): 1.733 against 1.728 dense, for a GPT at density 0.01 on 2 ranks"
 _DOCS = "(docs/optimizers.md)"
 _DENSE_ONLY = {
     "lion": "steps by the sign of a momentum, as far for entries that did not arrive as for those that did",
@@ -27,7 +28,7 @@ def advice(state: SparseHookState, optimizer: Optimizer) -> str | None:
     kind = kind_of(optimizer)
     density = state.config.density
     if kind == "adam":
-        return _of_adam(optimizer, density)
+        return _of_adam(optimizer, density, state.preconditioning.clip_norm is not None)
     if kind == "sgd":
         return _of_sgd(optimizer, density, state.config.rule, state.preconditioning.applies)
     if kind in _DENSE_ONLY:
@@ -39,13 +40,13 @@ def advice(state: SparseHookState, optimizer: Optimizer) -> str | None:
     return None
 
 
-def _of_adam(optimizer: Optimizer, density: float) -> str | None:
+def _of_adam(optimizer: Optimizer, density: float, is_clipped: bool) -> str | None:
     beta1 = max(beta1_of(group) for group in optimizer.param_groups)
     if not beta1:
         return None
     return (
         f"attach: {_name(optimizer)} has beta1 {beta1:g}, and at density {density:g} the residual acts as momentum "
-        f"already; write {_line(optimizer, _path(optimizer), betas=_BETAS)} {_DOCS}"
+        f"already; write {_line(optimizer, _path(optimizer), betas=_BETAS)}{'' if is_clipped else _CLIP} {_DOCS}"
     )
 
 
