@@ -1,7 +1,7 @@
 """Keep what clients remember between rounds, in memory.
 
 The state of client i lives on rank i mod world_size and never moves (`hosting.py`). It is allocated when the client
-first takes part.
+first takes part. records/checkpoint.py saves it; with `clients.state_dir` it is in files instead (mapped_states.py).
 """
 
 from __future__ import annotations

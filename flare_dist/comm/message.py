@@ -2,6 +2,7 @@
 
     | sender int32 | kept int32 | note, 4 bytes | CRC-32 of the rest | buffers float32[b] | payload | padding |
 
+The bytes of the payload are those of compression/packing.py and masked.py.
 The sender is a client in a round and a rank in the hook. `kept` is -1 if its update was rejected; nothing follows then.
 The note is the training loss (float32) in a round, and flags (int32, hook/save_watch.py) in the hook. Messages lie in
 slots of one size that every rank computes beforehand, so that no exchange of sizes precedes the gather.
