@@ -9,6 +9,7 @@ step, which falls away, stands beside them. All ways alternate; ratios are media
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from flare_dist.models.registry import build
 from flare_dist.tasks.builtin import CLASSIFICATION
 
 BUCKET_NBYTES = 25 * 2**20
+DIFFERENT = 4  # gradients
 TARGET = 1.15  # times as long as ec
 
 
@@ -40,12 +42,14 @@ class Hook:
             self.buckets[-1].append(parameter)
         draws = torch.Generator().manual_seed(0)
         sizes = [sum(parameter.numel() for parameter in bucket) for bucket in self.buckets]
-        self.gradients = [0.01 * torch.randn(size, generator=draws) for size in sizes]
+        # In turn: updates of one and the same gradient would all be of one size, and selecting among them another task.
+        steps = [[0.01 * torch.randn(size, generator=draws) for size in sizes] for _ in range(DIFFERENT)]
+        self.gradients = itertools.cycle(steps)
         self.buffers = [torch.empty(size) for size in sizes]
 
     def __call__(self) -> None:
         self.state.begin_step()
-        for bucket, gradient, buffer in zip(self.buckets, self.gradients, self.buffers):
+        for bucket, gradient, buffer in zip(self.buckets, next(self.gradients), self.buffers):
             exchange_gradients(self.state, bucket, buffer.copy_(gradient)).wait()  # it changes the buffer
 
 
