@@ -11,10 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import flare_dist
 from flare_dist.comm.world import World
 from flare_dist.hook.state import SparseHookState
-from tests.helpers.hook import assert_same_memory, backward, batch, break_off, flat, net, with_hook
+from tests.helpers.hook import (
+    assert_resumed_is_straight,
+    assert_same_memory,
+    backward,
+    batch,
+    break_off,
+    flat,
+    net,
+    with_hook,
+)
 from tests.ranks import run_ranks
 
 LIMIT = 0.1  # a fraction of the norms here
@@ -98,20 +106,12 @@ def test_buckets_change_nothing() -> None:
 
 
 def continued(world: World, directory: str) -> None:
-    for settings in (CLIP, CLIP | {"error_feedback": "dgc"}, CLIP | {"density": 1.0}):
-        straight, state = with_hook(net(), **settings)
-        take_steps(straight, world.rank, range(STEPS))
-        place = f"{directory}/{settings.get('error_feedback')}-{settings['density']}"
-        model = net()
-        killed, hook = with_hook(model, **settings)
-        take_steps(killed, world.rank, range(3))
-        flare_dist.save_hook_state(hook, place)
+    def take(ddp: nn.Module, numbers: range) -> None:
+        take_steps(ddp, world.rank, numbers)
 
-        fresh, hook = with_hook(model, **settings)
-        flare_dist.load_hook_state(hook, place, step=3)
-        take_steps(fresh, world.rank, range(3, STEPS))
-        assert torch.equal(flat(fresh), flat(straight))
-        assert_same_memory(hook.state_dict(), state.state_dict())
+    for settings in (CLIP, CLIP | {"error_feedback": "dgc"}, CLIP | {"density": 1.0}):
+        place = f"{directory}/{settings.get('error_feedback')}-{settings['density']}"
+        assert_resumed_is_straight(take, place, settings, kill_at=3, steps=STEPS)
 
 
 def test_saved_loaded_and_continued_is_straight(tmp_path: Path) -> None:

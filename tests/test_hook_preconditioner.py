@@ -20,7 +20,16 @@ import flare_dist
 from flare_dist.comm.collectives import alone_group
 from flare_dist.comm.world import World
 from flare_dist.hook.state import SparseHookState
-from tests.helpers.hook import assert_same_memory, attached, backward, batch, flat, net, with_hook
+from tests.helpers.hook import (
+    assert_resumed_is_straight,
+    assert_same_memory,
+    attached,
+    backward,
+    batch,
+    flat,
+    net,
+    with_hook,
+)
 from tests.ranks import run_ranks
 
 ADAM: dict[str, Any] = {"density": 0.05, "preconditioner": "adam"}
@@ -110,21 +119,13 @@ def test_ranks_are_alike_after_200_steps(density: float) -> None:
 
 
 def continued(world: World, directory: str) -> None:
+    def take(ddp: nn.Module, numbers: range) -> None:
+        take_steps(ddp, world.rank, numbers)
+
     for settings in (ADAM, ADAM | {"density": 1.0}, ADAM | {"error_feedback": "none"}):
-        straight, state = with_hook(net(), **settings)
-        take_steps(straight, world.rank, range(STEPS))
         place = f"{directory}/{settings.get('error_feedback', 'ec')}-{settings['density']}"
-
-        model = net()
-        killed, hook = with_hook(model, **settings)
-        take_steps(killed, world.rank, range(5))
-        flare_dist.save_hook_state(hook, place)
-
-        fresh, hook = with_hook(model, SMALL_BUCKETS if settings["density"] < 1 else None, **settings)
-        flare_dist.load_hook_state(hook, place, step=5)
-        take_steps(fresh, world.rank, range(5, STEPS))
-        assert torch.equal(flat(fresh), flat(straight))
-        assert_same_memory(hook.state_dict(), state.state_dict())
+        other_buckets = SMALL_BUCKETS if settings["density"] < 1 else None
+        assert_resumed_is_straight(take, place, settings, kill_at=5, steps=STEPS, resumed=other_buckets)
 
 
 def test_saved_loaded_and_continued_is_straight(tmp_path: Path) -> None:

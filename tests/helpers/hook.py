@@ -93,6 +93,32 @@ def assert_same_memory(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert all(torch.equal(one["memory"][name][kind], vector) for kind, vector in own.items())
 
 
+def assert_resumed_is_straight(
+    take: Callable[[nn.Module, range], None],
+    directory: str,
+    settings: dict[str, Any],
+    kill_at: int,
+    steps: int,
+    resumed: dict[str, Any] | None = None,
+) -> None:
+    """Train `steps` steps straight, and killed after `kill_at` and resumed under DDP's settings `resumed`: same bits.
+
+    `take(ddp, numbers)` takes the steps of these numbers.
+    """
+    straight, state = with_hook(net(), **settings)
+    take(straight, range(steps))
+    model = net()
+    killed, hook = with_hook(model, **settings)
+    take(killed, range(kill_at))
+    flare_dist.save_hook_state(hook, directory)
+
+    fresh, hook = with_hook(model, resumed, **settings)
+    flare_dist.load_hook_state(hook, directory, step=kill_at)
+    take(fresh, range(kill_at, steps))
+    assert torch.equal(flat(fresh), flat(straight))
+    assert_same_memory(hook.state_dict(), state.state_dict())
+
+
 def break_off(gradient: Tensor) -> None:
     raise RuntimeError("broken off")
 
