@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
+    from flare_dist.data.source import Part as Part
+    from flare_dist.data.source import Source as Source
     from flare_dist.engines.attach import attach as attach
     from flare_dist.engines.lightning_hook import LightningHookCallback as LightningHookCallback
     from flare_dist.engines.transformers_hook import HookCallback as HookCallback
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompressionConfig": "flare_dist.compression.config",
+    "Part": "flare_dist.data.source",
+    "Source": "flare_dist.data.source",
     "SparseHookState": "flare_dist.hook.state",
     "Task": "flare_dist.tasks.task",
     "attach": "flare_dist.engines.attach",

@@ -5,6 +5,7 @@ those of a method stand in its file under algorithms/. Rows read sections of `Co
 
 by_hook            the exchange is that of every optimizer step
 is_text            the data are text
+is_dataset         the data are a user's own Dataset
 class_of           the owner of a class by the task: example, token, pixel, or None
 num_clients        the number of clients among which the data are divided
 device             cpu or cuda
@@ -166,6 +167,9 @@ EXCLUSIONS = (
     # Data and models
     Exclusion(("data.augment", "data.name"), "augmentation of text", lambda c: c.is_text and c.data.augment != "none",
               "augmentation is for images, and these data are text", "use none", ("is_text",)),
+    Exclusion(("data.augment", "is_dataset"), "augmentation of a user's own Dataset",
+              lambda c: c.is_dataset and c.data.augment != "none",
+              "a Dataset is taken as it is", "use none, and the Dataset's own transforms", ("is_text",)),
     Exclusion(("data.partition", "data.name", "class_of"), "a partition by classes, of examples without one class each",
               lambda c: c.class_of != "example" and c.data.partition not in WITHOUT_CLASSES,
               "this partition divides by the class of each example, and these labels are other ones",

@@ -139,7 +139,7 @@ def test_so_are_larger_combinations(names: set[str]) -> None:
 
 @pytest.mark.parametrize("row", [*EXCLUSIONS, *CAUTIONS], ids=lambda row: row.condition)
 def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
-    facts = {"class_of", "zero_stage", "sync_batch_norm", "local_steps", "device"}
+    facts = {"class_of", "is_dataset", "zero_stage", "sync_batch_norm", "local_steps", "device"}
     assert row.keys[0] in KEYS
     assert set(row.keys) <= KEYS | facts
     given = vars(Config()) | dict.fromkeys(facts & set(row.keys), 3)
@@ -147,7 +147,8 @@ def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
 
 
 def test_no_row_is_about_the_defaults() -> None:
-    facts = {"by_hook": False, "is_text": False, "class_of": "example", "zero_stage": 0, "device": "cpu"}
+    data = {"is_text": False, "is_dataset": False, "class_of": "example"}
+    facts = {"by_hook": False, "zero_stage": 0, "device": "cpu"} | data
     given = vars(Config()) | facts | {"ranks": 1, "local_steps": 3, "sync_batch_norm": None}
     refuse(EXCLUSIONS, **given)
     assert not list(messages(CAUTIONS, **given))

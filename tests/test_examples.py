@@ -12,7 +12,8 @@ from PIL import Image
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.examples import Examples
-from flare_dist.data.sources import SOURCES, Source
+from flare_dist.data.source import Source
+from flare_dist.data.sources import SOURCES
 from tests.helpers.images import equal, read
 
 
@@ -79,7 +80,7 @@ def test_examples_of_no_use_to_any_task_are_refused(
 ) -> None:
     """A function that a user adds to the sources fails in words, not in the loss or in a partitioner."""
     good = Examples(INPUTS, LABELS)
-    for part, source in (("train", Source(examples, good, 3)), ("test", Source(good, examples, 3))):
+    for part, source in (("train", Source(examples, good, classes=3)), ("test", Source(good, examples, classes=3))):
         monkeypatch.setitem(SOURCES, "mine", partial(given, source))
         with pytest.raises(ValueError, match=rf"^data\.name: mine: {part}: {said}$"):
             load(DataConfig(name="mine"), seed=0)

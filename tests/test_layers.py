@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"tasks", "hook", "compression", "engines"},
+    "__init__": {"tasks", "data", "hook", "compression", "engines"},
 }
 # Who else may import the tables of what goes with what; they import algorithms, so they are no ground.
 READERS = {

@@ -70,7 +70,7 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
         data = load(config.data, config.seed, config.task.name)
         labels = data.train.labels
         classes = data.num_classes
-        if labels.is_floating_point():  # numbers, of which there are no classes
+        if classes is None or labels.is_floating_point():  # numbers, of which there are no classes
             labels = torch.zeros(len(labels), dtype=torch.int64)
             classes = 1
         counts = label_table(divide(config, data), labels, classes)

@@ -39,6 +39,7 @@ class BatchSource:
         """
         self.outside = outside
         self.is_text = examples.is_text
+        self.as_is = examples.as_is
         self.inputs = examples.inputs.to(device)
         self.labels = examples.labels.to(device)
         self.mean = mean.to(device).view(-1, 1, 1)
@@ -54,7 +55,7 @@ class BatchSource:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels [b, ...].
 
-        Inputs of text are int64 [b, T].
+        Inputs of text are int64 [b, T]; those of a user's Dataset have any shape.
 
         With a CPU `generator` examples are shuffled and augmented, all draws made on it at the start of the epoch.
         Without one they come in order, as they are. The last batch may be smaller; if it has fewer than `smallest`
@@ -86,6 +87,8 @@ class BatchSource:
         labels = self.labels[chosen]
         if self.is_text:
             return inputs.long(), labels
+        if self.as_is:
+            return inputs.float(), labels
         inputs = inputs.float().sub_(self.mean).div_(self.std)  # subtracting from integers takes four times as long
         if moves is None:
             return inputs, labels

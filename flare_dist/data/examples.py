@@ -18,12 +18,15 @@ _CHUNK = 256  # examples converted to float64 at once; few, so that they stay in
 
 @dataclass(frozen=True)
 class Examples:
-    """Hold n labelled images, or n sequences of tokens; the task decides the form of labels."""
+    """Hold n labelled images, n sequences of tokens or n tensors of numbers; the task decides the form of labels."""
 
-    inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; tokens [n, T] of any integer type
+    inputs: Tensor  # images [n, C, H, W], uint8 or float32, in raw pixel units; tokens [n, T]; numbers [n, ...]
     labels: Tensor  # [n, ...]
     groups: Tensor | None = None  # int64 [n], the natural client (writer, device, …) of each example
-    is_text: bool = False  # whether inputs are tokens
+    is_text: bool = False  # whether inputs are tokens, of any integer type
+    group_names: tuple[str | int, ...] = ()  # of the groups 0, 1, …; () = they have none
+    strata: Tensor | None = None  # int64 [n], the classes by which partitions divide, if these are not the labels
+    as_is: bool = False  # whether inputs are those of a user's Dataset: neither normalised nor augmented
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,9 +34,12 @@ class Examples:
 
 def subset(examples: Examples, indices: Tensor) -> Examples:
     """Copy the examples at `indices`, int64 [m], in that order."""
-    groups = None if examples.groups is None else examples.groups[indices]
     return dataclasses.replace(
-        examples, inputs=examples.inputs[indices], labels=examples.labels[indices], groups=groups
+        examples,
+        inputs=examples.inputs[indices],
+        labels=examples.labels[indices],
+        groups=None if examples.groups is None else examples.groups[indices],
+        strata=None if examples.strata is None else examples.strata[indices],
     )
 
 
@@ -70,17 +76,22 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def check_examples(examples: Examples, num_classes: int, task: Task) -> None:
+def check_examples(examples: Examples, num_classes: int | None, task: Task) -> None:
     """Raise ValueError if the task cannot learn from `examples`, for their types, shapes or values."""
     inputs = examples.inputs
     labels = examples.labels
     groups = examples.groups
     dims, allowed = (2, TOKENS) if examples.is_text else (4, (torch.uint8, torch.float32))
+    if examples.as_is:
+        dims = max(1, inputs.dim())
     if inputs.dim() != dims or inputs.dtype not in allowed:
         kinds = "tokens [n, T] of an integer type" if examples.is_text else "images uint8 or float32 [n, C, H, W]"
+        if examples.as_is:
+            kinds = "integers, or numbers uint8 or float32, [n, ...]"
         raise ValueError(f"inputs must be {kinds}, got {describe_tensor(inputs)}")
     if not len(inputs):
         raise ValueError("there are no examples")
+    assert num_classes is not None, "labels of examples in memory tell how many classes there are"
     task.check_labels(labels, tuple(inputs.shape), num_classes)
     if labels.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {describe_tensor(labels)}")

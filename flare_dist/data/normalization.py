@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.data.examples import Examples, channel_statistics
-from flare_dist.data.sources import Source
+from flare_dist.data.source import Source
 
 
 def standard(train: Examples, source: Source) -> tuple[Tensor, Tensor]:

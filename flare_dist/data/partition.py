@@ -43,7 +43,7 @@ class Partition:
 
 
 def partition(
-    config: DataConfig, train: Examples, task: Task, num_classes: int, num_clients: int, seed: int
+    config: DataConfig, train: Examples, task: Task, num_classes: int | None, num_clients: int, seed: int
 ) -> Partition:
     """Share `train` out among the clients: one int64 index tensor for each, disjoint, none empty, in data order.
 
@@ -54,7 +54,7 @@ def partition(
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
     refuse(EXCLUSIONS, data=config, class_of=task.class_of, num_clients=num_clients)
     rng = np.random.default_rng(derive_seed(seed, "partition"))
-    owner = PARTITIONERS[config.partition](config, train, num_classes, num_clients, rng)
+    owner = PARTITIONERS[config.partition](config, train, num_classes or 0, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]

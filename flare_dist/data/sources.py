@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
 from flare_dist.errors import reason, refusal
@@ -44,17 +44,6 @@ class SourceConfig(Protocol):
     def synthetic(self) -> SyntheticConfig: ...
 
 
-@dataclass(frozen=True)
-class Source:
-    """Hold a data set as it is read, before anything is held out or normalised."""
-
-    train: Examples
-    test: Examples
-    num_classes: int  # of regression, how many numbers
-    white: float = 255.0  # the largest pixel value
-    task: str = "classification"  # the natural one of these data
-
-
 def digits(config: SourceConfig, seed: int) -> Source:
     """Load scikit-learn's bundled 8x8 digits, values 0 to 16; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
@@ -64,24 +53,25 @@ def digits(config: SourceConfig, seed: int) -> Source:
     inputs = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     place_in_class = (labels[:, None] == torch.arange(10)).cumsum(0).gather(1, labels[:, None])[:, 0]
     held = place_in_class % 5 == 0
-    return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), 10, white=16.0)
+    return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), classes=10, white=16.0)
 
 
 def synthetic(config: SourceConfig, seed: int) -> Source:
     """Draw a data set of the sizes in `data.synthetic`; see `synthetic.py`."""
     sizes = config.synthetic
-    return Source(*draw_images(sizes, seed), sizes.classes)
+    return Source(*draw_images(sizes, seed), classes=sizes.classes)
 
 
 def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
-    return Source(*load_folder(Path(config.root), config.image_range))
+    train, test, num_classes = load_folder(Path(config.root), config.image_range)
+    return Source(train, test, classes=num_classes)
 
 
 def shakespeare(config: SourceConfig, seed: int) -> Source:
     """Load texts of many speakers at `data.root`; see `text.py`."""
     texts = load_texts(Path(config.root), config.sequence_length)
-    return Source(*texts, len(CHARACTERS), task="next_token")
+    return Source(*texts, classes=len(CHARACTERS), task="next_token")
 
 
 def torchvision_source(
@@ -120,7 +110,7 @@ def torchvision_source(
             check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
         raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
-    return Source(train, test, num_classes)
+    return Source(train, test, classes=num_classes)
 
 
 def _in_memory(dataset: Any, transposed: bool) -> Examples:

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[[Shape, int], nn.Module]
+Builder = Callable[[Any, Any], nn.Module]  # (shape of an input, classes), either None if there is none
 
 
 def check_name(name: str) -> None:
@@ -92,7 +93,7 @@ def build(
     name: str,
     norm: str,
     input_shape: Shape,
-    num_classes: int,
+    num_classes: int | None,
     seed: int,
     task: Task,
     dtype: torch.dtype = torch.float32,
@@ -130,7 +131,7 @@ def _check_parameters(name: str, model: nn.Module) -> None:
             )
 
 
-def _construct(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
+def _construct(name: str, input_shape: Shape, num_classes: int | None) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
     builder = find_builder(name)
     try:

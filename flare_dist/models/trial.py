@@ -24,7 +24,7 @@ KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # mo
 DRAWS = 16  # of models that may skip layers at random
 
 
-def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> None:
+def check_fit(model: nn.Module, blank: Tensor, num_classes: int | None, task: Task) -> None:
     """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs like `blank`, [1, ...].
 
     Evaluation comes first: lazy parameters are made there, and norms do not learn from it.
@@ -37,7 +37,7 @@ def check_fit(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> 
         raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
 
 
-def why_not_one(model: nn.Module, blank: Tensor, num_classes: int, task: Task) -> str | None:
+def why_not_one(model: nn.Module, blank: Tensor, num_classes: int | None, task: Task) -> str | None:
     """Return why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
@@ -120,7 +120,9 @@ def _is_finite(outputs: Any) -> bool:
     return not isinstance(outputs, Tensor) or bool(outputs.isfinite().all())
 
 
-def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, examples: int, training: bool) -> Any:
+def _outputs(
+    model: nn.Module, blank: Tensor, num_classes: int | None, task: Task, examples: int, training: bool
+) -> Any:
     """Compute outputs for blank examples; ValueError with the reason if there are none, or not those of the task."""
     input_shape = tuple(blank.shape[1:])
     try:
@@ -132,7 +134,9 @@ def _outputs(model: nn.Module, blank: Tensor, num_classes: int, task: Task, exam
         batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
         how = "while it trains" if training else "in evaluation"
         raise ValueError(f"does not take {batch} {how}: {reason_in_code(error)}") from error
-    expected = None if task.outputs is None else (examples, *task.outputs(input_shape, num_classes))
+    expected = None
+    if task.outputs is not None and num_classes is not None:
+        expected = (examples, *task.outputs(input_shape, num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:
         raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}")

@@ -19,6 +19,7 @@ from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs, first_batch
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
+from flare_dist.data.source import Source
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
 from flare_dist.models.trial import check_criterion, unused_parameters
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
-        return Partition(torch.arange(len(data.train.labels)), [len(data.train.labels)])
+        return Partition(torch.arange(len(data.train)), [len(data.train)])
     return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
 
 
@@ -65,9 +66,9 @@ class Loaded(NamedTuple):
     model: nn.Module
 
 
-def load_parts(config: Config) -> Loaded:
-    """Load the data, divide them among the clients, and build the model for them."""
-    data = load(config.data, config.seed, config.task.name)
+def load_parts(config: Config, source: Source | None = None) -> Loaded:
+    """Load the data or take `source`, divide them among the clients, and build the model for them."""
+    data = load(config.data, config.seed, config.task.name, source)
     config = with_values(config, {"task.name": data.task_name})
     return Loaded(config, data, divide(config, data), build_for(config, data))
 

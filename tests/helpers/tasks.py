@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
-from flare_dist.data.sources import Source
+from flare_dist.data.source import Source
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.tasks.task import Batch, Task
 
@@ -103,4 +103,4 @@ def drawn(name: str, config: DataConfig, seed: int) -> Source:
         labels[:, 9:] = -100  # padding
         return Examples(tokens, labels, is_text=True)
 
-    return Source(part(240), part(60), {"next_token": 300}.get(name, 3), task=name)
+    return Source(part(240), part(60), classes={"next_token": 300}.get(name, 3), task=name)
