@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flare_dist.errors import ReportedError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DiskError(RuntimeError):
+class DiskError(ReportedError):
     """Raised if a file of the run cannot be written; the message is for the user."""
 
 

@@ -12,6 +12,10 @@ import torch
 _NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
+class ReportedError(RuntimeError):
+    """Raised if a run cannot go on for a reason outside of it; the message is one line for the user."""
+
+
 def printable(path: str | Path) -> str:
     """Return `path` as it can be printed and logged anywhere: bytes that are not UTF-8 and control characters escaped.
 

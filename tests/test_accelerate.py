@@ -87,12 +87,12 @@ def test_backward_penalty_and_step_are_plain_on_a_cpu() -> None:
     def slope(weight: float) -> float:
         return (1 / (1 + math.exp(-weight)) - 1 + 2 / (1 + math.exp(-2 * weight))) / 2
 
-    loss, count = used.step(inputs, labels)
+    loss, count = used.step((inputs, labels))
     assert count == len(labels)
     assert loss.item() == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(6))) / 2)
     after_one = 3 - 0.5 * slope(3)
     assert used.parameters.item() == net.weight.item() == pytest.approx(after_one)
-    used.step(inputs, labels, penalty)
+    used.step((inputs, labels), penalty)
     # the gradient of this loss alone, the parameters before the step
     assert seen == [(pytest.approx(slope(after_one)), pytest.approx(after_one))]
     assert used.parameters.item() == pytest.approx(after_one - 0.5 * (slope(after_one) + after_one))
@@ -118,7 +118,7 @@ def test_plain_steps_on_the_tensors_have_the_bits_of_steps_on_the_flat_vector() 
         used = AccelerateModel(EngineConfig(threads=1), Branches(), CPU, sgd, CLASSIFICATION)
         for step in range(5):
             inputs = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-            used.step(inputs, torch.arange(10) % 3, penalty)
+            used.step((inputs, torch.arange(10) % 3), penalty)
         ends.append(used.parameters.clone())
         AcceleratorState._reset_state(True)
     assert torch.equal(*ends)
@@ -133,7 +133,7 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
         used = AccelerateModel(
             EngineConfig(threads=1, gradient_accumulation_steps=pieces), Line(), CPU, sgd, CLASSIFICATION
         )
-        loss, _ = used.step(inputs, labels, lambda gradient, parameters: penalties.append(gradient.item()))
+        loss, _ = used.step((inputs, labels), lambda gradient, parameters: penalties.append(gradient.item()))
         ends[pieces] = loss.item(), used.parameters.item()
         AcceleratorState._reset_state(True)
     assert all(end == pytest.approx(ends[1]) for end in ends.values())
@@ -143,7 +143,7 @@ def test_pieces_of_a_batch_are_one_step_and_clipping_bounds_what_the_optimizer_g
         gradient.add_(5.0)
 
     clipped = AccelerateModel(EngineConfig(threads=1), Line(), CPU, sgd, CLASSIFICATION, gradient_clipping=0.01)
-    clipped.step(inputs, labels, pull)
+    clipped.step((inputs, labels), pull)
     assert clipped.parameters.item() == pytest.approx(-0.5 * 0.01, rel=1e-3)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flare_dist.engines.accumulation import backward_in_pieces
+from flare_dist.tasks.batch import split
 from flare_dist.tasks.builtin import CLASSIFICATION, IGNORED
 from flare_dist.tasks.task import Count
 from tests.helpers.engines import small_net
@@ -24,7 +25,7 @@ def gradient_in_pieces(
     task = CLASSIFICATION._replace(ignored=IGNORED) if ignores else CLASSIFICATION
     inputs = torch.randn(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     weight = None if rank_weight is None else lambda count: rank_weight
-    loss, count = backward_in_pieces(task, net, (inputs, labels), sizes, gradient, Tensor.backward, weight)
+    loss, count = backward_in_pieces(task, net, split((inputs, labels), sizes), gradient, Tensor.backward, weight)
     return gradient, loss, count
 
 

@@ -25,6 +25,7 @@ from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
 from flare_dist.server.config import ServerConfig
 from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers.batches import resident
 from tests.helpers.engines import OPTIMIZER_SETTINGS
 from tests.helpers.rounds import DENSE, play
 from tests.ranks import run_ranks, single
@@ -117,8 +118,9 @@ def test_a_round_of_unequal_clients_agrees_with_one_after_another(changes: dict[
 def test_a_client_that_is_not_finite_harms_nobody_else() -> None:
     used, batched, parts = trainers(BASE)
     expected = as_one_batch(batched, parts)
-    used.source.inputs = used.source.inputs.float()
-    used.source.inputs[parts[3]] = float("nan")
+    source = resident(used.source)
+    source.inputs = source.inputs.float()
+    source.inputs[parts[3]] = float("nan")
     found = as_one_batch(batched, parts)
     assert [result.is_finite for result in found] == [client != 3 for client in range(len(SIZES))]
     kept = [client for client in range(len(SIZES)) if client != 3]

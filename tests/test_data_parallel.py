@@ -44,7 +44,7 @@ def trained(
     for _ in range(steps):
         if isinstance(state, LibraryHookState):
             state.begin_step()
-        used.step(*batch(world.rank))
+        used.step(batch(world.rank))
     return type(state).__name__, used.parameters.clone()
 
 

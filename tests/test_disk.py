@@ -15,6 +15,7 @@ from flare_dist.clients.version_files import create
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import DiskError, explained
+from flare_dist.errors import ReportedError
 from flare_dist.records import files
 from tests.helpers.disks import no_file_longer_than
 from tests.helpers.runs import assert_same_run, start, start_rank, tiny
@@ -60,7 +61,7 @@ def start_on_a_filling_disk(world: World, config: Config) -> str:
         patch.setattr(files.torch, "save", save)
         try:
             start_rank(world, config, None)
-        except DiskError as error:
+        except ReportedError as error:
             return str(error)
     return ""
 

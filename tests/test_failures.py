@@ -5,6 +5,7 @@ from __future__ import annotations
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
 from flare_dist.disk import DiskError
+from flare_dist.errors import ReportedError
 from tests.ranks import run_ranks
 
 
@@ -13,7 +14,7 @@ def fail_on_rank_1(world: World) -> str:
         with on_all_ranks(world):
             if world.rank == 1:
                 raise DiskError("output_dir: cannot write /scratch/größe: no")
-    except DiskError as error:
+    except ReportedError as error:
         return str(error)
     return ""
 

@@ -50,7 +50,7 @@ def test_loading_and_resetting_leave_nothing_of_the_client_before() -> None:
         assert not used.optimizer.state
         assert counter == 0
         for _ in range(3):
-            used.step(torch.eye(2), torch.tensor([0, 2]))
+            used.step((torch.eye(2), torch.tensor([0, 2])))
         assert used.optimizer.state
         assert counter == 3
         ends.append((used.parameters.clone(), used.buffers.clone()))
@@ -84,7 +84,7 @@ def test_parameters_and_buffers_that_a_forward_pass_replaces_are_trained_and_loa
     start = used.parameters.clone(), used.buffers.clone()
     optimizer = sgd(list(plain.parameters()))
     for _ in range(3):
-        used.step(inputs, labels)
+        used.step((inputs, labels))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(plain(inputs), labels).backward()
         optimizer.step()

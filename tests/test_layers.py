@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "seeding": set(),
     "schedules": set(),
     "units": set(),
-    "disk": set(),
+    "disk": {"errors"},
     "errors": set(),
     "locks": set(),
     "exclusion": set(),

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
+from flare_dist.data.examples import Examples
 from flare_dist.data.parts import open_part
 
 TABLE = TensorDataset(torch.arange(24.0).view(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -23,21 +24,27 @@ class Stream(IterableDataset[int]):
         return iter(range(6))
 
 
+def resident_part(data: Any) -> Examples:
+    found = open_part(data, "data: train")
+    assert isinstance(found, Examples)
+    return found
+
+
 def test_tensors_stay_as_they_are() -> None:
     """Of any rank and dtype: a table of floats is no text, integers are."""
     draws = torch.Generator().manual_seed(0)
     for shape in ((4,), (2, 9), (1, 8, 8), (1, 3, 4, 5)):
         numbers = torch.randn(6, *shape, generator=draws)
-        found = open_part(TensorDataset(numbers, torch.arange(6)), "data: train")
+        found = resident_part(TensorDataset(numbers, torch.arange(6)))
         assert found.inputs is numbers
         assert not found.is_text
-    assert open_part(TensorDataset(torch.arange(12).view(6, 2), torch.arange(6)), "data: train").is_text
-    assert open_part(TensorDataset(torch.zeros(6, 2).byte(), torch.arange(6)), "data: train").is_text
-    assert not open_part(TensorDataset(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6)), "data: train").is_text
+    assert resident_part(TensorDataset(torch.arange(12).view(6, 2), torch.arange(6))).is_text
+    assert resident_part(TensorDataset(torch.zeros(6, 2).byte(), torch.arange(6))).is_text
+    assert not resident_part(TensorDataset(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6))).is_text
 
 
 def test_a_subset_of_tensors_is_resident_too() -> None:
-    found = open_part(Subset(Subset(TABLE, [5, 3, 1]), [2, 0]), "data: train")
+    found = resident_part(Subset(Subset(TABLE, [5, 3, 1]), [2, 0]))
     assert found.inputs.tolist() == TABLE.tensors[0][[1, 5]].tolist()
     assert found.labels.tolist() == [1, 2]
 

@@ -20,6 +20,7 @@ from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.criteria import CRITERIA
 from flare_dist.sparse_training.pruning import PruningConfig
+from tests.helpers.batches import resident
 from tests.helpers.masks import BASE, BUDGET, PRUNABLE, QUIET, config
 from tests.ranks import run_ranks, single
 
@@ -100,11 +101,13 @@ def test_training_goes_on_under_the_mask_and_clients_are_told_it_once() -> None:
 
 def test_examples_without_labels_and_gradients_that_are_not_finite_are_said() -> None:
     fed = set_up_federation(pruned(), World())
-    fed.clients.trainer.source.labels = fed.clients.trainer.source.labels - 10
+    source = resident(fed.clients.trainer.source)
+    source.labels = source.labels - 10
     with pytest.raises(ValueError, match=r"^pruning\.criterion: snip needs labels, and some examples have none"):
         begin_masks(fed, QUIET)
     fed = set_up_federation(pruned(), World())
-    fed.clients.trainer.source.inputs = fed.clients.trainer.source.inputs.float() * float("nan")
+    source = resident(fed.clients.trainer.source)
+    source.inputs = source.inputs.float() * float("nan")
     with pytest.raises(DivergedError, match="pruning: what snip measures is not finite on any client"):
         begin_masks(fed, QUIET)
 

@@ -44,12 +44,12 @@ def test_recorded_steps_have_the_same_bits(
     ends = []
     for records in (True, False):
         if not records:
-            monkeypatch.setattr(Recordings, "step", lambda self, values, inputs, labels: None)
+            monkeypatch.setattr(Recordings, "step", lambda self, values, batch: None)
         net = build(name, "batch", shape, 5, 0, CLASSIFICATION)
         used = AccelerateModel(
             EngineConfig(), net, CPU, lambda flat: torch.optim.SGD(flat, lr=0.1, momentum=momentum), CLASSIFICATION
         )
-        losses = [used.step(*batch, penalty)[0] for batch in batches(shape, [6, 6, 6, 4, 6, 4])]
+        losses = [used.step(batch, penalty)[0] for batch in batches(shape, [6, 6, 6, 4, 6, 4])]
         ends.append((used.parameters.clone(), torch.stack(losses)))
         if records:
             assert used._recordings is not None
@@ -63,10 +63,10 @@ def test_only_a_few_shapes_are_recorded() -> None:
     net = nn.Linear(3, 5)
     weights = list(net.parameters())
     recordings = Recordings(net, weights, CLASSIFICATION)
-    made = [recordings.step(weights, *batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
+    made = [recordings.step(weights, batch) is not None for batch in batches((3,), [9, 8, 7, 6, 5, 9, 6])]
     assert made == [True] * recorded.SHAPES + [False, True, True]
     net.eval()
-    assert recordings.step(weights, *next(batches((3,), [9]))) is None
+    assert recordings.step(weights, next(batches((3,), [9]))) is None
 
 
 class Own(nn.Module):

@@ -17,6 +17,7 @@ from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.consensus import Masks
+from tests.helpers.batches import resident
 from tests.helpers.masks import BASE, BUDGET, HETERO, QUIET, begin, config, play
 from tests.helpers.sparse_runs import checkpointed
 from tests.ranks import run_ranks
@@ -63,10 +64,10 @@ def test_a_sparse_run_may_begin_where_a_dense_one_ended(tmp_path: Path) -> None:
 
 def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fed = set_up_federation(BASE, World())
-    inputs = fed.clients.trainer.source.inputs.float()
+    inputs = resident(fed.clients.trainer.source).inputs.float()
     for client in range(10):
         inputs[fed.clients.partition[client]] = float("nan")
-    fed.clients.trainer.source.inputs = inputs
+    resident(fed.clients.trainer.source).inputs = inputs
     with pytest.raises(DivergedError, match="stage 1: the losses or deltas of all its clients are not finite"):
         begin_masks(fed, QUIET)
     for method in ("nst", "jmwst"):
@@ -74,9 +75,9 @@ def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatc
         fed = begin(World(), used)
         assert isinstance(fed.masks, Masks)
         cohort = single_cohort(used)
-        inputs = fed.clients.trainer.source.inputs.float()
+        inputs = resident(fed.clients.trainer.source).inputs.float()
         inputs[fed.clients.partition[cohort[0]]] = float("nan")
-        fed.clients.trainer.source.inputs = inputs
+        resident(fed.clients.trainer.source).inputs = inputs
         report = federated_round(1, fed)
         assert report["rejected_clients"] == 1
         assert fed.server.parameters.isfinite().all()

@@ -56,7 +56,7 @@ def test_accumulation_weighs_by_the_labels_that_count(name: str, pieces: int, pe
         EngineConfig(threads=1, gradient_accumulation_steps=pieces), model_of(name), CPU, sgd, task=task
     )
     start = used.parameters.clone()
-    loss, count = used.step(*batch, penalty)
+    loss, count = used.step(batch, penalty)
     torch.testing.assert_close(moved(used, start), expected, rtol=1e-4, atol=1e-5)
     mean, counted = mean_loss(task, model_of(name), batch)
     torch.testing.assert_close(loss, mean)
@@ -73,7 +73,7 @@ def steps_of_a_rank(world: World, cases: list[tuple[str, bool, int]]) -> list[tu
         used.distribute(GradientsConfig(), 0, partial(rank_weight, world), **vars(CompressionConfig(density=1.0)))
         start = used.parameters.clone()
         inputs, labels = (part.chunk(2)[world.rank] for part in batch_of(name))
-        loss, _ = used.step(inputs, labels)
+        loss, _ = used.step((inputs, labels))
         found.append((moved(used, start), loss))
     return found
 
@@ -123,7 +123,7 @@ def test_a_batch_of_which_nothing_counts_moves_nothing(name: str) -> None:
             engine = EngineConfig(threads=1, gradient_accumulation_steps=pieces)
             used = AccelerateModel(engine, model_of(name), CPU, sgd, task=task)
             start = used.parameters.clone()
-            loss, count = used.step(inputs, torch.full_like(labels, -100))
+            loss, count = used.step((inputs, torch.full_like(labels, -100)))
             assert (loss, count) == (0, 0)
             assert torch.equal(used.parameters, start)
 
@@ -137,7 +137,7 @@ def test_a_plain_scalar_is_the_mean_over_the_examples() -> None:
         engine = EngineConfig(threads=1, gradient_accumulation_steps=pieces)
         used = AccelerateModel(engine, model_of("regression"), CPU, sgd, task=Task(loss))
         start, model = used.parameters.clone(), model_of("regression")
-        mean, count = used.step(inputs, labels)
+        mean, count = used.step((inputs, labels))
         assert (mean.item(), count) == (pytest.approx(loss(model, (inputs, labels)).item()), EXAMPLES)
         parts = torch.autograd.grad(loss(model, (inputs, labels)), list(model.parameters()))
         torch.testing.assert_close(moved(used, start), torch.cat([p.flatten() for p in parts]), rtol=1e-4, atol=1e-5)
@@ -149,7 +149,7 @@ def test_recorded_steps_have_the_same_bits_and_can_be_turned_off() -> None:
         engine = EngineConfig(threads=1, recorded=recorded)
         used = AccelerateModel(engine, model_of("segmentation"), CPU, sgd, task=SEGMENTATION)
         assert (used._recordings is None) == (recorded == "off")
-        losses = [used.step(*batch_of("segmentation"))[0] for _ in range(3)]
+        losses = [used.step(batch_of("segmentation"))[0] for _ in range(3)]
         ends.append((used.parameters.clone(), torch.stack(losses)))
     assert all(map(torch.equal, *ends))
 

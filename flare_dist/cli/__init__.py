@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from flare_dist.cli import compatibility, doctor, reports, sweeps, training
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
-from flare_dist.disk import DiskError
+from flare_dist.errors import ReportedError
 from flare_dist.rounds.diverged import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsers = {name: make() for name, (make, _) in COMMANDS.items()}
         command, options = _parse(parsers, arguments)
         COMMANDS[command][1](parsers[command], options, launch, console)
-    except (ArgumentError, ValueError, DiskError) as error:
+    except (ArgumentError, ValueError, ReportedError) as error:
         return _fail(launch, " ".join(str(error).split()), 2)
     except DivergedError as error:
         return _fail(launch, f"{DIVERGED}{error}", 1)

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from flare_dist.config.load import build_config, config_parser
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
-from flare_dist.data.partition import label_table
+from flare_dist.data.partition import counted_classes, label_table
 from flare_dist.records.rundir import check_writable
 from flare_dist.rounds.build_run import divide
 from flare_dist.run.evaluation import evaluate_run
@@ -68,11 +67,7 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
         data = load(config.data, config.seed, config.task.name)
-        labels = data.train.labels
-        classes = data.num_classes
-        if classes is None or labels.is_floating_point():  # numbers, of which there are no classes
-            labels = torch.zeros(len(labels), dtype=torch.int64)
-            classes = 1
+        labels, classes = counted_classes(data.train, data.num_classes)
         counts = label_table(divide(config, data), labels, classes)
     table = Table("client", *map(str, range(classes)), "examples")
     for client, row in enumerate(counts.tolist()):

@@ -97,9 +97,10 @@ class BatchedTrainer:
     def draw(self, group: Sequence[int], round_: int, partition: Partition | Sequence[Tensor]) -> Batches:
         """Draw the batches that `LocalTrainer` draws for each client of `group`, which must be in order of steps."""
         source = self.trainer.source
-        device = source.labels.device
+        assert isinstance(source, BatchSource), "examples of a Dataset are read for one client after another"
+        device = source.device
         width = self.trainer.config.largest_batch(len(partition[client]) for client in group)
-        drawn = [self._draw_one(client, round_, partition[client], width) for client in group]
+        drawn = [self._draw_one(source, client, round_, partition[client], width) for client in group]
         chosen, moves, sizes = zip(*drawn)
         moved = None if moves[0] is None else pad_sequence(list(moves)).to(device)
         training = [sum(step < len(own) for own in sizes) for step in range(len(sizes[0]))]
@@ -107,7 +108,9 @@ class BatchedTrainer:
             source, pad_sequence(list(chosen)).to(device), moved, pad_sequence(list(sizes)).to(device), training
         )
 
-    def _draw_one(self, client: int, round_: int, examples: Tensor, width: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _draw_one(
+        self, source: BatchSource, client: int, round_: int, examples: Tensor, width: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Draw one client's (examples [steps, width], moves [steps, width, 3], how many count [steps]), on the CPU."""
         assert len(examples), f"client {client} has no examples"
         steps = self.trainer.config.steps_with(len(examples))
@@ -117,7 +120,7 @@ class BatchedTrainer:
         within = torch.arange(width)
         # Filled up with an example of the same batch: if it is not finite, nothing was.
         places = first[:, None] + torch.where(within < sizes[:, None], within, 0)
-        epochs = [self.trainer.source.draw(examples, shuffle) for _ in range(-(-steps // len(places)))]
+        epochs = [source.draw(examples, shuffle) for _ in range(-(-steps // len(places)))]
         chosen = torch.cat([order[places] for order, _ in epochs])[:steps]
         moves = [moved[places] for _, moved in epochs if moved is not None]
         return chosen, torch.cat(moves)[:steps] if moves else None, sizes.repeat(len(epochs))[:steps]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from types import MappingProxyType
 
 import torch
@@ -18,11 +19,11 @@ from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, 
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.local_model import LocalModel
-from flare_dist.data.batches import BatchSource
+from flare_dist.data.batches import Batches
 from flare_dist.schedules import parse_schedule
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
-from flare_dist.tasks.task import Count
+from flare_dist.tasks.task import Batch, Count
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class LocalTrainer:
     def __init__(
         self,
         model: LocalModel,
-        source: BatchSource,
+        source: Batches,
         config: ClientsConfig,
         rounds: int,
         seed: int,
@@ -139,14 +140,15 @@ class LocalTrainer:
         self.model.module.train()
         loss_sum = torch.zeros((), device=self.model.parameters.device)
         seen: Count = 0
-        for step, (inputs, labels) in enumerate(self._batches(client, round_, examples)):
+        step = -1
+        for step, batch in enumerate(self._batches(client, round_, examples)):
             if penalty is not None and step == penalty.steps:
                 self.model.optimizer.state.clear()
                 penalty = None
             add_gradient = penalty.add_gradient if penalty else None
             if mask is not None:
                 add_gradient = mask.watch(step + 1, add_gradient)
-            loss, count = self.model.step(inputs, labels, add_gradient)
+            loss, count = self.model.step(batch, add_gradient)
             if mask is not None:
                 self._apply(mask, step + 1)
             if isinstance(count, Tensor):
@@ -155,6 +157,8 @@ class LocalTrainer:
                 loss_sum.add_(loss, alpha=count)
             seen = seen + count
         self.model.collect()
+        if step < 0:  # no example of the client can be read: its update is left out
+            return math.nan
         return loss_sum.item() / max(float(seen), 1.0)
 
     def _apply(self, mask: LocalMask, step: int) -> None:
@@ -166,18 +170,11 @@ class LocalTrainer:
             self.model.mask_(mask.factor)
             mask.grow(growing)
 
-    def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, client: int, round_: int, examples: Tensor) -> Iterator[Batch]:
         """Yield the batches of `local_epochs` passes, or `local_steps` of them, each pass freshly shuffled."""
         assert len(examples), f"client {client} has no examples"
         shuffle = generator(self.seed, "shuffle", round_, client)
-        remaining = self.config.local_steps
-        epochs = self.config.local_epochs if remaining is None else math.inf
-        epoch = 0
-        while epoch < epochs:
-            for batch in self.source.batches(examples, self.config.batch_size, shuffle, self.smallest):
-                yield batch
-                if remaining is not None:
-                    remaining -= 1
-                    if not remaining:
-                        return
-            epoch += 1
+        epoch = (examples, shuffle)
+        steps = self.config.local_steps
+        draws = repeat(epoch, self.config.local_epochs) if steps is None else repeat(epoch)
+        return self.source.passes(draws, self.config.batch_size, self.smallest, steps)

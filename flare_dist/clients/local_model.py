@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.layout import ParameterLayout
-from flare_dist.tasks.task import Count
+from flare_dist.tasks.task import Batch, Count
 
 
 class LocalModel(Protocol):
@@ -42,9 +42,7 @@ class LocalModel(Protocol):
     def reset(self) -> None:
         """Forget what earlier clients left in the optimizer and the loss scale."""
 
-    def step(
-        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
-    ) -> tuple[Tensor, Count]:
+    def step(self, batch: Batch, penalty: Callable[[Tensor, Tensor], None] | None = None) -> tuple[Tensor, Count]:
         """Take one optimizer step on a batch; returns its mean loss and how many labels count in it.
 
         `penalty` adds to (gradient, parameters) before the step.

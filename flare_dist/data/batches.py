@@ -7,17 +7,43 @@ are gathered, normalised and augmented at once and handed out as views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain, islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flare_dist.data.augmentation import AUGMENTATIONS, move
-from flare_dist.data.examples import Examples, subset
+from flare_dist.data.examples import Examples
 from flare_dist.seeding import generator as seeded_generator
+from flare_dist.tasks.task import Batch
+
+Draw = tuple[Tensor | None, torch.Generator | None]  # an epoch: its examples, and what shuffles them
 
 _CHUNK = 2**26  # bytes of float32 inputs prepared at once
+
+
+class Batches(Protocol):
+    """List what local training and evaluation need of batches: `BatchSource`'s, or `LazyBatches` of a Dataset."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, indices: Tensor | None, batch_size: int, generator: torch.Generator | None, smallest: int = 1
+    ) -> Iterator[Batch]:
+        """Yield one epoch over `indices`; None = all."""
+
+    def passes(
+        self, draws: Iterable[Draw], batch_size: int, smallest: int = 1, steps: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield the batches of several epochs, no more than `steps`."""
+
+    def each(self, draws: Iterable[Draw]) -> Iterator[Batch]:
+        """Yield one batch of all indices for each draw."""
 
 
 class BatchSource:
@@ -37,6 +63,7 @@ class BatchSource:
         `augment` is a key of AUGMENTATIONS. With `outside` each pixel has a label, which moves with it; pixels from
         outside of the image are labelled so.
         """
+        self.device = torch.device(device)
         self.outside = outside
         self.is_text = examples.is_text
         self.as_is = examples.as_is
@@ -76,6 +103,17 @@ class BatchSource:
             inputs, labels = self.prepare(chunk, None if moves is None else moves[start : start + sum(own)])
             yield from zip(inputs.split(own), labels.split(own))
 
+    def passes(
+        self, draws: Iterable[Draw], batch_size: int, smallest: int = 1, steps: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of several epochs, no more than `steps`; each is drawn when it begins."""
+        epochs = (self.batches(indices, batch_size, generator, smallest) for indices, generator in draws)
+        return islice(chain.from_iterable(epochs), steps)
+
+    def each(self, draws: Iterable[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one batch of all indices for each draw."""
+        return self.passes(draws, len(self))
+
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw an epoch: `indices` shuffled, and how the input of each is moved (int64 [n, 3]; None = not)."""
         shuffled = indices[torch.randperm(len(indices), generator=generator)]
@@ -99,7 +137,7 @@ class BatchSource:
 
 def first_batch(examples: Examples, mean: Tensor, std: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Make one batch on the CPU of the first `size` examples, or of all if there are fewer, as they are."""
-    few = subset(examples, torch.arange(min(size, len(examples))))
+    few = examples.subset(torch.arange(min(size, len(examples))))
     return next(BatchSource(few, mean, std, "cpu").batches(None, size, None))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from flare_dist.data.augmentation import AUGMENTATIONS
 from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.partitioners import PARTITIONERS
+from flare_dist.data.reader import ON_ERROR
 from flare_dist.data.sources import SOURCES
 from flare_dist.data.synthetic import SyntheticConfig
 from flare_dist.errors import check_choice, check_least, check_range, printable
@@ -34,6 +35,10 @@ class DataConfig:
         validation: Fraction of the training set held out for tuning, in [0, 1).
         normalize: standard (channel mean and deviation of the training set), unit (pixels in [0, 1]) or none (raw).
         augment: none, crop (4 pixels of padding), flip (left-right) or crop_flip.
+        workers: Processes a rank that read a Dataset ahead of training; 0 = it is read between the steps. Whatever the
+            number, batches are the same.
+        on_error: What happens if an example of a Dataset cannot be read: stop, or skip it (skipped_examples in
+            metrics.jsonl).
         synthetic: Sizes of the synthetic data set.
     """
 
@@ -49,6 +54,8 @@ class DataConfig:
     validation: float = 0.0  # fraction held out
     normalize: str = "standard"
     augment: str = "none"
+    workers: int = 0
+    on_error: str = "stop"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
@@ -61,6 +68,8 @@ class DataConfig:
         check_choice("data.partition", self.partition, PARTITIONERS)
         check_choice("data.normalize", self.normalize, NORMALIZATIONS)
         check_choice("data.augment", self.augment, AUGMENTATIONS)
+        check_choice("data.on_error", self.on_error, ON_ERROR)
+        check_least("data.workers", self.workers, 0)
         check_range("data.alpha", self.alpha, "(0, inf)")
         check_least("data.examples_per_client", self.examples_per_client, 1)
         check_range("data.image_range", self.image_range, "(0, inf)")

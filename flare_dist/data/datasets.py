@@ -1,50 +1,103 @@
-"""The data of a run: a named source, cut into train, validation and test, and the statistics that normalise it."""
+"""The data of a run: a source, cut into train, validation and test, with the statistics that normalise images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.data.batches import Batches, BatchSource, first_batch
+from flare_dist.data.checks import Found, examine, reader_for, warn_of_untested
 from flare_dist.data.config import DataConfig
-from flare_dist.data.examples import Examples, check_examples, hold_out
+from flare_dist.data.examples import Examples, hold_out
+from flare_dist.data.few import Few
+from flare_dist.data.items import Items
+from flare_dist.data.lazy import LazyBatches
 from flare_dist.data.normalization import NORMALIZATIONS
-from flare_dist.data.parts import open_part
+from flare_dist.data.parts import open_parts
 from flare_dist.data.source import Source
 from flare_dist.data.sources import SOURCES
-from flare_dist.errors import check_least
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import generator
+from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.config import AUTO, find_task
-from flare_dist.tasks.task import Task
+from flare_dist.tasks.task import Batch, Shape, Task
+
+# `Examples` in memory, or `Items` of a Dataset, which have length, groups and strata in common.
+Held = Any
+
+
+class Reading(NamedTuple):
+    """How a Dataset is read: the processes that read ahead, what an error does, and the seed of evaluations."""
+
+    workers: int
+    on_error: str
+    seed: int
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Hold the parts on which a run trains, is tuned and is tested; batches are (x - mean) / std."""
+    """Hold the parts on which a run trains, is tuned and is tested; batches of images are (x - mean) / std."""
 
-    train: Examples
-    validation: Examples | None
-    test: Examples
-    num_classes: int | None
+    train: Held
+    validation: Held | None
+    test: Held
+    found: Found  # classes, and the first examples of what is read lazily
     mean: Tensor  # float32 [C], in raw pixel units; [0] if inputs stay as they are, text among them
     std: Tensor  # float32 [C], in raw pixel units; [0] if inputs stay as they are
     task: Task
     task_name: str
-    class_names: tuple[str, ...] = ()  # () = they have none
+    reading: Reading
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Return (channels, height, width) of one image, or (length,) of one text."""
-        return tuple(self.train.inputs.shape[1:])
+    def num_classes(self) -> int | None:
+        """Return how many classes there are, or numbers of an example; None if that is not known."""
+        return self.found.num_classes
 
     @property
-    def blank(self) -> Tensor:
-        """Make an input of zeros to try a model on: float32 [1, C, H, W], of text int64 [1, T]."""
-        return torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.train.is_text else torch.float32)
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes; () if they have none."""
+        return self.found.class_names
+
+    @property
+    def is_resident(self) -> bool:
+        """Tell whether the training examples are in memory, which the fast paths need."""
+        return isinstance(self.train, Examples)
+
+    @property
+    def input_shape(self) -> Shape | None:
+        """Return the shape of one input, (channels, height, width) of images; None if inputs have none in common."""
+        return tuple(self.train.inputs.shape[1:]) if isinstance(self.train, Examples) else self._few.shape
+
+    @property
+    def blank(self) -> Blank:
+        """Make an input of zeros to try a model on, [1, ...]; of what is not one tensor, a function for batches."""
+        if isinstance(self.train, Examples):
+            dtype = torch.int64 if self.train.is_text else torch.float32
+            return torch.zeros(1, *self.train.inputs.shape[1:], dtype=dtype)
+        return self._few.blank(self.task)
+
+    def sample(self, examples: int) -> Batch:
+        """Make a batch of a few training examples on the CPU."""
+        if isinstance(self.train, Examples):
+            return first_batch(self.train, self.mean, self.std, examples)
+        return self._few(examples)
+
+    def batches(self, part: Examples | Items, device: torch.device, augment: str = "none") -> Batches:
+        """Make the batches of one of the parts: resident on the device, or read while the run goes on."""
+        if isinstance(part, Items):
+            reader = reader_for(part, self.reading.on_error, self.num_classes, self.task)
+            return LazyBatches(reader, device, self.reading.workers, self.reading.seed)
+        outside = self.task.ignored if self.task.class_of == "pixel" else None
+        return BatchSource(part, self.mean, self.std, device, augment, outside)
+
+    @property
+    def _few(self) -> Few:
+        return self.found.few["train"]
 
 
 def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | None = None) -> DataSplits:
@@ -57,52 +110,28 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | 
     source = SOURCES[config.name](config, seed) if source is None else source
     task_name = source.task if task_name == AUTO else task_name
     task = find_task(task_name)
-    train = open_part(source.train, f"{where}: train")
-    test = open_part(source.test, f"{where}: test")
-    validation = None if source.validation is None else open_part(source.validation, f"{where}: validation")
-    num_classes = count_classes(source, (train, test), where)
-    parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    _check_parts(where, parts, num_classes, source, task_name)
-    if config.validation > 0:
-        if validation is not None:
-            raise ValueError(f"data.validation: the data have a validation part, got {config.validation}; leave it out")
-        train, validation = hold_out(train, config.validation, generator(seed, "validation"))
+    parts = open_parts(source, where)
+    hint = f" (task.name={task_name})" if task_name != source.task else ""
+    found = examine(parts, source, where, task, config.on_error, hint)
+    if config.partition == "natural":
+        warn_of_untested(parts["train"], parts["test"])
+    train, validation = _held_out(config, parts, seed)
+    is_text = isinstance(train, Examples) and train.is_text
+    is_dataset = not isinstance(train, Examples) or train.as_is
+    refuse(EXCLUSIONS, data=config, is_text=is_text, is_dataset=is_dataset)
     mean = std = torch.empty(0)
-    refuse(EXCLUSIONS, data=config, is_text=train.is_text, is_dataset=train.as_is)
-    if not (train.is_text or train.as_is):
+    if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
-    names = () if source.classes is None or isinstance(source.classes, int) else tuple(source.classes)
-    return DataSplits(train, validation, test, num_classes, mean, std, task, task_name, names)
+    reading = Reading(config.workers, config.on_error, seed)
+    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading)
 
 
-def count_classes(source: Source, parts: Iterable[Examples], where: str) -> int | None:
-    """Count the classes, from the labels if the source leaves it open; of numbers, how many an example has."""
-    if isinstance(source.classes, int):
-        check_least(f"{where}: classes", source.classes, 1)
-        return source.classes
-    if source.classes is not None:
-        return len(source.classes)
-    found = []
-    for part in parts:
-        labels = part.labels
-        if labels.is_floating_point():
-            found.append(labels.shape[1] if labels.dim() == 2 else 1)
-        elif labels.numel():
-            found.append(int(labels.max()) + 1)
-    return max(found, default=None)
-
-
-def _check_parts(
-    where: str, parts: Mapping[str, Examples], num_classes: int | None, source: Source, task_name: str
-) -> None:
-    another = f" (task.name={task_name})" if task_name != source.task else ""
-    for part, examples in parts.items():
-        try:
-            check_examples(examples, num_classes, find_task(task_name))
-        except ValueError as error:
-            raise ValueError(f"{where}: {part}: {error}{another}") from error
-    shape = tuple(parts["train"].inputs.shape[1:])
-    for part, examples in parts.items():
-        own = tuple(examples.inputs.shape[1:])
-        if own != shape:
-            raise ValueError(f"{where}: {part}: inputs must have the shape {shape} of train, got {own}")
+def _held_out(
+    config: DataConfig, parts: Mapping[str, Examples | Items], seed: int
+) -> tuple[Examples | Items, Examples | Items | None]:
+    """Return what is trained on and what is held out for tuning, if anything."""
+    if not config.validation:
+        return parts["train"], parts.get("validation")
+    if "validation" in parts:
+        raise ValueError(f"data.validation: the data have a validation part, got {config.validation}; leave it out")
+    return hold_out(parts["train"], config.validation, generator(seed, "validation"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,19 +32,29 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: Tensor) -> Examples:
+        """Copy the examples at `indices`, int64 [m], in that order."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[indices],
+            labels=self.labels[indices],
+            groups=None if self.groups is None else self.groups[indices],
+            strata=None if self.strata is None else self.strata[indices],
+        )
 
-def subset(examples: Examples, indices: Tensor) -> Examples:
-    """Copy the examples at `indices`, int64 [m], in that order."""
-    return dataclasses.replace(
-        examples,
-        inputs=examples.inputs[indices],
-        labels=examples.labels[indices],
-        groups=None if examples.groups is None else examples.groups[indices],
-        strata=None if examples.strata is None else examples.strata[indices],
-    )
+
+class Divisible(Protocol):
+    """List what is needed of examples to hold some of them out."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Tensor) -> Any: ...
 
 
-def hold_out(examples: Examples, fraction: float, rng: torch.Generator) -> tuple[Examples, Examples]:
+E = TypeVar("E", bound=Divisible)
+
+
+def hold_out(examples: E, fraction: float, rng: torch.Generator) -> tuple[E, E]:
     """Split into (rest, held out): a random `fraction`, rounded, at least one example; both keep their data order.
 
     Raises ValueError if nothing would be left to train on.
@@ -54,7 +65,7 @@ def hold_out(examples: Examples, fraction: float, rng: torch.Generator) -> tuple
             f"data.validation: leaves none of {len(examples)} examples to train on, got {fraction}; hold out less"
         )
     order = torch.randperm(len(examples), generator=rng)
-    return subset(examples, order[held:].sort().values), subset(examples, order[:held].sort().values)
+    return examples.subset(order[held:].sort().values), examples.subset(order[:held].sort().values)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:

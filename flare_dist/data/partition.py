@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.compatibility import EXCLUSIONS, WITHOUT_CLASSES
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
+from flare_dist.data.items import Items
 from flare_dist.data.partitioners import PARTITIONERS, UNUSED
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
@@ -43,7 +44,7 @@ class Partition:
 
 
 def partition(
-    config: DataConfig, train: Examples, task: Task, num_classes: int | None, num_clients: int, seed: int
+    config: DataConfig, train: Examples | Items, task: Task, num_classes: int | None, num_clients: int, seed: int
 ) -> Partition:
     """Share `train` out among the clients: one int64 index tensor for each, disjoint, none empty, in data order.
 
@@ -52,13 +53,46 @@ def partition(
     """
     if not 1 <= num_clients <= len(train):
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
-    refuse(EXCLUSIONS, data=config, class_of=task.class_of, num_clients=num_clients)
+    strata = strata_of(train, task)
+    class_of = task.class_of if strata is None else "example"
+    refuse(EXCLUSIONS, data=config, class_of=class_of, num_clients=num_clients)
+    if isinstance(train, Items) and strata is None and config.partition not in WITHOUT_CLASSES:
+        raise ValueError(
+            f"data.partition: this partition divides by the class of each example, got {config.partition} and "
+            f"{train.where} without labels; give Part(..., labels=...), or choose from {', '.join(WITHOUT_CLASSES)}"
+        )
     rng = np.random.default_rng(derive_seed(seed, "partition"))
-    owner = PARTITIONERS[config.partition](config, train, num_classes or 0, num_clients, rng)
+    owner = PARTITIONERS[config.partition](config, _divided(train, strata), num_classes or 0, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]
     return Partition(torch.from_numpy(order), sizes.tolist())
+
+
+def _divided(train: Examples | Items, strata: Tensor | None) -> Examples:
+    """Return examples of which partitioners see the classes and groups alone; labels [n, 0] are not known."""
+    labels = torch.empty(len(train), 0) if strata is None else strata
+    return Examples(labels, labels, train.groups)
+
+
+def strata_of(train: Examples | Items, task: Task) -> Tensor | None:
+    """Return the class of each example by which it may be dealt out, int64 [n]; None if it has none, or none known."""
+    if train.strata is not None:
+        return train.strata
+    return train.labels if isinstance(train, Examples) and task.class_of == "example" else None
+
+
+def counted_classes(train: Examples | Items, num_classes: int | None) -> tuple[Tensor, int]:
+    """Return the labels that a table of clients counts, and of how many classes they are.
+
+    One class of all examples stands for numbers, and for labels that are not known.
+    """
+    labels = train.strata
+    if labels is None and isinstance(train, Examples):
+        labels = train.labels
+    if labels is None or labels.is_floating_point():
+        return torch.zeros(len(train), dtype=torch.int64), 1
+    return labels, max(num_classes or 0, int(labels.max()) + 1)
 
 
 def label_table(parts: Iterable[Tensor], labels: Tensor, num_classes: int) -> Tensor:

@@ -120,7 +120,8 @@ def natural(
     """Deal the data set's own groups whole: every client gets the same number of groups, give or take one."""
     if train.groups is None:
         raise ValueError(
-            f"data.partition: natural needs groups, got data.name={config.name}, which has none; choose another"
+            f"data.partition: natural needs groups, got data.name={config.name} without any; choose another, or give "
+            "Part(..., groups=...)"
         )
     names, group = np.unique(train.groups.numpy(), return_inverse=True)
     if num_clients > len(names):

@@ -13,12 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+from flare_dist.data.collate import stack_examples
 from flare_dist.data.examples import Examples
-from flare_dist.data.source import Name, Part, Readable
+from flare_dist.data.items import Items
+from flare_dist.data.known import known_labels
+from flare_dist.data.source import Collate, Name, Part, Readable, Source
 from flare_dist.errors import printable
 
 
-def open_part(given: Part | Readable | Examples, where: str) -> Examples:
+def open_parts(source: Source, where: str) -> dict[str, Examples | Items]:
+    """Open the parts of a Source by name: train, test and, if there is one, validation."""
+    given = {"train": source.train, "test": source.test, "validation": source.validation}
+    return {
+        name: open_part(part, f"{where}: {name}", source.collate) for name, part in given.items() if part is not None
+    }
+
+
+def open_part(given: Part | Readable | Examples, where: str, collate: Collate | None = None) -> Examples | Items:
     """Open one part of a Source; `where` begins the errors, e.g. "data: train"."""
     if isinstance(given, Examples):
         return given
@@ -28,8 +39,10 @@ def open_part(given: Part | Readable | Examples, where: str) -> Examples:
     groups, names = _groups(part.groups, len(data), where)
     strata = _classes(part.labels, len(data), where)
     tensors = _tensors(data)
-    if tensors is None:
-        raise ValueError(f"{where}: {type(data).__name__} cannot be read yet; give a TensorDataset(inputs, labels)")
+    if tensors is None or collate is not None:
+        return Items(
+            data, where, collate or stack_examples, groups, names, known_labels(data) if strata is None else strata
+        )
     inputs, labels = tensors
     return Examples(
         _single(inputs),

@@ -35,8 +35,9 @@ class Part:
     Args:
         data: A map-style Dataset of n examples.
         groups: The natural client (hospital, writer, device, …) of each example, by name: n strings or integers.
-        labels: The class of each example, n integers from 0, by which partitions such as dirichlet divide. They are
-            taken from `data` if it is a TensorDataset of classes, or has `targets` as torchvision's.
+        labels: The class of each example, n integers from 0, by which partitions such as dirichlet divide. None = those
+            of `data`, if they are known without reading it: a TensorDataset's, the `targets` of torchvision's, the
+            column "labels" or "label" of a `datasets.Dataset`.
     """
 
     data: Readable
@@ -55,9 +56,10 @@ class Source:
         test: The examples on which models are measured.
         validation: Examples for tuning; None = what `data.validation` holds out of train, if anything.
         classes: The names of the classes, or how many there are; of regression, how many numbers the model gives.
-            None = as many as the labels have, if these are known, or none.
+            None = those that train names, or as many as its labels have, if these are known.
         collate: Makes a batch of a list of examples. The default stacks tensors, arrays, numbers and PIL images (as
-            float32 in [0, 1]) and goes through dicts by key and through tuples by place.
+            float32 in [0, 1]) and goes through dicts by key and through tuples by place. With one of your own even a
+            TensorDataset is read example by example.
         task: The task that task.name=auto stands for.
         white: Of resident images, the largest pixel value.
     """

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.data.batches import piece_sizes
-from flare_dist.engines.accumulation import backward_in_pieces
+from flare_dist.engines.accumulation import backward_in_pieces, cut
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.data_parallel import register_hook, wrap
 from flare_dist.engines.flat_model import FlatModel
@@ -26,7 +25,7 @@ from flare_dist.hook.library import LibraryHookState
 from flare_dist.hook.state import SparseHookState
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.tasks.losses import counts_all, mean_loss
-from flare_dist.tasks.task import Count, Task
+from flare_dist.tasks.task import Batch, Count, Task
 
 
 class AccelerateModel:
@@ -115,9 +114,7 @@ class AccelerateModel:
         if self._scaler is not None:
             self._scaler.load_state_dict(self._initial_scale)
 
-    def step(
-        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
-    ) -> tuple[Tensor, Count]:
+    def step(self, batch: Batch, penalty: Callable[[Tensor, Tensor], None] | None = None) -> tuple[Tensor, Count]:
         """Take one optimizer step on a batch, in `engine.gradient_accumulation_steps` pieces.
 
         Returns the mean loss, once distributed as this rank's part of the mean over ranks, and how many labels count.
@@ -126,8 +123,8 @@ class AccelerateModel:
         gradients overflowed is skipped and the loss scale halved.
         """
         if self._steps_plainly and penalty is None and self._parallel is None:
-            return self._plain_step(inputs, labels)
-        loss, count = self._backward(inputs, labels)
+            return self._plain_step(batch)
+        loss, count = self._backward(batch)
         if penalty is not None or self._gradient_clipping is not None:
             self._accelerator.unscale_gradients(self._scaled_optimizer)
         if penalty is not None:
@@ -138,21 +135,21 @@ class AccelerateModel:
         (self.optimizer if self._scaler is None else self._scaled_optimizer).step()
         return loss, count
 
-    def _plain_step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
+    def _plain_step(self, batch: Batch) -> tuple[Tensor, Count]:
         """Take the step of SGD without anything else, with the same bits.
 
         It is taken on the tensors one by one, with gradients of their own: adding these to a vector of zeros, and
         torch.optim's bookkeeping, take a small model a third of its step.
         """
         values = self._flat.values
-        recorded = self._recordings.step(values, inputs, labels) if self._recordings else None
+        recorded = self._recordings.step(values, batch) if self._recordings else None
         if recorded:
             loss, gradients, count = recorded
         else:
             tensors = self._flat.tensors
             for parameter in tensors:
                 parameter.grad = None
-            loss, count = mean_loss(self._task, self.module, (inputs, labels))
+            loss, count = mean_loss(self._task, self.module, batch)
             loss.backward()
             loss = loss.detach()
             gradients = [parameter.grad for parameter in tensors if parameter.grad is not None]
@@ -162,21 +159,19 @@ class AccelerateModel:
         torch._foreach_add_(values, gradients, alpha=-self.optimizer.param_groups[0]["lr"])
         return loss, count
 
-    def _backward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Count]:
+    def _backward(self, batch: Batch) -> tuple[Tensor, Count]:
         """Compute the flat gradient of a batch; returns the mean loss and how many labels count."""
-        recorded = self._recordings.step(self._flat.values, inputs, labels) if self._recordings else None
+        recorded = self._recordings.step(self._flat.values, batch) if self._recordings else None
         if recorded:
             loss, gradients, count = recorded
             self._flat.gradient.zero_()
             torch._foreach_add_(self._flat.gradients, gradients)
             return loss, count
         self._flat.bind_gradients()
-        sizes = piece_sizes(labels.shape[0], self._pieces, self._smallest_batch)
         loss, count = backward_in_pieces(
             self._task,
             self._parallel or self.module,
-            (inputs, labels),
-            sizes,
+            cut(batch, self._pieces, self._smallest_batch),
             self._flat.gradient,
             self._backward_from,
             self._rank_weight,

@@ -13,15 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flare_dist.data.batches import piece_sizes
+from flare_dist.tasks.batch import count_examples, pair, split
 from flare_dist.tasks.losses import at_least_one, counts_all, mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
+
+
+def cut(batch: Batch, pieces: int, smallest: int) -> list[Batch]:
+    """Cut a batch into at most so many pieces, of at least `smallest` examples each."""
+    return [batch] if pieces == 1 else split(batch, piece_sizes(count_examples(batch), pieces, smallest))
 
 
 def backward_in_pieces(
     task: Task,
     model: nn.Module,
-    batch: Batch,
-    sizes: Sequence[int],
+    pieces: Sequence[Batch],
     gradient: Tensor,
     backward: Callable[[Tensor], None],
     rank_weight: Callable[[Count], Count] | None = None,
@@ -29,12 +35,12 @@ def backward_in_pieces(
     """Call `backward` on the weighted mean loss of each piece of a batch; returns the mean loss and its labels' count.
 
     `backward` adds to `gradient`, the model's flat gradient, which is zero at first and is scaled here in place.
-    `sizes` are the examples of each piece. With `rank_weight` (labels that count -> this rank's weight in the mean over
+    With `rank_weight` (labels that count -> this rank's weight in the mean over
     ranks) gradient and loss are those of this rank's part of the mean; a model in DDP exchanges its gradients with the
     last piece only.
     """
-    inputs, labels = batch
-    pieces = list(zip(inputs.split(list(sizes)), labels.split(list(sizes))))
+    # Known before the last piece only if each label counts.
+    labels = sum(pair(piece)[1].numel() for piece in pieces) if len(pieces) > 1 and counts_all(task) else None
     losses: list[Tensor] = []
     seen: Count = 0
     for number, piece in enumerate(pieces, 1):
@@ -42,8 +48,8 @@ def backward_in_pieces(
         with nullcontext() if is_last else _unsynchronised(model):
             loss, count = _mean_loss(task, model, piece)
             seen = seen + count
-            if len(pieces) > 1 and counts_all(task):
-                loss = loss * (count / labels.numel())
+            if labels is not None:
+                loss = loss * (count / labels)
             elif len(pieces) > 1:
                 losses = _scaled(gradient, losses, (seen - count) / at_least_one(seen))
                 loss = loss * (count / at_least_one(seen))

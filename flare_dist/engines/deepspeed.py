@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.data.batches import piece_sizes
+from flare_dist.engines.accumulation import cut
 from flare_dist.engines.deepspeed_groups import OwnGroups
 from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
+from flare_dist.tasks.batch import mapped, pair
 from flare_dist.tasks.losses import at_least_one, counted, counts_all, mean_loss
-from flare_dist.tasks.task import Count, Task
+from flare_dist.tasks.task import Batch, Count, Task
 
 
 class DeepSpeedModel:
@@ -87,7 +88,7 @@ class DeepSpeedModel:
 
     def _to_model(self, value: Any) -> Any:
         """Cast floating-point inputs to the model's precision."""
-        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        return mapped(lambda tensor: tensor.to(self._dtype) if tensor.is_floating_point() else tensor, value)
 
     def distribute(
         self, gradients: GradientsConfig, seed: int, rank_weight: Callable[[Count], Count], **settings: Any
@@ -155,24 +156,21 @@ class DeepSpeedModel:
         if self._initial_scale is not None:
             vars(self._engine.optimizer.loss_scaler).update(copy.deepcopy(vars(self._initial_scale)))
 
-    def step(
-        self, inputs: Tensor, labels: Tensor, penalty: Callable[[Tensor, Tensor], None] | None = None
-    ) -> tuple[Tensor, Count]:
+    def step(self, batch: Batch, penalty: Callable[[Tensor, Tensor], None] | None = None) -> tuple[Tensor, Count]:
         """Take one optimizer step on a batch, in `gradient_accumulation_steps` pieces.
 
         Returns the mean loss, once distributed as this rank's part of the mean over ranks, and how many labels count.
 
         `penalty` adds to (gradient, parameters) before the step, on unscaled float32 copies.
         """
-        loss_sum = torch.zeros((), device=labels.device)
+        loss_sum = torch.zeros((), device=self.parameters.device)
         weight: Count = 1.0
-        sizes = piece_sizes(len(labels), self._engine.gradient_accumulation_steps(), self._smallest_batch)
-        pieces = list(zip(inputs.split(sizes), labels.split(sizes)))
-        for number, (some_inputs, some_labels) in enumerate(pieces, 1):
+        pieces = cut(batch, self._engine.gradient_accumulation_steps(), self._smallest_batch)
+        for number, piece in enumerate(pieces, 1):
             self._engine.set_gradient_accumulation_boundary(number == len(pieces))
-            loss, count = mean_loss(self._task, self._engine, (some_inputs, some_labels))
+            loss, count = mean_loss(self._task, self._engine, piece)
             if number == 1:  # and the only one, if the loss alone tells how many labels count
-                total = count if self._task.criterion is None else counted(labels, self._task.ignored)
+                total = count if self._task.criterion is None else counted(pair(batch)[1], self._task.ignored)
                 if self._rank_weight is not None:
                     weight = self._rank_weight(total)
             loss = loss * (count / at_least_one(total)) * weight

@@ -18,8 +18,9 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
+from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import mean_criterion
-from flare_dist.tasks.task import Count, Task
+from flare_dist.tasks.task import Batch, Count, Task
 
 LARGEST = 2**20  # weights; beyond it kernels are long and calling them costs nothing any more
 SHAPES = 4  # of batches that are recorded; clients' last batches may have any
@@ -136,15 +137,16 @@ class Recordings:
         self._tensors = tensors
         self._by_shape: dict[tuple[Any, ...], Recording | None] = {}
 
-    def step(
-        self, values: Sequence[Tensor], inputs: Tensor, labels: Tensor
-    ) -> tuple[Tensor, list[Tensor], Count] | None:
+    def step(self, values: Sequence[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor], Count] | None:
         """Return (mean loss, gradient of each tensor, how many labels count) of a batch at the weights `values`.
 
         None if autograd has to take the step. In training mode only: dropout, which is not recorded, would be nothing
         at all in the other.
         """
         if not self._model.training:
+            return None
+        inputs, labels = pair(batch)
+        if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
             return None
         shape = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride(), labels.dtype)
         if shape not in self._by_shape:

@@ -26,6 +26,7 @@ from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.seeding import derive_seed, seeded
+from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
@@ -92,13 +93,15 @@ def _torchvision_builder(name: str) -> Builder:
 def build(
     name: str,
     norm: str,
-    input_shape: Shape,
+    input_shape: Shape | None,
     num_classes: int | None,
     seed: int,
     task: Task,
     dtype: torch.dtype = torch.float32,
+    *,
+    blank: Blank | None = None,
 ) -> nn.Module:
-    """Build the model on the CPU, with weights drawn from `seed`, and try it on inputs of `input_shape` and `dtype`.
+    """Build the model on the CPU, with weights drawn from `seed`, and try it on `blank`, by default zeros of `dtype`.
 
     `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
     model.name if the model does not take such inputs or does not give the outputs that the task needs.
@@ -106,13 +109,13 @@ def build(
     find_builder(name)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
         model = _construct(name, input_shape, num_classes)
-        blank = blank_of(input_shape, dtype)
+        tried = blank_of(input_shape or (), dtype) if blank is None else blank
         try:
             if norm == "group":
                 if has_lazy(model):  # lazy norms become BatchNorm2d at the first call
-                    check_fit(model, blank, num_classes, task)
+                    check_fit(model, tried, num_classes, task)
                 _replace_norms(name, model)
-            check_fit(model, blank, num_classes, task)
+            check_fit(model, tried, num_classes, task)
         except ValueError as error:
             raise ValueError(f"model.name: {name} {error}") from error
     _check_parameters(name, model)
@@ -131,7 +134,7 @@ def _check_parameters(name: str, model: nn.Module) -> None:
             )
 
 
-def _construct(name: str, input_shape: Shape, num_classes: int | None) -> nn.Module:
+def _construct(name: str, input_shape: Shape | None, num_classes: int | None) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
     builder = find_builder(name)
     try:

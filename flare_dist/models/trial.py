@@ -17,15 +17,17 @@ from torch.nn.parameter import is_lazy
 from flare_dist.errors import reason_in_code
 from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
+from flare_dist.tasks.batch import Blank, describe, pair
 from flare_dist.tasks.losses import OfOutputs, mean_loss
+from flare_dist.tasks.metrics import measure
 from flare_dist.tasks.task import Batch, Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
 DRAWS = 16  # of models that may skip layers at random
 
 
-def check_fit(model: nn.Module, blank: Tensor, num_classes: int | None, task: Task) -> None:
-    """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs like `blank`, [1, ...].
+def check_fit(model: nn.Module, blank: Blank, num_classes: int | None, task: Task) -> None:
+    """Raise ValueError with the reason if `model` cannot be evaluated and trained on inputs like `blank`.
 
     Evaluation comes first: lazy parameters are made there, and norms do not learn from it.
     """
@@ -37,7 +39,7 @@ def check_fit(model: nn.Module, blank: Tensor, num_classes: int | None, task: Ta
         raise ValueError(f"has lazy parameters that its forward pass does not reach ({shown}); give them sizes")
 
 
-def why_not_one(model: nn.Module, blank: Tensor, num_classes: int | None, task: Task) -> str | None:
+def why_not_one(model: nn.Module, blank: Blank, num_classes: int | None, task: Task) -> str | None:
     """Return why `model` cannot be trained on a batch of a single example; None if it can.
 
     BatchNorm cannot if that is one value a channel, as on maps of 1x1, and works on larger maps: so it is tried.
@@ -53,7 +55,7 @@ def why_not_one(model: nn.Module, blank: Tensor, num_classes: int | None, task: 
     return "gives scores that are not finite"  # as the standard deviation of one example
 
 
-def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
+def unused_parameters(model: nn.Module, blank: Blank, task: Task) -> list[str]:
     """Name the trainable parameters that take no part in the scores of `model`, or not in all of a few draws.
 
     Raises ValueError with the reason if its scores cannot be differentiated.
@@ -65,7 +67,9 @@ def unused_parameters(model: nn.Module, blank: Tensor) -> list[str]:
         for draw in range(draws):
             seed_draws(derive_seed(0, "trial", draw), CPU)
             try:
-                parts = torch.autograd.grad(model(_copies(blank, 2)).sum(), list(named.values()), allow_unused=True)
+                parts = torch.autograd.grad(
+                    _forward(model, blank, 2, task).sum(), list(named.values()), allow_unused=True
+                )
             except Exception as error:  # whatever somebody's code may raise
                 raise ValueError(f"has no gradient: {reason_in_code(error)}") from error
             unused = [name for name, part in zip(named, parts) if part is None]
@@ -87,7 +91,7 @@ def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
     if not math.isclose(by_loss, by_criterion, rel_tol=1e-3, abs_tol=1e-6) and math.isfinite(by_loss + by_criterion):
         raise ValueError(
             f"task.name: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
-            f"{len(batch[1])} examples; mend one of them, or leave criterion None"
+            f"{len(pair(batch)[1])} examples; mend one of them, or leave criterion None"
         )
 
 
@@ -98,7 +102,9 @@ def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
             mean, _ = mean_loss(task, model.eval(), batch)
             return float(mean)
     except Exception as error:  # whatever somebody's code may raise
-        raise ValueError(f"task.name: its loss fails on {len(batch[1])} examples: {reason_in_code(error)}") from error
+        raise ValueError(
+            f"task.name: its loss fails on {len(pair(batch)[1])} examples: {reason_in_code(error)}"
+        ) from error
 
 
 def has_lazy(model: nn.Module) -> bool:
@@ -111,6 +117,16 @@ def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
     return torch.zeros(1, *input_shape, dtype=dtype)
 
 
+def _forward(model: nn.Module, blank: Blank, examples: int, task: Task) -> Any:
+    """Compute outputs for blank examples; of what is no tensor the loss, and in evaluation the metrics beside it."""
+    if isinstance(blank, Tensor):
+        return model(_copies(blank, examples))
+    if model.training:
+        return mean_loss(task, model, blank(examples))[0]
+    amount = measure(task, model, blank(examples))["loss"]
+    return amount[0] if isinstance(amount, tuple) else amount
+
+
 def _copies(blank: Tensor, examples: int) -> Tensor:
     return blank.expand(examples, *blank.shape[1:]).clone()
 
@@ -120,23 +136,20 @@ def _is_finite(outputs: Any) -> bool:
     return not isinstance(outputs, Tensor) or bool(outputs.isfinite().all())
 
 
-def _outputs(
-    model: nn.Module, blank: Tensor, num_classes: int | None, task: Task, examples: int, training: bool
-) -> Any:
+def _outputs(model: nn.Module, blank: Blank, num_classes: int | None, task: Task, examples: int, training: bool) -> Any:
     """Compute outputs for blank examples; ValueError with the reason if there are none, or not those of the task."""
-    input_shape = tuple(blank.shape[1:])
     try:
         with preserved(model), torch.set_grad_enabled(training):
             shapes = _buffer_shapes(model)
-            outputs = model.train(training)(_copies(blank, examples))
+            outputs = _forward(model.train(training), blank, examples, task)
             others = _buffer_shapes(model)
     except Exception as error:  # whatever somebody's code may raise
-        batch = f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {input_shape}"
+        batch = _described(blank, examples)
         how = "while it trains" if training else "in evaluation"
         raise ValueError(f"does not take {batch} {how}: {reason_in_code(error)}") from error
     expected = None
-    if task.outputs is not None and num_classes is not None:
-        expected = (examples, *task.outputs(input_shape, num_classes))
+    if isinstance(blank, Tensor) and task.outputs is not None and num_classes is not None:
+        expected = (examples, *task.outputs(tuple(blank.shape[1:]), num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:
         raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}")
@@ -151,6 +164,12 @@ def _outputs(
     if training and not outputs.requires_grad and any(p.requires_grad for p in model.parameters()):
         raise ValueError("gives scores without a gradient while it trains; compute them without detach() and no_grad()")
     return outputs.detach()
+
+
+def _described(blank: Blank, examples: int) -> str:
+    if isinstance(blank, Tensor):
+        return f"{'a batch of one input' if examples == 1 else 'inputs'} of shape {tuple(blank.shape[1:])}"
+    return f"a batch of {examples}, {describe(blank(examples))},"
 
 
 def _buffer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
-from flare_dist.disk import DiskError, explained
+from flare_dist.disk import explained
+from flare_dist.errors import ReportedError
 from flare_dist.records.checkpoint_set import (
     MANIFEST,
     Restored,
@@ -54,7 +55,7 @@ def save(
 
     `layout` names the tensors in the flat vectors, `server` is saved by rank 0 only, `memory` is that of this rank's
     clients. Older sets than the last `keep` are removed once the new one is complete; returns the round of the oldest
-    that is left. Raises DiskError on all ranks if one of them cannot write its part; the sets before stay.
+    that is left. Raises ReportedError on all ranks if one of them cannot write its part; the sets before stay.
     """
     state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
     with _new_folder(folder_of(directory, round_), world) as folder:
@@ -81,7 +82,7 @@ def _new_folder(folder: Path, world: World) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)  # a killed group may have left files of another set
                 folder.mkdir(parents=True)
         yield folder
-    except DiskError:
+    except ReportedError:
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # half a set only takes the space that is missing
         raise

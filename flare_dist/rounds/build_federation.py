@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.algorithms.compose import compose
@@ -19,7 +19,6 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
-from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import Partition
 from flare_dist.exclusion import refuse
@@ -47,6 +46,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     masks = build_masks(config, world, data, model)
     room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
     if config.clients.together == "always":
+        assert isinstance(data.blank, Tensor), "examples of a Dataset are read for one client after another"
         room = most_clients(model, data.blank, config.clients.largest_batch(parts.sizes), world.device)
     feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
     algorithm = algorithm_of(config.clients, config.server.aggregator, feedback)
@@ -68,7 +68,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
         masks,
-        BatchSource(data.validation, data.mean, data.std, world.device) if data.validation else None,
+        None if data.validation is None else data.batches(data.validation, world.device),
         algorithm.wraps or WholeUplink,
     )
 
@@ -81,6 +81,11 @@ def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module
     entries = prunable_entries(model, layout, config.sparse_training)
     uses: Sequence[float] = ()
     if METHODS[config.sparse_training.method].is_measured:
+        if not isinstance(data.blank, Tensor):
+            raise ValueError(
+                f"sparse_training.method: {config.sparse_training.method} counts the uses of weights for inputs that "
+                "are one tensor of one shape, got other ones; choose another method"
+            )
         with seeded(derive_seed(config.seed, "uses")):
             uses = uses_of(model, entries, data.blank)
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)

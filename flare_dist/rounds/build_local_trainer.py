@@ -13,7 +13,6 @@ from flare_dist.clients.local_model import LocalModel
 from flare_dist.clients.optimizers import OPTIMIZERS
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
-from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits
 from flare_dist.engines.build import build_model
 
@@ -38,6 +37,5 @@ def build_local_trainer(
     config: Config, world: World, data: DataSplits, local: LocalModel, algorithm: Algorithm
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""
-    outside = data.task.ignored if data.task.class_of == "pixel" else None
-    source = BatchSource(data.train, data.mean, data.std, world.device, config.data.augment, outside)
+    source = data.batches(data.train, world.device, config.data.augment)
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)

@@ -16,7 +16,7 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config, with_values
-from flare_dist.data.batches import SharedEpochs, first_batch
+from flare_dist.data.batches import SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
 from flare_dist.data.source import Source
@@ -49,11 +49,10 @@ def divide(config: Config, data: DataSplits) -> Partition:
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
     shape = data.input_shape
-    dtype = data.blank.dtype
     name = config.model.name
     norm = config.model.norm
-    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
-    check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
+    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, blank=data.blank)
+    check_criterion(model, data.sample(2), data.task)
     return model
 
 
@@ -76,7 +75,8 @@ def load_parts(config: Config, source: Source | None = None) -> Loaded:
 def resolve_by_model(given: Loaded, device: str) -> Config:
     """Resolve the keys that the model and the data decide; `device` is cpu or cuda."""
     config = resolve_smallest_batch(given.config, given.parts.sizes, given.data, given.model)
-    return resolve_together(config, given.model, given.data.blank, device, given.data.task)
+    data = given.data
+    return resolve_together(config, given.model, data.blank if data.is_resident else data.sample, device, data.task)
 
 
 def build_run(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Run:
@@ -136,7 +136,7 @@ def set_up_federation(config: Config, world: World | None = None) -> Federation:
 def _with_unused(config: Config, model: nn.Module, data: DataSplits) -> GradientsConfig:
     """Return the settings of the exchange of gradients; finds unused parameters if some take no part."""
     try:
-        unused = unused_parameters(model, data.blank)
+        unused = unused_parameters(model, data.blank, data.task)
     except ValueError as error:
         raise ValueError(f"model.name: {config.model.name} {error}") from error
     if not unused or config.gradients.find_unused_parameters:

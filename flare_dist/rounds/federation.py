@@ -14,7 +14,7 @@ from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
-from flare_dist.data.batches import BatchSource
+from flare_dist.data.batches import Batches
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.server import Server
 from flare_dist.sparse_training.consensus import Masks
@@ -34,7 +34,7 @@ class Federation:
     server: Server
     downlink: Downlink
     masks: Masks | NoMasks
-    held_out: BatchSource | None  # the server's own examples, by which models may be pruned
+    held_out: Batches | None  # the server's own examples, by which models may be pruned
     open_uplink: Callable[..., Any]  # (round, cohort, this) -> rounds/uplink.py's Uplink: of whole or of sparse models
 
     @cached_property

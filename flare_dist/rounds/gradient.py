@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.comm.world import World
+from flare_dist.data.batches import Draw
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, gradient_report
@@ -54,6 +56,7 @@ class _Steps:
         self.buckets: list[list[tuple[float, int]]] = []  # of each step: when each was sent, and its bytes
         self.select_seconds = 0.0
         self.late_seconds = 0.0  # for how long the steps waited for their last buckets
+        self._batches = run.trainer.source.each(self._draws())
 
     def take(self) -> None:
         """Take the hook's next step."""
@@ -62,15 +65,19 @@ class _Steps:
         rank = run.world.rank
         start = time.perf_counter()
         seed_draws(derive_seed(run.config.seed, "dropout", hook.step, rank), run.world.device)
-        indices = run.epochs.indices(hook.step, rank)
-        draws = generator(run.config.seed, "augment", hook.step, rank)
-        for inputs, labels in run.trainer.source.batches(indices, len(indices), draws):
-            loss, _ = run.model.step(inputs, labels)
-            self.loss_sum.add_(loss)
+        loss, _ = run.model.step(next(self._batches))
+        self.loss_sum.add_(loss)
         if run.world.device.type == "cpu":  # a GPU is behind this clock
             self.buckets.append([(clock - start, wire_bytes) for clock, wire_bytes in hook.clock.sent])
             self.select_seconds += hook.clock.select_seconds
             self.late_seconds += hook.clock.late_seconds
+
+    def _draws(self) -> Iterator[Draw]:
+        """Draw this rank's batch of each step of the round."""
+        run = self.run
+        rank = run.world.rank
+        for step in range(run.hook.step, run.hook.step + run.config.eval_every):
+            yield run.epochs.indices(step, rank), generator(run.config.seed, "augment", step, rank)
 
     def mean_buckets(self) -> list[tuple[float, int]]:
         """Average when each bucket was sent; empty on a GPU. DDP has other buckets in its first step."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flare_dist.clients import batchable
 from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_values
+from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.losses import has_loss_of_each
 from flare_dist.tasks.task import Task
 
@@ -18,18 +19,20 @@ log = logging.getLogger(__name__)
 SMALL = 2**20
 
 
-def why_not_one_batch(config: Config, model: nn.Module, blank: Tensor, task: Task) -> str | None:
+def why_not_one_batch(config: Config, model: nn.Module, blank: Blank, task: Task) -> str | None:
     """Explain why the clients of this run cannot be trained as one batch; None if they can.
 
-    `blank` is one input of the model, [1, ...], which is on the CPU.
+    `blank` is one input of the model, [1, ...], which is on the CPU; no tensor if examples are read from a Dataset.
     """
     reasons = (row.reason for row in ONE_BATCH if row.applies(vars(config)))
     if not has_loss_of_each(task):
         return next(reasons, "the task has no criterion(outputs, labels, reduction='none')")
+    if not isinstance(blank, Tensor):
+        return next(reasons, "examples of a Dataset are read for one client after another")
     return next(reasons, None) or batchable.why_not_batchable(model, blank)
 
 
-def resolve_together(config: Config, model: nn.Module, blank: Tensor, device: str, task: Task) -> Config:
+def resolve_together(config: Config, model: nn.Module, blank: Blank, device: str, task: Task) -> Config:
     """Resolve `clients.together` to always or never, on which the bits of a run depend; `device` is cpu or cuda.
 
     Raises ValueError with the reason if it is always and cannot be.

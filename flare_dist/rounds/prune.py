@@ -28,6 +28,8 @@ from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.criteria import CRITERIA, Batches
 from flare_dist.sparse_training.masks import budget, layers_of, sizes
 from flare_dist.sparse_training.pruning import highest, layer_shares
+from flare_dist.tasks.batch import labels_of
+from flare_dist.tasks.task import Batch
 
 log = logging.getLogger(__name__)
 
@@ -119,18 +121,19 @@ def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tupl
     return measured, len(sent)
 
 
-def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
-    source = fed.held_out
+def _batches(fed: Federation, client: int) -> list[Batch]:
+    source = fed.clients.trainer.source
     examples = None
-    if client != SERVER or source is None:
-        source = fed.clients.trainer.source
+    if client == SERVER and fed.held_out is not None:
+        source = fed.held_out
+    else:
         examples = fed.clients.partition[client]
     config = fed.config
     clients = config.clients
     draws = generator(config.seed, "pruning", client=max(client, 0))
     epoch = source.batches(examples, clients.batch_size, draws, clients.smallest)
     batches = list(itertools.islice(epoch, config.pruning.batches))
-    if any(_lacks_labels(labels, fed.task.ignored) for _, labels in batches):
+    if any(_lacks_labels(batch, fed.task.ignored) for batch in batches):
         raise ValueError(
             f"pruning.criterion: {config.pruning.criterion} needs labels, and some examples have none "
             "(magnitude, synflow and random need none)"
@@ -138,8 +141,11 @@ def _batches(fed: Federation, client: int) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def _lacks_labels(labels: Tensor, ignored: int | None) -> bool:
+def _lacks_labels(batch: Batch, ignored: int | None) -> bool:
     """Tell whether some labels are no classes, besides those that the task leaves out."""
+    labels = labels_of(batch)
+    if labels is None:
+        return False
     missing = labels < 0 if ignored is None else (labels < 0) & (labels != ignored)
     return not labels.is_floating_point() and bool(missing.any())
 

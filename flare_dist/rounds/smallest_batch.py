@@ -76,4 +76,4 @@ def _held_out_size(config: Config, data: DataSplits) -> int:
     is_scored = METHODS[config.sparse_training.method].is_scored and CRITERIA[config.pruning.criterion].needs_data
     if not is_scored or config.pruning.data != "server" or data.validation is None:
         return 0
-    return len(data.validation.labels)
+    return len(data.validation)

@@ -13,7 +13,7 @@ from torch import nn
 
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
-from flare_dist.data.batches import BatchSource
+from flare_dist.data.batches import Batches
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
@@ -36,17 +36,24 @@ def evaluation_seed(seed: int, split: str) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, source: BatchSource, task: Task, seed: int = 0) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, source: Batches, task: Task, seed: int = 0, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
     """Measure `model` in evaluation mode over all of `source`: the mean loss and the task's metrics, by name.
 
     What the model draws follows from `seed`, and the caller's generators are left as they are.
     """
     model.eval()
     totals: dict[str, Amount] = {}
-    with seeded(seed, source.labels.device):
-        for batch in source.batches(None, BATCH_SIZE, None, smallest=2):  # squeeze() would take one's axis
+    with seeded(seed, source.device):
+        for batch in source.batches(None, batch_size, None, smallest=2):  # squeeze() would take one's axis
             totals = add(totals, measure(task, model, batch))
     return finish(task, totals)
+
+
+def batch_size(config: Config, data: DataSplits) -> int:
+    """Choose how many examples a model is measured on at once: of a Dataset no more than it is trained on."""
+    return BATCH_SIZE if data.is_resident else config.clients.batch_size
 
 
 def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[str, float]]:
@@ -54,9 +61,9 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
 
     If clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
     """
-    held_out = {"test": data.test} | ({"validation": data.validation} if data.validation else {})
+    held_out = {"test": data.test} | ({} if data.validation is None else {"validation": data.validation})
     device = run.world.device
-    sources = {name: BatchSource(split, data.mean, data.std, device) for name, split in held_out.items()}
+    sources = {name: data.batches(split, device) for name, split in held_out.items()}
 
     views = {"": run.view}
     if run.view.data_ptr() != run.server.parameters.data_ptr():
@@ -67,7 +74,7 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
         for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
             run.model.load(view, run.server.buffers)
             seed = evaluation_seed(config.seed, name)
-            found = evaluate(run.model.module, source, run.task, seed)
+            found = evaluate(run.model.module, source, run.task, seed, batch_size(config, data))
             metrics |= {f"{prefix}{name}_{metric}": value for metric, value in found.items()}
         return metrics
 
@@ -100,7 +107,8 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, flo
     separate_buffers(model)
     model.load_state_dict(load_file(path))
     _, model = place(engine, model, device)
-    test = BatchSource(data.test, data.mean, data.std, device)
-    found = evaluate(model, test, data.task, evaluation_seed(config.seed, "test"))
+    test = data.batches(data.test, device)
+    seed = evaluation_seed(config.seed, "test")
+    found = evaluate(model, test, data.task, seed, batch_size(config, data))
     metric, _ = data.task.best
     return {metric: found[metric]} | found

@@ -60,7 +60,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         check_run(given.config, given.parts, given.model, launch.size)
         config = resolve_by_model(given, given.config.engine.device)
         if config.mode == "gradient":
-            check_enough(len(given.data.train.labels), config.clients.batch_size, launch.size)
+            check_enough(len(given.data.train), config.clients.batch_size, launch.size)
 
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (

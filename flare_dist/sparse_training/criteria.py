@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.preserved import preserved
+from flare_dist.tasks.batch import describe, pair
 from flare_dist.tasks.losses import at_least_one, mean_loss
-from flare_dist.tasks.task import Count, Task
+from flare_dist.tasks.task import Batch, Count, Task
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # (inputs, labels)
+Batches = Iterable[Batch]
 Measure = Callable[[nn.Module, Sequence[Tensor], Batches, Task], list[Tensor]]
 Finish = Callable[[Tensor, Tensor], Tensor]  # (weight, measured) -> score
 
@@ -76,7 +77,10 @@ def flow(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: T
 
     Of `batches` only the shape of the first input counts. Norms, dropout and softmax are left out and biases are zero.
     """
-    inputs, _ = next(iter(batches))
+    batch = next(iter(batches))
+    inputs, _ = pair(batch)
+    if not isinstance(inputs, Tensor):
+        raise ValueError(f"pruning.criterion: synflow needs inputs that are one tensor, got {describe(batch)}")
     with _linear_and_positive(module):
         scores = module(torch.ones_like(inputs[:1], dtype=torch.float64))
         parts = torch.autograd.grad(scores.sum(), list(weights), allow_unused=True)

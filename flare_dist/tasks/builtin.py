@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import OfOutputs, counted
 from flare_dist.tasks.task import Batch, Shape, Task, Totals, ratio, ratios
 
@@ -21,7 +22,7 @@ IGNORED = -100  # torch.nn.functional.cross_entropy's default
 
 def classes_right(model: nn.Module, batch: Batch) -> Totals:
     """Measure the loss, and how many labels have the highest score."""
-    inputs, labels = batch
+    inputs, labels = pair(batch)
     scores = model(inputs)
     return {
         "loss": (F.cross_entropy(scores, labels, reduction="sum"), labels.numel()),
@@ -31,7 +32,7 @@ def classes_right(model: nn.Module, batch: Batch) -> Totals:
 
 def tokens_right(model: nn.Module, batch: Batch) -> Totals:
     """Measure the loss, and how many of the tokens that count have the highest score."""
-    inputs, labels = batch
+    inputs, labels = pair(batch)
     scores = model(inputs)
     count = counted(labels, IGNORED)
     return {
@@ -48,7 +49,7 @@ def with_perplexity(totals: Totals) -> dict[str, float]:
 
 def confusion(model: nn.Module, batch: Batch) -> Totals:
     """Measure the loss, and count the pixels of each class by the class predicted: int64 [true, predicted]."""
-    inputs, labels = batch
+    inputs, labels = pair(batch)
     scores = model(inputs)
     classes = scores.shape[1]
     counts = labels != IGNORED
@@ -69,7 +70,7 @@ def overlaps(totals: Totals) -> dict[str, float]:
 
 def errors(model: nn.Module, batch: Batch) -> Totals:
     """Measure the squared and the absolute errors."""
-    inputs, labels = batch
+    inputs, labels = pair(batch)
     outputs = model(inputs)
     return {
         "loss": (F.mse_loss(outputs, labels, reduction="sum"), labels.numel()),

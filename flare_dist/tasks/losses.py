@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flare_dist.tasks.batch import count_examples, pair
 from flare_dist.tasks.task import Batch, Count, Task
 
 
@@ -20,7 +21,7 @@ class OfOutputs:
     ignored: int | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
-        inputs, labels = batch
+        inputs, labels = pair(batch)
         return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
 
 
@@ -44,12 +45,12 @@ def has_loss_of_each(task: Task) -> bool:
 
 def mean_loss(task: Task, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Count]:
     """Compute (mean loss, number of labels that count) of a batch; the mean over none is 0."""
-    inputs, labels = batch
     if task.criterion is not None:
+        inputs, labels = pair(batch)
         return mean_criterion(task, model(inputs), labels)
     measured = task.loss(model, batch)  # type: ignore[arg-type]
     if isinstance(measured, Tensor):
-        return measured, len(labels)
+        return measured, count_examples(batch)
     total, count = measured
     return total / at_least_one(count), count
 

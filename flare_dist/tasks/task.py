@@ -1,18 +1,19 @@
 """The record of a task: what a model learns, and how it is judged.
 
-A task is a few functions of a model and a batch, (inputs, labels). Losses and metrics come as (sum, count), so that
-pieces of a batch, ranks and clients add up to what the whole would have given, however many labels count in each.
+A task is a few functions of a model and a batch, which is (inputs, labels) or what the collate of a user's Dataset
+makes. Losses and metrics come as (sum, count), so that pieces of a batch, ranks and clients add up to what the whole
+would have given, however many labels count in each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, Tensor]  # (inputs, labels)
+Batch = Any  # (inputs, labels); of a user's Dataset whatever its collate makes, such as a dict
 Shape = tuple[int, ...]
 Count = Tensor | float
 Amount = Tensor | tuple[Tensor, Count]  # a tensor that adds up over batches, or (sum, count)

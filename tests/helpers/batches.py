@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flare_dist.data.batches import BatchSource
+from flare_dist.data.batches import Batches, BatchSource
 from flare_dist.data.examples import Examples
 
 MEAN = torch.tensor([100.0, 120.0, 140.0])
@@ -33,3 +33,9 @@ def epoch(
 def normalised(data: BatchSource, labels: Tensor) -> Tensor:
     """Labels are row numbers here, so they say which image was meant."""
     return (data.inputs[labels].float() - MEAN.view(-1, 1, 1)) / STD.view(-1, 1, 1)
+
+
+def resident(source: Batches) -> BatchSource:
+    """The source of examples in memory, whose tensors a test may change."""
+    assert isinstance(source, BatchSource)
+    return source

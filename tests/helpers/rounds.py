@@ -15,6 +15,7 @@ from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round
+from tests.helpers.batches import resident
 
 DATA = DataConfig(
     name="synthetic",
@@ -37,9 +38,9 @@ def play(world: World, config: Config, poisoned: tuple[int, ...] = ()) -> tuple[
     fed = set_up_federation(config, world)
     for client in poisoned:  # inputs that are not finite make the loss NaN
         examples = fed.clients.partition[client]
-        inputs = fed.clients.trainer.source.inputs.float()
+        inputs = resident(fed.clients.trainer.source).inputs.float()
         inputs[examples] = float("nan")
-        fed.clients.trainer.source.inputs = inputs
+        resident(fed.clients.trainer.source).inputs = inputs
     reports = [federated_round(round_, fed) for round_ in range(1, config.rounds + 1)]
     return fed.server.parameters.detach(), fed.server.buffers, dict(fed.clients.states.clients), reports
 
