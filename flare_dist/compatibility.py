@@ -20,7 +20,8 @@ from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
 from flare_dist.conditions import has_no_residual, is_ef21, is_masked, preconditions, scores_on_server_data
 from flare_dist.exclusion import Exclusion
 
-WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
+BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
+WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
 PRECONDITIONER = "gradients.preconditioner"
 SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether there is a residual
@@ -167,7 +168,7 @@ EXCLUSIONS = (
     Exclusion(("data.augment", "data.name"), "augmentation of text", lambda c: c.is_text and c.data.augment != "none",
               "augmentation is for images, and these data are text", "use none", ("is_text",)),
     Exclusion(("data.partition", "data.name", "class_of"), "a partition by classes, of examples without one class each",
-              lambda c: c.class_of != "example" and c.data.partition not in WITHOUT_CLASSES,
+              lambda c: c.class_of != "example" and c.data.partition in BY_CLASS,
               "this partition divides by the class of each example, and these labels are other ones",
               f"choose from {', '.join(WITHOUT_CLASSES)}"),
     Exclusion(("model.name", "sync_batch_norm", "mode"), "SyncBatchNorm if ranks train by themselves",

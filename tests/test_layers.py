@@ -22,13 +22,14 @@ GROUND = {
     "preserved",
     "exclusion",
     "conditions",
+    "named",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
-    "schedules": set(),
+    "schedules": {"named"},
     "units": set(),
     "disk": set(),
     "errors": set(),
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "exclusion": set(),
     "preserved": set(),
     "conditions": set(),
+    "named": {"errors"},
     "compatibility": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
     "tasks": GROUND,

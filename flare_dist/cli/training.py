@@ -67,7 +67,7 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     config = build_config(parser, options)
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
-        data = load(config.data, config.seed, config.task.name)
+        data = load(config.data, config.seed, config.task.name, config.task.options)
         labels = data.train.labels
         classes = data.num_classes
         if labels.is_floating_point():  # numbers, of which there are no classes

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.data.choices import read_source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples, check_examples, hold_out
 from flare_dist.data.normalization import NORMALIZATIONS
-from flare_dist.data.sources import SOURCES, Source
+from flare_dist.data.sources import Source
 from flare_dist.exclusion import refuse
+from flare_dist.named import Options
 from flare_dist.seeding import generator
 from flare_dist.tasks.config import AUTO, find_task
 from flare_dist.tasks.task import Task
@@ -42,16 +44,16 @@ class DataSplits:
         return torch.zeros(1, *self.input_shape, dtype=torch.int64 if self.train.is_text else torch.float32)
 
 
-def load(config: DataConfig, seed: int, task_name: str = AUTO) -> DataSplits:
+def load(config: DataConfig, seed: int, task_name: str = AUTO, task_options: Options | None = None) -> DataSplits:
     """Read the data set of `config`; `seed` decides what is held out and what synthetic data look like.
 
     The task is the data's natural one, unless `task_name` names another. Raises ValueError that names `data.root` if
     files are missing or damaged, and `data.name` if the task cannot learn from these examples.
     """
-    source = SOURCES[config.name](config, seed)
+    source = read_source(config, seed)
     task_name = source.task if task_name == AUTO else task_name
-    task = find_task(task_name)
-    _check_source(config.name, source, task_name)
+    task = find_task(task_name, task_options)
+    _check_source(config.name, source, task, task_name)
     train = source.train
     validation = None
     if config.validation > 0:
@@ -64,11 +66,11 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO) -> DataSplits:
     return DataSplits(train, validation, source.test, source.num_classes, mean, std, task, task_name)
 
 
-def _check_source(name: str, source: Source, task_name: str) -> None:
+def _check_source(name: str, source: Source, task: Task, task_name: str) -> None:
     another = f" (task.name={task_name})" if task_name != source.task else ""
     for part, examples in (("train", source.train), ("test", source.test)):
         try:
-            check_examples(examples, source.num_classes, find_task(task_name))
+            check_examples(examples, source.num_classes, task)
         except ValueError as error:
             raise ValueError(f"data.name: {name}: {part}: {error}{another}") from error
     trained, tested = (tuple(examples.inputs.shape[1:]) for examples in (source.train, source.test))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
+from flare_dist.data.choices import find_partitioner
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
-from flare_dist.data.partitioners import PARTITIONERS, UNUSED
+from flare_dist.data.partitioners import UNUSED
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
 from flare_dist.tasks.task import Task
@@ -54,7 +55,8 @@ def partition(
         raise ValueError(f"clients.num: must be in [1, {len(train)}] (one example each), got {num_clients}")
     refuse(EXCLUSIONS, data=config, class_of=task.class_of, num_clients=num_clients)
     rng = np.random.default_rng(derive_seed(seed, "partition"))
-    owner = PARTITIONERS[config.partition](config, train, num_classes, num_clients, rng)
+    divide = find_partitioner(config.partition, config.partition_options)
+    owner = divide(config, train, num_classes, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]

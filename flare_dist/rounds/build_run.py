@@ -47,11 +47,10 @@ def divide(config: Config, data: DataSplits) -> Partition:
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
+    own = config.model
     shape = data.input_shape
     dtype = data.blank.dtype
-    name = config.model.name
-    norm = config.model.norm
-    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
+    model = registry.build(own.name, own.norm, shape, data.num_classes, config.seed, data.task, dtype, own.options)
     check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
     return model
 
@@ -67,7 +66,7 @@ class Loaded(NamedTuple):
 
 def load_parts(config: Config) -> Loaded:
     """Load the data, divide them among the clients, and build the model for them."""
-    data = load(config.data, config.seed, config.task.name)
+    data = load(config.data, config.seed, config.task.name, config.task.options)
     config = with_values(config, {"task.name": data.task_name})
     return Loaded(config, data, divide(config, data), build_for(config, data))
 
