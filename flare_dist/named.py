@@ -47,13 +47,16 @@ def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str
         return built_in[choice]
     module, colon, attribute = choice.partition(":")
     if not colon:
-        raise unknown_choice(key, choice, [*forms, *built_in, FORM])
+        raise unknown_choice(key, choice, [*built_in, *forms, FORM])
     return _imported(key, choice, module, attribute)
 
 
 def is_own(choice: Any, built_in: Iterable[str]) -> bool:
-    """Tell whether a choice is the user's own: a callable, or text with a colon that names nothing built in."""
-    return not isinstance(choice, str) or (":" in choice and choice not in built_in)
+    """Tell whether a choice is the user's own: a callable, or package.module:callable that names nothing built in."""
+    if not isinstance(choice, str):
+        return True
+    _, colon, attribute = choice.partition(":")
+    return bool(colon) and attribute.replace(".", "_").isidentifier() and choice not in built_in
 
 
 def name_of(choice: Any) -> str:
@@ -115,19 +118,13 @@ def _given_by_position(
 
 
 def made(
-    key: str,
-    choice: Any,
-    built_in: Mapping[str, Any],
-    options: Mapping[str, Any],
-    kind: type,
-    example: str,
-    forms: Sequence[str] = (),
+    key: str, choice: Any, built_in: Mapping[str, Any], options: Mapping[str, Any], kind: type, example: str
 ) -> Any:
     """Return the record of a choice: one that is there, or what the user's callable (**options) makes.
 
     ValueError says what else it made, with the `example` of a right one.
     """
-    found = find(key, choice, built_in, forms)
+    found = find(key, choice, built_in)
     if not isinstance(found, kind):
         return expect(key, choice, call(key, choice, bind(key, choice, found, options)), kind, example)
     for option, value in options.items():

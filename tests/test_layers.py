@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "locks": set(),
     "exclusion": set(),
     "preserved": set(),
-    "conditions": set(),
+    "conditions": {"named"},
     "named": {"errors"},
     "compatibility": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"tasks", "hook", "compression", "engines"},
+    "__init__": {"tasks", "hook", "compression", "engines", "algorithms", "schedules"},
 }
 # Who else may import the tables of what goes with what; they import algorithms, so they are no ground.
 READERS = {

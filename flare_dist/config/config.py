@@ -20,6 +20,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.errors import check_choice, check_least
 from flare_dist.exclusion import refuse
 from flare_dist.models.config import ModelConfig
+from flare_dist.schedules import check_schedule
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -115,6 +116,8 @@ class Config:
             raise ValueError("output_dir: must name a directory, got nothing; choose one, e.g. runs/mine")
         by_hook = self.mode == "gradient" and self.gradients.hook == "sparse"
         refuse(EXCLUSIONS, by_hook=by_hook, **vars(self))
+        for key, section in (("clients.lr_schedule", self.clients), ("server.lr_schedule", self.server)):
+            check_schedule(section.lr_schedule, key, section.lr_schedule_options, self.rounds)
 
     def _expand_home(self) -> None:
         """Replace `~` in every path, so that the saved configuration names the same folders wherever it is read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flare_dist.data.augmentation import AUGMENTATIONS
-from flare_dist.data.choices import find_partitioner, find_source
+from flare_dist.data.lookup import find_partitioner, find_source
 from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.synthetic import SyntheticConfig
 from flare_dist.errors import check_choice, check_least, check_range, printable
@@ -43,12 +43,12 @@ class DataConfig:
     """
 
     name: str = "digits"
-    options: Options = field(default_factory=dict)
+    options: Options = field(default_factory=dict, hash=False)
     root: str = "data"
     image_range: float | None = None  # None = what the file can hold
     sequence_length: int = 100
     partition: str = "iid"
-    partition_options: Options = field(default_factory=dict)
+    partition_options: Options = field(default_factory=dict, hash=False)
     alpha: float = 1.0  # smaller = clients differ more
     examples_per_client: int | None = None  # None = an equal share
     shards_per_client: int = 2  # smaller = fewer classes on a client

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.data.choices import read_source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples, check_examples, hold_out
+from flare_dist.data.lookup import read_source
 from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.sources import Source
 from flare_dist.exclusion import refuse

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.data.choices import find_partitioner
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
+from flare_dist.data.lookup import find_partitioner
 from flare_dist.data.partitioners import UNUSED
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed

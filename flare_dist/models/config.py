@@ -25,7 +25,7 @@ class ModelConfig:
     """
 
     name: str = "2nn"
-    options: Options = field(default_factory=dict)
+    options: Options = field(default_factory=dict, hash=False)
     norm: str = "keep"
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import Partition, partition
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
-from flare_dist.models.trial import check_criterion, unused_parameters
+from flare_dist.models.trial import check_criterion, check_task, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.build_federation import build_federation
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place
@@ -33,6 +33,7 @@ from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
+from flare_dist.tasks.config import is_users
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ def build_for(config: Config, data: DataSplits) -> nn.Module:
     shape = data.input_shape
     dtype = data.blank.dtype
     model = registry.build(own.name, own.norm, shape, data.num_classes, config.seed, data.task, dtype, own.options)
-    check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
+    few = first_batch(data.train, data.mean, data.std, size=2)
+    if is_users(data.task_name):
+        check_task(model, few, data.task)
+    check_criterion(model, few, data.task)
     return model
 
 

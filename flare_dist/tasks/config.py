@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flare_dist.named import Options, is_own, made
-from flare_dist.tasks.builtin import TASKS
+from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
 from flare_dist.tasks.task import Task
 
 AUTO = "auto"
@@ -16,7 +16,7 @@ EXAMPLE = "flare_dist.Task(loss=lambda model, batch: torch.nn.functional.mse_los
 
 def find_task(name: Any, options: Options | None = None) -> Task:
     """Find the task of this name, or make the user's own; ValueError that names task.name if there is none."""
-    task: Task = made(KEY, name, TASKS, options or {}, Task, EXAMPLE, [AUTO])
+    task: Task = made(KEY, name, {AUTO: CLASSIFICATION} | TASKS, options or {}, Task, EXAMPLE)
     metric, direction = task.best if isinstance(task.best, tuple) and len(task.best) == 2 else (task.best, None)
     if direction not in ("max", "min") or not isinstance(metric, str):
         raise ValueError(f'{KEY}: best must be a metric and "max" or "min", got {task.best!r}; write ("loss", "min")')
@@ -35,7 +35,7 @@ class TaskConfig:
     """
 
     name: str = AUTO
-    options: Options = field(default_factory=dict)
+    options: Options = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.name != AUTO:
