@@ -7,7 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flare_dist.algorithms.algorithm import Algorithm as Algorithm
+    from flare_dist.algorithms.algorithm import LocalContext as LocalContext
+    from flare_dist.algorithms.algorithm import LocalWork as LocalWork
+    from flare_dist.algorithms.algorithm import Penalty as Penalty
+    from flare_dist.algorithms.algorithm import Senders as Senders
+    from flare_dist.algorithms.algorithm import Trained as Trained
+    from flare_dist.compression.choices import Sparsifier as Sparsifier
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
+    from flare_dist.compression.error_feedback import ErrorFeedback as ErrorFeedback
+    from flare_dist.compression.index_codecs import IndexCodec as IndexCodec
+    from flare_dist.compression.payload import Sparse as Sparse
+    from flare_dist.compression.value_codecs import Groups as Groups
+    from flare_dist.compression.value_codecs import ValueCodec as ValueCodec
     from flare_dist.data.source import Part as Part
     from flare_dist.data.source import Source as Source
     from flare_dist.engines.attach import attach as attach
@@ -17,14 +29,28 @@ if TYPE_CHECKING:
     from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
     from flare_dist.hook.state import SparseHookState as SparseHookState
+    from flare_dist.schedules import Schedule as Schedule
     from flare_dist.tasks.task import Task as Task
 
 _HOMES = {
+    "Algorithm": "flare_dist.algorithms.algorithm",
     "CompressionConfig": "flare_dist.compression.config",
+    "ErrorFeedback": "flare_dist.compression.error_feedback",
+    "Groups": "flare_dist.compression.value_codecs",
+    "IndexCodec": "flare_dist.compression.index_codecs",
+    "LocalContext": "flare_dist.algorithms.algorithm",
+    "LocalWork": "flare_dist.algorithms.algorithm",
+    "Penalty": "flare_dist.algorithms.algorithm",
+    "Schedule": "flare_dist.schedules",
+    "Senders": "flare_dist.algorithms.algorithm",
+    "Sparse": "flare_dist.compression.payload",
     "Part": "flare_dist.data.source",
     "Source": "flare_dist.data.source",
     "SparseHookState": "flare_dist.hook.state",
+    "Sparsifier": "flare_dist.compression.choices",
     "Task": "flare_dist.tasks.task",
+    "Trained": "flare_dist.algorithms.algorithm",
+    "ValueCodec": "flare_dist.compression.value_codecs",
     "attach": "flare_dist.engines.attach",
     "load_hook_state": "flare_dist.hook.checkpoint",
     "save_hook_state": "flare_dist.hook.checkpoint",

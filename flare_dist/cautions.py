@@ -81,4 +81,5 @@ NEEDS = (  # of several that a key lacks, the first is named
     Need("clients.local_*", has_local_rounds, "mode=federated|centralised"),
     Need("clients.weighting", has_clients, "mode=federated"),
     Need("data.partition", has_clients, "mode=federated"),
+    Need("data.partition_options*", has_clients, "mode=federated"),
 )

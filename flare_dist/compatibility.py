@@ -18,10 +18,18 @@ from __future__ import annotations
 
 from flare_dist.algorithms.excludes import FEEDBACK, METHOD, OBJECTIVE
 from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
-from flare_dist.conditions import has_no_residual, is_ef21, is_masked, preconditions, scores_on_server_data
+from flare_dist.conditions import (
+    has_no_residual,
+    is_ef21,
+    is_masked,
+    preconditions,
+    scores_on_server_data,
+    steps_by_name,
+)
 from flare_dist.exclusion import Exclusion
 
-WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")  # partitions that do not look at labels
+BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
+WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")
 ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
 PRECONDITIONER = "gradients.preconditioner"
 SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether there is a residual
@@ -41,6 +49,8 @@ ONE_BATCH = [  # rows of clients.together, as if it were always; auto trains one
               "gradients are accumulated for one client at a time", "use auto or never"),
     Exclusion(("clients.together", OBJECTIVE), "any objective", lambda c: c.clients.objective != "none",
               "an objective is for one client at a time", "use auto or never"),
+    Exclusion(("clients.together", "clients.optimizer"), "an optimizer of your own", steps_by_name,
+              "an optimizer of your own may not go entry by entry", "use auto or never"),
     Exclusion(("clients.together", "clients.step_ahead"), "step_ahead", lambda c: c.clients.step_ahead > 0,
               "step_ahead starts each client from another model", "use auto or never"),
     Exclusion(("clients.together", METHOD), "masks", is_masked,
@@ -62,6 +72,15 @@ EXCLUSIONS = (
     Exclusion(("clients.per_round", "clients.num"), "more clients per round than clients",
               lambda c: c.clients.per_round is not None and c.clients.per_round > c.clients.num,
               "more clients per round than there are", "choose at most clients.num, or null for all"),
+    Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with an optimizer of your own",
+              lambda c: c.clients.momentum > 0 and steps_by_name(c), "your own optimizer takes options alone",
+              "write it under clients.optimizer_options"),
+    Exclusion(("clients.weight_decay", "clients.optimizer"), "weight decay with an optimizer of your own",
+              lambda c: c.clients.weight_decay > 0 and steps_by_name(c), "your own optimizer takes options alone",
+              "write it under clients.optimizer_options"),
+    Exclusion(("clients.optimizer", "engine.name"), "an optimizer of your own with DeepSpeed",
+              lambda c: steps_by_name(c) and c.engine.name == "deepspeed",
+              "DeepSpeed's step divides flat parameters among ranks, which has no names", "use engine.name=accelerate"),
     Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with adam or adamw",
               lambda c: c.clients.momentum > 0 and c.clients.optimizer != "sgd",
               "only sgd takes momentum", "set 0, or use clients.optimizer=sgd"),
@@ -171,7 +190,7 @@ EXCLUSIONS = (
               lambda c: c.is_dataset and c.data.augment != "none",
               "a Dataset is taken as it is", "use none, and the Dataset's own transforms", ("is_text",)),
     Exclusion(("data.partition", "data.name", "class_of"), "a partition by classes, of examples without one class each",
-              lambda c: c.class_of != "example" and c.data.partition not in WITHOUT_CLASSES,
+              lambda c: c.class_of != "example" and c.data.partition in BY_CLASS,
               "this partition divides by the class of each example, and these labels are other ones",
               f"choose from {', '.join(WITHOUT_CLASSES)}"),
     Exclusion(("model.name", "sync_batch_norm", "mode"), "SyncBatchNorm if ranks train by themselves",

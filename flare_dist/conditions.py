@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from flare_dist.named import is_own
+
 
 def trains(c: Any, objective: str) -> bool:
     """Tell whether clients train with this objective."""
     return bool(c.mode == "federated" and c.clients.objective == objective)
+
+
+def steps_by_name(c: Any) -> bool:
+    """Tell whether the clients' optimizer is the user's own, which is given each parameter by its name."""
+    return is_own(c.clients.optimizer, ())
 
 
 def has_clients(c: Any) -> bool:

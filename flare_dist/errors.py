@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -54,7 +55,10 @@ def refusal(key: str, path: str | Path, problem: str) -> ValueError:
 
 def unknown_choice(key: str, value: object, known: Iterable[str]) -> ValueError:
     """Make the error of a name that is none of `known`: `key: unknown choice, got 'x'; choose from a, b`."""
-    return ValueError(f"{key}: unknown choice, got {value!r}; choose from {', '.join(known)}")
+    names = list(known)
+    similar = get_close_matches(str(value), names, 1, 0.7)
+    advice = f"did you mean {similar[0]}? Choose from" if similar else "choose from"
+    return ValueError(f"{key}: unknown choice, got {value!r}; {advice} {', '.join(names)}")
 
 
 def not_installed(user: str, library: str, package: str) -> ModuleNotFoundError:

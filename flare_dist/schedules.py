@@ -13,20 +13,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from flare_dist.named import FORM, Options, WrongResultError, bind, call, find, is_own, name_of, options_key
+
+Schedule = Callable[[int, int], float]  # (round, rounds) -> factor on the learning rate, for rounds 1 to rounds
+FACTOR = "lr_factor"
 
 
-def parse_schedule(text: str, key: str) -> Callable[[int, int], float]:
+def parse_schedule(text: Any, key: str, options: Options | None = None) -> Schedule:
     """Parse the schedule `text` into a function (round, rounds) -> factor, for rounds 1 … rounds.
 
     Raises ValueError that begins with the dotted `key` if the text is no schedule.
     """
-    name, _, arguments = text.partition(":")
+    name, _, arguments = str(text).partition(":")
+    if name not in SCHEDULES and is_own(text, SCHEDULES):
+        return _users(key, text, bind(key, text, find(key, text, {}), options or {}, ["round", "rounds"]))
     if name not in SCHEDULES:
-        raise ValueError(f"{key}: unknown schedule, got {text!r}; choose from {', '.join(SCHEDULES)}")
+        raise ValueError(f"{key}: unknown schedule, got {text!r}; choose from {', '.join([*SCHEDULES, FORM])}")
+    if options:
+        raise ValueError(f"{options_key(key)}.{next(iter(options))}: {name} takes no options; leave it out")
     try:
         return SCHEDULES[name](arguments)
     except ValueError as error:
         raise ValueError(f"{key}: cannot read the schedule, got {text!r}; write {FORMS[name]}") from error
+
+
+def _users(key: str, name: Any, users: Callable[..., Any]) -> Schedule:
+    """Check what the user's schedule returns."""
+
+    def schedule(round_: int, rounds: int) -> float:
+        factor = call(key, name, users, round_, rounds)
+        if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+            raise WrongResultError(
+                f"{key}: {name_of(name)} must return a number of at least 0, got {factor!r} in round {round_} of "
+                f"{rounds}; for example 1 - (round - 1) / rounds"
+            )
+        return float(factor)
+
+    return schedule
+
+
+def check_schedule(text: Any, key: str, options: Options, rounds: int) -> None:
+    """Raise ValueError that begins with `key` if the user's schedule fails in a round of the run."""
+    if is_own(text, SCHEDULES) and str(text).partition(":")[0] not in SCHEDULES:
+        schedule = parse_schedule(text, key, options)
+        for round_ in range(1, rounds + 1):
+            schedule(round_, rounds)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate; groups of an optimizer that `remember_factors` has seen keep theirs against each other."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1)
+
+
+def remember_factors(optimizer: Optimizer, lr: float) -> None:
+    """Note in each group of parameters how many times `lr` its learning rate is."""
+    for group in optimizer.param_groups:
+        group[FACTOR] = group.get("lr", lr) / lr
 
 
 def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, int], float]]:

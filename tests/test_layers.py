@@ -22,20 +22,22 @@ GROUND = {
     "preserved",
     "exclusion",
     "conditions",
+    "named",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
-    "schedules": set(),
+    "schedules": {"named"},
     "units": set(),
     "disk": {"errors"},
     "errors": set(),
     "locks": set(),
     "exclusion": set(),
     "preserved": set(),
-    "conditions": set(),
+    "conditions": {"named"},
+    "named": {"errors"},
     "compatibility": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
     "tasks": GROUND,
@@ -57,7 +59,7 @@ MAY_IMPORT = {
     "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"tasks", "data", "hook", "compression", "engines"},
+    "__init__": {"tasks", "data", "hook", "compression", "engines", "algorithms", "schedules"},
 }
 # Who else may import the tables of what goes with what; they import algorithms, so they are no ground.
 READERS = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-QUANTISED = [name for name, codec in VALUE_CODECS.items() if codec.table]
+QUANTISED = [name for name, codec in VALUE_CODECS.items() if codec.looks_at_groups]
 
 
 @st.composite

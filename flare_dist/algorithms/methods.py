@@ -12,12 +12,55 @@ from flare_dist.algorithms import ef21, feddc, feddyn, fednova, fedprox, flare, 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.algorithms.compose import compose
 from flare_dist.exclusion import Exclusion
+from flare_dist.named import Options, bind, find, is_own, made, name_of
+
+EXAMPLE = "flare_dist.Algorithm(penalty=lambda context: flare_dist.Penalty(add_gradient))"
 
 
-def algorithm_of(clients: Any, aggregator: str = "mean", feedback: str = "none") -> Algorithm:
+def algorithm_of(
+    clients: Any, aggregator: str = "mean", feedback: str = "none", aggregator_options: Options | None = None
+) -> Algorithm:
     """Make the record of a run: its objective with its settings, its aggregator, and its rule of error feedback."""
-    objective = OBJECTIVES[clients.objective](clients)
-    return compose(objective, AGGREGATORS[aggregator](), *FEEDBACK.get(feedback, ()))
+    records = (objective_of(clients), aggregator_of(aggregator, aggregator_options), *FEEDBACK.get(feedback, ()))
+    try:
+        return compose(*records)
+    except ValueError as error:
+        raise ValueError(
+            f"clients.objective: {name_of(clients.objective)} with server.aggregator={name_of(aggregator)}: {error}"
+        ) from error
+
+
+def objective_of(clients: Any) -> Algorithm:
+    """Make the record of the clients' objective; ValueError names clients.objective or one of its options."""
+    name = clients.objective
+    if is_own(name, OBJECTIVES):
+        return _users("clients.objective", name, clients.objective_options)
+    make = find("clients.objective", name, OBJECTIVES)
+    record: Algorithm = bind("clients.objective", name, make, clients.objective_options, ["clients"])(clients)
+    return record
+
+
+def aggregator_of(name: Any, options: Options | None = None) -> Algorithm:
+    """Make the record of the server's aggregator; ValueError names server.aggregator or one of its options."""
+    if is_own(name, AGGREGATORS):
+        return _users("server.aggregator", name, options or {})
+    make = find("server.aggregator", name, AGGREGATORS)
+    record: Algorithm = bind("server.aggregator", name, make, options or {})()
+    return record
+
+
+def _users(key: str, name: Any, options: Options) -> Algorithm:
+    """Make the user's record, and check what it says of itself."""
+    record: Algorithm = made(key, name, {}, options, Algorithm, EXAMPLE)
+    for field in ("memory", "server", "sends"):
+        names = getattr(record, field)
+        if not isinstance(names, tuple) or not all(isinstance(own, str) for own in names):
+            raise ValueError(
+                f'{key}: {name_of(name)}: {field} must be a tuple of names, got {names!r}; write ("control",)'
+            )
+    if "delta" not in record.sends:
+        raise ValueError(f'{key}: {name_of(name)}: sends must have "delta" in it, got {record.sends!r}; add it')
+    return record
 
 
 # clients.objective

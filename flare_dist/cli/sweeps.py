@@ -109,7 +109,7 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
     _begin("compare", launch)
     grid = _parse_grid(options, {})
     config = build_config(parser, options)
-    best = "accuracy" if config.task.name == AUTO else find_task(config.task.name).best[0]
+    best = "accuracy" if config.task.name == AUTO else find_task(config.task.name, config.task.options).best[0]
     links = parse_projections(options, {best})
     if config.mode != "gradient":
         raise ValueError(f"mode: compare needs mode=gradient, got {config.mode}")

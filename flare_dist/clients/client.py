@@ -20,7 +20,7 @@ from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.data.batches import Batches
-from flare_dist.schedules import parse_schedule
+from flare_dist.schedules import parse_schedule, set_lr
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.tasks.task import Batch, Count
@@ -67,7 +67,7 @@ class LocalTrainer:
         self.rounds = rounds
         self.seed = seed
         self.algorithm = algorithm or algorithm_of(config)
-        self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule")
+        self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule", config.lr_schedule_options)
         self.smallest = config.smallest
         self.steps_with = cache(config.steps_with)  # once for all clients with as many examples
         self.epoch_steps = cache(config.epoch_steps)
@@ -135,8 +135,7 @@ class LocalTrainer:
     ) -> float:
         """Take the local steps of one round from wherever the model stands; returns the mean training loss."""
         seed_draws(derive_seed(self.seed, "dropout", round_, client), self.model.parameters.device)
-        for group in self.model.optimizer.param_groups:
-            group["lr"] = self.lr(round_)
+        set_lr(self.model.optimizer, self.lr(round_))
         self.model.module.train()
         loss_sum = torch.zeros((), device=self.model.parameters.device)
         seen: Count = 0

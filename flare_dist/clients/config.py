@@ -9,12 +9,13 @@ from flare_dist.algorithms.feddc import FedDCConfig
 from flare_dist.algorithms.feddyn import FedDynConfig
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
-from flare_dist.algorithms.methods import OBJECTIVES, algorithm_of
-from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.algorithms.methods import algorithm_of, objective_of
+from flare_dist.clients.optimizers import find_optimizer
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import batch_sizes, count_batches
 from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
+from flare_dist.named import Options
 from flare_dist.schedules import parse_schedule
 
 TOGETHER = ("auto", "always", "never")
@@ -33,10 +34,13 @@ class ClientsConfig:
         smallest_batch: fewest examples that a step, or a piece of one, is taken on: fewer at the end of a pass go with
             the batch before them (null = 1, or 2 if the model cannot be trained on one, as with BatchNorm on maps of
             1x1).
-        optimizer: sgd, adam or adamw; in mode federated its state starts fresh in every round.
+        optimizer: sgd, adam or adamw, or your own as package.module:callable, which is called with (named_parameters,
+            lr, **options) and returns a torch.optim.Optimizer; in mode federated its state starts fresh in every round.
+        optimizer_options: keyword arguments of your own optimizer.
         lr: learning rate of the local optimizer.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
-            step:FACTOR@ROUND,...
+            step:FACTOR@ROUND,..., or your own as package.module:callable, called with (round, rounds, **options).
+        lr_schedule_options: keyword arguments of your own schedule.
         momentum: momentum of sgd.
         weight_decay: weight decay of the local optimizer.
         gradient_clipping: largest norm of the gradient that the optimizer is given, penalty included; longer ones are
@@ -49,7 +53,9 @@ class ClientsConfig:
             same to rounding; the run's configuration has what auto came to.
         state_dir: directory, of this run alone, in which what clients remember is kept in memory-mapped files instead
             of in memory, for more than fits into it (null = in memory).
-        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold, feddc or flare.
+        objective: what is added to the clients' loss: none, fedprox, feddyn, scaffold, feddc or flare, or your own
+            as package.module:callable, which is called with (**options) and returns a flare_dist.Algorithm.
+        objective_options: keyword arguments of your own objective.
         fedprox: settings of the fedprox objective.
         feddyn: settings of the feddyn objective.
         feddc: settings of the feddc objective.
@@ -63,8 +69,10 @@ class ClientsConfig:
     batch_size: int = 32
     smallest_batch: int | None = None
     optimizer: str = "sgd"
+    optimizer_options: Options = field(default_factory=dict, hash=False)
     lr: float = 0.1
     lr_schedule: str = "constant"
+    lr_schedule_options: Options = field(default_factory=dict, hash=False)
     momentum: float = 0.0
     weight_decay: float = 0.0
     gradient_clipping: float | None = None
@@ -73,6 +81,7 @@ class ClientsConfig:
     together: str = "auto"
     state_dir: str | None = None
     objective: str = "none"
+    objective_options: Options = field(default_factory=dict, hash=False)
     fedprox: FedProxConfig = field(default_factory=FedProxConfig)
     feddyn: FedDynConfig = field(default_factory=FedDynConfig)
     feddc: FedDCConfig = field(default_factory=FedDCConfig)
@@ -81,19 +90,19 @@ class ClientsConfig:
     def __post_init__(self) -> None:
         for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size", "smallest_batch"):
             check_least(f"clients.{name}", getattr(self, name), 1)
-        check_choice("clients.optimizer", self.optimizer, OPTIMIZERS)
+        find_optimizer(self.optimizer, self.optimizer_options)
         check_range("clients.lr", self.lr, "(0, 1e38)")  # the range of float32
         check_range("clients.momentum", self.momentum, "[0, 1e38)")
         check_range("clients.weight_decay", self.weight_decay, "[0, 1e38)")
         check_range("clients.gradient_clipping", self.gradient_clipping, "(0, 1e38)")
-        check_choice("clients.objective", self.objective, OBJECTIVES)
+        objective_of(self)
         check_choice("clients.together", self.together, TOGETHER)
         if self.state_dir == "":
             raise ValueError(
                 "clients.state_dir: must name a directory, got an empty path; null keeps the states in memory"
             )
         check_range("clients.step_ahead", self.step_ahead, "[0, 1]")
-        parse_schedule(self.lr_schedule, "clients.lr_schedule")
+        parse_schedule(self.lr_schedule, "clients.lr_schedule", self.lr_schedule_options)
         refuse(EXCLUSIONS, clients=self)
 
     def steps_with(self, num_examples: int) -> int:

@@ -1,11 +1,21 @@
-"""Make local optimizers of torch.optim over the tensors that an engine trains, often one flat vector of them all."""
+"""Make local optimizers over the tensors that an engine trains, often one flat vector of them all.
+
+The user's own takes (named_parameters, lr, **options), for it may treat a matrix otherwise than a bias.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from flare_dist.named import Options, bind, call, expect, find, is_own
+from flare_dist.schedules import remember_factors
+
+KEY = "clients.optimizer"
+EXAMPLE = "torch.optim.SGD(named_parameters, lr)"
 
 
 def sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> Optimizer:
@@ -18,6 +28,29 @@ def adam(parameters: list[nn.Parameter], lr: float, momentum: float, weight_deca
 
 def adamw(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> Optimizer:
     return AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def find_optimizer(name: Any, options: Options) -> Callable[[list[Any], float, float, float], Optimizer]:
+    """Find what makes an optimizer of (parameters, lr, momentum, weight_decay); the user's of (name, parameter) pairs.
+
+    ValueError names clients.optimizer or one of its options.
+    """
+    found = find(KEY, name, OPTIMIZERS)
+    if not steps_by_name(name):
+        return bind(KEY, name, found, options, ["parameters", "lr", "momentum", "weight_decay"])
+    users = bind(KEY, name, found, options, ["named_parameters", "lr"])
+
+    def make(named: list[tuple[str, nn.Parameter]], lr: float, momentum: float, weight_decay: float) -> Optimizer:
+        optimizer: Optimizer = expect(KEY, name, call(KEY, name, users, named, lr), Optimizer, EXAMPLE)
+        remember_factors(optimizer, lr)
+        return optimizer
+
+    return make
+
+
+def steps_by_name(name: Any) -> bool:
+    """Tell whether an optimizer is given each parameter by its name, and not one flat vector."""
+    return is_own(name, OPTIMIZERS)
 
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, float, float], Optimizer]] = {

@@ -15,7 +15,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Draws, Segment, select
+from flare_dist.compression.sparsifiers import SCOPES, Draws, Segment, select
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         """
         chosen = self.packing.whole[:0]
         if self.segments:  # or no sparsifier is needed
-            chosen = select(vector, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
+            chosen = select(vector, self.segments, self.config.selects, draws, self.config.threshold)
         return torch.cat([chosen, self.packing.whole])
 
 

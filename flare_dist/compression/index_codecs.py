@@ -8,7 +8,7 @@ and receiver compute alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -112,10 +112,21 @@ INDEX_CODECS: dict[str, IndexCodec] = {
 
 
 @lru_cache(maxsize=256)
+def candidates(name: str, block: int) -> tuple[IndexCodec, ...]:
+    """Return the codecs from which the smallest is taken: that of this name, or all of them for `auto`."""
+    codecs = INDEX_CODECS if block == 4096 else INDEX_CODECS | {"packed": blockwise(block)}
+    return tuple(codecs.values()) if name == "auto" else (codecs[name],)
+
+
+@lru_cache(maxsize=256)
 def index_codec(name: str, n: int, k: int, block: int = 4096) -> IndexCodec:
     """Find the codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
-    codecs = INDEX_CODECS if block == 4096 else INDEX_CODECS | {"packed": blockwise(block)}
-    return codecs[name] if name != "auto" else min(codecs.values(), key=lambda codec: codec.nbytes(n, k))
+    return smallest(candidates(name, block), n, k)
+
+
+def smallest(codecs: Sequence[IndexCodec], n: int, k: int) -> IndexCodec:
+    """Return the codec that takes the fewest bytes for k of n."""
+    return min(codecs, key=lambda codec: codec.nbytes(n, k))
 
 
 def check_indices(indices: Tensor, n: int) -> None:

@@ -181,7 +181,7 @@ class MaskedEncoding:
             slack = tensors * (2 + config.dense_below) + 2 * blocks
             kept = min(active, int(active * self.density) + slack)
         whole = torch.arange(active if config.sends_everything else 0)
-        most = Packing(config, active, whole, torch.zeros(tensors)).most_nbytes(kept)
+        most = Packing(config.codecs, active, whole, torch.zeros(tensors)).most_nbytes(kept)
         if not self.limits:
             return most
         before = self.active.numel()

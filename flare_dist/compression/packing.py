@@ -18,9 +18,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flare_dist.compression.index_codecs import IndexCodec, check_indices, index_codec
+from flare_dist.compression.index_codecs import IndexCodec, check_indices, smallest
 from flare_dist.compression.payload import WORD, Encoded, Sparse, check_positions
-from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
+from flare_dist.compression.value_codecs import Groups, ValueCodec
 from flare_dist.layout import Entry, ParameterLayout
 
 
@@ -37,20 +37,19 @@ class Encoding(Protocol):
         """Decode that payload; raises ValueError if `data` holds none. Waits for a GPU."""
 
 
-class Codecs(Protocol):
+class Codecs(NamedTuple):
+    """The codecs of a packing."""
+
+    indices: tuple[IndexCodec, ...]  # of which the smallest is taken
+    values: ValueCodec
+    value_block: int  # values that share a table; 0 = those of a tensor
+
+
+class HasCodecs(Protocol):
     """The part of the compression's configuration that a packing reads."""
 
     @property
-    def index_codec(self) -> str: ...
-
-    @property
-    def block(self) -> int: ...
-
-    @property
-    def value_codec(self) -> str: ...
-
-    @property
-    def value_block(self) -> int: ...
+    def codecs(self) -> Codecs: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Packing:
     ends: Tensor  # int64: where each tensor ends, for those value codecs that have a table for each
 
     @staticmethod
-    def of(codecs: Codecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
+    def of(config: HasCodecs, layout: ParameterLayout, whole: Sequence[Entry], device: torch.device) -> Packing:
         """Make the packing of a layout whose tensors `whole` are always sent.
 
         Raises ValueError if positions in the layout do not fit into int32.
@@ -72,16 +71,14 @@ class Packing:
         positions = [torch.arange(entry.offset, entry.end) for entry in whole]
         always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
         ends = torch.tensor([entry.end for entry in layout.entries])
-        return Packing(codecs, layout.total, always.to(device), ends.to(device))
+        return Packing(config.codecs, layout.total, always.to(device), ends.to(device))
 
     def sizes(self, kept: int) -> Sizes:
         """Size a payload of `kept` entries, those that are always sent included.
 
         Raises ValueError if a payload cannot have so many.
         """
-        codecs = self.codecs
-        names = (codecs.index_codec, codecs.block, codecs.value_codec, codecs.value_block)
-        return sizes_of(*names, self.ends.numel(), self.total, self.whole.numel(), kept)
+        return sizes_of(self.codecs, self.ends.numel(), self.total, self.whole.numel(), kept)
 
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`, which does not matter here."""
@@ -102,7 +99,7 @@ class Packing:
         two levels of a codec is rounded at random.
         """
         chosen = indices[: indices.numel() - self.whole.numel()]
-        codec = VALUE_CODECS[self.codecs.value_codec]
+        codec = self.codecs.values
         groups = self._grouped(indices)
         coded = codec.encode(values, groups, draws)
         parts = [coded]
@@ -118,7 +115,7 @@ class Packing:
         indices = self.whole
         if chosen:
             indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), self.whole])
-        decoded = VALUE_CODECS[self.codecs.value_codec].decode(values, self._grouped(indices))
+        decoded = self.codecs.values.decode(values, self._grouped(indices))
         return Sparse(indices.int(), decoded, data)
 
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
@@ -131,9 +128,9 @@ class Packing:
         return payload
 
     def _grouped(self, indices: Tensor) -> Groups:
-        """Return the table of each entry; nothing if the codec has none."""
+        """Return the group of each entry; nothing if the codec does not look at it."""
         kept = indices.numel()
-        if not VALUE_CODECS[self.codecs.value_codec].table:
+        if not self.codecs.values.looks_at_groups:
             return Groups(self.ends.new_empty(0), 0)
         if self.codecs.value_block:
             of = torch.arange(kept, device=indices.device) // self.codecs.value_block
@@ -151,9 +148,7 @@ class Sizes(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # of a run's few layouts and densities
-def sizes_of(
-    index_name: str, block: int, value_name: str, value_block: int, tensors: int, total: int, whole: int, kept: int
-) -> Sizes:
+def sizes_of(codecs: Codecs, tensors: int, total: int, whole: int, kept: int) -> Sizes:
     """Size a payload of `kept` entries, of which `whole` are always sent, of a vector of `total` in so many tensors.
 
     Raises ValueError if a payload cannot have so many.
@@ -161,9 +156,9 @@ def sizes_of(
     chosen = kept - whole
     if not 0 <= chosen <= total:
         raise ValueError(f"{kept} of {total} entries make no payload ({whole} are always sent)")
-    codec = index_codec(index_name, total, chosen, block)
+    codec = smallest(codecs.indices, total, chosen)
     index_nbytes = codec.nbytes(total, chosen) if chosen else 0
-    value_nbytes = VALUE_CODECS[value_name].nbytes(kept, count_tables(value_block, tensors, kept))
+    value_nbytes = codecs.values.nbytes(kept, count_tables(codecs.value_block, tensors, kept))
     return Sizes(codec, index_nbytes, index_nbytes + value_nbytes)
 
 

@@ -24,20 +24,21 @@ class Groups(NamedTuple):
 
 
 class ValueCodec(NamedTuple):
-    """`decode` gives float32 [k] for data of `packed_nbytes(k, bits) + 2 * table * groups` bytes.
+    """`decode` gives float32 [k] for data of `nbytes(k, number of groups)` bytes.
 
     `encode` takes (values float32 [k], groups, draws): with draws, uniform in [0, 1), int8 rounds what lies between two
-    levels at random so that its mean is right; without, to the nearer one. Codecs without a `table` do not look at the
-    groups.
+    levels at random so that its mean is right; without, to the nearer one.
     """
 
-    bits: int
-    table: int  # entries of a group's table
-    encode: Callable[[Tensor, Groups, Tensor | None], Tensor]
-    decode: Callable[[Tensor, Groups], Tensor]
+    nbytes: Callable[[int, int], int]
+    encode: Callable[[Tensor, Groups, Tensor | None], Tensor]  # (values, groups, draws) -> uint8 [nbytes]
+    decode: Callable[[Tensor, Groups], Tensor]  # (data, groups) -> float32 [k]
+    looks_at_groups: bool = True  # if not, it is given empty ones, which cost nothing
 
-    def nbytes(self, k: int, groups: int) -> int:
-        return packed_nbytes(k, self.bits) + 2 * self.table * groups
+
+def sized(bits: int, table: int) -> Callable[[int, int], int]:
+    """Make the number of bytes of k values of so many bits, and of a table of bfloat16 for each group."""
+    return lambda k, groups: packed_nbytes(k, bits) + 2 * table * groups
 
 
 def cast(dtype: torch.dtype) -> ValueCodec:
@@ -51,7 +52,7 @@ def cast(dtype: torch.dtype) -> ValueCodec:
     def decode(data: Tensor, groups: Groups) -> Tensor:
         return data.clone().view(dtype).float()  # a clone is aligned, a slice may not be
 
-    return ValueCodec(torch.finfo(dtype).bits, 0, encode, decode)
+    return ValueCodec(sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False)
 
 
 def int8() -> ValueCodec:
@@ -71,7 +72,7 @@ def int8() -> ValueCodec:
         table, codes = data.split([2 * groups.number, data.numel() - 2 * groups.number])
         return codes.view(torch.int8).float() * (_levels(table, 1).squeeze(1)[groups.of] / levels)
 
-    return ValueCodec(8, 1, encode, decode)
+    return ValueCodec(sized(8, 1), encode, decode)
 
 
 def binned(bits: int) -> ValueCodec:
@@ -100,7 +101,7 @@ def binned(bits: int) -> ValueCodec:
         magnitudes = _levels(data[:nbytes], bins).view(-1)[groups.of * bins + codes % bins]
         return torch.where(codes >= bins, -magnitudes, magnitudes)
 
-    return ValueCodec(bits, bins, encode, decode)
+    return ValueCodec(sized(bits, bins), encode, decode)
 
 
 def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:

@@ -20,6 +20,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.errors import check_choice, check_least
 from flare_dist.exclusion import refuse
 from flare_dist.models.config import ModelConfig
+from flare_dist.schedules import check_schedule
 from flare_dist.server.aggregation import WEIGHTINGS
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
@@ -29,6 +30,12 @@ from flare_dist.tasks.config import TaskConfig
 T = TypeVar("T")
 
 MODES = ("federated", "gradient", "centralised")
+NAMED = (  # keys that take package.module:callable
+    *("data.name", "data.partition", "task.name", "model.name"),
+    *("clients.objective", "clients.optimizer", "clients.lr_schedule"),
+    *("compression.sparsifier", "compression.error_feedback", "compression.index_codec", "compression.value_codec"),
+    *("server.optimizer", "server.lr_schedule", "server.aggregator"),
+)
 PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
 
 
@@ -66,6 +73,8 @@ class Config:
         eval_every: rounds between evaluations on the test set; the initial and the final model are always evaluated.
             In mode gradient the steps of a round, each of which ends with an evaluation.
         output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
+        code_dirs: directories in which package.module:callable is looked for, before the current one and those of the
+            configuration files; a run's own config.yaml has those in which it found what it uses.
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
         model: which model is trained.
@@ -84,6 +93,7 @@ class Config:
     mode: str = "federated"
     eval_every: int = 1
     output_dir: str = "runs/default"
+    code_dirs: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -106,6 +116,8 @@ class Config:
             raise ValueError("output_dir: must name a directory, got nothing; choose one, e.g. runs/mine")
         by_hook = self.mode == "gradient" and self.gradients.hook == "sparse"
         refuse(EXCLUSIONS, by_hook=by_hook, **vars(self))
+        for key, section in (("clients.lr_schedule", self.clients), ("server.lr_schedule", self.server)):
+            check_schedule(section.lr_schedule, key, section.lr_schedule_options, self.rounds)
 
     def _expand_home(self) -> None:
         """Replace `~` in every path, so that the saved configuration names the same folders wherever it is read."""

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 
+from flare_dist.config.dumping import dump_quoted, to_text
+from flare_dist.config.option_layers import OptionLayers, is_options
 from flare_dist.config.origins import Origins
 from flare_dist.config.parser import Parser, existing_file
-from flare_dist.config.values import convert_text, leaf_types, to_text
-from flare_dist.config.yaml_file import STANDARD_TAG, Document, read_file, read_text
+from flare_dist.config.values import convert_item, convert_text, leaf_types
+from flare_dist.config.yaml_file import Document, read_file, read_text
+from flare_dist.named import Setting
 
 OF_DEFAULT: dict[type, Any] = {str: str, int: int, type(None): float | None}  # types of a command's own options
 
 
-class _Quoting(yaml.SafeDumper):
-    """Puts every text into quotation marks: jsonargparse's loader would take 1e3 for a number, which YAML does not."""
-
-
-_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar(f"{STANDARD_TAG}str", text, style='"'))
+# The values of options are the user's: jsonargparse would read a text in them once more, and find a number in it.
+register_type(Setting, lambda value: value, lambda value: value, type_check=lambda value, kind: True)
 
 
 class ConfigParser(Parser):
@@ -42,6 +42,7 @@ class ConfigParser(Parser):
         self.hints: dict[str, Any] = {}
         self.origins = Origins(self.hints)
         self._documents: dict[str, Document] = {}  # by path, while a command line is parsed
+        self._options = OptionLayers({})
         if configuration is not None:
             self.hints = leaf_types(configuration)
             self.add_argument(
@@ -54,6 +55,8 @@ class ConfigParser(Parser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **options: Any) -> Namespace:  # type: ignore[override]
         self.origins = Origins(self.hints)
+        keys = [key for key, hint in self.hints.items() if is_options(hint)]
+        self._options = OptionLayers({key: namespace[key] if namespace and key in namespace else {} for key in keys})
         try:
             arguments = self._checked(sys.argv[1:] if args is None else args)
             return super().parse_args(arguments, namespace=namespace, **options)
@@ -62,7 +65,7 @@ class ConfigParser(Parser):
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
         document = self._documents.get(str(path)) or self._read(str(path))
-        return self.parse_string(yaml.dump(document.nested(), Dumper=_Quoting), *args, **options)
+        return self.parse_string(dump_quoted(document.nested()), *args, **options)
 
     @contextmanager
     def located(self) -> Iterator[None]:
@@ -76,6 +79,7 @@ class ConfigParser(Parser):
         """Read a file that is laid over those before it."""
         document = read_file(Path(path), self.hints if section else self._own_types | self.hints, section)
         self.origins.add_file(path, document)
+        self._options.add_file(document.values)
         return document
 
     @functools.cached_property
@@ -104,14 +108,28 @@ class ConfigParser(Parser):
                     continue
                 text = following
             key = name.removeprefix("--")
+            if self._options.owner(key):
+                self._add_option(key, text)
+                continue
             layer = files if self._is_file(key, text) else others
             layer.append(f"{name}={self._checked_value(key, text)}")
-        return files + others
+        return files + others + [f"--{key}={to_text(value)}" for key, value in self._options.changed()]
+
+    def _add_option(self, key: str, text: str) -> None:
+        """Change the options of a key, or one value below them, e.g. model.options.lora.r."""
+        owner = self._options.owner(key)
+        self.origins.add_arguments([owner])
+        try:
+            value = convert_text(self.hints[key], text) if key == owner else convert_item(text)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+        self._options.change(key, value)
 
     def _takes_value(self, name: str) -> bool:
         key = name.removeprefix("--")
         is_section = any(known.startswith(f"{key}.") for known in self.hints)
-        return name.startswith("--") and (key == "config" or key in self.hints or is_section)
+        is_known = key == "config" or key in self.hints or is_section or bool(self._options.owner(key))
+        return name.startswith("--") and is_known
 
     def _is_file(self, key: str, text: str) -> bool:
         """Tell whether an option names a file: --config FILE, or a section as in --clients FILE."""
@@ -134,4 +152,6 @@ class ConfigParser(Parser):
         else:
             document = read_text(text, self.hints, f"--{key}", key)
             self.origins.add_arguments(document.values)
+            for own in filter(self._options.owner, document.values):
+                self._options.change(own, document.values[own])
         return to_text(functools.reduce(lambda tree, name: tree.get(name, {}), key.split("."), document.nested()))

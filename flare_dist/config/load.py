@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
-from flare_dist.config.config import Config
+from flare_dist.config.config import NAMED, Config
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.saved import to_yaml
+from flare_dist.named import directory_of, look_in
 
 
 def config_parser(**options: Any) -> ConfigParser:
@@ -30,9 +33,32 @@ def build_config(parser: ConfigParser, namespace: Any) -> Config:
             raise ValueError(
                 f"{section.name}: expected keys and values, got {namespace[section.name]!r}; write keys below it"
             )
+    own = [str(namespace[key]) for key in NAMED if ":" in str(namespace[key])]
+    directories = _code_directories(parser, namespace) if own else []
+    if own:
+        look_in(namespace["code_dirs"], directories)
     with parser.located():
         values = dict(parser.instantiate(namespace))
-        return Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+        config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    searched = [os.getcwd(), *(str(Path(place).expanduser().absolute()) for place in config.code_dirs), *directories]
+    found = dict.fromkeys(place for place in map(directory_of, own) if place in searched)
+    return dataclasses.replace(config, code_dirs=tuple(filter(None, found)))
+
+
+def _code_directories(parser: ConfigParser, namespace: Any) -> list[str]:
+    """List where else the user's modules may lie: beside the configuration files, and where a run found them before."""
+    beside = [str(Path(file).absolute().parent) for file in parser.origins.files]
+    runs = [namespace["output_dir"], namespace["checkpoint.resume"]]
+    return beside + [directory for run in runs for directory in _saved_code_dirs(Path(run).expanduser())]
+
+
+def _saved_code_dirs(run: Path) -> list[str]:
+    """Read where a run found the user's modules; empty if it is no run, or one of an older version."""
+    try:
+        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return [str(directory) for directory in saved.get("code_dirs", [])]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):  # told when it is resumed
+        return []
 
 
 def load_config(*paths: Path) -> Config:

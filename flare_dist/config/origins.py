@@ -36,13 +36,15 @@ class Origins:
 
     def locate(self, message: str) -> str:
         """Put the file and the line into a message that begins with a key, if a file set it."""
-        key, colon, problem = message.partition(": ")
+        named, colon, problem = message.partition(": ")
+        # An option below options stands where these do.
+        key = next((known for known in self._hints if named.startswith(f"{known}.")), named)
         is_key = key in self._hints or any(known.startswith(f"{key}.") for known in self._hints)
         if not colon or not is_key or any(file in message for file in self.files):
             return message
         others = self._others(key, problem)
         if key in self.places and key not in self.arguments:
-            return f"{key}: {self.places[key]}: {problem}{others}"
+            return f"{named}: {self.places[key]}: {problem}{others}"
         if key in self.arguments or others or not self.files:
             return f"{message}{others}"
         leave = "leaves" if len(self.files) == 1 else "leave"

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from flare_dist.config.config import Config
+from flare_dist.config.dumping import dump
 
 
 def to_yaml(config: Config) -> str:
     """Write every key, in the order of the dataclasses."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False)
+    return dump(as_dict(config), sort_keys=False)
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -23,7 +22,9 @@ def as_dict(config: Config) -> dict[str, Any]:
         return {key: as_lists(value) for key, value in pairs}
 
     def as_lists(value: Any) -> Any:
-        return [as_lists(item) for item in value] if isinstance(value, tuple) else value
+        if isinstance(value, dict):
+            return {key: as_lists(item) for key, item in value.items()}
+        return [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return dataclasses.asdict(config, dict_factory=plain)
 

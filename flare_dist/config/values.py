@@ -21,6 +21,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 BASED = re.compile(r"[-+]?0(x[\da-fA-F]+|o[0-7]+|b[01]+)")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
+INFINITE = re.compile(r"[-+]?\.inf", re.IGNORECASE)
 LARGEST = 2**63 - 1  # of a signed integer of 64 bits, in which counts are stored
 SHOWN = 60  # characters of a wrong value in a message
 
@@ -37,8 +38,8 @@ def convert(hint: Any, node: yaml.Node) -> Any:
         kinds = _item_types(hint, len(node.value))
         if kinds is not None:
             return [convert(kind, item) for kind, item in zip(kinds, node.value)]
-    if get_origin(hint) is dict and isinstance(node, yaml.MappingNode):
-        return _as_yaml_says(node)
+    if (get_origin(hint) or hint) is dict and isinstance(node, yaml.MappingNode):
+        return _mapping(node)
     if hint in (int, float, str, bool) and isinstance(node, yaml.ScalarNode) and not is_null(node):
         value = node.value if hint is str else _read_scalar(hint, node)
         if value is not None:
@@ -59,13 +60,15 @@ def convert_text(hint: Any, text: str) -> Any:
     return convert(hint, yaml.ScalarNode("", text if is_text else text.strip(), style='"' if is_text else None))
 
 
-def to_text(value: Any) -> str:
-    """Write a converted value as a command line has it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, (list, dict)):
-        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip()
-    return value if isinstance(value, str) else repr(value)
+def convert_item(text: str) -> Any:
+    """Convert the text of a command line as YAML has it: for one value below a key that holds any keys and values."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        try:
+            node = yaml.compose(text, yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"expected a value as in YAML, got {text}") from error
+        return convert(Any, node or yaml.ScalarNode("", text))
+    return convert(Any, yaml.ScalarNode("", text.strip()))
 
 
 def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
@@ -85,7 +88,7 @@ def describe(hint: Any) -> str:
         count = f"{len(items)} " if get_origin(hint) is tuple and items[-1] is not Ellipsis else ""
         item = items[0]
         return f"a list of {count}{'lists of numbers' if get_origin(item) else NAMES[item] + 's'}"
-    if get_origin(hint) is dict:
+    if (get_origin(hint) or hint) is dict:
         return "keys and values"
     return f"a {NAMES[hint]}" if hint in (int, float) else NAMES.get(hint, "a value")
 
@@ -154,12 +157,29 @@ def _decimal(text: str) -> int | float | None:
 
 
 def _as_yaml_says(node: yaml.Node) -> Any:
-    """Convert a node whose key admits any value, such as a setting of DeepSpeed's."""
+    """Convert a node whose key admits any value, such as an option or a setting of DeepSpeed's."""
     if isinstance(node, yaml.SequenceNode):
         return [_as_yaml_says(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
-        return {str(key.value): _as_yaml_says(value) for key, value in node.value}
+        return _mapping(node)
+    if isinstance(node, yaml.ScalarNode) and node.style is None and INFINITE.fullmatch(node.value):
+        return float(node.value.replace(".", ""))
     return _one_of(bool | int | float | str | None, node)
+
+
+def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
+    """Convert keys and values; a key that is written wins over one that a merge key brings, and stands there once."""
+    written: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged = convert(dict, other) | merged
+        elif key.value in written:
+            raise ValueError(f"expected each key once, got {key.value} twice")
+        else:
+            written[str(key.value)] = _as_yaml_says(value)
+    return merged | written
 
 
 def is_null(node: yaml.Node) -> bool:

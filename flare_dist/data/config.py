@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flare_dist.data.augmentation import AUGMENTATIONS
+from flare_dist.data.lookup import find_partitioner, find_source
 from flare_dist.data.normalization import NORMALIZATIONS
-from flare_dist.data.partitioners import PARTITIONERS
 from flare_dist.data.reader import ON_ERROR
-from flare_dist.data.sources import SOURCES
 from flare_dist.data.synthetic import SyntheticConfig
 from flare_dist.errors import check_choice, check_least, check_range, printable
+from flare_dist.named import Options
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class DataConfig:
 
     Args:
         name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder,
-            shakespeare (or any other texts of many speakers) or synthetic.
+            shakespeare (or any other texts of many speakers), synthetic, or your own as package.module:callable, which
+            is called with (config, seed, **options), config being this section, and returns a flare_dist.Source.
+        options: Keyword arguments of your own data.
         root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it (val/
             stands in if test/ is missing or has none of the classes), and takes natural groups from lines
             "train/<class>/<file>,<group>" in groups.csv. shakespeare expects train/*.json and test/*.json as LEAF or
@@ -27,7 +29,10 @@ class DataConfig:
         image_range: The value that is white in grey images of more than 8 bits, e.g. 4095 for 12 bits in 16; null = the
             most that the file can hold, 65535. Needed for images of 32 bits or of floats. Larger values are refused.
         sequence_length: Characters in an example of text.
-        partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity or natural.
+        partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity, natural, or your own as
+            package.module:callable, which is called with (labels, groups, num_clients, rng, **options), arrays of
+            NumPy, and returns the client of each example, -1 for none.
+        partition_options: Keyword arguments of your own partition.
         alpha: Concentration of the Dirichlet partitions and of quantity; smaller = clients differ more.
         examples_per_client: Size of each client for consecutive; null = an equal share.
         shards_per_client: Runs of label-sorted data for each client of shards; smaller = fewer classes each.
@@ -43,10 +48,12 @@ class DataConfig:
     """
 
     name: str = "digits"
+    options: Options = field(default_factory=dict, hash=False)
     root: str = "data"
     image_range: float | None = None  # None = what the file can hold
     sequence_length: int = 100
     partition: str = "iid"
+    partition_options: Options = field(default_factory=dict, hash=False)
     alpha: float = 1.0  # smaller = clients differ more
     examples_per_client: int | None = None  # None = an equal share
     shards_per_client: int = 2  # smaller = fewer classes on a client
@@ -59,13 +66,13 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        check_choice("data.name", self.name, SOURCES)
+        find_source(self.name, self.options)
         if not self.root.isprintable():  # a run's config.yaml could not be read again
             raise ValueError(
                 "data.root: the name has bytes that are not UTF-8 or control characters, "
                 f"got {printable(self.root)}; give a link to it with another name"
             )
-        check_choice("data.partition", self.partition, PARTITIONERS)
+        find_partitioner(self.partition, self.partition_options)
         check_choice("data.normalize", self.normalize, NORMALIZATIONS)
         check_choice("data.augment", self.augment, AUGMENTATIONS)
         check_choice("data.on_error", self.on_error, ON_ERROR)

@@ -17,11 +17,12 @@ from flare_dist.data.examples import Examples, hold_out
 from flare_dist.data.few import Few
 from flare_dist.data.items import Items
 from flare_dist.data.lazy import LazyBatches
+from flare_dist.data.lookup import read_source
 from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.parts import open_parts
 from flare_dist.data.source import Source
-from flare_dist.data.sources import SOURCES
 from flare_dist.exclusion import refuse
+from flare_dist.named import Options
 from flare_dist.seeding import generator
 from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.config import AUTO, find_task
@@ -100,16 +101,22 @@ class DataSplits:
         return self.found.few["train"]
 
 
-def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | None = None) -> DataSplits:
+def load(
+    config: DataConfig,
+    seed: int,
+    task_name: str = AUTO,
+    task_options: Options | None = None,
+    source: Source | None = None,
+) -> DataSplits:
     """Read the data set of `config`, or take `source`; `seed` decides what is held out and what is drawn.
 
     The task is the data's natural one, unless `task_name` names another. Raises ValueError that names `data.root` if
     files are missing or damaged, and `data.name` if the task cannot learn from these examples.
     """
     where = f"data.name: {config.name}" if source is None else "data"
-    source = SOURCES[config.name](config, seed) if source is None else source
+    source = read_source(config, seed) if source is None else source
     task_name = source.task if task_name == AUTO else task_name
-    task = find_task(task_name)
+    task = find_task(task_name, task_options)
     parts = open_parts(source, where)
     hint = f" (task.name={task_name})" if task_name != source.task else ""
     found = examine(parts, source, where, task, config.on_error, hint)

@@ -14,7 +14,8 @@ from flare_dist.compatibility import EXCLUSIONS, WITHOUT_CLASSES
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
 from flare_dist.data.items import Items
-from flare_dist.data.partitioners import PARTITIONERS, UNUSED
+from flare_dist.data.lookup import find_partitioner
+from flare_dist.data.partitioners import UNUSED
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import derive_seed
 from flare_dist.tasks.task import Task
@@ -62,7 +63,8 @@ def partition(
             f"{train.where} without labels; give Part(..., labels=...), or choose from {', '.join(WITHOUT_CLASSES)}"
         )
     rng = np.random.default_rng(derive_seed(seed, "partition"))
-    owner = PARTITIONERS[config.partition](config, _divided(train, strata), num_classes or 0, num_clients, rng)
+    divide = find_partitioner(config.partition, config.partition_options)
+    owner = divide(config, _divided(train, strata), num_classes or 0, num_clients, rng)
     sizes = np.bincount(owner[owner != UNUSED], minlength=num_clients)
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]

@@ -17,6 +17,7 @@ from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
 from flare_dist.errors import reason, refusal
+from flare_dist.named import Options
 from flare_dist.tasks.builtin import CLASSIFICATION
 
 _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -27,6 +28,9 @@ class SourceConfig(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def options(self) -> Options: ...
 
     @property
     def root(self) -> str: ...

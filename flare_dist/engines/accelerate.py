@@ -23,7 +23,7 @@ from flare_dist.engines.placement import place
 from flare_dist.engines.recorded import Recordings, why_not_recorded
 from flare_dist.hook.library import LibraryHookState
 from flare_dist.hook.state import SparseHookState
-from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
+from flare_dist.server.optimizers import load_optimizer_state, optimizer_state, settings_of
 from flare_dist.tasks.losses import counts_all, mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
 
@@ -31,8 +31,8 @@ from flare_dist.tasks.task import Batch, Count, Task
 class AccelerateModel:
     """Step a model whose parameters, gradient and floating-point buffers are one flat vector each.
 
-    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector. Plain SGD
-    does without the flat gradient.
+    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector, or if
+    `by_name` a (name, parameter) pair of each tensor. Plain SGD does without the flat gradient.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class AccelerateModel:
         config: EngineConfig,
         model: nn.Module,
         device: torch.device,
-        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        make_optimizer: Callable[[list[Any]], Optimizer],
         task: Task,
         gradient_clipping: float | None = None,
         smallest_batch: int = 1,
+        by_name: bool = False,
     ) -> None:
         self._accelerator, self.module = place(config, model, device)
         self._task = task
@@ -58,15 +59,16 @@ class AccelerateModel:
         self.dtypes = self._flat.dtypes
         self.parameters = self._flat.parameters
         self.buffers = self._flat.buffers
-        self._trained = nn.Parameter(self.parameters)
-        self._trained.grad = self._flat.gradient
-        self.optimizer = make_optimizer([self._trained])
+        stepped = self._flat.stepped(by_name)
+        self._trained = list(stepped.values())
+        self.optimizer = make_optimizer(list(stepped.items()) if by_name else self._trained)
+        self._settings = settings_of(self.optimizer) if by_name else []
         self._scaled_optimizer = self._accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         self._scaler = self._accelerator.scaler
         self._initial_scale = None if self._scaler is None else copy.deepcopy(self._scaler.state_dict())
         is_whole = self._pieces == 1
         is_unscaled = self._scaler is None and gradient_clipping is None
-        self._steps_plainly = _is_plain_sgd(self.optimizer) and is_whole and is_unscaled
+        self._steps_plainly = not by_name and _is_plain_sgd(self.optimizer) and is_whole and is_unscaled
         is_plain = device.type == "cpu" and config.mixed_precision == "no" and is_whole
         is_recordable = config.recorded == "auto" and task.criterion is not None and is_plain
         records = is_recordable and why_not_recorded(self.module) is None
@@ -111,6 +113,8 @@ class AccelerateModel:
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
         self.optimizer.state.clear()
+        for group, settings in zip(self.optimizer.param_groups, self._settings):
+            group.update(copy.deepcopy(settings))  # some keep what they have counted there
         if self._scaler is not None:
             self._scaler.load_state_dict(self._initial_scale)
 
@@ -130,7 +134,7 @@ class AccelerateModel:
         if penalty is not None:
             penalty(self._flat.gradient, self.parameters)
         if self._gradient_clipping is not None:
-            nn.utils.clip_grad_norm_([self._trained], self._gradient_clipping)
+            nn.utils.clip_grad_norm_(self._trained, self._gradient_clipping)
         # Without a loss scale Accelerate's step only looks for optional packages, which costs a small model time.
         (self.optimizer if self._scaler is None else self._scaled_optimizer).step()
         return loss, count

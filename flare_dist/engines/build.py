@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,21 +25,26 @@ def build_model(
     config: EngineConfig,
     model: nn.Module,
     world: World,
-    make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    make_optimizer: Callable[[list[Any]], Optimizer],
     gradient_clipping: float | None,
     alone: bool,
     task: Task,
     smallest_batch: int = 1,
+    by_name: bool = False,
 ) -> EngineModel:
     """Put `model` on this rank's device, in its engine; `alone` if each rank trains by itself, as federated clients do.
 
-    No piece of a step is taken on fewer than `smallest_batch` examples, if there are so many.
+    No piece of a step is taken on fewer than `smallest_batch` examples, if there are so many. `make_optimizer` is given
+    parameters, or (name, parameter) pairs if `by_name`.
     For DeepSpeed `config.deepspeed_config` must hold the settings (`deepspeed_settings`), and all ranks call together.
     """
     if config.name == "accelerate":
         from flare_dist.engines.accelerate import AccelerateModel
 
-        return AccelerateModel(config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch)
+        return AccelerateModel(
+            config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch, by_name
+        )
+    assert not by_name, "compatibility.py refuses an optimizer of one's own with DeepSpeed"
     _prepare_deepspeed(world)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 

@@ -32,6 +32,17 @@ class FlatModel:
         float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
         self._initial = {name: b.clone() for name, b in module.named_buffers() if name not in float32}
 
+    def stepped(self, by_name: bool) -> dict[str, nn.Parameter]:
+        """Return what an optimizer steps, with its gradients: the flat vector, or each tensor in it by its name."""
+        pairs = {"parameters": (self.parameters, self.gradient)}
+        if by_name:
+            named = self.layout.views(self.parameters)
+            pairs = {name: (value, own) for (name, value), own in zip(named, self.gradients)}
+        parameters = {name: nn.Parameter(value) for name, (value, _) in pairs.items()}
+        for name, (_, gradient) in pairs.items():
+            parameters[name].grad = gradient
+        return parameters
+
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and the buffers that no vector holds their initial ones."""
         self.take_back()

@@ -27,6 +27,7 @@ from torch import Tensor
 from flare_dist.comm.collectives import GradBucket, all_gather_async, rank_and_size
 from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack
 from flare_dist.comm.traffic import all_gather_wire
+from flare_dist.compression.error_feedback import ec
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Encoded, Sparse
 from flare_dist.compression.selection import NotFiniteError, check_finite
@@ -146,7 +147,7 @@ def _compress(
     except NotFiniteError:  # on a CPU, where selecting notices it; what is sent instead will not count
         failed.fill_(True)
         payload = state.rule(state.config, gradient.zero_(), bucket.kept, compress, bucket.draft())
-    if state.config.residual_decay != 1 or "velocity" in state.state_names:
+    if state.rule is not ec or state.config.residual_decay != 1:  # which leaves a tensor that sent zeros as it was
         bucket.keep_unused(used)
     return payload, failed
 

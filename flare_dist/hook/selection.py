@@ -10,6 +10,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.selection import check_finite
 from flare_dist.compression.sparsifiers import Segment
 from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.named import WrongResultError, name_of
 from flare_dist.seeding import generator
 
 
@@ -35,16 +36,23 @@ class BucketSelection:
         Raises NotFiniteError on a CPU if a value that it selects from is NaN or infinite.
         """
         seed, step, rank = draw
-        if self.config.sparsifier != "randk":
+        if self.config.sparsifier in ("topk", "auto"):
             unused = generator(seed, "unused")
             return self.plan(step).choose(update, lambda segment: unused)
-        if not update.is_cuda:  # the other sparsifiers look at everything
+        if not update.is_cuda:  # topk looks at everything
             check_finite(update)
 
         def draws(segment: Segment) -> torch.Generator:  # each tensor draws for itself, so that buckets do not matter
             return generator(seed, f"sparsifier of {self._entry_at(segment.offset).name}", step, rank)
 
-        return self.plan(step).choose(update, draws)
+        plan_ = self.plan(step)
+        chosen = plan_.choose(update, draws)
+        if chosen.numel() != plan_.max_kept:  # those of the other ranks would not be read
+            raise WrongResultError(
+                f"compression.sparsifier: {name_of(self.config.sparsifier)} must return exactly k positions in steps, "
+                f"{plan_.max_kept} of a bucket, got {chosen.numel()}"
+            )
+        return chosen
 
     def draws(self, draw: tuple[int, int, int]) -> Tensor:
         """Draw uniform numbers for what a step sends, as `choose` orders it; buckets of other sizes draw the same."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flare_dist.errors import check_choice
-from flare_dist.models.registry import check_name
+from flare_dist.models.registry import find_builder
+from flare_dist.named import Options
 
 NORMS = ("keep", "group")
 
@@ -17,16 +18,18 @@ class ModelConfig:
     Args:
         name: 2nn, cnn, lenet, mnist_net, resnet8, resnet18, resnet34, vgg11, vgg16, vgg19, flare_fc, flare_cnn or
             gru (of text), a classifier of torchvision as torchvision:NAME (e.g. torchvision:resnet50), or your own as
-            package.module:callable, which is called with (input_shape, num_classes).
+            package.module:callable, which is called with (input_shape, num_classes, **options).
+        options: keyword arguments of your own model, or of torchvision's.
         norm: keep (the model's own layers; the running statistics of BatchNorm travel with every update; batch means
             the same) or group (GroupNorm, whose statistics stay in the example, in place of every BatchNorm2d).
     """
 
     name: str = "2nn"
+    options: Options = field(default_factory=dict, hash=False)
     norm: str = "keep"
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        find_builder(self.name, self.options)
         if self.norm == "batch":  # an older name
             object.__setattr__(self, "norm", "keep")
         check_choice("model.norm", self.norm, NORMS)

@@ -5,10 +5,7 @@ A new one of ours is one function (input_shape, num_classes) -> module and one l
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -18,57 +15,37 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flare_dist.errors import reason_in_code, unknown_choice
+from flare_dist.errors import reason_in_code
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
+from flare_dist.named import Options, bind, expect, find
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.task import Shape, Task
 
 log = logging.getLogger(__name__)
 
+KEY = "model.name"
+GIVEN = ("input_shape", "num_classes")
+EXAMPLE = "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))"
+
 Builder = Callable[[Any, Any], nn.Module]  # (shape of an input, classes), either None if there is none
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError that names model.name if `name` is no model; imports the user's module if it names one."""
-    find_builder(name)
+def find_builder(name: str, options: Options | None = None) -> Builder:
+    """Find the function (input_shape, num_classes) -> module behind a model's name, with its options bound.
 
-
-def find_builder(name: str) -> Builder:
-    """Find the function (input_shape, num_classes) -> module behind a model's name."""
-    if name in MODELS:
-        return MODELS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise unknown_choice("model.name", name, [*MODELS, "torchvision:NAME", "package.module:callable"])
-    if module == "torchvision":
-        return _torchvision_builder(attribute)
-    return _users_builder(name, module, attribute)
-
-
-def _users_builder(name: str, module: str, attribute: str) -> Builder:
-    """Import the user's function; ValueError that names model.name if that fails."""
-    if os.getcwd() not in sys.path:  # the user's own module, which a console script would not find beside it
-        sys.path.insert(0, os.getcwd())
-    try:
-        builder = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # whatever somebody's module, or script, may raise
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            raise ValueError(
-                f"model.name: cannot import {name!r}: there is no module {error.name!r} in {os.getcwd()}; start the "
-                "command where it lies, or install it"
-            ) from error
-        raise ValueError(f"model.name: cannot import {name!r}: {reason_in_code(error)}") from error
-    if not callable(builder):
-        raise ValueError(
-            f"model.name: must be a function (input_shape, num_classes), got {name!r}, which is not callable"
-        )
-    return builder
+    Raises ValueError that names model.name or one of model.options; imports the user's module if it names one.
+    """
+    prefix, _, own = name.partition(":")
+    if prefix == "torchvision":
+        return bind(KEY, name, _torchvision_builder(own), options or {}, GIVEN, reserved=["weights"])
+    found = find(KEY, name, MODELS, ["torchvision:NAME"])
+    return bind(KEY, name, found, options or {}, GIVEN)
 
 
 def _torchvision_builder(name: str) -> Builder:
@@ -80,12 +57,12 @@ def _torchvision_builder(name: str) -> Builder:
         similar = " or ".join(get_close_matches(name, known, 2)) or "one that torchvision.models.list_models() names"
         raise ValueError(f"model.name: torchvision has no classifier {name!r}; did you mean {similar}?")
 
-    def build(input_shape: Shape, num_classes: int) -> nn.Module:
+    def build(input_shape: Shape, num_classes: int, **options: Any) -> nn.Module:
         if len(input_shape) != 3 or input_shape[0] != 3:
             raise ValueError(f"it takes images of 3 channels, got inputs of shape {input_shape}")
         # These two give auxiliary scores too while they train, and a task takes one score for each class.
-        options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        own = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **own | options)
 
     return build
 
@@ -98,6 +75,7 @@ def build(
     seed: int,
     task: Task,
     dtype: torch.dtype = torch.float32,
+    options: Options | None = None,
     *,
     blank: Blank | None = None,
 ) -> nn.Module:
@@ -106,9 +84,9 @@ def build(
     `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
     model.name if the model does not take such inputs or does not give the outputs that the task needs.
     """
-    find_builder(name)  # before the seed, for the user's module may draw while it is imported
+    builder = find_builder(name, options)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
-        model = _construct(name, input_shape, num_classes)
+        model = _construct(name, builder, input_shape, num_classes)
         tried = blank_of(input_shape or (), dtype) if blank is None else blank
         try:
             if norm == "group":
@@ -134,17 +112,15 @@ def _check_parameters(name: str, model: nn.Module) -> None:
             )
 
 
-def _construct(name: str, input_shape: Shape | None, num_classes: int | None) -> nn.Module:
+def _construct(name: str, builder: Builder, input_shape: Shape | None, num_classes: int | None) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
-    builder = find_builder(name)
     try:
         model = builder(input_shape, num_classes)
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
             f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
         ) from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model.name: {name} must return a torch.nn.Module, got {type(model).__name__}")
+    expect(KEY, name, model, nn.Module, EXAMPLE)
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type != "cpu":
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
 from flare_dist.tasks.batch import Blank, describe, pair
 from flare_dist.tasks.losses import OfOutputs, mean_loss
-from flare_dist.tasks.metrics import measure
+from flare_dist.tasks.metrics import add, finish, measure
 from flare_dist.tasks.task import Batch, Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
@@ -105,6 +106,44 @@ def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
         raise ValueError(
             f"task.name: its loss fails on {len(pair(batch)[1])} examples: {reason_in_code(error)}"
         ) from error
+
+
+def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.name if the user's task does not give what a task must, tried on `batch`."""
+    key = "task.name"
+    with seeded(derive_seed(0, "trial")), preserved(model):
+        loss = _tried("loss", task.loss, model.train(), batch)
+        with torch.no_grad():
+            metrics = _tried("metrics", task.metrics, model.eval(), batch)
+            if not _is_loss(loss):
+                raise ValueError(
+                    f"{key}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
+                    "(F.cross_entropy(scores, labels, reduction='sum'), labels.numel())"
+                )
+            if not isinstance(metrics, Mapping) or not all(map(_is_amount, metrics.values())):
+                raise ValueError(
+                    f"{key}: metrics must return a tensor or (sum, count) for each name, got {metrics!r}; for example "
+                    "{'accuracy': (right.sum(), labels.numel())}"
+                )
+            found = _tried("finish", lambda: finish(task, add({}, measure(task, model, batch))))
+    if task.best[0] not in found:
+        raise ValueError(f"{key}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(found)}")
+
+
+def _tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"task.name: {what} fails: {reason_in_code(error)}") from error
+
+
+def _is_loss(value: Any) -> bool:
+    mean = value[0] if isinstance(value, tuple) and len(value) == 2 else value
+    return isinstance(mean, Tensor) and mean.numel() == 1
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and len(value) == 2)
 
 
 def has_lazy(model: nn.Module) -> bool:

@@ -49,7 +49,8 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         assert isinstance(data.blank, Tensor), "examples of a Dataset are read for one client after another"
         room = most_clients(model, data.blank, config.clients.largest_batch(parts.sizes), world.device)
     feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
-    algorithm = algorithm_of(config.clients, config.server.aggregator, feedback)
+    server_ = config.server
+    algorithm = algorithm_of(config.clients, server_.aggregator, feedback, server_.aggregator_options)
     algorithm = compose(algorithm, sparse_models(masks))
     refuse(algorithm.excludes, **vars(config))
     trainer = build_local_trainer(config, world, data, place(config, world, data, model), algorithm)
@@ -57,7 +58,8 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
     report_break_even(config, compressor, world.size)
     states = build_memory(config, world, layout.total, remembered(algorithm, compressor))
-    server = Server(trainer.model.parameters, trainer.model.buffers, config.server, config.rounds, algorithm)
+    local = trainer.model
+    server = Server(local.parameters, local.buffers, config.server, config.rounds, algorithm, layout)
     batched = BatchedTrainer(trainer, room, data.task) if room else None
     return Federation(
         config,
@@ -108,4 +110,8 @@ def build_memory(config: Config, world: World, total: int, names: tuple[str, ...
 def remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
     """Name the vectors that a client remembers: error feedback's of each payload, and the algorithm's."""
     fed_back = [memory_names(compressor, payload) for payload in algorithm.sends]
-    return tuple(fed_back[0].values()) + algorithm.memory + tuple(n for names in fed_back[1:] for n in names.values())
+    names = (*fed_back[0].values(), *algorithm.memory, *(n for names in fed_back[1:] for n in names.values()))
+    twice = [name for name in algorithm.memory if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"clients.objective: remembers {twice[0]!r}, a name of error feedback's; choose another")
+    return names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.local_model import LocalModel
-from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.clients.optimizers import find_optimizer, steps_by_name
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.datasets import DataSplits
@@ -25,12 +25,15 @@ def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> E
     clients = config.clients
     alone = config.mode != "gradient"
 
-    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-        return OPTIMIZERS[clients.optimizer](parameters, clients.lr, clients.momentum, clients.weight_decay)
+    make = find_optimizer(clients.optimizer, clients.optimizer_options)
+
+    def make_optimizer(parameters: list[Any]) -> Optimizer:
+        return make(parameters, clients.lr, clients.momentum, clients.weight_decay)
 
     clipping = clients.gradient_clipping
     smallest = clients.smallest
-    return build_model(config.engine, model, world, make_optimizer, clipping, alone, data.task, smallest)
+    by_name = steps_by_name(clients.optimizer)
+    return build_model(config.engine, model, world, make_optimizer, clipping, alone, data.task, smallest, by_name)
 
 
 def build_local_trainer(

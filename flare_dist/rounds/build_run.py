@@ -22,7 +22,7 @@ from flare_dist.data.partition import Partition, partition
 from flare_dist.data.source import Source
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
-from flare_dist.models.trial import check_criterion, unused_parameters
+from flare_dist.models.trial import check_criterion, check_task, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.build_federation import build_federation
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place
@@ -34,6 +34,7 @@ from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
+from flare_dist.tasks.config import is_users
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,15 @@ def divide(config: Config, data: DataSplits) -> Partition:
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
+    own = config.model
     shape = data.input_shape
-    name = config.model.name
-    norm = config.model.norm
-    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, blank=data.blank)
-    check_criterion(model, data.sample(2), data.task)
+    classes = data.num_classes
+    task = data.task
+    model = registry.build(own.name, own.norm, shape, classes, config.seed, task, options=own.options, blank=data.blank)
+    few = data.sample(2)
+    if is_users(data.task_name):
+        check_task(model, few, task)
+    check_criterion(model, few, task)
     return model
 
 
@@ -67,7 +72,7 @@ class Loaded(NamedTuple):
 
 def load_parts(config: Config, source: Source | None = None) -> Loaded:
     """Load the data or take `source`, divide them among the clients, and build the model for them."""
-    data = load(config.data, config.seed, config.task.name, source)
+    data = load(config.data, config.seed, config.task.name, config.task.options, source)
     config = with_values(config, {"task.name": data.task_name})
     return Loaded(config, data, divide(config, data), build_for(config, data))
 

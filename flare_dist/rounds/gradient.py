@@ -20,6 +20,7 @@ from flare_dist.data.batches import Draw
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, gradient_report
+from flare_dist.schedules import set_lr
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.tasks.task import Count
 
@@ -32,8 +33,7 @@ def gradient_round(round_: int, run: DataParallel) -> dict[str, Any]:
     before = run.hook.traffic
     watch = Stopwatch(world)
     model.load(server.parameters.data, server.buffers)
-    for group in model.optimizer.param_groups:
-        group["lr"] = run.trainer.lr(round_)
+    set_lr(model.optimizer, run.trainer.lr(round_))
     model.module.train()
     with watch.phase("compute"):
         steps = _Steps(run)

@@ -97,7 +97,7 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, flo
             )
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
-    data = load(data_config, config.seed, config.task.name)
+    data = load(data_config, config.seed, config.task.name, config.task.options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = config.engine
     if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway

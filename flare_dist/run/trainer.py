@@ -18,6 +18,7 @@ from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits
+from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
@@ -101,6 +102,8 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
             last = round_ == config.rounds
             try:
                 row = ROUNDS[config.mode](round_, run)
+            except WrongResultError:
+                raise
             except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
                 raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
             is_saved = last or round_ % config.checkpoint.every == 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flare_dist.algorithms.methods import AGGREGATORS
+from flare_dist.algorithms.methods import aggregator_of
 from flare_dist.compatibility import EXCLUSIONS
-from flare_dist.errors import check_choice, check_range
+from flare_dist.errors import check_range
 from flare_dist.exclusion import refuse
+from flare_dist.named import Options
 from flare_dist.schedules import parse_schedule
-from flare_dist.server.optimizers import Settings, find_optimizer
+from flare_dist.server.optimizers import Kind, Settings, find_optimizer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class ServerConfig:
     Args:
         optimizer: what steps on the pseudo-gradient (minus the mean delta): sgd (with lr 1 FedAvg), fedavgm,
             fedadagrad, fedadam or fedyogi (Reddi et al. 2021), adam, adamw, adagrad or rmsprop of torch.optim, or
-            another of its optimizers as torch:NAME, e.g. torch:NAdam.
+            another of its optimizers as torch:NAME, e.g. torch:NAdam, or your own as package.module:callable, which is
+            called with (named_parameters, lr, **options) and returns a torch.optim.Optimizer.
+        optimizer_options: keyword arguments of your own optimizer, or of torch:NAME.
         lr: server learning rate.
         momentum: momentum of sgd and rmsprop (0 if not given) and of fedavgm (0.9).
         betas: decay of the first and the second moment of optimizers that have them; if not given, those of the
@@ -27,43 +30,53 @@ class ServerConfig:
         tau: how adaptive fedadagrad, fedadam and fedyogi are, added to the root of the second moment, which begins with
             its square; smaller = more.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
-            step:FACTOR@ROUND,...
+            step:FACTOR@ROUND,..., or your own as package.module:callable, called with (round, rounds, **options).
+        lr_schedule_options: keyword arguments of your own schedule.
         aggregator: how the clients' deltas become one: mean, weighted by clients.weighting, or fednova (of deltas by
-            the local step, times the mean number of these, so that clients with many steps do not weigh more).
+            the local step, times the mean number of these, so that clients with many steps do not weigh more), or your
+            own as package.module:callable, which is called with (**options) and returns a flare_dist.Algorithm.
+        aggregator_options: keyword arguments of your own aggregator.
     """
 
     optimizer: str = "sgd"
+    optimizer_options: Options = field(default_factory=dict, hash=False)
     lr: float = 1.0
     momentum: float | None = None
     betas: tuple[float, float] | None = None
     tau: float = 1e-3
     lr_schedule: str = "constant"
+    lr_schedule_options: Options = field(default_factory=dict, hash=False)
     aggregator: str = "mean"
+    aggregator_options: Options = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        find_optimizer(self.optimizer)
+        find_optimizer(self.optimizer, self.optimizer_options)
         check_range("server.lr", self.lr, "(0, 1e38)")  # the range of float32
         check_range("server.momentum", self.momentum, "[0, 1e38)")
         for beta in self.betas or ():
             check_range("server.betas", beta, "[0, 1)")
         check_range("server.tau", self.tau, "(0, 1e19)")  # its square is in the range of float32
-        check_choice("server.aggregator", self.aggregator, AGGREGATORS)
-        parse_schedule(self.lr_schedule, "server.lr_schedule")
+        aggregator_of(self.aggregator, self.aggregator_options)
+        parse_schedule(self.lr_schedule, "server.lr_schedule", self.lr_schedule_options)
         refuse(EXCLUSIONS, server=self)
 
     @property
     def settings(self) -> Settings:
         """Return the optimizer's settings, with its own defaults for what was not given."""
         given = Settings(self.lr, self.momentum, self.betas, self.tau)
-        return find_optimizer(self.optimizer).with_defaults(given)
+        return self.kind.with_defaults(given)
+
+    @property
+    def kind(self) -> Kind:
+        return find_optimizer(self.optimizer, self.optimizer_options)
 
     @property
     def takes_momentum(self) -> bool:
-        return find_optimizer(self.optimizer).momentum is not None
+        return self.kind.momentum is not None
 
     @property
     def takes_betas(self) -> bool:
-        return find_optimizer(self.optimizer).betas is not None
+        return self.kind.betas is not None
 
     @property
     def has_memory(self) -> bool:

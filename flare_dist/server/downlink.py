@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Plan, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.index_codecs import index_codec
+from flare_dist.compression.index_codecs import smallest
 from flare_dist.compression.payload import WORD
 from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.layout import ParameterLayout
@@ -99,7 +99,7 @@ class Downlink:
             options = [self._dense_nbytes]
             if since is not None:
                 count = sum(changes[since:])
-                codec = index_codec(self._config.index_codec, self.view.numel(), count, self._config.block)
+                codec = smallest(self._config.codecs.indices, self.view.numel(), count)
                 options.append(codec.nbytes(self.view.numel(), count) + WORD * count if count else 0)
                 if self._plan:
                     options.append(sum(self._sent[missed] for missed in range(since, round_)))

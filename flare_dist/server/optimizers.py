@@ -1,7 +1,6 @@
 """Server optimizers: what is made of the flat global parameters and the pseudo-gradient, minus the mean delta.
 
-Adaptive federated optimisation is that of Reddi et al. 2021, equation for equation; torch.optim's Adam and Adagrad are
-other methods (bias correction, another place of the small constant) and have their own names.
+The user's own takes (named_parameters, lr, **options); its parameters are views of the flat ones.
 """
 
 from __future__ import annotations
@@ -16,6 +15,12 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from flare_dist.errors import unknown_choice
+from flare_dist.named import FORM, Options, bind, call, expect, find, is_own
+from flare_dist.schedules import remember_factors
+from flare_dist.server.adaptive import FederatedAdaptive, SecondMoment, adagrad_moment, adam_moment, yogi_moment
+
+KEY = "server.optimizer"
+EXAMPLE = "torch.optim.Adam(named_parameters, lr)"
 
 
 class Settings(NamedTuple):
@@ -27,55 +32,7 @@ class Settings(NamedTuple):
     tau: float = 1e-3
 
 
-SecondMoment = Callable[[Tensor, Tensor, float], object]  # updates (v, Delta^2, beta2) in place
-
-
-def adagrad_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """Update v <- v + Delta^2."""
-    v.add_(squared)
-
-
-def adam_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """Update v <- beta2 * v + (1 - beta2) * Delta^2."""
-    v.mul_(beta2).add_(squared, alpha=1 - beta2)
-
-
-def yogi_moment(v: Tensor, squared: Tensor, beta2: float) -> None:
-    """Update v <- v - (1 - beta2) * Delta^2 * sign(v - Delta^2)."""
-    v.addcmul_(squared, torch.sign(v - squared), value=beta2 - 1)
-
-
-class FederatedAdaptive(Optimizer):
-    """FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, algorithm 2) on one flat parameter.
-
-    m <- beta1 * m + (1 - beta1) * Delta, v by `second_moment`, w <- w + lr * m / (sqrt(v) + tau); m_0 = 0, v_0 = tau^2,
-    no bias correction. Delta is minus the gradient.
-    """
-
-    def __init__(
-        self, parameters: Tensor, lr: float, betas: tuple[float, float], tau: float, second_moment: SecondMoment
-    ) -> None:
-        super().__init__([parameters], {"lr": lr, "betas": betas, "tau": tau})
-        self.second_moment = second_moment
-        self.initial = {"v": tau**2}
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step on the gradient of the parameter."""
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            tau = group["tau"]
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["m"] = torch.zeros_like(parameter)
-                    state["v"] = torch.full_like(parameter, tau**2)
-                state["m"].mul_(beta1).sub_(parameter.grad, alpha=1 - beta1)
-                self.second_moment(state["v"], parameter.grad.square(), beta2)
-                parameter.addcdiv_(state["m"], state["v"].sqrt().add_(tau), value=group["lr"])
-
-
-Make = Callable[[Tensor, Settings], Optimizer]
+Make = Callable[[Any, Settings], Optimizer]  # of the flat parameters, or of (name, parameter) pairs
 
 
 class Kind(NamedTuple):
@@ -84,6 +41,7 @@ class Kind(NamedTuple):
     make: Make
     momentum: float | None = None
     betas: tuple[float, float] | None = None
+    by_name: bool = False  # it is given each parameter by its name, and not one flat vector
 
     def with_defaults(self, settings: Settings) -> Settings:
         momentum = self.momentum if settings.momentum is None else settings.momentum
@@ -120,23 +78,51 @@ def torch_s(optimizer: Callable[..., Optimizer]) -> Make:
     return make
 
 
-def find_optimizer(name: str) -> Kind:
-    """Find an optimizer, one of ours or torch:NAME; raises ValueError that lists them if there is none."""
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
-    prefix, _, own = name.partition(":")
-    found = vars(torch.optim).get(own)
-    if prefix != "torch" or not isinstance(found, type) or not issubclass(found, Optimizer):
-        raise unknown_choice("server.optimizer", name, [*OPTIMIZERS, "torch:NAME of torch.optim"])
+def find_optimizer(name: Any, options: Options | None = None) -> Kind:
+    """Find an optimizer, one of ours, torch:NAME or the user's; raises ValueError that names what is wrong."""
+    own = options or {}
+    if isinstance(name, str) and name.startswith("torch:"):
+        return _torch_kind(name, own)
+    found = find(KEY, name, OPTIMIZERS, ["torch:NAME"])
+    if is_own(name, OPTIMIZERS):
+        return Kind(_users(name, bind(KEY, name, found, own, ["named_parameters", "lr"])), by_name=True)
+    bind(KEY, name, lambda parameters, settings: None, own, ["parameters", "settings"])
+    kind: Kind = found
+    return kind
+
+
+def _torch_kind(name: str, options: Options) -> Kind:
+    """Find one of torch.optim, and try that it steps one flat vector."""
+    found = vars(torch.optim).get(name.partition(":")[2])
+    if not isinstance(found, type) or not issubclass(found, Optimizer):
+        raise unknown_choice(KEY, name, [*OPTIMIZERS, "torch:NAME of torch.optim", FORM])
     betas = inspect.signature(found).parameters.get("betas")
-    kind = Kind(torch_s(found), betas=betas.default if betas else None)
+    bound = bind(KEY, name, found, options, ["params", "lr"], reserved=["betas"])
+    kind = Kind(torch_s(bound), betas=betas.default if betas else None)
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
     try:
         kind.make(parameter, kind.with_defaults(Settings(0.1))).step()
     except (RuntimeError, TypeError, ValueError) as error:  # some need sparse gradients, a closure or matrices
-        raise ValueError(f"server.optimizer: {name} does not step one flat vector: {error}") from error
+        raise ValueError(f"{KEY}: {name} does not step one flat vector: {error}") from error
     return kind
+
+
+def _users(name: Any, users: Callable[..., Any]) -> Make:
+    """Make what the user's (named_parameters, lr) returns, and check that it is an optimizer."""
+
+    def make(named: Any, settings: Settings) -> Optimizer:
+        optimizer: Optimizer = expect(KEY, name, call(KEY, name, users, named, settings.lr), Optimizer, EXAMPLE)
+        remember_factors(optimizer, settings.lr)
+        return optimizer
+
+    return make
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Copy the settings of each group of parameters, as they are before the first step."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return copy.deepcopy(groups)
 
 
 def optimizer_state(optimizer: Optimizer, name: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.compression.payload import Dense, Payload
-from flare_dist.schedules import parse_schedule
+from flare_dist.layout import ParameterLayout
+from flare_dist.schedules import parse_schedule, set_lr
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import DeltaSum, SparseSum, mean
 from flare_dist.server.config import ServerConfig
@@ -40,17 +41,24 @@ class Server:
         config: ServerConfig,
         rounds: int,
         algorithm: Algorithm = FEDAVG,
+        layout: ParameterLayout | None = None,
     ) -> None:
         self.parameters = nn.Parameter(parameters.clone())
         self.buffers = buffers.clone()
         self.config = config
         self.rounds = rounds
-        self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule")
+        self.schedule = parse_schedule(config.lr_schedule, "server.lr_schedule", config.lr_schedule_options)
         self.estimate = algorithm.estimate
         self.estimates: dict[int, Tensor] = {}  # by client
         self.memory = {name: torch.zeros_like(parameters) for name in algorithm.server}
         self.told = {name: self.memory[name] for name in algorithm.told}
-        self.optimizer = find_optimizer(config.optimizer).make(self.parameters, config.settings)
+        kind = find_optimizer(config.optimizer, config.optimizer_options)
+        # What the optimizer steps: one flat vector, or each parameter by its name, a view of it.
+        self._layout = layout if layout and kind.by_name else ParameterLayout.of([("parameters", parameters)])
+        self._stepped = {"parameters": self.parameters}
+        if kind.by_name:
+            self._stepped = {name: nn.Parameter(view) for name, view in self._layout.views(self.parameters.data)}
+        self.optimizer = kind.make(list(self._stepped.items()) if kind.by_name else self.parameters, config.settings)
         self.is_plain = not (config.has_memory or self.estimate or algorithm.remembers_alone)
 
     def new_sum(self, most_kept: int) -> DeltaSum:
@@ -77,21 +85,23 @@ class Server:
             assert self.is_plain, "only a plain step can be taken entry by entry"
             mean_delta.add_to_(self.parameters.data, lr)
             return
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.parameters.grad = mean_delta.neg_()
+        set_lr(self.optimizer, lr)
+        for parameter, (_, gradient) in zip(self._stepped.values(), self._layout.views(mean_delta.neg_())):
+            parameter.grad = gradient
         self.optimizer.step()
-        self.parameters.grad = None
+        for parameter in self._stepped.values():
+            parameter.grad = None
 
     def forget_outside(self, mask: Tensor) -> int:
         """Reset the optimizer's state outside `mask`, bool [total]; returns how many entries had moved there."""
         forgotten = 0
         initial = getattr(self.optimizer, "initial", {})
-        for name, vector in self.optimizer.state.get(self.parameters, {}).items():
-            if isinstance(vector, Tensor) and vector.shape == mask.shape:
-                moved = (vector != initial.get(name, 0.0)).logical_and_(~mask)
-                forgotten += int(moved.count_nonzero())
-                vector.masked_fill_(~mask, initial.get(name, 0.0))
+        for parameter, (_, own) in zip(self._stepped.values(), self._layout.views(mask)):
+            for name, vector in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(vector, Tensor) and vector.shape == own.shape:
+                    moved = (vector != initial.get(name, 0.0)).logical_and_(~own)
+                    forgotten += int(moved.count_nonzero())
+                    vector.masked_fill_(~own, initial.get(name, 0.0))
         return forgotten
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def check_settings(config: Config, grid: Grid) -> None:
     directory = Path(config.output_dir)
     base = directory / BASE
     saved = _read_base(base) if base.exists() else as_dict(config)
-    changed = list(differing_keys(saved, as_dict(config)))
+    changed = [key for key in differing_keys(saved, as_dict(config)) if key != "code_dirs"]
     if changed:
         raise ValueError(
             f"output_dir: {directory} holds a sweep of another configuration (different: {', '.join(changed)}); choose "

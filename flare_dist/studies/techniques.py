@@ -17,6 +17,7 @@ PLAIN = {
     "compression.error_feedback": "ec",
     "compression.momentum": "null",
     "compression.value_codec": "fp32",
+    **{f"compression.{key}_options": "{}" for key in ("sparsifier", "error_feedback", "value_codec")},
 }
 DENSE = {"compression.sparsifier": "dense"}
 MOMENTUM = "the value of clients.momentum"

@@ -1,0 +1,197 @@
+"""Every choice is a built-in name or `package.module:callable`: find it, and bind the options that are written for it.
+
+A callable is the user's. Its options are keyword arguments, checked against its signature before anything is built. In
+a section they stand under `options` if the key is `name`, and under `KEY_options` for any other KEY.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare_dist.errors import reason_in_code, unknown_choice
+
+if TYPE_CHECKING:
+    Setting = Any
+else:
+
+    class Setting:
+        """Stand for the value of an option, whatever it is, where a parser looks at types."""
+
+
+Options = dict[str, Setting]
+FORM = "package.module:callable"
+
+
+class WrongResultError(ValueError):
+    """Report that somebody's callable, or what it made, returned something else than it must, while a run goes on."""
+
+
+def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str] = ()) -> Any:
+    """Find what `choice` names: an entry of `built_in`, or an attribute of a module as package.module:attribute.
+
+    Anything but text, as a function that Python code hands over, is returned as it is. ValueError begins with the
+    dotted `key`, and lists what there is; `forms` are other names that the caller knows, for that list.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice in built_in:
+        return built_in[choice]
+    module, colon, attribute = choice.partition(":")
+    if not colon:
+        raise unknown_choice(key, choice, [*built_in, *forms, FORM])
+    return _imported(key, choice, module, attribute)
+
+
+def is_own(choice: Any, built_in: Iterable[str]) -> bool:
+    """Tell whether a choice is the user's own: a callable, or package.module:callable that names nothing built in."""
+    if not isinstance(choice, str):
+        return True
+    _, colon, attribute = choice.partition(":")
+    return bool(colon) and attribute.replace(".", "_").isidentifier() and choice not in built_in
+
+
+def name_of(choice: Any) -> str:
+    """Name a choice as a configuration would."""
+    if isinstance(choice, str):
+        return choice
+    return f"{choice.__module__}:{choice.__qualname__}" if hasattr(choice, "__qualname__") else type(choice).__name__
+
+
+def options_key(key: str) -> str:
+    """Name the key under which the options of `key` stand."""
+    section, _, name = key.rpartition(".")
+    return f"{section}.options" if name == "name" else f"{key}_options"
+
+
+def bind(
+    key: str,
+    choice: Any,
+    found: Any,
+    options: Mapping[str, Any],
+    given: Sequence[str] = (),
+    reserved: Sequence[str] = (),
+) -> Callable[..., Any]:
+    """Bind `options` to what was `found` for `choice`, which will be called with the arguments `given`, by position.
+
+    ValueError names the dotted key of an option that it does not take or lacks; `reserved` are options that have keys
+    of their own.
+    """
+    name = name_of(choice)
+    form = f"{name}({', '.join([*given, '**options'])})"
+    if not callable(found):
+        raise ValueError(f"{key}: must name a callable, got {name!r}, which is not callable; it is called as {form}")
+    try:
+        parameters = list(inspect.signature(found).parameters.values())
+    except (TypeError, ValueError):  # of code in C, which does not tell
+        return functools.partial(found, **copy.deepcopy(dict(options)))
+    used = _given_by_position(key, name, form, parameters, len(given)) + list(reserved)
+    free = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in used}
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option, value in options.items():
+        if option in used or (option not in free and not is_open):
+            raise _unknown_option(key, name, option, value, free, used)
+    missing = [option for option, p in free.items() if p.default is p.empty and option not in options]
+    if missing:
+        needed = f"{options_key(key)}.{missing[0]}"
+        raise ValueError(f"{needed}: {name} needs it, got nothing; write a value ({name} is called as {form})")
+    return functools.partial(found, **copy.deepcopy(dict(options)))
+
+
+def _given_by_position(
+    key: str, name: str, form: str, parameters: Sequence[inspect.Parameter], given: int
+) -> list[str]:
+    """Name the parameters that get the first `given` arguments; ValueError if there are not so many."""
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_position) < given and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        taken = ", ".join(map(str, parameters)) or "nothing"
+        raise ValueError(f"{key}: {name} is called as {form}, got one that takes ({taken}); give it these arguments")
+    return [p.name for p in by_position[:given]]
+
+
+def made(
+    key: str, choice: Any, built_in: Mapping[str, Any], options: Mapping[str, Any], kind: type, example: str
+) -> Any:
+    """Return the record of a choice: one that is there, or what the user's callable (**options) makes.
+
+    ValueError says what else it made, with the `example` of a right one.
+    """
+    found = find(key, choice, built_in)
+    if not isinstance(found, kind):
+        return expect(key, choice, call(key, choice, bind(key, choice, found, options)), kind, example)
+    for option, value in options.items():
+        raise _unknown_option(key, name_of(choice), option, value, {}, ())
+    return found
+
+
+def call(key: str, choice: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call somebody's code; ValueError that begins with `key` tells what it raised, and where."""
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{key}: {name_of(choice)} fails: {reason_in_code(error)}") from error
+
+
+def expect(key: str, choice: Any, result: Any, kind: type, example: str) -> Any:
+    """Return `result` if it is of this kind; ValueError with an example of the right one otherwise."""
+    if isinstance(result, kind):
+        return result
+    package, *inner = kind.__module__.split(".")
+    public = ".".join([package, *(inner[:1] if package == "torch" else []), kind.__name__])
+    raise ValueError(
+        f"{key}: {name_of(choice)} must return a {public}, got {type(result).__name__}; for example {example}"
+    )
+
+
+def look_in(first: Iterable[str], last: Iterable[str] = ()) -> None:
+    """Let Python look for modules in the directories `first` and in the current one before all others, `last` after."""
+    before = [str(Path(directory).expanduser().absolute()) for directory in first]
+    sys.path[:0] = [directory for directory in dict.fromkeys([*before, os.getcwd()]) if directory not in sys.path]
+    after = [str(Path(directory).absolute()) for directory in last]
+    sys.path += [directory for directory in dict.fromkeys(after) if directory not in sys.path]
+
+
+def directory_of(choice: str) -> str | None:
+    """Return the directory in which Python found the module of package.module:callable; None if it was not imported."""
+    module = sys.modules.get(choice.partition(":")[0].partition(".")[0])
+    places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
+    return str(Path(places[0]).absolute().parent) if places[0] else None
+
+
+def _imported(key: str, name: str, module: str, attribute: str) -> Any:
+    if os.getcwd() not in sys.path:  # a console script would not find the user's module beside it
+        sys.path.insert(0, os.getcwd())
+    try:
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever somebody's module, or script, may raise
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise ValueError(
+                f"{key}: cannot import {name!r}: there is no module {error.name!r} in {os.getcwd()}; start the command "
+                "where it lies, or install it (code_dirs names other directories)"
+            ) from error
+        raise ValueError(f"{key}: cannot import {name!r}: {reason_in_code(error)}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), imported)
+    except AttributeError as error:
+        similar = get_close_matches(attribute, vars(imported), 1)
+        hint = f"; did you mean {module}:{similar[0]}?" if similar else ""
+        raise ValueError(f"{key}: cannot import {name!r}: {module} has no {attribute!r}{hint}") from error
+
+
+def _unknown_option(
+    key: str, name: str, option: str, value: Any, free: Iterable[str], used: Sequence[str]
+) -> ValueError:
+    known = list(free)
+    similar = get_close_matches(option, known, 1)
+    remedy = "leave it out" if option in used else f"did you mean {similar[0]}?" if similar else "leave it out"
+    takes = f"{name} takes {', '.join(known) or 'no options'}"
+    problem = f"{name} is given it already" if option in used else f"{name} takes no such option"
+    return ValueError(f"{options_key(key)}.{option}: {problem}, got {value!r}; {remedy} ({takes})")
