@@ -6,7 +6,8 @@ A plan tells which parts of a layout are selected from at one density, and how w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,14 +21,15 @@ from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """The segments to select from at one density, and how what is chosen is written."""
 
     segments: list[Segment]  # those that are sent whole are not among them
     packing: Packing
     config: CompressionConfig
 
-    @property
+    @cached_property
     def max_kept(self) -> int:
         """Count the most entries that one client can send."""
         return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
@@ -41,6 +43,12 @@ class Plan(NamedTuple):
         if self.segments:  # or no sparsifier is needed
             chosen = select(vector, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
         return torch.cat([chosen, self.packing.whole])
+
+
+def density_in(config: CompressionConfig, round_: int) -> float:
+    """Return the density of a round, or of a hook's step, from 1: that of the warm-up, or the one that it leads to."""
+    stage = (round_ - 1) // config.warmup_rounds
+    return config.warmup[stage] if stage < len(config.warmup) else config.density
 
 
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
@@ -82,7 +90,7 @@ class Compressor:
 
     def plan(self, round_: int) -> Plan:
         """Return what a round selects from, and how it is written; not for dense updates."""
-        return self._plans[self.config.density_in(round_)]
+        return self._plans[density_in(self.config, round_)]
 
     @property
     def final_plan(self) -> Plan:

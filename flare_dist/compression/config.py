@@ -139,8 +139,3 @@ class CompressionConfig:
     def is_whole(self, numel: int, kept: int) -> bool:
         """Tell if `kept` of `numel` entries are always all of them, so that their indices need not be sent."""
         return kept == numel and (self.sparsifier != "threshold" or numel <= self.dense_below)
-
-    def density_in(self, round_: int) -> float:
-        """Return the density of a round, from 1: that of the warm-up, or the one that it leads to."""
-        stage = (round_ - 1) // self.warmup_rounds
-        return self.warmup[stage] if stage < len(self.warmup) else self.density

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Compressor, Plan, plan
+from flare_dist.compression.compressor import Compressor, Plan, density_in, plan
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.index_codecs import check_indices, index_codec
 from flare_dist.compression.packing import Packing
@@ -70,7 +70,7 @@ class MaskedEncoding:
     ) -> None:
         self.compressor = compressor
         self.round = round_
-        self.density = compressor.config.density_in(round_)
+        self.density = density_in(compressor.config, round_)
         self.mask = mask
         self.limits = limits
         self.is_common = is_common
