@@ -5,7 +5,7 @@ A plan tells which parts of a layout are selected from at one density, and how w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,9 +16,12 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS, Draws, Segment, select
+from flare_dist.compression.segments import SCOPES, Segment
+from flare_dist.compression.sparsifiers import SPARSIFIERS, check_finite, largest_unwaited, topk
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
+
+Draws = Callable[[Segment], torch.Generator]
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,25 @@ class Plan:
         return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
     def choose(self, vector: Tensor, draws: Draws) -> Tensor:
-        """Select the int64 indices to send of `vector`, those that are always sent at the end.
+        """Choose the int64 indices to send of `vector`: ascending, segment by segment, those always sent at the end.
 
-        `draws` gives the generator of each segment. Raises NotFiniteError as `select` does.
+        `draws` gives the generator of each segment. `vector` must be finite: raises NotFiniteError on a CPU and by
+        magnitude if it is not.
         """
-        chosen = self.packing.whole[:0]
-        if self.segments:  # or no sparsifier is needed
-            chosen = select(vector, self.segments, SPARSIFIERS[self.config.sparsifier], draws, self.config.threshold)
-        return torch.cat([chosen, self.packing.whole])
+        chosen = []
+        for segment in self.segments:
+            offset, numel, k, blocks = segment
+            sparsifier = SPARSIFIERS[self.config.sparsifier]
+            generator = draws(segment)
+            rows = vector[offset : offset + blocks * numel].view(blocks, numel)
+            if blocks > 1 and sparsifier is topk:
+                if not rows.is_cuda:
+                    check_finite(rows)
+                chosen.append(largest_unwaited(rows.abs(), k) + offset)
+            else:
+                for place, row in enumerate(rows):
+                    chosen.append(sparsifier(row, k, generator, self.config.threshold) + (offset + place * numel))
+        return torch.cat([*chosen, self.packing.whole])
 
 
 def density_in(config: CompressionConfig, round_: int) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.index_codecs import INDEX_CODECS, index_codec
-from flare_dist.compression.sparsifiers import COUNTS, SCOPES, SPARSIFIERS
+from flare_dist.compression.segments import COUNTS, SCOPES
+from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.compression.value_codecs import VALUE_CODECS
 from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse

@@ -29,7 +29,7 @@ from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack
 from flare_dist.comm.traffic import all_gather_wire
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Encoded, Sparse
-from flare_dist.compression.selection import NotFiniteError, check_finite
+from flare_dist.compression.sparsifiers import NotFiniteError, check_finite
 from flare_dist.hook.dense import exchange_densely
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.save_watch import failed_anywhere

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Plan, density_in, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import Segment
+from flare_dist.compression.segments import Segment
+from flare_dist.compression.sparsifiers import check_finite
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
