@@ -52,6 +52,16 @@ class ParameterLayout:
     def total(self) -> int:
         return self.entries[-1].end if self.entries else 0
 
+    def within(self, mask: Tensor) -> ParameterLayout:
+        """Lay out the entries at which a mask, bool [total], is true; a tensor that is kept whole keeps its shape."""
+        entries = []
+        offset = 0
+        for entry in self.entries:
+            count = int(mask[entry.offset : entry.end].count_nonzero())
+            entries.append(Entry(entry.name, entry.shape if count == entry.numel else (count,), offset))
+            offset += count
+        return ParameterLayout(tuple(entries))
+
     def views(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, view) for each tensor; writing to a view writes to `vector` (shape [total]).
 

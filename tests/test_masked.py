@@ -13,7 +13,7 @@ from torch import Tensor
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import bound_bits
-from flare_dist.compression.masked import HEADER, Limits, MaskedEncoding, active_layout, change_nbytes
+from flare_dist.compression.masked import HEADER, Limits, MaskedEncoding, change_nbytes
 from flare_dist.compression.payload import MOST_ENTRIES, Dense, Masked
 from flare_dist.layout import ParameterLayout
 
@@ -30,14 +30,6 @@ def encoding(
     config: CompressionConfig, mask: Tensor, limits: Limits | None = None, is_common: bool = False
 ) -> MaskedEncoding:
     return MaskedEncoding(Compressor(config, LAYOUT, 0), 1, mask, limits, is_common)
-
-
-def test_the_layout_of_active_entries_keeps_names_and_whole_tensors() -> None:
-    mask = random(0, 0.2)
-    layout = active_layout(LAYOUT, mask)
-    assert [entry.name for entry in layout.entries] == ["a", "bias", "b"]
-    assert layout.total == int(mask.sum())
-    assert layout.entries[1].shape == (7,)
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 0.5), st.floats(0.0, 0.5), st.sampled_from(["dense", "topk", "randk"]))

@@ -18,7 +18,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.masked import positions_nbytes
+from flare_dist.compression.index_codecs import positions_nbytes
 from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
