@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flare_dist.compression.compressor import plan
+from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.index_codecs import INDEX_CODECS, bound_bits
-from flare_dist.compression.sparsifiers import count_kept, select, tensor_segments, topk
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
@@ -49,7 +50,8 @@ def main() -> None:
     print("| density | kept | bound | best / bound | topk, ms | " + " | ".join(INDEX_CODECS) + " |")
     print("|---" * (5 + len(INDEX_CODECS)) + "|")
     for density in (1e-1, 5e-2, 1e-2, 1e-3, 1e-4, 1e-5):
-        chosen = select(vector, tensor_segments(layout, density, count_kept), topk, lambda segment: torch.Generator())
+        planned = plan(CompressionConfig(), layout, density, vector.device)
+        chosen = planned.choose(vector, lambda segment: torch.Generator())
         k = chosen.numel()
         bound = bound_bits(n, k) / k
         sizes: dict[str, float] = {}

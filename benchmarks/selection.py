@@ -20,8 +20,8 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.selection import _EVERY, _LINE, largest
-from flare_dist.compression.sparsifiers import count_kept
+from flare_dist.compression.segments import count_kept
+from flare_dist.compression.sparsifiers import _EVERY, _LINE, largest
 from flare_dist.layout import Entry, ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.tasks.builtin import CLASSIFICATION

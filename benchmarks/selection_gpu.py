@@ -19,7 +19,7 @@ from timing import alternate, machine, milliseconds, print_table, ratio
 from torch import Tensor
 
 from flare_dist.compression.gpu_selection import largest_on_gpu
-from flare_dist.compression.sparsifiers import count_kept
+from flare_dist.compression.segments import count_kept
 
 HARD_DENSITY = 1e-3
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Sparse
-from flare_dist.compression.sparsifiers import count_kept
+from flare_dist.compression.segments import count_kept
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.server import Server

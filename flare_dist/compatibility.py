@@ -16,7 +16,7 @@ ranks              the number of ranks
 
 from __future__ import annotations
 
-from flare_dist.algorithms.excludes import FEEDBACK, METHOD, OBJECTIVE
+from flare_dist.algorithms.excludes import FEEDBACK, METHOD
 from flare_dist.algorithms.methods import EXCLUDES as METHODS_EXCLUDE
 from flare_dist.conditions import (
     has_no_residual,
@@ -27,6 +27,7 @@ from flare_dist.conditions import (
     steps_by_name,
 )
 from flare_dist.exclusion import Exclusion
+from flare_dist.exclusions_one_batch import ONE_BATCH, only_always
 
 BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
 WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")
@@ -36,34 +37,6 @@ SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether th
 
 
 # fmt: off
-ONE_BATCH = [  # rows of clients.together, as if it were always; auto trains one client after another for these reasons
-    Exclusion(("clients.together", "mode"), "mode gradient or centralised", lambda c: c.mode != "federated",
-              "only federated training has several clients", "use never"),
-    Exclusion(("clients.together", "engine.name"), "engine deepspeed", lambda c: c.engine.name == "deepspeed",
-              "DeepSpeed trains one client at a time", "use auto or never"),
-    Exclusion(("clients.together", "engine.mixed_precision"), "mixed precision",
-              lambda c: c.engine.mixed_precision != "no", "mixed precision is for one client at a time",
-              "use auto or never"),
-    Exclusion(("clients.together", "engine.gradient_accumulation_steps"), "mini-batches in pieces",
-              lambda c: c.engine.gradient_accumulation_steps > 1,
-              "gradients are accumulated for one client at a time", "use auto or never"),
-    Exclusion(("clients.together", OBJECTIVE), "any objective", lambda c: c.clients.objective != "none",
-              "an objective is for one client at a time", "use auto or never"),
-    Exclusion(("clients.together", "clients.optimizer"), "an optimizer of your own", steps_by_name,
-              "an optimizer of your own may not go entry by entry", "use auto or never"),
-    Exclusion(("clients.together", "clients.step_ahead"), "step_ahead", lambda c: c.clients.step_ahead > 0,
-              "step_ahead starts each client from another model", "use auto or never"),
-    Exclusion(("clients.together", METHOD), "masks", is_masked,
-              "masks are for one client at a time", "use auto or never"),
-]
-
-
-def _only_always(row: Exclusion) -> Exclusion:
-    holds = row.holds
-    return row._replace(condition=f"together always with {row.condition}",
-                        holds=lambda c: c.clients.together == "always" and holds(c))
-
-
 EXCLUSIONS = (
     # Clients
     Exclusion(("clients.smallest_batch", "clients.batch_size"), "a smallest batch above the batch size",
@@ -172,7 +145,7 @@ EXCLUSIONS = (
               lambda c: scores_on_server_data(c) and not c.data.validation,
               "the server has examples only if data.validation holds some out", "set it, or use clients"),
     # How clients are run
-    *map(_only_always, ONE_BATCH),
+    *map(only_always, ONE_BATCH),
     Exclusion(("engine.mixed_precision", "device"), "fp16 on a CPU",
               lambda c: c.engine.mixed_precision == "fp16" and c.device == "cpu",
               "fp16 needs a GPU (on a CPU it would do nothing)", "use bf16, which works on both"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def end(self) -> int:
         return self.offset + self.numel
 
@@ -50,6 +51,16 @@ class ParameterLayout:
     @property
     def total(self) -> int:
         return self.entries[-1].end if self.entries else 0
+
+    def within(self, mask: Tensor) -> ParameterLayout:
+        """Lay out the entries at which a mask, bool [total], is true; a tensor that is kept whole keeps its shape."""
+        entries = []
+        offset = 0
+        for entry in self.entries:
+            count = int(mask[entry.offset : entry.end].count_nonzero())
+            entries.append(Entry(entry.name, entry.shape if count == entry.numel else (count,), offset))
+            offset += count
+        return ParameterLayout(tuple(entries))
 
     def views(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, view) for each tensor; writing to a view writes to `vector` (shape [total]).

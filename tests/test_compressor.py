@@ -13,7 +13,8 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK
 from flare_dist.compression.payload import Dense, Payload
-from flare_dist.compression.sparsifiers import SCOPES, SPARSIFIERS
+from flare_dist.compression.segments import SCOPES
+from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.layout import ParameterLayout
 
 LAYOUT = ParameterLayout.of([("a", torch.empty(10, 10)), ("b", torch.empty(10)), ("c", torch.empty(1))])

@@ -9,8 +9,10 @@ from torch import Tensor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, Compress, dgc, ec, ef21, none
 from flare_dist.compression.payload import Sparse
-from flare_dist.compression.sparsifiers import SPARSIFIERS, Segment, select
+from flare_dist.compression.segments import Segment
+from flare_dist.compression.sparsifiers import SPARSIFIERS
 from tests.helpers.payloads import unencoded
+from tests.helpers.plans import chosen
 
 N, K = 90, 7
 PLAIN = CompressionConfig(error_feedback="dgc", momentum=0.0)
@@ -25,7 +27,7 @@ def sparsify(sparsifier: str) -> Compress:
     segments = [Segment(0, 50, 4), Segment(50, 40, 3)]
 
     def compress(vector: Tensor) -> Sparse:
-        indices = select(vector, segments, SPARSIFIERS[sparsifier], lambda segment: rng, 0.5)
+        indices = chosen(vector, segments, sparsifier, lambda segment: rng, 0.5)
         return unencoded(indices, vector[indices])
 
     return compress

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_dist.compression import gpu_selection
 from flare_dist.compression.gpu_selection import largest_on_gpu, pays
-from flare_dist.compression.selection import largest
+from flare_dist.compression.sparsifiers import largest
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 SAMPLE = 256

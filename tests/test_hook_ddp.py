@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flare_dist.compression.compressor import density_in
 from flare_dist.compression.config import CompressionConfig
 from tests.helpers.hook import STEPS, batch, flat, net, train
 from tests.ranks import run_ranks
@@ -31,7 +32,7 @@ def oracle(size: int, config: CompressionConfig, accumulate: int = 1) -> tuple[T
                 assert p.grad is not None
                 brought = velocity.mul_(config.dgc_momentum).add_(p.grad) if config.rule == "dgc" else p.grad
                 update = (residual + brought).flatten()
-                k = -(-update.numel() * int(1000 * config.density_in(step + 1)) // 1000)
+                k = -(-update.numel() * int(1000 * density_in(config, step + 1)) // 1000)
                 kept = update.abs().sort(descending=True, stable=True).indices[:k]
                 sent = torch.zeros_like(update).index_copy(0, kept, update[kept]).view_as(p)
                 residual.copy_(update.view_as(p) - sent)

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "preserved": set(),
     "conditions": {"named"},
     "named": {"errors"},
-    "compatibility": {"exclusion", "conditions", "algorithms"},
+    "compatibility": {"exclusion", "exclusions_one_batch", "conditions", "algorithms"},
+    "exclusions_one_batch": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
     "tasks": GROUND,
     "data": GROUND | {"tasks"},
@@ -77,6 +78,7 @@ READERS = {
         "cli",
     },
     "cautions": {"run", "cli"},
+    "exclusions_one_batch": {"rounds"},
 }
 ONLY_IN = {
     "torch.distributed": {"comm/collectives.py", "comm/world.py"},

@@ -41,6 +41,17 @@ def inputs() -> Tensor:
     return torch.randn(5, 1, 4, 4, generator=seeded())
 
 
+def test_the_layout_within_a_mask_keeps_names_and_whole_tensors() -> None:
+    whole = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 300), ("bias", 7), ("b", 500))])
+    mask = torch.rand(807, generator=seeded()) < 0.2
+    mask[300:307] = True
+    layout = whole.within(mask)
+    assert [entry.name for entry in layout.entries] == ["a", "bias", "b"]
+    assert [entry.numel for entry in layout.entries] == [int(own.sum()) for _, own in whole.views(mask)]
+    assert layout.total == int(mask.sum())
+    assert layout.entries[1].shape == (7,)
+
+
 def test_entries_follow_the_model() -> None:
     layout = parameter_layout(network())
     assert layout.describe() == [

@@ -44,7 +44,7 @@ def packed(draw: st.DrawFn, index_codec: str = "", value_codec: str = "") -> tup
 def test_the_receiver_decodes_what_the_sender_takes_for_sent(drawn: tuple[Packing, Tensor, Tensor, Sparse]) -> None:
     packing, chosen, values, sent = drawn
     assert len(sent.data) == packing.sizes(len(values)).nbytes
-    got = packing.unpack_checked(sent.data, sent.kept)
+    got = packing.unpack_checked(sent.data, sent.values.numel())
     assert got.indices.dtype == torch.int32
     assert torch.equal(got.indices, sent.indices)
     assert torch.equal(got.indices, torch.cat([chosen, packing.whole]).int())

@@ -1,13 +1,13 @@
-"""Payloads tell how many entries they are."""
+"""Payloads: positions travel as int32."""
 
 from __future__ import annotations
 
-import torch
+import pytest
 
-from flare_dist.compression.payload import Masked, Sparse
+from flare_dist.compression.payload import MOST_ENTRIES, check_positions
 
 
-def test_encoded_payloads_have_as_many_entries_as_values() -> None:
-    indices, values, data = torch.arange(3, dtype=torch.int32), torch.ones(3), torch.zeros(17, dtype=torch.uint8)
-    for payload in (Sparse(indices, values, data), Masked(indices, values, data, torch.ones(9).bool(), 5)):
-        assert payload.kept == 3
+def test_positions_that_int32_cannot_hold_are_refused_by_name() -> None:
+    check_positions(MOST_ENTRIES, "one vector")
+    with pytest.raises(ValueError, match=r"^compression\.sparsifier: .*, got 2,147,483,648 in one vector; use dense"):
+        check_positions(MOST_ENTRIES + 1, "one vector")

@@ -8,21 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.compression import selection
-from flare_dist.compression.selection import NotFiniteError, largest_unwaited
-from flare_dist.compression.sparsifiers import (
-    COUNTS,
-    SCOPES,
-    SPARSIFIERS,
-    Draws,
-    Segment,
-    count_kept,
-    randk,
-    select,
-    threshold_k,
-    topk,
-)
+from flare_dist.compression import sparsifiers
+from flare_dist.compression.compressor import Draws
+from flare_dist.compression.segments import SCOPES, Segment, count_kept
+from flare_dist.compression.sparsifiers import SPARSIFIERS, NotFiniteError, largest_unwaited, randk, threshold_k, topk
 from flare_dist.layout import ParameterLayout
+from tests.helpers.plans import chosen
 
 LAYOUT = ParameterLayout.of(
     (name, torch.empty(shape)) for name, shape in {"a": (7, 11), "one": (), "none": (0,), "b": (40,), "c": (2,)}.items()
@@ -67,7 +58,7 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
     update = vector(kind, LAYOUT.total)
     before = update.clone()
     segments = SCOPES[scope](LAYOUT, density, count_kept, block=16)
-    indices = select(update, segments, SPARSIFIERS[name], one_generator(), threshold)
+    indices = chosen(update, segments, name, one_generator(), threshold)
     assert indices.dtype == torch.int64
     assert (indices.diff() > 0).all()
     assert torch.equal(update, before)
@@ -77,44 +68,6 @@ def test_indices_are_sorted_distinct_and_no_more_than_k(
             assert kept <= k if name == "threshold" else kept == k
     if name == "threshold":
         assert (update[indices].abs() >= threshold).all()
-
-
-@pytest.mark.parametrize("density", [1e-5, 0.07, 0.5, 1.0])
-def test_segments_tile_the_layout(density: float) -> None:
-    """Tensors without entries have no segment; one with entries keeps at least one."""
-    assert [s[:2] for s in SCOPES["tensor"](LAYOUT, density, count_kept)] == [(0, 77), (77, 1), (78, 40), (118, 2)]
-    blocks = [s[:2] + s[3:] for s in SCOPES["block"](LAYOUT, density, count_kept, block=16)]
-    assert blocks == [(0, 16, 4), (64, 13, 1), (77, 1, 1), (78, 16, 2), (110, 8, 1), (118, 2, 1)]
-    assert SCOPES["global"](LAYOUT, density, count_kept) == [Segment(0, 120, count_kept(120, density))]
-    assert all(
-        1 <= s.k <= s.numel
-        for scope in SCOPES.values()
-        for count in COUNTS.values()
-        for s in scope(LAYOUT, density, count, block=16)
-    )
-
-
-@pytest.mark.parametrize(
-    ("numel", "density", "kept"),
-    [
-        (100, 0.07, 7),  # 100 * 0.07 is 7.000000000000001 in floating point
-        (1000, 0.001, 1),
-        (1001, 0.001, 2),
-        (11_173_962, 1e-5, 112),
-        (300, 1 / 3, 100),
-        (3, 0.1, 1),
-        (1, 1e-12, 1),
-        (50, 1.0, 50),
-        (10**12 + 1, 1.0, 10**12 + 1),
-    ],
-)
-def test_densities_are_exact_decimals(numel: int, density: float, kept: int) -> None:
-    assert count_kept(numel, density) == kept
-
-
-@pytest.mark.parametrize("percent", range(1, 101))
-def test_percentages_of_a_hundred_are_themselves(percent: int) -> None:
-    assert count_kept(100, percent / 100) == percent
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,8 +88,8 @@ def test_long_vectors_are_selected_exactly(
     kind: str, density: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the bound that a sample gives is too high, too low, or the value of many; in chunks and at once."""
-    monkeypatch.setattr(selection, "_CHUNK", chunk)
-    monkeypatch.setattr(selection, "_PARTITIONED", chunk)
+    monkeypatch.setattr(sparsifiers, "_CHUNK", chunk)
+    monkeypatch.setattr(sparsifiers, "_PARTITIONED", chunk)
     n = 2**17 + 13
     if kind == "sorted":
         x = torch.arange(n).float()
@@ -175,7 +128,7 @@ def test_what_is_not_finite_is_refused(n: int, value: float, place: int | slice)
     with pytest.raises(NotFiniteError):
         topk(x, 5, seeded())
     with pytest.raises(NotFiniteError):
-        select(x, [Segment(0, 50, 2, n // 50), Segment(n // 50 * 50, n % 50, n % 50 // 2)], topk, one_generator())
+        chosen(x, [Segment(0, 50, 2, n // 50), Segment(n // 50 * 50, n % 50, n % 50 // 2)], "topk", one_generator())
     topk(torch.full((n,), 3e38), 5, seeded())  # the sum is not, the values are
 
 
@@ -195,9 +148,9 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_scopes_share_out_differently() -> None:
     update = torch.arange(120.0)
-    shared = select(update, SCOPES["tensor"](LAYOUT, 0.05, count_kept), topk, one_generator())
+    shared = chosen(update, SCOPES["tensor"](LAYOUT, 0.05, count_kept), "topk", one_generator())
     assert shared.tolist() == [73, 74, 75, 76, 77, 116, 117, 119]
-    assert select(update, SCOPES["global"](LAYOUT, 0.05, count_kept), topk, one_generator()).tolist() == list(
+    assert chosen(update, SCOPES["global"](LAYOUT, 0.05, count_kept), "topk", one_generator()).tolist() == list(
         range(114, 120)
     )
 
@@ -240,9 +193,9 @@ def test_threshold_zero_is_topk(kind: str) -> None:
 def test_the_device_changes_nothing(name: str, kind: str) -> None:
     x = vector(kind, LAYOUT.total)
     segments = SCOPES["tensor"](LAYOUT, 0.3, count_kept)
-    there = select(x.cuda(), segments, SPARSIFIERS[name], one_generator(), 0.5)
+    there = chosen(x.cuda(), segments, name, one_generator(), 0.5)
     assert there.is_cuda
-    assert torch.equal(there.cpu(), select(x, segments, SPARSIFIERS[name], one_generator(), 0.5))
+    assert torch.equal(there.cpu(), chosen(x, segments, name, one_generator(), 0.5))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flare_dist.models.registry import Shape, build
-from flare_dist.models.trial import check_criterion, why_not_one
+from flare_dist.models.task_trial import check_criterion
+from flare_dist.models.trial import why_not_one
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Batch, Task
 from tests.helpers.models import MNIST, linear

@@ -105,7 +105,7 @@ class SparseUplink:
                 self.receive(self.delta_sum, client, payload, weight)
                 buffer_sum.add_(message.buffers, alpha=weight)
                 losses[client] = message.note.view(torch.float32).item()
-                kept += payload.kept
+                kept += payload.values.numel()
         return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
 
     def _gather(self, world: World) -> Iterator[Message]:

@@ -70,7 +70,7 @@ def write(message: Message, slot: Tensor) -> None:
     header = slot[:HEADER_NBYTES].view(torch.int32)
     # Filled, for a copy of numbers to a GPU would have to be waited for.
     header[0].fill_(message.sender)
-    header[1].fill_(payload.kept if payload else REJECTED)
+    header[1].fill_(payload.values.numel() if payload else REJECTED)
     slot[NOTE].copy_(message.note)
     start = HEADER_NBYTES
     for part in parts:

@@ -5,8 +5,9 @@ A plan tells which parts of a layout are selected from at one density, and how w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,32 +16,53 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
-from flare_dist.compression.sparsifiers import SCOPES, Draws, Segment, select
+from flare_dist.compression.segments import SCOPES, Segment
+from flare_dist.compression.sparsifiers import check_finite, largest_unwaited, topk
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
+Draws = Callable[[Segment], torch.Generator]
 
-class Plan(NamedTuple):
+
+@dataclass(frozen=True)
+class Plan:
     """The segments to select from at one density, and how what is chosen is written."""
 
     segments: list[Segment]  # those that are sent whole are not among them
     packing: Packing
     config: CompressionConfig
 
-    @property
+    @cached_property
     def max_kept(self) -> int:
         """Count the most entries that one client can send."""
         return self.packing.whole.numel() + sum(segment.k * segment.blocks for segment in self.segments)
 
     def choose(self, vector: Tensor, draws: Draws) -> Tensor:
-        """Select the int64 indices to send of `vector`, those that are always sent at the end.
+        """Choose the int64 indices to send of `vector`: ascending, segment by segment, those always sent at the end.
 
-        `draws` gives the generator of each segment. Raises NotFiniteError as `select` does.
+        `draws` gives the generator of each segment. `vector` must be finite: raises NotFiniteError on a CPU and by
+        magnitude if it is not.
         """
-        chosen = self.packing.whole[:0]
-        if self.segments:  # or no sparsifier is needed
-            chosen = select(vector, self.segments, self.config.selects, draws, self.config.threshold)
-        return torch.cat([chosen, self.packing.whole])
+        chosen = []
+        for segment in self.segments:
+            offset, numel, k, blocks = segment
+            sparsifier = self.config.selects
+            generator = draws(segment)
+            rows = vector[offset : offset + blocks * numel].view(blocks, numel)
+            if blocks > 1 and sparsifier is topk:
+                if not rows.is_cuda:
+                    check_finite(rows)
+                chosen.append(largest_unwaited(rows.abs(), k) + offset)
+            else:
+                for place, row in enumerate(rows):
+                    chosen.append(sparsifier(row, k, generator, self.config.threshold) + (offset + place * numel))
+        return torch.cat([*chosen, self.packing.whole])
+
+
+def density_in(config: CompressionConfig, round_: int) -> float:
+    """Return the density of a round, or of a hook's step, from 1: that of the warm-up, or the one that it leads to."""
+    stage = (round_ - 1) // config.warmup_rounds
+    return config.warmup[stage] if stage < len(config.warmup) else config.density
 
 
 def plan(config: CompressionConfig, layout: ParameterLayout, density: float, device: torch.device) -> Plan:
@@ -82,7 +104,7 @@ class Compressor:
 
     def plan(self, round_: int) -> Plan:
         """Return what a round selects from, and how it is written; not for dense updates."""
-        return self._plans[self.config.density_in(round_)]
+        return self._plans[density_in(self.config, round_)]
 
     @property
     def final_plan(self) -> Plan:

@@ -10,7 +10,8 @@ from flare_dist.compression.choices import find_error_feedback, find_index_codec
 from flare_dist.compression.error_feedback import ERROR_FEEDBACK, ErrorFeedback
 from flare_dist.compression.index_codecs import smallest
 from flare_dist.compression.packing import Codecs
-from flare_dist.compression.sparsifiers import COUNTS, SCOPES, Sparsifier
+from flare_dist.compression.segments import COUNTS, SCOPES
+from flare_dist.compression.sparsifiers import Sparsifier
 from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 from flare_dist.named import Options, name_of
@@ -172,8 +173,3 @@ class CompressionConfig:
     def is_whole(self, numel: int, kept: int) -> bool:
         """Tell if `kept` of `numel` entries are always all of them, so that their indices need not be sent."""
         return kept == numel and (self.sparsifier != "threshold" or numel <= self.dense_below)
-
-    def density_in(self, round_: int) -> float:
-        """Return the density of a round, from 1: that of the warm-up, or the one that it leads to."""
-        stage = (round_ - 1) // self.warmup_rounds
-        return self.warmup[stage] if stage < len(self.warmup) else self.density

@@ -129,6 +129,11 @@ def smallest(codecs: Sequence[IndexCodec], n: int, k: int) -> IndexCodec:
     return min(codecs, key=lambda codec: codec.nbytes(n, k))
 
 
+def positions_nbytes(n: int, k: int) -> int:
+    """Count the bytes of k positions below n by the cheapest codec."""
+    return index_codec("auto", n, k).nbytes(n, k) if k else 0
+
+
 def check_indices(indices: Tensor, n: int) -> None:
     """Raise ValueError unless `indices` are ascending, all different and from 0 to n - 1; waits for a GPU."""
     if indices.numel() and not bool((indices[0] >= 0) & (indices[-1] < n) & (indices.diff() > 0).all()):

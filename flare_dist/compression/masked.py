@@ -1,43 +1,28 @@
 """Compression of sparse models: only what is active in a client's mask travels, as if the model had no other weights.
 
-If both sides hold the mask it costs nothing. If the client has moved it since, the payload begins with what has
-changed, the removed among those that were active and the grown among those that were not:
+The active weights are sent in float32 as they are, or the compressor selects among them. If both sides hold the mask it
+costs nothing. If the client has moved it since, the payload begins with what has changed, the removed among those that
+were active and the grown among those that were not:
 
     | nbytes int32 | removed int32 | grown int32 | removed positions | grown positions | payload of what is active now |
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Compressor, Plan, plan
+from flare_dist.compression.compressor import Compressor, Plan, density_in, plan
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.index_codecs import check_indices, index_codec
+from flare_dist.compression.index_codecs import check_indices, index_codec, positions_nbytes
 from flare_dist.compression.packing import Packing
-from flare_dist.compression.payload import MOST_ENTRIES, WORD, Dense, Masked, Payload
-from flare_dist.layout import Entry, ParameterLayout
+from flare_dist.compression.payload import MOST_ENTRIES, WORD, Dense, Masked, Payload, Sparse
 
 HEADER = 3 * WORD
-
-
-def active_layout(layout: ParameterLayout, mask: Tensor) -> ParameterLayout:
-    """Lay out the active entries, one after another; a tensor that is active throughout keeps its shape."""
-    entries = []
-    offset = 0
-    for entry in layout.entries:
-        count = int(mask[entry.offset : entry.end].count_nonzero())
-        entries.append(Entry(entry.name, entry.shape if count == entry.numel else (count,), offset))
-        offset += count
-    return ParameterLayout(tuple(entries))
-
-
-def positions_nbytes(numel: int, count: int) -> int:
-    """Count the bytes of `count` positions among `numel` by the cheapest index codec."""
-    return index_codec("auto", numel, count).nbytes(numel, count) if count else 0
 
 
 def change_nbytes(before: int, outside: int, removed: int, grown: int) -> int:
@@ -70,7 +55,6 @@ class MaskedEncoding:
     ) -> None:
         self.compressor = compressor
         self.round = round_
-        self.density = compressor.config.density_in(round_)
         self.mask = mask
         self.limits = limits
         self.is_common = is_common
@@ -78,8 +62,9 @@ class MaskedEncoding:
 
     def plan_within(self, mask: Tensor) -> Plan:
         """Plan what is selected of the active entries of `mask`."""
-        layout = active_layout(self.compressor.layout, mask)
-        return plan(self.compressor.config, layout, self.density, self.compressor.device)
+        config = self.compressor.config
+        layout = self.compressor.layout.within(mask)
+        return plan(config, layout, density_in(config, self.round), self.compressor.device)
 
     @cached_property
     def plan(self) -> Plan:
@@ -95,14 +80,22 @@ class MaskedEncoding:
         delta = model_delta[active]
         if self.compressor.is_dense and self.is_common:
             return Dense(delta)
+        if self.compressor.is_dense:
+            payload = Sparse(active.int(), delta, delta.view(torch.uint8))
+        else:
+            payload = self._select(client, delta, memory, mask, active)
+        change = self._change(mask, payload.data.numel()) if self.limits else payload.data[:0]
+        data = torch.cat([change, payload.data])
+        return Masked(payload.indices, payload.values, data, mask, change.numel())
+
+    def _select(self, client: int, delta: Tensor, memory: State, mask: Tensor, active: Tensor) -> Sparse:
+        """Select of the `active` entries of `mask`, with error feedback around it; updates `memory` in place."""
         kept = {name: memory[name][active] for name in self.compressor.state_names}
         within = self.plan_within(mask) if self.limits else self.plan
         payload = self.compressor.select(within, self.round, client, delta, kept)
         for name, vector in kept.items():
             memory[name].index_copy_(0, active, vector)
-        change = self._change(mask, payload.data.numel()) if self.limits else payload.data[:0]
-        data = torch.cat([change, payload.data])
-        return Masked(active[payload.indices].int(), payload.values, data, mask, change.numel())
+        return replace(payload, indices=active[payload.indices].int())
 
     def _change(self, mask: Tensor, payload_nbytes: int) -> Tensor:
         """Encode what has changed in the mask, before a payload of so many bytes."""
@@ -124,7 +117,7 @@ class MaskedEncoding:
     def length(self, data: Tensor, kept: int) -> int:
         """Return the length of the payload of `kept` entries at the front of `data`."""
         if not self.limits:
-            return self.plan.packing.sizes(kept).nbytes
+            return WORD * self.active.numel() if self.compressor.is_dense else self.plan.packing.sizes(kept).nbytes
         if data.numel() < HEADER:
             raise ValueError(f"{data.numel()} bytes have no room for the change of a mask")
         nbytes = int(data[:WORD].clone().view(torch.int32))
@@ -135,9 +128,14 @@ class MaskedEncoding:
     def unpack_checked(self, data: Tensor, kept: int) -> Masked:
         """Decode the payload in `data`; waits for a GPU. Raises ValueError if it holds none."""
         mask, used = self._decode(data) if self.limits else (self.mask, 0)
+        active = mask.nonzero().squeeze(1) if self.limits else self.active
+        if self.compressor.is_dense:
+            values = data[used:].clone()  # aligned, which a slice may not be
+            if not values.numel() == WORD * active.numel() == WORD * kept:
+                raise ValueError(f"{values.numel()} bytes are no payload of {kept} of {active.numel()} active weights")
+            return Masked(active.int(), values.view(torch.float32), data, mask, used)
         within = self.plan_within(mask) if self.limits else self.plan
         payload = within.packing.unpack_checked(data[used:], kept)
-        active = mask.nonzero().squeeze(1) if self.limits else self.active
         return Masked(active[payload.indices].int(), payload.values, data, mask, used)
 
     unpack = unpack_checked  # rounds do not know the number of entries beforehand, and check what they read
@@ -171,24 +169,29 @@ class MaskedEncoding:
 
         Raises ValueError if it could be longer than an int32 length.
         """
-        config = self.compressor.config
-        tensors = len(self.compressor.layout.entries)
         active = self.limits.active if self.limits else self.active.numel()
-        kept = active
-        if not config.sends_everything and config.sparsifier != "auto":
-            # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.
-            blocks = active // config.block if config.scope == "block" else 0
-            slack = tensors * (2 + config.dense_below) + 2 * blocks
-            kept = min(active, int(active * self.density) + slack)
-        whole = torch.arange(active if config.sends_everything else 0)
-        most = Packing(config.codecs, active, whole, torch.zeros(tensors)).most_nbytes(kept)
+        most = WORD * active if self.compressor.is_dense else self._most_selected(active)
+        most += WORD  # fewer positions may take a byte or two more, being rounded
         if not self.limits:
             return most
         before = self.active.numel()
         change = change_nbytes(before, self.mask.numel() - before, self.limits.removed, self.limits.grown)
-        most += HEADER + change + 2 * WORD  # fewer positions may take a byte or two more, being rounded
+        most += HEADER + change + 2 * WORD  # and so may those of the change
         if most > MOST_ENTRIES:
             raise ValueError(
                 f"compression.density: a payload takes at most {MOST_ENTRIES:,} bytes, got up to {most:,}; send less"
             )
         return most
+
+    def _most_selected(self, active: int) -> int:
+        """Bound the bytes of what is selected of so many active entries."""
+        config = self.compressor.config
+        tensors = len(self.compressor.layout.entries)
+        kept = active
+        if not config.sends_everything and config.sparsifier != "auto":
+            # Each tensor rounds by itself, may be sent whole if it is short, and its blocks round as well.
+            blocks = active // config.block if config.scope == "block" else 0
+            slack = tensors * (2 + config.dense_below) + 2 * blocks
+            kept = min(active, int(active * density_in(config, self.round)) + slack)
+        whole = torch.arange(active if config.sends_everything else 0)
+        return Packing(config.codecs, active, whole, torch.zeros(tensors)).sizes(kept).nbytes

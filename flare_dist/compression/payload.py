@@ -38,10 +38,6 @@ class Sparse:
     values: Tensor
     data: Tensor
 
-    @property
-    def kept(self) -> int:
-        return self.values.numel()
-
 
 @dataclass(frozen=True)
 class Masked:
@@ -52,10 +48,6 @@ class Masked:
     data: Tensor  # uint8 [nbytes]
     mask: Tensor  # bool [total]: which of the client's weights are active
     mask_nbytes: int  # how many bytes of `data` encode the mask
-
-    @property
-    def kept(self) -> int:
-        return self.values.numel()
 
 
 Encoded = Sparse | Masked  # what has bytes of its own

@@ -31,8 +31,9 @@ from flare_dist.tasks.task import Batch, Count, Task
 class AccelerateModel:
     """Step a model whose parameters, gradient and floating-point buffers are one flat vector each.
 
-    `parameters` and `buffers` are the model's current values. `make_optimizer` is given the flat vector, or if
-    `by_name` a (name, parameter) pair of each tensor. Plain SGD does without the flat gradient.
+    `parameters` and `buffers` are the model's current values, which `load` and `collect` (flat_model.py) write and
+    read. `make_optimizer` is given the flat vector, or if `by_name` a (name, parameter) pair of each tensor. Plain SGD
+    does without the flat gradient.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class AccelerateModel:
         self.dtypes = self._flat.dtypes
         self.parameters = self._flat.parameters
         self.buffers = self._flat.buffers
+        self.load = self._flat.load
+        self.collect = self._flat.collect
         stepped = self._flat.stepped(by_name)
         self._trained = list(stepped.values())
         self.optimizer = make_optimizer(list(stepped.items()) if by_name else self._trained)
@@ -87,17 +90,9 @@ class AccelerateModel:
         self._parallel = wrap(self.module, gradients, self.parameters.device)
         return register_hook(self._parallel, gradients, seed, self._scaler, **settings)
 
-    def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and the buffers that no vector holds their initial ones."""
-        self._flat.load(parameters, buffers)
-
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
         self.parameters.mul_(factor)
-
-    def collect(self) -> None:
-        """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
-        self._flat.collect()
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint keeps of the optimizer of this name, if one outlives a round."""

@@ -30,7 +30,7 @@ from flare_dist.comm.traffic import all_gather_wire
 from flare_dist.compression.error_feedback import ec
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Encoded, Sparse
-from flare_dist.compression.selection import NotFiniteError, check_finite
+from flare_dist.compression.sparsifiers import NotFiniteError, check_finite
 from flare_dist.hook.dense import exchange_densely
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.save_watch import failed_anywhere
@@ -71,16 +71,17 @@ def exchange_gradients(
     packing = bucket.selection.plan(state.step).packing
     payload, failed = _compress(state, bucket, buffer, scale, rank)
     own = Message(rank, state.saves.note(failed), payload, payload.values[:0])
-    slot = slot_nbytes(packing.most_nbytes(payload.kept), 0)
+    kept = payload.values.numel()
+    slot = slot_nbytes(packing.most_nbytes(kept), 0)
     packed = pack([own], 1, slot, buffer.device)
-    state.count(all_gather_wire(world_size, packed.nbytes), own.nbytes, payload.kept)
+    state.count(all_gather_wire(world_size, packed.nbytes), own.nbytes, kept)
     gathered, arrived = all_gather_async(packed, state.process_group)
     state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
 
     def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
         future.wait()
         slots = gathered.to(buffer.device).view(world_size, -1)[:, :slot]
-        mean, touched = bucket.mean_of(_payloads(slots, own, packing, payload.kept), scale)
+        mean, touched = bucket.mean_of(_payloads(slots, own, packing, kept), scale)
         rounded = mean if not buffer.is_cuda and buffer.dtype == torch.float32 else buffer.copy_(mean)
         state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
         # Scaled up again, a residual may be too large for float16.

@@ -17,6 +17,7 @@ from weakref import ref
 
 from torch.optim import Optimizer
 
+from flare_dist.compression.compressor import density_in
 from flare_dist.hook.state import SparseHookState
 
 
@@ -26,7 +27,7 @@ def arrives_late(state: SparseHookState) -> bool:
     Before the first step it is the density that the warm-up leads to.
     """
     config = state.config
-    density = config.density_in(state.step) if state.step else config.density
+    density = density_in(config, state.step) if state.step else config.density
     if config.rule == "none" or density == 1:
         return False
     sizes = (math.prod(shape) for shape in state.shapes.values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flare_dist.compression.compressor import Plan, plan
+from flare_dist.compression.compressor import Plan, density_in, plan
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.compression.selection import check_finite
-from flare_dist.compression.sparsifiers import Segment
+from flare_dist.compression.segments import Segment
+from flare_dist.compression.sparsifiers import check_finite
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.named import WrongResultError, name_of
 from flare_dist.seeding import generator
@@ -25,7 +25,7 @@ class BucketSelection:
 
     def plan(self, step: int) -> Plan:
         """Return what a step selects from, and how what is sent is written."""
-        density = self.config.density_in(step)
+        density = density_in(self.config, step)
         if density not in self._plans:
             self._plans[density] = plan(self.config, self.layout, density, self.device)
         return self._plans[density]

@@ -22,7 +22,8 @@ from flare_dist.data.partition import Partition, partition
 from flare_dist.data.source import Source
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
-from flare_dist.models.trial import check_criterion, check_task, unused_parameters
+from flare_dist.models.task_trial import check_criterion, check_task
+from flare_dist.models.trial import unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.build_federation import build_federation
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place

@@ -41,9 +41,7 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
     fed.world.wait_for_all()
     received = uplink.exchange()
     check_finite(round_, received)
-    if fed.steps_here:
-        uplink.step(received)
-    uplink.finish(received)
+    uplink.step(received)
     publish(round_, fed)
     return federated_report(round_, received, downlink_bytes, fed, watch) | uplink.row(received)
 

@@ -18,7 +18,7 @@ from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort, mean_in_order
 from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.masked import positions_nbytes
+from flare_dist.compression.index_codecs import positions_nbytes
 from flare_dist.compression.payload import WORD, Masked, Payload
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.uplink import WholeUplink, leave_to_rank_0
@@ -160,16 +160,17 @@ class MaskedUplink:
         return squares
 
     def step(self, received: Received) -> None:
-        """Step on the mean of the clients' models, and make the next masks."""
+        """Step on the mean of the clients' models, and move the masks.
+
+        Every rank keeps personal ones; a new consensus is sent to the ranks that did not make it.
+        """
         server = self.fed.server
-        if self.client_masks:
+        steps_here = self.fed.steps_here
+        if self.client_masks and steps_here:
             self.masks.average(received.mean_vector, server.parameters.data, self.client_masks)
         self._whole.step(received)
-        self.masks.move(self.moves, server, self.client_masks, self.squares)
-
-    def finish(self, received: Received) -> None:
-        """Keep the clients' masks if they are personal, and bring a new consensus to the ranks that did not make it."""
-        self._whole.finish(received)
+        if steps_here:
+            self.masks.move(self.moves, server, self.client_masks, self.squares)
         self.masks.remember(received.accepted, self.client_masks)
         if self.moves.server and not self.fed.server.is_plain:
             mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))

@@ -7,8 +7,8 @@ import logging
 from torch import Tensor, nn
 
 from flare_dist.clients import batchable
-from flare_dist.compatibility import ONE_BATCH
 from flare_dist.config.config import Config, with_values
+from flare_dist.exclusions_one_batch import ONE_BATCH
 from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.losses import has_loss_of_each
 from flare_dist.tasks.task import Task

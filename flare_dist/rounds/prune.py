@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flare_dist.clients.hosting import hosting_ranks
 from flare_dist.comm.cohort import Cohort, mean_in_order
-from flare_dist.compression.masked import positions_nbytes
+from flare_dist.compression.index_codecs import positions_nbytes
 from flare_dist.compression.payload import WORD
 from flare_dist.config.config import Config
 from flare_dist.rounds.diverged import DivergedError

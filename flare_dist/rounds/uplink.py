@@ -49,10 +49,7 @@ class Uplink(Protocol):
         """Return the mean of what the cohort sent; every rank that steps the server holds it afterwards."""
 
     def step(self, received: Received) -> None:
-        """Take the server's step, on the ranks that take it."""
-
-    def finish(self, received: Received) -> None:
-        """Move what every rank remembers."""
+        """Take the server's step, on the ranks that take it, and move what every rank remembers."""
 
     def row(self, received: Received) -> dict[str, Any]:
         """Return what the round's row reports of the models, beside what it reports of every round."""
@@ -127,14 +124,11 @@ class WholeUplink:
         return received
 
     def step(self, received: Received) -> None:
-        """Make the algorithm's step of the mean delta, and take it."""
+        """Step the server as the algorithm makes it of the mean delta; every rank moves what clients are told."""
         server = self.fed.server
-        self.algorithm.after_wire(received.mean_delta, server.memory, self.senders)
-        server.step(self.round, received.mean_delta)
-
-    def finish(self, received: Received) -> None:
-        """Move what the algorithm tells clients, and the model's buffers."""
-        server = self.fed.server
+        if self.fed.steps_here:
+            self.algorithm.after_wire(received.mean_delta, server.memory, self.senders)
+            server.step(self.round, received.mean_delta)
         self.algorithm.after_round(received.beside, server.told, self.senders)
         server.buffers.add_(received.mean_buffer_delta)
 

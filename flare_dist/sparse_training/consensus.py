@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.bits import set_bits, unpack_bits
-from flare_dist.compression.masked import positions_nbytes
+from flare_dist.compression.index_codecs import positions_nbytes
 from flare_dist.compression.payload import WORD, check_positions
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator

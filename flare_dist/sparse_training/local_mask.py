@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.compression.selection import largest
+from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places, sizes

@@ -12,7 +12,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from flare_dist.compression.selection import largest
+from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
 

@@ -1,0 +1,85 @@
+"""Trial of a task with a model before training: whether its loss, criterion and metrics are what they must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.errors import reason_in_code
+from flare_dist.preserved import preserved
+from flare_dist.seeding import derive_seed, seeded
+from flare_dist.tasks.batch import pair
+from flare_dist.tasks.losses import OfOutputs, mean_loss
+from flare_dist.tasks.metrics import add, finish, measure
+from flare_dist.tasks.task import Batch, Task
+
+
+def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.name if the task's loss and its criterion differ on `batch`.
+
+    Steps are taken by the criterion if there is one, so another loss would silently have no effect. A loss that is made
+    of the criterion cannot differ and is not tried.
+    """
+    if task.criterion is None or task.loss == OfOutputs(task.criterion, task.ignored):
+        return
+    by_loss = _mean_loss(task._replace(criterion=None), model, batch)
+    by_criterion = _mean_loss(task, model, batch)
+    if not math.isclose(by_loss, by_criterion, rel_tol=1e-3, abs_tol=1e-6) and math.isfinite(by_loss + by_criterion):
+        raise ValueError(
+            f"task.name: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
+            f"{len(pair(batch)[1])} examples; mend one of them, or leave criterion None"
+        )
+
+
+def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
+    """Evaluate the mean loss of `batch`, with the same draws at each call."""
+    try:
+        with seeded(derive_seed(0, "trial")), preserved(model), torch.no_grad():
+            mean, _ = mean_loss(task, model.eval(), batch)
+            return float(mean)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(
+            f"task.name: its loss fails on {len(pair(batch)[1])} examples: {reason_in_code(error)}"
+        ) from error
+
+
+def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.name if the user's task does not give what a task must, tried on `batch`."""
+    key = "task.name"
+    with seeded(derive_seed(0, "trial")), preserved(model):
+        loss = _tried("loss", task.loss, model.train(), batch)
+        with torch.no_grad():
+            metrics = _tried("metrics", task.metrics, model.eval(), batch)
+            if not _is_loss(loss):
+                raise ValueError(
+                    f"{key}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
+                    "(F.cross_entropy(scores, labels, reduction='sum'), labels.numel())"
+                )
+            if not isinstance(metrics, Mapping) or not all(map(_is_amount, metrics.values())):
+                raise ValueError(
+                    f"{key}: metrics must return a tensor or (sum, count) for each name, got {metrics!r}; for example "
+                    "{'accuracy': (right.sum(), labels.numel())}"
+                )
+            found = _tried("finish", lambda: finish(task, add({}, measure(task, model, batch))))
+    if task.best[0] not in found:
+        raise ValueError(f"{key}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(found)}")
+
+
+def _tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"task.name: {what} fails: {reason_in_code(error)}") from error
+
+
+def _is_loss(value: Any) -> bool:
+    mean = value[0] if isinstance(value, tuple) and len(value) == 2 else value
+    return isinstance(mean, Tensor) and mean.numel() == 1
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and len(value) == 2)
