@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from torchvision import transforms
+from torchvision.datasets import FakeData
 
 from flare_dist import Part, Source, Task
+from flare_dist.cli import main
 from flare_dist.config.config import Config
+from flare_dist.data.sources import SOURCES
 from flare_dist.rounds.build_run import load_parts, set_up
 from flare_dist.tasks import config as tasks
 from flare_dist.tasks.builtin import TASKS
@@ -39,8 +43,30 @@ def test_ranks_and_workers_change_nothing(alone: Path, tmp_path: Path, ranks: in
 
 def test_nor_does_a_resume(alone: Path, tmp_path: Path) -> None:
     start(config(tmp_path), kill_in_round=2, data=source())
-    start(config(tmp_path, workers=1), data=source())
+    start(config(tmp_path, workers=1, on_error="skip"), data=source())
     assert_same_run(alone, tmp_path)
+
+
+def test_an_example_that_cannot_be_read_ends_the_command_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "mine", lambda config, seed: source(groups=True, broken=(33,)))
+    own = ["--model.name=tests.helpers.lazy:linear", "--data.normalize=none", "--clients.num=2", "--engine.device=cpu"]
+    assert main(["train", "--data.name=mine", "--rounds=1", f"--output_dir={tmp_path}", *own]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "error: data.name: mine: train: example 33 (group site 3) cannot be read: OSError: image 33 is"
+    )
+    assert said.endswith("mend it, or set data.on_error=skip")
+
+
+def test_torchvision_data_just_work(tmp_path: Path) -> None:
+    """PIL images become tensors, random crops draw the same with workers, classes are those that are given."""
+    crops = transforms.Compose([transforms.RandomCrop(6), transforms.ToTensor()])
+    given = Source(FakeData(40, (1, 8, 8), 4, crops), FakeData(12, (1, 6, 6), 4), classes=4)
+    for workers in (0, 1):
+        start(config(tmp_path / str(workers), partition="iid", workers=workers), data=given)
+    assert_same_run(tmp_path / "0", tmp_path / "1")
 
 
 def in_mode(directory: Path, mode: str) -> Config:
