@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import Batches, BatchSource, first_batch
-from flare_dist.data.checks import Found, examine, reader_for, warn_of_untested
 from flare_dist.data.config import DataConfig
+from flare_dist.data.examine import Found, examine, reader_for, warn_of_untested
 from flare_dist.data.examples import Examples, hold_out
 from flare_dist.data.few import Few
 from flare_dist.data.items import Items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Few:
         n = len(reader.items)
         if not n:
             raise ValueError(f"{reader.items.where}: there are no examples")
-        readable = [number for number in range(min(n, _TRIES)) if self._reads(number)][:2] if n else []
+        readable = list(islice(filter(self._reads, range(min(n, _TRIES))), 2))
         if not readable:
             raise ValueError(f"{reader.items.where}: none of the first {min(n, _TRIES)} examples can be read")
         others = [number for number in (n // 2, n - 1) if number not in readable and self._reads(number)]

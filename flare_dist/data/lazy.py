@@ -33,8 +33,9 @@ class LazyBatches:
         self._reader = reader
         self._seed = derive_seed(seed, "examples in order")
         self._asked = _Asked()
-        self._named: dict[int, str] = {}  # examples that cannot be read, each named once
+        self._named: set[int] = set()  # examples that cannot be read, each named once
         self._unnamed: list[str] = []
+        self._said = ""  # of the last one
         self._loader: DataLoader[Read] = DataLoader(
             reader,  # type: ignore[arg-type]  # has no length, which DataLoader does not need
             batch_size=None,
@@ -73,7 +74,7 @@ class LazyBatches:
         keys = (key for draw in draws for key in self._keys(draw, len(self), 1))
         for batch in self._read(keys):
             if batch is None:
-                raise ExampleError(f"data.on_error: skip leaves nothing of a batch; {self._unnamed[-1]}")
+                raise ExampleError(f"data.on_error: skip leaves nothing of a batch; {self._said}")
             yield batch
 
     def take_skipped(self) -> tuple[int, list[str]]:
@@ -105,8 +106,9 @@ class LazyBatches:
                 raise ExampleError(read.problem)
             self.skipped += len(read.skipped)
             for number, said in read.skipped:
+                self._said = said
                 if number not in self._named:
-                    self._named[number] = said
+                    self._named.add(number)
                     self._unnamed.append(said)
             yield read.batch if self.device.type == "cpu" or read.batch is None else moved(read.batch, self.device)
 

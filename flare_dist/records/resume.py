@@ -33,6 +33,8 @@ FREE_KEYS = {
     "code_dirs",
     "data.root",
     "data.download",
+    "data.workers",
+    "data.on_error",  # a run that an example has ended goes on without it
     "engine.timeout_seconds",
     "checkpoint.every",
     "checkpoint.keep",

@@ -22,7 +22,7 @@ def tag(key: str) -> str | None:
         if key.startswith(f"{part}_"):
             return f"{key.removeprefix(f'{part}_')}/{part}"
     groups = {
-        "clients": ("clients", "rejected_clients"),
+        "clients": ("clients", "rejected_clients", "skipped_examples"),
         "ranks": ("ranks", "collectives", "steps"),
         "masks": ("active_weights", "mask_mismatch", "dropped_residuals", "dropped_moments"),
     }

@@ -43,6 +43,11 @@ class Federation:
         return self.world.rank == 0 or (self.server.is_plain and self.downlink.is_lossless)
 
     @property
+    def source(self) -> Batches:
+        """Return the batches on which clients train."""
+        return self.clients.trainer.source
+
+    @property
     def model(self) -> LocalModel:
         """Return the model that trains and is evaluated here."""
         return self.clients.trainer.model

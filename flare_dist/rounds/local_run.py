@@ -11,6 +11,7 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
+from flare_dist.data.batches import Batches
 from flare_dist.server.server import Server
 from flare_dist.sparse_training.no_masks import NoMasks
 from flare_dist.tasks.task import Task
@@ -26,6 +27,11 @@ class LocalRun:
     trainer: LocalTrainer
     server: Server
     masks = NoMasks()
+
+    @property
+    def source(self) -> Batches:
+        """Return the batches on which ranks train."""
+        return self.trainer.source
 
     @property
     def model(self) -> LocalModel:

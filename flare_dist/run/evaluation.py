@@ -15,10 +15,12 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import Batches
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.source import Source
 from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.build_run import Run, build_for
+from flare_dist.rounds.skipped import skipped_here
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.metrics import add, finish, measure
 from flare_dist.tasks.task import Amount, Task
@@ -76,15 +78,17 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
             seed = evaluation_seed(config.seed, name)
             found = evaluate(run.model.module, source, run.task, seed, batch_size(config, data))
             metrics |= {f"{prefix}{name}_{metric}": value for metric, value in found.items()}
+            if skipped := skipped_here(source):
+                metrics[f"{prefix}{name}_skipped_examples"] = skipped
         return metrics
 
     return evaluate_global
 
 
-def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:
+def evaluate_run(directory: Path, which: str, root: str | None, source: Source | None = None) -> dict[str, float]:
     """Measure the model that a run saved on the test set; returns the task's best metric first.
 
-    `which` is final or best; `root` moves the data.
+    `which` is final or best; `root` moves the data, and `source` stands in for them.
 
     Raises ValueError if `directory` holds no such model.
     """
@@ -97,7 +101,7 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, flo
             )
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
-    data = load(data_config, config.seed, config.task.name, config.task.options)
+    data = load(data_config, config.seed, config.task.name, config.task.options, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = config.engine
     if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway

@@ -18,6 +18,7 @@ from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
 from flare_dist.data.datasets import DataSplits
+from flare_dist.data.source import Source
 from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
@@ -29,6 +30,7 @@ from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
+from flare_dist.rounds.skipped import skipped_on_all_ranks
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
@@ -39,8 +41,8 @@ from flare_dist.seeding import draws_kept
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, launch: Launch, console: Console) -> None:
-    """Train as configured.
+def train(config: Config, launch: Launch, console: Console, data: Source | None = None) -> None:
+    """Train as configured, on the data that the configuration names or on `data`.
 
     Raises ValueError for what the user can put right, before any process group starts if one rank alone can tell, and
     DivergedError on every rank if no client of a round brings a usable update.
@@ -57,7 +59,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
         log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
         source = None
     if summary is None:
-        given = load_parts(config)
+        given = load_parts(config, data)
         check_run(given.config, given.parts, given.model, launch.size)
         config = resolve_by_model(given, given.config.engine.device)
         if config.mode == "gradient":
@@ -101,7 +103,7 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
             try:
-                row = ROUNDS[config.mode](round_, run)
+                row = ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(world, run.source, config.data.on_error)
             except WrongResultError:
                 raise
             except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank

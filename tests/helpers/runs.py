@@ -18,6 +18,7 @@ from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
+from flare_dist.data.source import Source
 from flare_dist.run import trainer
 from flare_dist.run.trainer import train
 from flare_dist.server.config import ServerConfig
@@ -50,18 +51,18 @@ class Killed(BaseException):
     """Stands for kill -9: nothing that the run could catch."""
 
 
-def start(config: Config, world_size: int = 1, kill_in_round: int | None = None) -> None:
+def start(config: Config, world_size: int = 1, kill_in_round: int | None = None, data: Source | None = None) -> None:
     """Train on `world_size` ranks; `kill_in_round` ends every rank in the middle of that round.
 
     Round 7 of 6 is the moment between the last checkpoint and the final model.
     """
     if world_size == 1:
-        start_rank(World(), config, kill_in_round)
+        start_rank(World(), config, kill_in_round, data)
     else:
-        run_ranks(start_rank, world_size, config, kill_in_round)
+        run_ranks(start_rank, world_size, config, kill_in_round, data)
 
 
-def start_rank(world: World, config: Config, kill_in_round: int | None = None) -> None:
+def start_rank(world: World, config: Config, kill_in_round: int | None = None, data: Source | None = None) -> None:
     """Train as one rank of a process group that there is already."""
     play, save = trainer.ROUNDS[config.mode], trainer.save_global
 
@@ -90,7 +91,7 @@ def start_rank(world: World, config: Config, kill_in_round: int | None = None) -
         patch.setattr(trainer, "save_global", save_or_die)
         patch.setattr(trainer, "open_world", lambda *arguments: Group())
         try:
-            train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True))
+            train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True), data)
         except Killed:
             assert kill_in_round is not None
 

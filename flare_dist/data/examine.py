@@ -43,6 +43,8 @@ def examine(
     num_classes = _count_classes(source, parts.values(), names, where)
     _check_resident(parts, where, num_classes, task, hint)
     lazy = {name: part for name, part in parts.items() if isinstance(part, Items)}
+    for part in lazy.values():
+        _check_known(part, num_classes, task)
     few = {name: Few(reader_for(part, on_error, num_classes, task)) for name, part in lazy.items()}
     num_classes = num_classes or next((own.num_labels for own in few.values()), None)
     for own in few.values():
@@ -100,14 +102,11 @@ def _check_resident(
 
 
 def _check_few(few: Few, where: str, num_classes: int | None, task: Task, hint: str) -> None:
-    """Raise ValueError if the task cannot learn from the first examples of a Dataset, or from its known labels."""
+    """Raise ValueError if the task cannot learn from the first examples of a Dataset."""
     if task.class_of is not None and num_classes is None:
         raise ValueError(
             f"{where}: the number of classes is not known; give Source(..., classes=...), their names or how many"
         )
-    strata = few.items.strata
-    if strata is not None and task.class_of == "example" and num_classes is not None:
-        _check_classes(strata, few.items, num_classes)
     if task.criterion is None:
         return  # batches are the task's own affair
     inputs, labels = pair(few.batch(few.numbers))
@@ -138,12 +137,14 @@ def warn_of_untested(train: Examples | Items, test: Examples | Items) -> None:
         log.warning("data: test has no example of %s of train: %s", counted(len(untested), "group"), shown)
 
 
-def _check_classes(strata: Tensor, items: Items, num_classes: int) -> None:
-    """Raise ValueError that names the first example whose known label is no class."""
-    wrong = (strata >= num_classes).nonzero()
+def _check_known(items: Items, num_classes: int | None, task: Task) -> None:
+    """Raise ValueError that names the first example whose known label is no class of the task."""
+    if items.strata is None or num_classes is None or task.class_of != "example":
+        return
+    wrong = (items.strata >= num_classes).nonzero()
     if len(wrong):
         number = int(wrong[0])
+        label = int(items.strata[number])
         raise ValueError(
-            f"{items.where}: {items.name(number)}: labels must be classes 0 to {num_classes - 1}, "
-            f"got {int(strata[number])}"
+            f"{items.where}: {items.name(number)}: labels must be classes 0 to {num_classes - 1}, got {label}"
         )

@@ -1,0 +1,56 @@
+"""The default collate: what is stacked, by key and by place, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flare_dist.data.collate import stack_examples
+
+
+def test_images_become_tensors_as_torchvision_makes_them() -> None:
+    red = Image.new("RGB", (4, 2), (255, 0, 51))
+    inputs, labels = stack_examples([(red, 1), (red, 2)])
+    assert inputs.shape == (2, 3, 2, 4)
+    assert inputs.dtype == torch.float32
+    assert inputs[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    assert labels.tolist() == [1, 2]
+    assert labels.dtype == torch.int64
+    assert stack_examples([Image.new("L", (3, 3), 255)]).shape == (1, 1, 3, 3)
+
+
+def test_numbers_arrays_and_nested_containers_are_stacked() -> None:
+    def example(value: float) -> dict[str, Any]:
+        return {"price": value, "table": np.full((2, 3), value), "more": (torch.ones(2, dtype=torch.int32), [True])}
+
+    found = stack_examples([example(0.5), example(1.5)])
+    assert found["price"].dtype == found["table"].dtype == torch.float32
+    assert found["price"].tolist() == [0.5, 1.5]
+    assert found["table"].shape == (2, 2, 3)
+    assert found["more"][0].dtype == torch.int32
+    assert found["more"][1][0].tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ([{"a": 1, "b": 2}, {"a": 1}], "it has a, not a, b"),
+        ([{"a": 1}, {"a": 1, "c": 2}], "it has a, c, not a"),
+        ([{"a": {"x": 1}}, {"a": {"y": 1}}], "it has y, not x"),
+        ([(1, 2), (1, 2, 3)], "it is a tuple of 3, not a tuple of 2"),
+        ([(1, 2), 1], "it is a int, not a tuple of 2"),
+        ([{"a": 1}, 1], "it has int, not a"),
+    ],
+)
+def test_examples_of_another_form_are_refused(examples: list[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        stack_examples(examples)
+
+
+def test_sizes_that_differ_are_refused_by_torch() -> None:
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        stack_examples([torch.zeros(2), torch.zeros(3)])

@@ -1,0 +1,179 @@
+"""Runs on a Dataset: the same bits on any number of ranks and workers, after a resume, and as on resident tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchvision import transforms
+from torchvision.datasets import FakeData
+
+from flare_dist import Part, Source, Task
+from flare_dist.cli import main
+from flare_dist.config.config import Config
+from flare_dist.data.sources import SOURCES
+from flare_dist.rounds.build_run import load_parts, set_up
+from flare_dist.tasks import config as tasks
+from flare_dist.tasks.builtin import TASKS
+from tests.helpers.lazy import AsDict, Jittered, config, source
+from tests.helpers.runs import assert_same_run, start, start_rank
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("alone")
+    start(config(directory), data=source())
+    return directory
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 2), (2, 0), (3, 1)])
+def test_ranks_and_workers_change_nothing(alone: Path, tmp_path: Path, ranks: int, workers: int) -> None:
+    start(config(tmp_path, workers=workers), ranks, data=source())
+    assert_same_run(alone, tmp_path, wire=ranks == 1)
+
+
+def test_nor_does_a_resume(alone: Path, tmp_path: Path) -> None:
+    start(config(tmp_path), kill_in_round=2, data=source())
+    start(config(tmp_path, workers=1, on_error="skip"), data=source())
+    assert_same_run(alone, tmp_path)
+
+
+def test_an_example_that_cannot_be_read_ends_the_command_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "mine", lambda config, seed: source(groups=True, broken=(33,)))
+    own = ["--model.name=tests.helpers.lazy:linear", "--data.normalize=none", "--clients.num=2", "--engine.device=cpu"]
+    assert main(["train", "--data.name=mine", "--rounds=1", f"--output_dir={tmp_path}", *own]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "error: data.name: mine: train: example 33 (group site 3) cannot be read: OSError: image 33 is"
+    )
+    assert said.endswith("mend it, or set data.on_error=skip")
+
+
+def test_torchvision_data_just_work(tmp_path: Path) -> None:
+    """PIL images become tensors, random crops draw the same with workers, classes are those that are given."""
+    crops = transforms.Compose([transforms.RandomCrop(6), transforms.ToTensor()])
+    given = Source(FakeData(40, (1, 8, 8), 4, crops), FakeData(12, (1, 6, 6), 4), classes=4)
+    for workers in (0, 1):
+        start(config(tmp_path / str(workers), partition="iid", workers=workers), data=given)
+    assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+def in_mode(directory: Path, mode: str) -> Config:
+    return dataclasses.replace(config(directory, partition="iid"), mode=mode, eval_every=2)
+
+
+def resident_twin(given: Source) -> Source:
+    parts = [part.data if isinstance(part, Part) else part for part in (given.train, given.test)]
+    assert all(isinstance(part, Jittered) for part in parts)
+    return Source(*(TensorDataset(part.images, part.labels) for part in parts), classes=given.classes)  # type: ignore
+
+
+@pytest.mark.parametrize("mode", ["federated", "gradient", "centralised"])
+def test_a_dataset_that_draws_nothing_trains_as_its_tensors_do(mode: str, tmp_path: Path) -> None:
+    given = source(draws=False)
+    for name, data in (("lazy", given), ("resident", resident_twin(given))):
+        run_ranks(start_rank, 2, in_mode(tmp_path / name, mode), None, data)
+    lazy, resident = (load_file(tmp_path / name / "model.safetensors") for name in ("lazy", "resident"))
+    assert all(torch.equal(lazy[name], resident[name]) for name in resident)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_skipped_examples_are_counted_over_all_ranks(
+    ranks: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = dataclasses.replace(config(tmp_path, on_error="skip"), rounds=1)
+    every = dataclasses.replace(whole, clients=dataclasses.replace(whole.clients, per_round=4))
+    start(every, ranks, data=source(groups=True, broken=(9, 33)))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "skipped_examples" not in rows[0]
+    assert rows[0]["test_skipped_examples"] == 1
+    assert rows[1]["skipped_examples"] == 2 * 2  # epochs
+    if ranks == 1:
+        assert "left out: data: train: example 33 (group site 3) cannot be read" in caplog.text
+
+
+class Told(nn.Module):
+    """Takes a dict and returns one, as Hugging Face's models do."""
+
+    def __init__(self, input_shape: Any = None, num_classes: Any = None) -> None:
+        super().__init__()
+        self.out = nn.Linear(36, 4)
+
+    def forward(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        scores = self.out(image.flatten(1))
+        return {"loss": F.cross_entropy(scores, label), "scores": scores}
+
+
+def by_dict() -> Task:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        found: Tensor = model(**batch)["loss"]
+        return found
+
+    def metrics(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
+        right = model(**batch)["scores"].argmax(1) == batch["label"]
+        return {"accuracy": (right.sum(), len(right))}
+
+    return Task(loss, metrics, best=("accuracy", "max"))
+
+
+@pytest.mark.parametrize("mode", ["federated", "gradient"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_task_gets_the_batch_as_it_is(
+    mode: str, pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dict reaches the loss whole, and in pieces; it learns what the pairs of the built-in task learn."""
+    monkeypatch.setitem(TASKS, "mine", by_dict())
+    found = {}
+    for name, kind, model in (("mine", AsDict, "Told"), ("classification", Jittered, "told")):
+        base = in_mode(tmp_path / name, mode)
+        chosen = dataclasses.replace(
+            base,
+            task=tasks.TaskConfig(name),
+            model=dataclasses.replace(base.model, name="tests.test_lazy_runs:" + model),
+            engine=dataclasses.replace(base.engine, gradient_accumulation_steps=pieces),
+        )
+        run_ranks(start_rank_with, 2, chosen, source(kind))
+        found[name] = load_file(tmp_path / name / "model.safetensors")
+    mine, builtin = found["mine"], found["classification"]
+    torch.testing.assert_close(mine["out.weight"], builtin["1.weight"], rtol=1e-4, atol=1e-6)
+
+
+def start_rank_with(world: Any, chosen: Config, data: Source) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "mine", by_dict())
+        start_rank(world, chosen, None, data)
+
+
+def told(input_shape: Any, num_classes: int) -> nn.Module:
+    """The same weights as Told's."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, num_classes))
+
+
+def test_the_built_in_task_takes_dicts_with_labels_and_refuses_others() -> None:
+    assert load_parts(config(), source(AsDict)).data.input_shape == (1, 6, 6)
+    odd = dataclasses.replace(source(AsDict), collate=lambda examples: {"image": torch.zeros(len(examples), 1, 6, 6)})
+    with pytest.raises(ValueError, match=r"^task\.name: this task takes \(inputs, labels\), .* got a dict of image;"):
+        load_parts(config(), odd)
+
+
+def test_clients_of_a_dataset_are_not_one_batch() -> None:
+    always = dataclasses.replace(config().clients, together="always")
+    with pytest.raises(ValueError, match=r"^clients\.together: always is not possible: examples of a Dataset are read"):
+        set_up_lazily(dataclasses.replace(config(), clients=always))
+
+
+def set_up_lazily(given: Config) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flare_dist.rounds.build_run.load_parts", lambda config: load_parts(config, source()))
+        set_up(given)
