@@ -162,9 +162,15 @@ def _as_yaml_says(node: yaml.Node) -> Any:
         return [_as_yaml_says(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node)
-    if isinstance(node, yaml.ScalarNode) and node.style is None and INFINITE.fullmatch(node.value):
+    assert isinstance(node, yaml.ScalarNode)
+    if node.style is not None:
+        return node.value
+    if is_null(node):
+        return None
+    if INFINITE.fullmatch(node.value):
         return float(node.value.replace(".", ""))
-    return _one_of(bool | int | float | str | None, node)
+    number = int(node.value, 0) if BASED.fullmatch(node.value) else _decimal(node.value)
+    return BOOLS.get(node.value.lower(), node.value) if number is None else number
 
 
 def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
