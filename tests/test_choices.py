@@ -117,6 +117,7 @@ def test_wrong_choices_are_told_with_the_key(settings: dict[str, Any], message: 
         ("index_codec", "broken_indices", "length", r"nbytes\(1, 1\) must be the length of what encode gives, got 5"),
         ("index_codec", "broken_indices", "bytes", r"encode must give bytes, uint8 \[nbytes\(1, 1\)\], got torch"),
         ("index_codec", "broken_indices", "lossy", r"decode must give the int64 positions that were encoded"),
+        ("index_codec", "broken_indices", "growing", r"nbytes must not be larger for fewer positions, got 999"),
         ("index_codec", "broken_indices", "failing", r"decode fails: KeyError: 'k' \(.*own\.py, line \d+\)"),
         ("value_codec", "broken_values", "length", r"nbytes\(5, 2\) must be the length of what encode gives, got 15"),
         ("value_codec", "broken_values", "shape", r"decode must give float32 \[5\] for 5 values, got torch\.f"),

@@ -21,7 +21,7 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import with_arguments
 from flare_dist.named import look_in
 from flare_dist.studies import sweep_run
-from tests.helpers.runs import assert_same_run, start, start_rank
+from tests.helpers.runs import assert_same_run, data_parallel, start, start_rank
 from tests.ranks import run_ranks
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
@@ -106,9 +106,9 @@ def everything(directory: Path) -> Config:
     return dataclasses.replace(config, output_dir=str(directory))
 
 
-def start_there(world: World, project: str, config: Config) -> None:
+def start_there(world: World, project: str, config: Config, kill_in_round: int | None = None) -> None:
     look_in([project])
-    start_rank(world, config)
+    start_rank(world, config, kill_in_round)
 
 
 def test_all_examples_together_resume_and_run_on_two_ranks_with_the_same_bits(project: Path, tmp_path: Path) -> None:
@@ -121,6 +121,25 @@ def test_all_examples_together_resume_and_run_on_two_ranks_with_the_same_bits(pr
     assert_same_run(tmp_path / "straight", tmp_path / "halved")
     run_ranks(start_there, 2, str(project), dataclasses.replace(config, output_dir=str(tmp_path / "two")))
     assert_same_run(tmp_path / "straight", tmp_path / "two", wire=False)
+
+
+def test_an_optimizer_of_steps_goes_on_where_it_was(project: Path, tmp_path: Path) -> None:
+    straight = data_parallel(tmp_path / "straight")
+    options = {"weight_decay": 0.01}
+    clients = dataclasses.replace(straight.clients, optimizer="mine:decayed", optimizer_options=options, momentum=0.0)
+    straight = dataclasses.replace(straight, clients=clients)
+    halved = dataclasses.replace(straight, output_dir=str(tmp_path / "halved"))
+    run_ranks(start_there, 2, str(project), straight)
+    run_ranks(start_there, 2, str(project), halved, 3)
+    run_ranks(start_there, 2, str(project), halved)
+    assert_same_run(tmp_path / "straight", tmp_path / "halved")
+
+
+def test_another_option_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path / "run", "--model.name=mine:mlp", "--model.options.width=4")
+    capsys.readouterr()
+    assert cli.main(["train", *TINY, f"--output_dir={run}", "--model.name=mine:mlp", "--model.options.width=5"]) == 2
+    assert f"model.options.width: {run} holds a run with another configuration" in capsys.readouterr().err
 
 
 def test_a_run_is_evaluated_and_resumed_from_another_directory(

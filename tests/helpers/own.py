@@ -54,6 +54,7 @@ def broken_indices(kind: str) -> flare_dist.IndexCodec:
         "length": codec._replace(nbytes=lambda n, k: 5 * k),
         "bytes": codec._replace(encode=lambda indices, n: indices),
         "lossy": codec._replace(decode=lambda data, n, k: torch.arange(k)),
+        "growing": codec._replace(nbytes=lambda n, k: 4 * k if k in (1, 3, 50) else 999),
         "failing": codec._replace(decode=lambda data, n, k: dict[str, Tensor]()["k"]),
     }
     return wrong[kind]
