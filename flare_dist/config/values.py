@@ -60,17 +60,6 @@ def convert_text(hint: Any, text: str) -> Any:
     return convert(hint, yaml.ScalarNode("", text if is_text else text.strip(), style='"' if is_text else None))
 
 
-def convert_item(text: str) -> Any:
-    """Convert the text of a command line as YAML has it: for one value below a key that holds any keys and values."""
-    if text.lstrip()[:1] in ("[", "{", '"', "'"):
-        try:
-            node = yaml.compose(text, yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"expected a value as in YAML, got {text}") from error
-        return convert(Any, node or yaml.ScalarNode("", text))
-    return convert(Any, yaml.ScalarNode("", text.strip()))
-
-
 def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
     """Collect dotted key -> type of every field in a tree of dataclasses."""
     leaves: dict[str, Any] = {}
