@@ -17,6 +17,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from flare_dist.errors import unknown_choice
 from flare_dist.named import FORM, Options, WrongResultError, bind, call, find, is_own, name_of, options_key
 
 Schedule = Callable[[int, int], float]  # (round, rounds) -> factor on the learning rate, for rounds 1 to rounds
@@ -32,7 +33,7 @@ def parse_schedule(text: Any, key: str, options: Options | None = None) -> Sched
     if name not in SCHEDULES and is_own(text, SCHEDULES):
         return _users(key, text, bind(key, text, find(key, text, {}), options or {}, ["round", "rounds"]))
     if name not in SCHEDULES:
-        raise ValueError(f"{key}: unknown schedule, got {text!r}; choose from {', '.join([*SCHEDULES, FORM])}")
+        raise unknown_choice(key, text, [*SCHEDULES, FORM])
     if options:
         raise ValueError(f"{options_key(key)}.{next(iter(options))}: {name} takes no options; leave it out")
     try:

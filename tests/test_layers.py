@@ -29,7 +29,7 @@ BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configura
 MAY_IMPORT = {
     "layout": set(),
     "seeding": set(),
-    "schedules": {"named"},
+    "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},
     "errors": set(),

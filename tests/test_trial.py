@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flare_dist.models.registry import Shape, build
-from flare_dist.models.task_trial import check_criterion
+from flare_dist.models.task_trial import check_criterion, check_task
 from flare_dist.models.trial import why_not_one
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.task import Batch, Task
@@ -44,7 +45,7 @@ def test_trying_a_model_leaves_its_statistics_alone() -> None:
     ],
 )
 def test_models_that_do_not_fit_are_refused(name: str, shape: Shape) -> None:
-    with pytest.raises(ValueError, match=r"^model\.name: "):
+    with pytest.raises(ValueError, match=r"^model\.(name|options\.width): "):
         build(name, "group", shape, 10, seed=0, task=CLASSIFICATION)
 
 
@@ -97,3 +98,22 @@ def test_a_trial_leaves_the_model_and_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": lambda model, batch: model(batch[0])}, r"loss must return a scalar tensor or \(sum, count\), got t"),
+        ({"loss": lambda model, batch: 0.5}, r"loss must return a scalar tensor or \(sum, count\), got 0\.5;"),
+        ({"loss": lambda model, batch: dict[str, Tensor]()["x"]}, r"loss fails: KeyError: .x. "),
+        ({"metrics": lambda model, batch: 3}, r"metrics must return a tensor or \(sum, count\) for each name, got 3;"),
+        ({"metrics": lambda model, batch: {"a": 3}}, r"metrics must return a tensor or \(sum, count\) for each name"),
+        ({"metrics": lambda model, batch: {"a": torch.ones(2)}}, r"finish fails: task\.name: metric a must be one"),
+        ({"best": ("f1", "max")}, r"best must be one of its metrics, got f1; choose from loss, accuracy"),
+    ],
+)  # fmt: skip
+def test_a_task_that_gives_something_else_is_told(changes: Any, message: str) -> None:
+    batch = torch.randn(2, *MNIST), torch.tensor([1, 2])
+    check_task(linear(MNIST, 10), batch, CLASSIFICATION)
+    with pytest.raises(ValueError, match=rf"^task\.name: {message}"):
+        check_task(linear(MNIST, 10), batch, CLASSIFICATION._replace(**changes))

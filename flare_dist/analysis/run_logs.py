@@ -5,6 +5,7 @@ The rows come from metrics.jsonl if there is one, otherwise from TensorBoard eve
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None)
         for row in rows:
             row.setdefault("ranks", ranks)
     config = _config(directory)
-    return RunLog(str(directory), rows, _work(config, rows), notes, _best(config))
+    return RunLog(str(directory), rows, _work(config, rows), notes, _best(directory, config))
 
 
 def check_same_work(runs: Sequence[RunLog]) -> str | None:
@@ -78,10 +79,19 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _best(config: Mapping[str, Any]) -> Best:
-    """Find the metric by which the run's task compares models; accuracy if the configuration names no task."""
+def _best(directory: Path, config: Mapping[str, Any]) -> Best:
+    """Find the metric by which the run's task compares models; accuracy if nothing tells of a task.
+
+    A task of the user's is not imported here: its summary has the metric once the run is finished.
+    """
     name = _value(config, "task.name")
-    return TASKS[name].best if isinstance(name, str) and name in TASKS else ("accuracy", "max")
+    if isinstance(name, str) and name in TASKS:
+        return TASKS[name].best
+    try:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        return str(summary["metric"]), str(summary["better"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ("accuracy", "max")
 
 
 def _work(config: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:

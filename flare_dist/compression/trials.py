@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flare_dist.compression.error_feedback import ErrorFeedback
 from flare_dist.compression.index_codecs import IndexCodec
-from flare_dist.compression.payload import Sparse
+from flare_dist.compression.payload import WORD, Sparse
 from flare_dist.compression.value_codecs import Groups, ValueCodec
 from flare_dist.errors import reason_in_code
 
@@ -35,6 +35,12 @@ def try_index_codec(whose: str, codec: IndexCodec) -> None:
         if not isinstance(decoded, Tensor) or decoded.dtype != torch.int64 or not torch.equal(decoded, indices):
             raise ValueError(
                 f"{whose}: decode must give the int64 positions that were encoded, got others for {k} of {n}"
+            )
+
+        fewer = [codec.nbytes(n, less) for less in range(1, k)]
+        if max(fewer, default=0) > data.numel() + WORD:  # by which slots are longer, see Packing.most_nbytes
+            raise ValueError(
+                f"{whose}: nbytes must not be larger for fewer positions, got {max(fewer)} below nbytes({n}, {k})"
             )
 
 

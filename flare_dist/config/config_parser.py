@@ -13,10 +13,10 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from flare_dist.config.dumping import dump_quoted, to_text
-from flare_dist.config.option_layers import OptionLayers, is_options
+from flare_dist.config.option_layers import OptionLayers, convert_item, is_options
 from flare_dist.config.origins import Origins
 from flare_dist.config.parser import Parser, existing_file
-from flare_dist.config.values import convert_item, convert_text, leaf_types
+from flare_dist.config.values import convert_text, leaf_types
 from flare_dist.config.yaml_file import Document, read_file, read_text
 from flare_dist.named import Setting
 

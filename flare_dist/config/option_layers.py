@@ -10,12 +10,26 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
+import yaml
+
+from flare_dist.config.values import convert
 from flare_dist.named import Setting
 
 
 def is_options(hint: Any) -> bool:
     """Tell whether a key of this type holds options."""
     return get_origin(hint) is dict and get_args(hint)[1] is Setting
+
+
+def convert_item(text: str) -> Any:
+    """Convert the text of a command line as YAML has it: for one value below a key that holds any keys and values."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        try:
+            node = yaml.compose(text, yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"expected a value as in YAML, got {text}") from error
+        return convert(Any, node or yaml.ScalarNode("", text))
+    return convert(Any, yaml.ScalarNode("", text.strip()))
 
 
 class OptionLayers:

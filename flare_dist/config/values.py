@@ -60,17 +60,6 @@ def convert_text(hint: Any, text: str) -> Any:
     return convert(hint, yaml.ScalarNode("", text if is_text else text.strip(), style='"' if is_text else None))
 
 
-def convert_item(text: str) -> Any:
-    """Convert the text of a command line as YAML has it: for one value below a key that holds any keys and values."""
-    if text.lstrip()[:1] in ("[", "{", '"', "'"):
-        try:
-            node = yaml.compose(text, yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"expected a value as in YAML, got {text}") from error
-        return convert(Any, node or yaml.ScalarNode("", text))
-    return convert(Any, yaml.ScalarNode("", text.strip()))
-
-
 def leaf_types(configuration: Any, prefix: str = "") -> dict[str, Any]:
     """Collect dotted key -> type of every field in a tree of dataclasses."""
     leaves: dict[str, Any] = {}
@@ -162,9 +151,15 @@ def _as_yaml_says(node: yaml.Node) -> Any:
         return [_as_yaml_says(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node)
-    if isinstance(node, yaml.ScalarNode) and node.style is None and INFINITE.fullmatch(node.value):
+    assert isinstance(node, yaml.ScalarNode)
+    if node.style is not None:
+        return node.value
+    if is_null(node):
+        return None
+    if INFINITE.fullmatch(node.value):
         return float(node.value.replace(".", ""))
-    return _one_of(bool | int | float | str | None, node)
+    number = int(node.value, 0) if BASED.fullmatch(node.value) else _decimal(node.value)
+    return BOOLS.get(node.value.lower(), node.value) if number is None else number
 
 
 def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
