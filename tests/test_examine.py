@@ -13,11 +13,12 @@ from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.partition import partition
+from flare_dist.tasks.config import TaskConfig
 from tests.helpers.lazy import AsDict, Jittered, source
 
 
 def loaded(given: Source, task: str = "auto", **values: Any) -> DataSplits:
-    return load(DataConfig(**values), 0, task, given)
+    return load(DataConfig(**values), 0, TaskConfig(task), given)
 
 
 class Without(Jittered):

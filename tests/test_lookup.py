@@ -75,18 +75,18 @@ def test_a_wrong_partition_is_told_with_the_key(kind: str, problem: str) -> None
 def data(config: Any, seed: int, *, result: Any = None, root: str = "") -> Any:
     if root != config.root:
         raise FileNotFoundError(config.root)
-    return Source(examples(60), examples(20), seed) if result == "source" else result
+    return Source(examples(60), examples(20), classes=seed) if result == "source" else result
 
 
 def test_the_user_s_data_see_the_configuration_the_seed_and_their_options() -> None:
     config = DataConfig(name=f"{HERE}:data", root="here", options={"result": "source", "root": "here"})
-    assert read_source(config, 7).num_classes == 7
+    assert read_source(config, 7).classes == 7
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"result": [1]}, r"data\.name: .*:data must return a flare_dist\.Source, got list; for example Source\("),
+        ({"result": [1]}, r"data\.name: .*:data must return a flare_dist\.Source, got list; for example flare_dist\.Source\("),
         ({"root": "there"}, r"data\.name: .*:data fails: FileNotFoundError: here \(.*test_lookup\.py, line \d+\)$"),
     ],
 )

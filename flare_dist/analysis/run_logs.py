@@ -82,8 +82,11 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 def _best(directory: Path, config: Mapping[str, Any]) -> Best:
     """Find the metric by which the run's task compares models; accuracy if nothing tells of a task.
 
-    A task of the user's is not imported here: its summary has the metric once the run is finished.
+    config.yaml has it but for older runs, of which the task tells, or, of a task of the user's, the summary.
     """
+    metric, _, direction = str(_value(config, "task.best")).partition(":")
+    if direction:
+        return metric, direction
     name = _value(config, "task.name")
     if isinstance(name, str) and name in TASKS:
         return TASKS[name].best

@@ -109,8 +109,7 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
     _begin("compare", launch)
     grid = _parse_grid(options, {})
     config = build_config(parser, options)
-    best = "accuracy" if config.task.name == AUTO else find_task(config.task.name, config.task.options).best[0]
-    links = parse_projections(options, {best})
+    links = parse_projections(options, {_metric(config)})
     if config.mode != "gradient":
         raise ValueError(f"mode: compare needs mode=gradient, got {config.mode}")
     fixed = [key for key in grid.tune if key in PLAIN]
@@ -128,6 +127,13 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
     if not logs:
         raise DivergedError("compare: every technique diverged; try a lower clients.lr")
     report(logs, links, options, directory, _notes(list(techniques), [run.name for run in logs], grid))
+
+
+def _metric(config: Config) -> str:
+    """Return the name of the metric by which the task of `config` compares models."""
+    if config.task.best != AUTO:
+        return config.task.best.partition(":")[0]
+    return "accuracy" if config.task.name == AUTO else find_task(config.task.name, config.task.options).best[0]
 
 
 def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: Path) -> list[dict[str, Any]]:

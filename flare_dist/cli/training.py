@@ -66,7 +66,7 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     config = build_config(parser, options)
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
-        data = load(config.data, config.seed, config.task.name, config.task.options)
+        data = load(config.data, config.seed, config.task)
         labels, classes = counted_classes(data.train, data.num_classes)
         counts = label_table(divide(config, data), labels, classes)
     table = Table("client", *map(str, range(classes)), "examples")

@@ -22,10 +22,10 @@ from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.parts import open_parts
 from flare_dist.data.source import Source
 from flare_dist.exclusion import refuse
-from flare_dist.named import Options
 from flare_dist.seeding import generator
 from flare_dist.tasks.batch import Blank
-from flare_dist.tasks.config import AUTO, find_task
+from flare_dist.tasks.build_task import build_task
+from flare_dist.tasks.config import AUTO, TaskConfig, find_task
 from flare_dist.tasks.task import Batch, Shape, Task
 
 # `Examples` in memory, or `Items` of a Dataset, which have length, groups and strata in common.
@@ -101,31 +101,28 @@ class DataSplits:
         return self.found.few["train"]
 
 
-def load(
-    config: DataConfig,
-    seed: int,
-    task_name: str = AUTO,
-    task_options: Options | None = None,
-    source: Source | None = None,
-) -> DataSplits:
+def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source: Source | None = None) -> DataSplits:
     """Read the data set of `config`, or take `source`; `seed` decides what is held out and what is drawn.
 
-    The task is the data's natural one, unless `task_name` names another. Raises ValueError that names `data.root` if
-    files are missing or damaged, and `data.name` if the task cannot learn from these examples.
+    The task is the data's natural one, unless `asked` names another. Raises ValueError that names `data.root` if files
+    are missing or damaged, `data.name` if the task cannot learn from these examples, and a key of the task if it cannot
+    be had with these data.
     """
     where = f"data.name: {config.name}" if source is None else "data"
     source = read_source(config, seed) if source is None else source
-    task_name = source.task if task_name == AUTO else task_name
-    task = find_task(task_name, task_options)
+    asked = asked or TaskConfig()
+    task_name = source.task if asked.name == AUTO else asked.name
     parts = open_parts(source, where)
     hint = f" (task.name={task_name})" if task_name != source.task else ""
-    found = examine(parts, source, where, task, config.on_error, hint)
+    found = examine(parts, source, where, find_task(task_name, asked.options), config.on_error, hint)
     if config.partition == "natural":
         warn_of_untested(parts["train"], parts["test"])
     train, validation = _held_out(config, parts, seed)
     is_text = isinstance(train, Examples) and train.is_text
     is_dataset = not isinstance(train, Examples) or train.as_is
     refuse(EXCLUSIONS, data=config, is_text=is_text, is_dataset=is_dataset)
+    labels = parts["train"].labels if isinstance(parts["train"], Examples) else parts["train"].strata
+    task = build_task(asked, task_name, labels, found.num_classes or 0)
     mean = std = torch.empty(0)
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)

@@ -73,8 +73,8 @@ class Loaded(NamedTuple):
 
 def load_parts(config: Config, source: Source | None = None) -> Loaded:
     """Load the data or take `source`, divide them among the clients, and build the model for them."""
-    data = load(config.data, config.seed, config.task.name, config.task.options, source)
-    config = with_values(config, {"task.name": data.task_name})
+    data = load(config.data, config.seed, config.task, source)
+    config = with_values(config, {"task.name": data.task_name, "task.best": ":".join(data.task.best)})
     return Loaded(config, data, divide(config, data), build_for(config, data))
 
 

@@ -22,8 +22,8 @@ from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.rounds.skipped import skipped_here
 from flare_dist.seeding import derive_seed, seeded
-from flare_dist.tasks.metrics import add, finish, measure
-from flare_dist.tasks.task import Amount, Task
+from flare_dist.tasks.metrics import measure_all
+from flare_dist.tasks.task import Task
 
 BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
 
@@ -46,11 +46,9 @@ def evaluate(
     What the model draws follows from `seed`, and the caller's generators are left as they are.
     """
     model.eval()
-    totals: dict[str, Amount] = {}
     with seeded(seed, source.device):
-        for batch in source.batches(None, batch_size, None, smallest=2):  # squeeze() would take one's axis
-            totals = add(totals, measure(task, model, batch))
-    return finish(task, totals)
+        batches = source.batches(None, batch_size, None, smallest=2)  # squeeze() would take one's axis
+        return measure_all(task, model, batches, source.device)
 
 
 def batch_size(config: Config, data: DataSplits) -> int:
@@ -101,7 +99,7 @@ def evaluate_run(directory: Path, which: str, root: str | None, source: Source |
             )
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
-    data = load(data_config, config.seed, config.task.name, config.task.options, source)
+    data = load(data_config, config.seed, config.task, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = config.engine
     if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway

@@ -11,34 +11,17 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from flare_dist.tasks.batch import pair
-from flare_dist.tasks.losses import OfOutputs, counted
-from flare_dist.tasks.task import Batch, Shape, Task, Totals, ratio, ratios
+from flare_dist.tasks.losses import Judged, OfOutputs
+from flare_dist.tasks.task import Count, Shape, Task, Totals, ratio, ratios
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's default
 
 
-def classes_right(model: nn.Module, batch: Batch) -> Totals:
-    """Measure the loss, and how many labels have the highest score."""
-    inputs, labels = pair(batch)
-    scores = model(inputs)
-    return {
-        "loss": (F.cross_entropy(scores, labels, reduction="sum"), labels.numel()),
-        "accuracy": ((scores.argmax(1) == labels).sum(), labels.numel()),
-    }
-
-
-def tokens_right(model: nn.Module, batch: Batch) -> Totals:
-    """Measure the loss, and how many of the tokens that count have the highest score."""
-    inputs, labels = pair(batch)
-    scores = model(inputs)
-    count = counted(labels, IGNORED)
-    return {
-        "loss": (F.cross_entropy(scores, labels, reduction="sum"), count),
-        "accuracy": ((scores.argmax(1) == labels).sum(), count),
-    }
+def classes_right(scores: Tensor, labels: Tensor, count: Count) -> Totals:
+    """Count the labels that have the highest score; those that are ignored never have."""
+    return {"accuracy": ((scores.argmax(1) == labels).sum(), count)}
 
 
 def with_perplexity(totals: Totals) -> dict[str, float]:
@@ -47,15 +30,12 @@ def with_perplexity(totals: Totals) -> dict[str, float]:
     return found | {"perplexity": math.exp(found["loss"]) if found["loss"] < 700 else math.inf}
 
 
-def confusion(model: nn.Module, batch: Batch) -> Totals:
-    """Measure the loss, and count the pixels of each class by the class predicted: int64 [true, predicted]."""
-    inputs, labels = pair(batch)
-    scores = model(inputs)
+def confusion(scores: Tensor, labels: Tensor, count: Count) -> Totals:
+    """Count the pixels of each class by the class predicted: int64 [true, predicted]."""
     classes = scores.shape[1]
     counts = labels != IGNORED
     pairs = labels[counts] * classes + scores.argmax(1)[counts]
-    table = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
-    return {"loss": (F.cross_entropy(scores, labels, reduction="sum"), counts.sum()), "confusion": table}
+    return {"confusion": torch.bincount(pairs, minlength=classes * classes).view(classes, classes)}
 
 
 def overlaps(totals: Totals) -> dict[str, float]:
@@ -68,20 +48,18 @@ def overlaps(totals: Totals) -> dict[str, float]:
     return {"accuracy": ratio("accuracy", (right.sum(), table.sum())), "iou": iou}
 
 
-def errors(model: nn.Module, batch: Batch) -> Totals:
-    """Measure the squared and the absolute errors."""
-    inputs, labels = pair(batch)
-    outputs = model(inputs)
+def errors(outputs: Tensor, labels: Tensor, count: Count) -> Totals:
+    """Add up the absolute and the squared errors."""
     return {
-        "loss": (F.mse_loss(outputs, labels, reduction="sum"), labels.numel()),
-        "mae": (F.l1_loss(outputs, labels, reduction="sum"), labels.numel()),
+        "mae": (F.l1_loss(outputs, labels, reduction="sum"), count),
+        "mse": (F.mse_loss(outputs, labels, reduction="sum"), count),
     }
 
 
 def with_root(totals: Totals) -> dict[str, float]:
     """Compute the mean absolute error, and the root of the mean squared one."""
     found = ratios(totals)
-    return found | {"rmse": math.sqrt(found["loss"])}
+    return {"loss": found["loss"], "mae": found["mae"], "rmse": math.sqrt(found["mse"])}
 
 
 def one_class(labels: Tensor, inputs: Shape, classes: int) -> None:
@@ -125,7 +103,7 @@ def describe_tensor(tensor: Tensor) -> str:
 
 CLASSIFICATION = Task(
     loss=OfOutputs(F.cross_entropy),
-    metrics=classes_right,
+    metrics=Judged(classes_right, F.cross_entropy),
     best=("accuracy", "max"),
     outputs=lambda input_shape, classes: (classes,),
     criterion=F.cross_entropy,
@@ -134,7 +112,7 @@ CLASSIFICATION = Task(
 )
 NEXT_TOKEN = Task(
     loss=OfOutputs(F.cross_entropy, IGNORED),
-    metrics=tokens_right,
+    metrics=Judged(classes_right, F.cross_entropy, IGNORED),
     finish=with_perplexity,
     best=("accuracy", "max"),
     outputs=lambda input_shape, classes: (classes, *input_shape),
@@ -145,7 +123,7 @@ NEXT_TOKEN = Task(
 )
 SEGMENTATION = Task(
     loss=OfOutputs(F.cross_entropy, IGNORED),
-    metrics=confusion,
+    metrics=Judged(confusion, F.cross_entropy, IGNORED),
     finish=overlaps,
     best=("iou", "max"),
     outputs=lambda input_shape, classes: (classes, *input_shape[1:]),
@@ -156,7 +134,7 @@ SEGMENTATION = Task(
 )
 REGRESSION = Task(
     loss=OfOutputs(F.mse_loss),
-    metrics=errors,
+    metrics=Judged(errors, F.mse_loss),
     finish=with_root,
     best=("rmse", "min"),
     outputs=lambda input_shape, numbers: (numbers,),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from flare_dist.errors import check_choice
 from flare_dist.named import Options, is_own, made
 from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
+from flare_dist.tasks.chosen_losses import BALANCED, check_weight_values
 from flare_dist.tasks.task import Task
 
 AUTO = "auto"
+NONE = "none"
 KEY = "task.name"
 EXAMPLE = "flare_dist.Task(loss=lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1]))"
 
@@ -32,10 +35,27 @@ class TaskConfig:
             classification, next_token, segmentation (a class for each pixel), regression, or your own as
             package.module:callable, which is called with (**options) and returns a flare_dist.Task.
         options: keyword arguments of your own task.
+        loss: auto (the task's: cross_entropy, of regression mse), mae, huber or smooth_l1 of regression, or your own as
+            package.module:callable, which is called with (outputs, labels) and gives their mean; if it takes reduction
+            as the losses of torch.nn.functional do, the fast paths stay open.
+        loss_options: keyword arguments of the loss, such as label_smoothing of cross_entropy.
+        class_weights: of classification and segmentation: none, balanced (n / (classes * labels of the class), counted
+            over the training examples of all clients) or a list of one number for each class; they multiply the loss.
+        metrics: more metrics, logged as test_<name>: of classes balanced_accuracy, f1, precision, kappa, matthews, of
+            classification auroc, average_precision and calibration_error too, of regression mse, mape, r2 and
+            explained_variance, or your own as package.module:callable, which is called with the number of classes and
+            returns a torchmetrics.Metric.
+        best: auto (accuracy, of segmentation iou, of regression rmse) or the metric by which models are compared, as
+            NAME:max or NAME:min if the metric does not say which is better.
     """
 
     name: str = AUTO
     options: Options = field(default_factory=dict, hash=False)
+    loss: str = AUTO
+    loss_options: Options = field(default_factory=dict, hash=False)
+    class_weights: str | tuple[float, ...] = NONE
+    metrics: tuple[str, ...] = ()
+    best: str = AUTO
 
     def __post_init__(self) -> None:
         if self.name != AUTO:
@@ -44,6 +64,10 @@ class TaskConfig:
             raise ValueError(
                 f"task.options.{next(iter(self.options))}: the data's own task takes no options; name yours in {KEY}"
             )
+        if isinstance(self.class_weights, str):
+            check_choice("task.class_weights", self.class_weights, (NONE, BALANCED))
+        else:
+            check_weight_values(self.class_weights)
 
 
 def is_users(name: str) -> bool:

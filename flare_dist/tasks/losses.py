@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flare_dist.tasks.batch import count_examples, pair
-from flare_dist.tasks.task import Batch, Count, Task
+from flare_dist.tasks.task import Batch, Count, Task, Totals
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,22 @@ class OfOutputs:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
         inputs, labels = pair(batch)
         return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Measure a batch in one pass: `judge` is given outputs, labels and how many count; the loss by `criterion`."""
+
+    judge: Callable[[Tensor, Tensor, Count], Totals]
+    criterion: Callable[..., Tensor]
+    ignored: int | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Totals:
+        inputs, labels = pair(batch)
+        outputs = model(inputs)
+        count = counted(labels, self.ignored)
+        loss = self.criterion(outputs, labels, reduction="sum")
+        return {"loss": (loss, count), **self.judge(outputs, labels, count)}
 
 
 def counted(labels: Tensor, ignored: int | None) -> Count:

@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.task import Amount, Batch, Best, Count, Task, Totals, ratio
+
+
+def measure_all(task: Task, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+    """Measure the mean loss and all metrics over batches that lie on `device`, in one forward pass of each."""
+    totals: dict[str, Amount] = {}
+    observed = Observed(task, device)
+    with observed.watching(model):
+        for batch in batches:
+            totals = add(totals, measure(task, model, batch))
+            observed.update(batch)
+    return finish(task, totals) | observed.compute()
+
+
+class Observed:
+    """Update the torchmetrics of a task with what the model returned last."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.metrics = {name: metric.to(device) for name, metric in task.torchmetrics.items()}
+        self._outputs: Any = None
+        for metric in self.metrics.values():
+            metric.reset()
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Keep the outputs of each forward pass of `model`, which needs no second pass then."""
+        handles = [model.register_forward_hook(self._keep)] if self.metrics else []
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+        self._outputs = outputs
+
+    def update(self, batch: Batch) -> None:
+        """Take in the labels of the batch that has just gone through the model."""
+        for metric in self.metrics.values():
+            metric.update(self._outputs, pair(batch)[1])
+
+    def compute(self) -> dict[str, float]:
+        """Return each metric over all batches. Warnings that some class has no labels are left out: NaN says it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
 
 def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:

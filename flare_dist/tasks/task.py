@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Batch = Any  # (inputs, labels); of a user's Dataset whatever its collate makes, such as a dict
 Shape = tuple[int, ...]
@@ -59,6 +63,8 @@ class Task(NamedTuple):
     loss: Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Count]]
     # Measures a batch beside the loss. With "loss" among the metrics an evaluation takes one forward pass, not two.
     metrics: Callable[[nn.Module, Batch], Totals] = no_metrics
+    # More metrics by name, updated with (outputs, labels) of the same forward pass.
+    torchmetrics: Mapping[str, Metric] = MappingProxyType({})
     # Makes numbers of the sums over all batches.
     finish: Callable[[Totals], dict[str, float]] = ratios
     # The metric by which models are compared, and whether more of it is better ("max") or less ("min").
