@@ -12,6 +12,7 @@ device             cpu or cuda
 zero_stage         the stage of DeepSpeed's ZeRO
 sync_batch_norm    the name of a SyncBatchNorm layer of the model, or None
 ranks              the number of ranks
+test_groups        the number of groups in the test set
 """
 
 from __future__ import annotations
@@ -156,6 +157,13 @@ EXCLUSIONS = (
     Exclusion(("engine.deepspeed_config", "zero_stage", "engine.mixed_precision"), "fp16 at ZeRO stage 0",
               lambda c: c.zero_stage == 0 and c.engine.mixed_precision == "fp16",
               "fp16 needs zero_optimization.stage 1; at 0 DeepSpeed scales no loss", "set it to 1"),
+    # Evaluation
+    Exclusion(("evaluation.client_holdout", "mode"), "what clients hold out in mode gradient or centralised",
+              lambda c: c.evaluation.client_holdout > 0 and c.mode != "federated",
+              "only federated training has clients", "use 0, or mode=federated"),
+    Exclusion(("evaluation.by_group", "test_groups"), "a test set without groups",
+              lambda c: c.evaluation.by_group and not c.test_groups,
+              "the test set has no groups", "give it some, or set false"),
     # Data and models
     Exclusion(("data.augment", "data.name"), "augmentation of text", lambda c: c.is_text and c.data.augment != "none",
               "augmentation is for images, and these data are text", "use none", ("is_text",)),

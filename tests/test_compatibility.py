@@ -139,7 +139,7 @@ def test_so_are_larger_combinations(names: set[str]) -> None:
 
 @pytest.mark.parametrize("row", [*EXCLUSIONS, *CAUTIONS], ids=lambda row: row.condition)
 def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
-    facts = {"class_of", "is_dataset", "zero_stage", "sync_batch_norm", "local_steps", "device"}
+    facts = {"class_of", "is_dataset", "zero_stage", "sync_batch_norm", "local_steps", "device", "test_groups"}
     assert row.keys[0] in KEYS
     assert set(row.keys) <= KEYS | facts
     given = vars(Config()) | dict.fromkeys(facts & set(row.keys), 3)

@@ -86,7 +86,10 @@ def test_the_user_s_data_see_the_configuration_the_seed_and_their_options() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"result": [1]}, r"data\.name: .*:data must return a flare_dist\.Source, got list; for example flare_dist\.Source\("),
+        (
+            {"result": [1]},
+            r"data\.name: .*:data must return a flare_dist\.Source, got list; for example flare_dist\.Source\(",
+        ),
         ({"root": "there"}, r"data\.name: .*:data fails: FileNotFoundError: here \(.*test_lookup\.py, line \d+\)$"),
     ],
 )

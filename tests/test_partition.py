@@ -10,7 +10,7 @@ import torch
 
 from flare_dist.cli import main
 from flare_dist.data.config import DataConfig
-from flare_dist.data.partition import label_table, partition
+from flare_dist.data.partition import Partition, hold_out_of_each, label_table, partition
 from flare_dist.data.partitioners import PARTITIONERS
 from flare_dist.data.sources import SOURCES
 from flare_dist.tasks.builtin import CLASSIFICATION
@@ -64,3 +64,18 @@ def test_partitions_by_class_need_one_for_each_example(
     said = " ".join(capsys.readouterr().err.split())
     assert "got dirichlet with data.name=mine and class_of=null; choose from iid, consecutive" in said
     assert main(["partition", *arguments, "--clients.num=3"]) == 0
+
+
+def test_each_client_holds_out_its_own_examples() -> None:
+    parts = Partition(torch.randperm(40, generator=torch.Generator().manual_seed(0)), [20, 1, 2, 17])
+    trained = hold_out_of_each(parts, 0.2, seed=3)
+    held = trained.held_out
+    assert held is not None
+    assert list(trained.sizes) == [16, 1, 1, 14]
+    assert list(held.sizes) == [4, 0, 1, 3]
+    for own, kept, tested in zip(parts, trained, held):
+        assert sorted(torch.cat([kept, tested]).tolist()) == sorted(own.tolist())
+        places = [own.tolist().index(example) for example in kept.tolist()]
+        assert places == sorted(places)
+    assert torch.equal(trained.order, hold_out_of_each(parts, 0.2, seed=3).order)
+    assert not torch.equal(trained.order, hold_out_of_each(parts, 0.2, seed=4).order)

@@ -26,6 +26,7 @@ from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.pruning import PruningConfig
 from flare_dist.tasks.config import TaskConfig
+from flare_dist.tasks.evaluation_config import EvaluationConfig
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class Config:
             configuration files; a run's own config.yaml has those in which it found what it uses.
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
+        evaluation: on whom models are measured beside the test set as a whole.
         model: which model is trained.
         clients: who takes part and how clients train.
         compression: how much of a client's model delta travels to the server, or of a rank's gradients to the others.
@@ -96,6 +98,7 @@ class Config:
     code_dirs: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)

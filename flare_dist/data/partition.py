@@ -27,9 +27,13 @@ class Partition:
     A hundred thousand tensors would take as long to make and as much memory as a small run.
     """
 
-    def __init__(self, order: Tensor, sizes: Iterable[int]) -> None:
-        """Take `order`, the examples of client 0, then those of client 1 and so on, and how many each client has."""
+    def __init__(self, order: Tensor, sizes: Iterable[int], held_out: Partition | None = None) -> None:
+        """Take `order`, the examples of client 0, then those of client 1 and so on, and how many each client has.
+
+        `held_out` has the examples of each client that it does not train on, if there are any.
+        """
         self.order = order
+        self.held_out = held_out
         self.sizes = array("q", sizes)
         self._ends = array("q", itertools.accumulate(self.sizes))
 
@@ -69,6 +73,25 @@ def partition(
     assert sizes.min() > 0, "a partitioner left a client without examples"
     order = np.argsort(owner, kind="stable")[np.count_nonzero(owner == UNUSED) :]
     return Partition(torch.from_numpy(order), sizes.tolist())
+
+
+def hold_out_of_each(parts: Partition, fraction: float, seed: int) -> Partition:
+    """Hold out some of each client's examples: those that it trains on, and `held_out`, both in data order.
+
+    A random `fraction`, rounded, of each client; at least one example is held out if the client keeps one, and none
+    otherwise.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "client_holdout"))
+    sizes = np.array(parts.sizes)
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    shuffled = np.lexsort((rng.random(len(client)), client))
+    rank = np.arange(len(client)) - np.repeat(sizes.cumsum() - sizes, sizes)  # of an example among its client's
+    held = np.minimum(np.maximum(np.rint(fraction * sizes).astype(np.int64), 1), sizes - 1)
+    is_held = np.empty(len(client), bool)
+    is_held[shuffled] = rank < held[client]
+    chosen = torch.from_numpy(is_held)
+    held_out = Partition(parts.order[chosen], held.tolist())
+    return Partition(parts.order[~chosen], (sizes - held).tolist(), held_out)
 
 
 def _divided(train: Examples | Items, strata: Tensor | None) -> Examples:

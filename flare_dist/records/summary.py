@@ -12,11 +12,13 @@ import torch
 from rich.table import Table
 
 from flare_dist.tasks.metrics import goodness
+from flare_dist.tasks.spread import MEMBERS
 from flare_dist.tasks.task import Best
 from flare_dist.units import show_bytes
 
 # The test set, the examples held out, and the server's own parameters under a lossy downlink.
 EVALUATIONS = ("test_", "validation_", "server_test_")
+SPREADS = tuple(f"{end}{kind}_" for kind in MEMBERS for end in ("", "worst_", "best_"))
 
 
 def is_best(row: dict[str, Any], earlier: list[dict[str, Any]], best: Best) -> bool:
@@ -43,7 +45,7 @@ def summarise(rows: list[dict[str, Any]], seconds: float, hardware: dict[str, An
     processor = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "rounds": rows[-1]["round"],
-        **{key: value for key, value in evaluated[-1].items() if key.startswith(EVALUATIONS)},
+        **{key: value for key, value in evaluated[-1].items() if key.startswith(EVALUATIONS + SPREADS)},
         f"best_{metric}": chosen[f"test_{metric}"],
         "best_round": chosen["round"],
         "metric": metric,
@@ -73,6 +75,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     rows = {
         f"test {metric}": f"{summary[f'test_{metric}']:.4f} (best {summary[f'best_{metric}']:.4f})",
         **({} if server is None else {"the server's own": f"{server:.4f}"}),
+        **_spread_rows(summary, metric),
         "rounds": str(summary["rounds"]),
         "bytes up": f"{up:,} ({show_bytes(up)})",
         **({"of these, buffers": f"{buffers:,} ({show_bytes(buffers)})"} if buffers else {}),
@@ -83,3 +86,16 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _spread_rows(summary: dict[str, Any], metric: str) -> dict[str, str]:
+    """Make the rows of the table that tell how groups and clients differ, if they were measured."""
+    rows = {}
+    for kind, words in MEMBERS.items():
+        worst = summary.get(f"worst_{kind}_{metric}")
+        if worst is not None:
+            name = summary[f"worst_{kind}_name"]
+            best = summary[f"best_{kind}_{metric}"]
+            deviation = summary[f"{kind}_{metric}_std"]
+            rows[f"worst {words}"] = f"{worst:.4f} ({name}; best {best:.4f}, deviation {deviation:.4f})"
+    return rows

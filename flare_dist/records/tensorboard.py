@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -12,12 +13,19 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from flare_dist.tasks.spread import MEMBERS
+
+# What tasks/spread.py makes of a metric over groups or clients, names aside.
+SPREAD = re.compile(rf"((worst|best)_)?({'|'.join(MEMBERS)})_(?!name$).+")
+
 
 def tag(key: str) -> str | None:
     """Return the TensorBoard tag of a key of metrics.jsonl; None if it has no curve of its own."""
     for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
         if key.endswith(suffix):
             return f"{group}/{key.removesuffix(suffix)}"
+    if SPREAD.fullmatch(key):
+        return f"spread/{key}"
     for part in ("server_validation", "server_test", "validation", "test"):
         if key.startswith(f"{part}_"):
             return f"{key.removeprefix(f'{part}_')}/{part}"

@@ -14,12 +14,14 @@ from torch import nn
 from flare_dist.algorithms.algorithm import FEDAVG
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.comm.world import World
+from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.data.partition import Partition, partition
+from flare_dist.data.partition import Partition, hold_out_of_each, partition
 from flare_dist.data.source import Source
+from flare_dist.exclusion import refuse
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
 from flare_dist.models.task_trial import check_criterion, check_task
@@ -45,7 +47,9 @@ def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
         return Partition(torch.arange(len(data.train)), [len(data.train)])
-    return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
+    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
+    fraction = config.evaluation.client_holdout
+    return hold_out_of_each(parts, fraction, config.seed) if fraction else parts
 
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
@@ -74,6 +78,8 @@ class Loaded(NamedTuple):
 def load_parts(config: Config, source: Source | None = None) -> Loaded:
     """Load the data or take `source`, divide them among the clients, and build the model for them."""
     data = load(config.data, config.seed, config.task, source)
+    groups = data.test.groups
+    refuse(EXCLUSIONS, evaluation=config.evaluation, test_groups=0 if groups is None else len(groups.unique()))
     config = with_values(config, {"task.name": data.task_name, "task.best": ":".join(data.task.best)})
     return Loaded(config, data, divide(config, data), build_for(config, data))
 

@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
@@ -20,7 +21,9 @@ from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
 from flare_dist.records.rundir import BEST, CONFIG, MODEL
 from flare_dist.rounds.build_run import Run, build_for
+from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.skipped import skipped_here
+from flare_dist.run.members import members_evaluator
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.metrics import measure_all
 from flare_dist.tasks.task import Task
@@ -39,15 +42,22 @@ def evaluation_seed(seed: int, split: str) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, source: Batches, task: Task, seed: int = 0, batch_size: int = BATCH_SIZE
+    model: nn.Module,
+    source: Batches,
+    task: Task,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    indices: Tensor | None = None,
 ) -> dict[str, float]:
-    """Measure `model` in evaluation mode over all of `source`: the mean loss and the task's metrics, by name.
+    """Measure `model` in evaluation mode over `source`: the mean loss and the task's metrics, by name.
+
+    `indices` (int64) are the examples to measure on; None = all.
 
     What the model draws follows from `seed`, and the caller's generators are left as they are.
     """
     model.eval()
     with seeded(seed, source.device):
-        batches = source.batches(None, batch_size, None, smallest=2)  # squeeze() would take one's axis
+        batches = source.batches(indices, batch_size, None, smallest=2)  # squeeze() would take one's axis
         return measure_all(task, model, batches, source.device)
 
 
@@ -56,7 +66,7 @@ def batch_size(config: Config, data: DataSplits) -> int:
     return BATCH_SIZE if data.is_resident else config.clients.batch_size
 
 
-def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[str, float]]:
+def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[str, Any]]:
     """Return a function that measures the global model's loss and metrics on what is held out.
 
     If clients hold a view of it that lacks something, that view is `test_`, and the server's own `server_test_`.
@@ -69,16 +79,24 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     if run.view.data_ptr() != run.server.parameters.data_ptr():
         views["server_"] = run.server.parameters.data
 
-    def evaluate_global() -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for (prefix, view), (name, source) in itertools.product(views.items(), sources.items()):
+    trained_on = {"clients": run.clients.trainer.source} if isinstance(run, Federation) else {}
+
+    def measure(part: str, indices: Tensor | None = None) -> dict[str, float]:
+        seed = evaluation_seed(config.seed, part)
+        source = (sources | trained_on)[part]
+        return evaluate(run.model.module, source, run.task, seed, batch_size(config, data), indices)
+
+    evaluate_members = members_evaluator(config, run, data.test, measure)
+
+    def evaluate_global() -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        for (prefix, view), name in itertools.product(views.items(), sources):
             run.model.load(view, run.server.buffers)
-            seed = evaluation_seed(config.seed, name)
-            found = evaluate(run.model.module, source, run.task, seed, batch_size(config, data))
-            metrics |= {f"{prefix}{name}_{metric}": value for metric, value in found.items()}
-            if skipped := skipped_here(source):
+            metrics |= {f"{prefix}{name}_{metric}": value for metric, value in measure(name).items()}
+            if skipped := skipped_here(sources[name]):
                 metrics[f"{prefix}{name}_skipped_examples"] = skipped
-        return metrics
+        run.model.load(run.view, run.server.buffers)
+        return metrics | evaluate_members()
 
     return evaluate_global
 
