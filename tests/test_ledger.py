@@ -55,14 +55,15 @@ class Clock(World):
 def test_the_slowest_client_is_the_longest_training_and_selection_of_one() -> None:
     world = Clock()
     watch = Stopwatch(world)
-    for compute, select in ((1.0, 0.5), (2.0, 1.0), (2.5, 0.25)):
-        with watch.client():
+    for client, (compute, select) in enumerate(((1.0, 0.5), (2.0, 1.0), (2.5, 0.25))):
+        with watch.client(client):
             with watch.phase("compute"):
                 world.time += compute
             world.time += 9.0  # of neither
             with watch.phase("select"):
                 world.time += select
-    seconds = watch.totals()
+    seconds = watch.totals([0, 2])
+    assert watch.client_seconds == {0: 1.5, 2: 2.75}
     assert (seconds["slowest_client_seconds"], seconds["compute_seconds"], seconds["select_seconds"]) == (3, 5.5, 1.75)
     watch = Stopwatch(world)
     with watch.phase("compute"):  # of clients trained as one batch

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.mapped_states import FileStates
+from flare_dist.clients.personalised import Personalised
 from flare_dist.clients.state import ClientStates
 from flare_dist.data.partition import Partition
 
@@ -33,3 +34,4 @@ class Clients:
     partition: Partition  # the indices of each client's examples
     cohort_size: int  # clients of a round
     batched: BatchedTrainer | None  # if clients are trained as one batch
+    personal: Personalised | None = None  # if clients' own models are measured

@@ -38,6 +38,8 @@ class Received:
     train_loss: float  # mean of the accepted clients' training losses, weighted like their deltas
     kept: int  # entries in all payloads
     uplink_bytes: int  # encoded updates, before padding, without buffers; of dense payloads the values alone
+    losses: dict[int, float]  # the training loss of each accepted client
+    nbytes: dict[int, int]  # the part of each accepted client in uplink_bytes
     beside: dict[str, Tensor] = field(default_factory=dict)  # means of the payloads beside the delta, on every rank
 
     @property
@@ -53,6 +55,7 @@ class Received:
             beside=self.beside | {name: other.mean_vector},
             kept=self.kept + other.kept,
             uplink_bytes=self.uplink_bytes + other.uplink_bytes,
+            nbytes={client: own + other.nbytes[client] for client, own in self.nbytes.items()},
         )
 
 
@@ -94,6 +97,7 @@ class SparseUplink:
         """Gather all messages and take the weighted mean of the accepted payloads in client order."""
         buffer_sum = torch.zeros(self.buffers, device=world.device)
         losses = {}
+        nbytes = {}
         kept = 0
         uplink_bytes = 0
         for message in self._gather(world):
@@ -105,8 +109,9 @@ class SparseUplink:
                 self.receive(self.delta_sum, client, payload, weight)
                 buffer_sum.add_(message.buffers, alpha=weight)
                 losses[client] = message.note.view(torch.float32).item()
+                nbytes[client] = message.nbytes
                 kept += payload.values.numel()
-        return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes)
+        return _received(self.cohort, losses, self.delta_sum, buffer_sum, kept, uplink_bytes, nbytes)
 
     def _gather(self, world: World) -> Iterator[Message]:
         """Yield all messages of the cohort in its order, gathered in runs of consecutive clients."""
@@ -171,11 +176,18 @@ class DenseUplink:
         delta_sum = self.delta_sum
         if self.active is not None:
             delta_sum = delta_sum.new_zeros(self.total).index_copy_(0, self.active, delta_sum)
-        return _received(self.cohort, losses, delta_sum, self.buffer_sum, kept, WORD * kept)
+        nbytes = dict.fromkeys(losses, WORD * self.delta_sum.numel())
+        return _received(self.cohort, losses, delta_sum, self.buffer_sum, kept, WORD * kept, nbytes)
 
 
 def _received(
-    cohort: Cohort, losses: dict[int, float], delta_sum: DeltaSum, buffer_sum: Tensor, kept: int, uplink_bytes: int
+    cohort: Cohort,
+    losses: dict[int, float],
+    delta_sum: DeltaSum,
+    buffer_sum: Tensor,
+    kept: int,
+    uplink_bytes: int,
+    nbytes: dict[int, int],
 ) -> Received:
     """Make means of weighted sums over the clients in `losses`, which are those accepted; in place."""
     accepted = list(losses)
@@ -185,4 +197,4 @@ def _received(
         delta_sum.div_(present)
         buffer_sum.div_(present)
     train_loss = math.fsum(cohort.weights[client] * loss for client, loss in losses.items()) / (present or 1.0)
-    return Received(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes)
+    return Received(delta_sum, buffer_sum, accepted, rejected, train_loss, kept, uplink_bytes, losses, nbytes)

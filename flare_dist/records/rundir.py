@@ -15,6 +15,7 @@ from flare_dist.config.saved import to_yaml, with_defaults
 from flare_dist.disk import existing
 from flare_dist.locks import HeldError, Lock, take
 from flare_dist.records.checkpoint import complete_rounds
+from flare_dist.records.clients_log import CLIENTS
 from flare_dist.records.files import write_text
 
 CONFIG = "config.yaml"
@@ -96,7 +97,7 @@ def clear(directory: Path) -> None:
     for folder in (directory / CHECKPOINTS).glob("round-*"):
         shutil.rmtree(folder)
     masks = [Path(name).with_suffix(MASKS_SUFFIX).name for name in (MODEL, BEST)]
-    for name in (CONFIG, SUMMARY, METRICS, MODEL, BEST, *masks):
+    for name in (CONFIG, SUMMARY, METRICS, CLIENTS, MODEL, BEST, *masks):
         (directory / name).unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from flare_dist.disk import explained
+from flare_dist.records.clients_log import ClientsLog
 from flare_dist.records.files import write_text
 from flare_dist.records.progress import RoundProgress
 from flare_dist.records.rundir import METRICS
@@ -48,6 +49,7 @@ class Tracker:
                 old.unlink()
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._metrics = self._path.open("a", encoding="utf-8")
+            self._clients = ClientsLog(directory)
             self._events = EventWriter(directory)
             for row in self.rows:
                 self._events.add_row(row)
@@ -60,7 +62,7 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._progress.stop()
-        for log_file in (self._metrics, self._events):
+        for log_file in (self._metrics, self._clients, self._events):
             # What is left in their buffers fails again on the disk that has ended the run.
             with explained("output_dir", self._path) if kind is None else suppress(OSError):
                 log_file.close()
@@ -71,7 +73,10 @@ class Tracker:
         return self._earlier_seconds + time.monotonic() - self._start
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one round's row to both logs and move the bar."""
+        """Append one round's row to both logs, its `participants` to clients.jsonl, and move the bar."""
+        participants = row.pop("participants", [])
+        if participants:
+            self._clients.write(row["round"], participants)
         row = {**row, "elapsed_seconds": self.elapsed_seconds, "time": time.time()}
         self.rows.append(row)
         with explained("output_dir", self._path):
@@ -85,3 +90,4 @@ class Tracker:
         """Put the rows on the disk, so that no checkpoint is newer than they are."""
         with explained("output_dir", self._path):
             os.fsync(self._metrics.fileno())
+        self._clients.sync()

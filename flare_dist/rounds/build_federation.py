@@ -13,8 +13,11 @@ from flare_dist.algorithms.compose import compose
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.batchable import most_clients
 from flare_dist.clients.batched import BatchedTrainer
+from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.clients.hosting import Clients
 from flare_dist.clients.mapped_states import FileStates
+from flare_dist.clients.personalised import Personalised
 from flare_dist.clients.state import ClientStates
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
@@ -61,11 +64,12 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     local = trainer.model
     server = Server(local.parameters, local.buffers, config.server, config.rounds, algorithm, layout)
     batched = BatchedTrainer(trainer, room, data.task) if room else None
+    personal = _personalised(config, data, parts, trainer)
     return Federation(
         config,
         world,
         data.task,
-        Clients(trainer, states, parts, config.clients.cohort_size, batched),
+        Clients(trainer, states, parts, config.clients.cohort_size, batched, personal),
         compressor,
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
@@ -73,6 +77,21 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         None if data.validation is None else data.batches(data.validation, world.device),
         algorithm.wraps or WholeUplink,
     )
+
+
+def _personalised(config: Config, data: DataSplits, parts: Partition, trainer: LocalTrainer) -> Personalised | None:
+    """Build the measuring of the clients' own models, if it is asked for."""
+    if not config.evaluation.personalised or parts.held_out is None:
+        return None
+    module = trainer.model.module
+    seed = evaluation_seed(config.seed, "clients")
+    at_once = batch_size(data.is_resident, config.clients.batch_size)
+    metric, _ = data.task.best
+
+    def measure(own: Tensor) -> float:
+        return evaluate(module, trainer.source, data.task, seed, at_once, own)[metric]
+
+    return Personalised(measure, parts.held_out, config.eval_every, config.rounds)
 
 
 def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks | NoMasks:

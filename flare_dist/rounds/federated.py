@@ -20,6 +20,7 @@ from flare_dist.compression.error_feedback import State
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch, federated_report
+from flare_dist.rounds.participants import participants_report
 from flare_dist.rounds.uplink import Uplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
@@ -43,7 +44,8 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
     check_finite(round_, received)
     uplink.step(received)
     publish(round_, fed)
-    return federated_report(round_, received, downlink_bytes, fed, watch) | uplink.row(received)
+    report = federated_report(round_, received, downlink_bytes, fed, watch)
+    return report | participants_report(round_, received, fed, watch) | uplink.row(received)
 
 
 def draw(round_: int, fed: Federation) -> Cohort:
@@ -66,13 +68,15 @@ def train(
         yield from _train_as_one_batch(clients.batched, round_, hosted, fed, watch)
         return
     for client in hosted:
-        with clients.states.lend(client) as memory, watch.client():
+        with clients.states.lend(client) as memory, watch.client(client):
             with watch.phase("compute"):
                 mask = uplink.local_mask(client, memory)
                 examples = clients.partition[client]
                 result = clients.trainer.train(
                     client, round_, examples, view, server.buffers, memory, mask, server.told
                 )
+            if clients.personal and clients.personal.is_due(round_):
+                clients.personal.measure(client)
             yield result, memory
 
 
@@ -84,6 +88,9 @@ def _train_as_one_batch(
         with watch.phase("compute"):
             results = batched.train(group, round_, fed.clients.partition, fed.downlink.view, fed.server.buffers)
         for result in results:
+            if fed.clients.personal and fed.clients.personal.is_due(round_):
+                fed.model.load(fed.view + result.model_delta, fed.server.buffers + result.buffer_delta)
+                fed.clients.personal.measure(result.client)
             with fed.clients.states.lend(result.client) as memory:
                 yield result, memory
 

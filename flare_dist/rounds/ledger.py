@@ -14,7 +14,7 @@ Bytes are lengths of buffers that moved or, for the star that this run stands fo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ class Stopwatch:
         world.traffic = Traffic()
         self.world = world
         self.seconds = {"compute": 0.0, "select": 0.0}
-        self.slowest_client = 0.0  # of those that were trained one after another
+        self.client_seconds: dict[int, float] = {}  # of those that were trained one after another
         self.start = world.now()
 
     @contextmanager
@@ -51,11 +51,11 @@ class Stopwatch:
         self.seconds[name] += self.world.now() - start
 
     @contextmanager
-    def client(self) -> Iterator[None]:
-        """Note what one client's phases took, if it is the slowest so far."""
+    def client(self, client: int) -> Iterator[None]:
+        """Note what one client's phases took."""
         before = sum(self.seconds.values())
         yield
-        self.slowest_client = max(self.slowest_client, sum(self.seconds.values()) - before)
+        self.client_seconds[client] = sum(self.seconds.values()) - before
 
     def reassign(self, name: str, seconds: float) -> None:
         """Count `seconds` of the computing as `name`, select or communicate."""
@@ -65,10 +65,11 @@ class Stopwatch:
         else:
             self.seconds[name] += seconds
 
-    def totals(self) -> dict[str, float]:
+    def totals(self, cohort: Sequence[int] = ()) -> dict[str, float]:
         """Return `ranks`, and all `*_seconds` of the round, each the largest over the ranks.
 
-        slowest_client_seconds are missing if no rank trained one client after another.
+        slowest_client_seconds are missing if no rank trained one client after another; `client_seconds` become those of
+        the whole cohort.
         """
         traffic = self.world.traffic
         measured = {
@@ -77,9 +78,12 @@ class Stopwatch:
             "select_seconds": self.seconds["select"],
             "communication_seconds": traffic.communication_seconds,
             "waiting_seconds": traffic.waiting_seconds,
-            "slowest_client_seconds": self.slowest_client,
+            "slowest_client_seconds": max(self.client_seconds.values(), default=0.0),
         }
-        largest = dict(zip(measured, self.world.largest(list(measured.values()))))
+        of_clients = [self.client_seconds.get(client, 0.0) for client in cohort]
+        everywhere = self.world.largest([*measured.values(), *of_clients])
+        largest = dict(zip(measured, everywhere))
+        self.client_seconds = dict(zip(cohort, everywhere[len(measured) :]))
         if not largest["slowest_client_seconds"]:
             del largest["slowest_client_seconds"]
         return {"ranks": self.world.size, **largest}
@@ -120,7 +124,7 @@ def federated_report(
     round_: int, received: Received, downlink_bytes: int, fed: Federation, watch: Stopwatch
 ) -> dict[str, Any]:
     """Return the row of one federated round; all ranks call it together."""
-    seconds = watch.totals()  # before the collectives are counted, of which it is one
+    seconds = watch.totals(sorted(received.accepted + received.rejected))  # before the collectives are counted
     traffic = fed.world.traffic
     accepted = len(received.accepted)
     total = (1 + len(received.beside)) * fed.server.parameters.numel() * accepted

@@ -14,6 +14,7 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import explained
 from flare_dist.records import checkpoint, rundir, statedir
+from flare_dist.records.clients_log import cut_back
 from flare_dist.records.metrics import read_rows
 from flare_dist.rounds.alike import check_alike
 from flare_dist.rounds.build_run import Run
@@ -78,6 +79,8 @@ def _prepare(config: Config, source: Path | None, first_round: int, world: World
             rundir.clear(directory)
             for kept in source.glob(f"{Path(rundir.BEST).stem}.*") if source else ():
                 shutil.copy(kept, directory / kept.name)
+        if config.mode == "federated":
+            cut_back(source, directory, first_round - 1)
         rundir.write_config(directory, config)
         statedir.mark(config)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
-from flare_dist.data.batches import Batches
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.source import Source
 from flare_dist.engines.placement import place
@@ -24,46 +24,6 @@ from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.skipped import skipped_here
 from flare_dist.run.members import members_evaluator
-from flare_dist.seeding import derive_seed, seeded
-from flare_dist.tasks.metrics import measure_all
-from flare_dist.tasks.task import Task
-
-BATCH_SIZE = 500  # fixed: the bits of a float32 forward pass depend on it
-
-
-def evaluation_seed(seed: int, split: str) -> int:
-    """Derive the seed of a model that draws in evaluation mode, too.
-
-    It is the same after every round: models are compared under the same draws, and a saved one gives the figure that
-    its run measured, whichever round it is of.
-    """
-    return derive_seed(seed, f"evaluation on {split}")
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    source: Batches,
-    task: Task,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    indices: Tensor | None = None,
-) -> dict[str, float]:
-    """Measure `model` in evaluation mode over `source`: the mean loss and the task's metrics, by name.
-
-    `indices` (int64) are the examples to measure on; None = all.
-
-    What the model draws follows from `seed`, and the caller's generators are left as they are.
-    """
-    model.eval()
-    with seeded(seed, source.device):
-        batches = source.batches(indices, batch_size, None, smallest=2)  # squeeze() would take one's axis
-        return measure_all(task, model, batches, source.device)
-
-
-def batch_size(config: Config, data: DataSplits) -> int:
-    """Choose how many examples a model is measured on at once: of a Dataset no more than it is trained on."""
-    return BATCH_SIZE if data.is_resident else config.clients.batch_size
 
 
 def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[str, Any]]:
@@ -84,7 +44,9 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     def measure(part: str, indices: Tensor | None = None) -> dict[str, float]:
         seed = evaluation_seed(config.seed, part)
         source = (sources | trained_on)[part]
-        return evaluate(run.model.module, source, run.task, seed, batch_size(config, data), indices)
+        return evaluate(
+            run.model.module, source, run.task, seed, batch_size(data.is_resident, config.clients.batch_size), indices
+        )
 
     evaluate_members = members_evaluator(config, run, data.test, measure)
 
@@ -129,6 +91,6 @@ def evaluate_run(directory: Path, which: str, root: str | None, source: Source |
     _, model = place(engine, model, device)
     test = data.batches(data.test, device)
     seed = evaluation_seed(config.seed, "test")
-    found = evaluate(model, test, data.task, seed, batch_size(config, data))
+    found = evaluate(model, test, data.task, seed, batch_size(data.is_resident, config.clients.batch_size))
     metric, _ = data.task.best
     return {metric: found[metric]} | found
