@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from flare_dist.algorithms.algorithm import Penalty as Penalty
     from flare_dist.algorithms.algorithm import Senders as Senders
     from flare_dist.algorithms.algorithm import Trained as Trained
+    from flare_dist.api import bandwidth as bandwidth
+    from flare_dist.api import evaluate as evaluate
+    from flare_dist.api import sweep as sweep
+    from flare_dist.api import train as train
     from flare_dist.compression.choices import Sparsifier as Sparsifier
     from flare_dist.compression.config import CompressionConfig as CompressionConfig
     from flare_dist.compression.error_feedback import ErrorFeedback as ErrorFeedback
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
     from flare_dist.hook.state import SparseHookState as SparseHookState
+    from flare_dist.run.finished import FinishedRun as FinishedRun
     from flare_dist.schedules import Schedule as Schedule
     from flare_dist.tasks.task import Task as Task
 
@@ -44,6 +49,7 @@ _HOMES = {
     "Schedule": "flare_dist.schedules",
     "Senders": "flare_dist.algorithms.algorithm",
     "Sparse": "flare_dist.compression.payload",
+    "FinishedRun": "flare_dist.run.finished",
     "Part": "flare_dist.data.source",
     "Source": "flare_dist.data.source",
     "SparseHookState": "flare_dist.hook.state",
@@ -52,9 +58,13 @@ _HOMES = {
     "Trained": "flare_dist.algorithms.algorithm",
     "ValueCodec": "flare_dist.compression.value_codecs",
     "attach": "flare_dist.engines.attach",
+    "bandwidth": "flare_dist.api",
+    "evaluate": "flare_dist.api",
     "load_hook_state": "flare_dist.hook.checkpoint",
     "save_hook_state": "flare_dist.hook.checkpoint",
     "sparse_hook": "flare_dist.hook.ddp",
+    "sweep": "flare_dist.api",
+    "train": "flare_dist.api",
 }
 __all__ = sorted(_HOMES)
 _HOMES |= {  # of libraries that need not be installed, so `from flare_dist import *` leaves these out

@@ -59,8 +59,9 @@ MAY_IMPORT = {
     "studies": BELOW | {"config", "records", "rounds"},
     "analysis": {"layout", "units", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
+    "api": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},
-    "__init__": {"tasks", "data", "hook", "compression", "engines", "algorithms", "schedules"},
+    "__init__": {"api", "run", "tasks", "data", "hook", "compression", "engines", "algorithms", "schedules"},
 }
 # Who else may import the tables of what goes with what; they import algorithms, so they are no ground.
 READERS = {

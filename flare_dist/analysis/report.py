@@ -122,15 +122,18 @@ def _plots(directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals]) -> l
     return plots
 
 
+def csv_row(run: Totals) -> dict[str, object]:
+    """Make the row of one run, in bytes and seconds; bytes_up counts payloads and buffers."""
+    row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
+    row |= {"compression": run.compression, f"test_{run.metric}": run.value}
+    row |= {f"seconds at {link}": seconds for link, seconds in run.projected.items()}
+    row |= {f"until target: {key}": value for key, value in (run.target or {}).items()}
+    return row
+
+
 def write_csv(path: Path, runs: Sequence[Totals]) -> None:
-    """Write a row for each run, in bytes and seconds; bytes_up counts payloads and buffers."""
-    table = []
-    for run in runs:
-        row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
-        row |= {"compression": run.compression, f"test_{run.metric}": run.value}
-        row |= {f"seconds at {link}": seconds for link, seconds in run.projected.items()}
-        row |= {f"until target: {key}": value for key, value in (run.target or {}).items()}
-        table.append(row)
+    """Write a row for each run."""
+    table = [csv_row(run) for run in runs]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
         writer.writeheader()

@@ -22,6 +22,7 @@ from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
 from flare_dist.data.partition import counted_classes, label_table
 from flare_dist.records.rundir import check_writable
+from flare_dist.records.summary import summary_table
 from flare_dist.rounds.build_run import divide
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.trainer import train
@@ -37,7 +38,11 @@ def train_parser() -> ConfigParser:
 def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
     config = build_config(parser, options)
     with parser.located():
-        train(config, launch, console)
+        summary = train(config, launch, console)
+    if launch.rank == 0:
+        output = Console()
+        output.print(summary_table(summary))
+        output.print(f"run directory: {config.output_dir}", soft_wrap=True)
     if launch.rank == 0 and config.sparse_training.is_sparse:
         directory = Path(config.output_dir)
         with contextlib.suppress(MissingMatplotlibError):

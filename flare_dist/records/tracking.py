@@ -74,9 +74,9 @@ class Tracker:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one round's row to both logs, its `participants` to clients.jsonl, and move the bar."""
-        participants = row.pop("participants", [])
-        if participants:
-            self._clients.write(row["round"], participants)
+        if "participants" in row:
+            self._clients.write(row["round"], row["participants"])
+        row = {key: value for key, value in row.items() if key != "participants"}
         row = {**row, "elapsed_seconds": self.elapsed_seconds, "time": time.time()}
         self.rows.append(row)
         with explained("output_dir", self._path):

@@ -41,12 +41,11 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
 
     trained_on = {"clients": run.clients.trainer.source} if isinstance(run, Federation) else {}
 
+    at_once = batch_size(data.is_resident, config.clients.batch_size)
+
     def measure(part: str, indices: Tensor | None = None) -> dict[str, float]:
         seed = evaluation_seed(config.seed, part)
-        source = (sources | trained_on)[part]
-        return evaluate(
-            run.model.module, source, run.task, seed, batch_size(data.is_resident, config.clients.batch_size), indices
-        )
+        return evaluate(run.model.module, (sources | trained_on)[part], run.task, seed, at_once, indices)
 
     evaluate_members = members_evaluator(config, run, data.test, measure)
 

@@ -23,7 +23,7 @@ from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
-from flare_dist.records.summary import is_best, summarise, summary_table
+from flare_dist.records.summary import is_best, summarise
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
@@ -40,9 +40,20 @@ from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
 
+OnRound = Callable[[dict[str, Any]], None]  # is given the row of a round
 
-def train(config: Config, launch: Launch, console: Console, data: Source | None = None) -> None:
+
+def train(
+    config: Config,
+    launch: Launch,
+    console: Console,
+    on_round: OnRound | None = None,
+    data: Source | None = None,
+) -> dict[str, Any]:
     """Train as configured, on the data that the configuration names or on `data`.
+
+    Returns the summary, {} on ranks other than 0. `on_round` is called after each round with its row, as far as this
+    rank knows it.
 
     Raises ValueError for what the user can put right, before any process group starts if one rank alone can tell, and
     DivergedError on every rank if no client of a round brings a usable update.
@@ -77,14 +88,18 @@ def train(config: Config, launch: Launch, console: Console, data: Source | None 
             log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
             run = build_run(config, world, given.data, given.parts, given.model)
-            summary = _play(config, source, run, given.data, console)
-    if launch.rank == 0:
-        output = Console()
-        output.print(summary_table(summary))
-        output.print(f"run directory: {directory}", soft_wrap=True)
+            summary = _play(config, source, run, given.data, console, on_round)
+    return summary
 
 
-def _play(config: Config, source: Path | None, run: Run, data: DataSplits, console: Console) -> dict[str, Any]:
+def _play(
+    config: Config,
+    source: Path | None,
+    run: Run,
+    data: DataSplits,
+    console: Console,
+    on_round: OnRound | None,
+) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
     directory = Path(config.output_dir)
     world = run.world
@@ -112,10 +127,12 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
             with on_all_ranks(world):
                 if tracker and evaluate_global:
                     due = last or config.mode == "gradient" or round_ % config.eval_every == 0
-                    evaluated = evaluate_global() if due else {}
-                    _record(tracker, row | evaluated, directory, run)
+                    row |= evaluate_global() if due else {}
+                    _record(tracker, row, directory, run)
                     if is_saved:
                         tracker.sync()
+                if on_round:
+                    on_round(row)
             if is_saved:
                 save_checkpoint(config, round_, run)
         summary: dict[str, Any] = {}

@@ -1,0 +1,232 @@
+"""The package from Python: in a script, in a notebook, or in a script that torchrun starts.
+
+    run = flare_dist.train("configs/quickstart.yaml", model=MyNet(), **{"clients.lr": 0.1})
+    run.frame().plot("round", "test_accuracy")
+
+The caller's threads, random generators and loggers are what they were before.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+
+from flare_dist.analysis.bandwidth import totals
+from flare_dist.analysis.links import Link
+from flare_dist.analysis.report import csv_row
+from flare_dist.analysis.run_logs import read_run
+from flare_dist.comm.launch import Launch
+from flare_dist.config.config import Config
+from flare_dist.config.dumping import to_text
+from flare_dist.config.load import build_config, config_parser
+from flare_dist.config.saved import to_yaml
+from flare_dist.data.source import Source
+from flare_dist.named import FROM_PYTHON, given
+from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.finished import FinishedRun
+from flare_dist.run.trainer import OnRound
+from flare_dist.run.trainer import train as train_run
+from flare_dist.studies.grid import Grid
+from flare_dist.studies.sweep import sweep as train_grid
+from flare_dist.tasks.task import Task
+
+Settings = str | Path | Mapping[str, Any] | Config | FinishedRun | None
+
+
+def train(
+    config: Settings = None,
+    *,
+    task: Task | Callable[..., Task] | None = None,
+    data: Source | Callable[..., Source] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    on_round: OnRound | Sequence[OnRound] = (),
+    every_rank: bool = False,
+    progress: bool = False,
+    **values: Any,
+) -> FinishedRun:
+    """Train a run; the same call continues it if it was interrupted, as `flare-dist train` does.
+
+    Args:
+        config: A YAML file, nested keys as a dict, a Config, a run to go on with, or None for the defaults.
+        task: What is learnt, instead of task.name.
+        data: A Source, or a function (config, seed) -> Source, instead of data.name.
+        model: A module, whose weights the run begins with and which is left as it is, or a function
+            (input_shape, num_classes) -> module, instead of model.name.
+        on_round: Functions that are called after each round with its row: what metrics.jsonl has of it, and
+            `participants`, who took part.
+        every_rank: Whether all ranks call them, each with what it knows of the round, or rank 0 alone.
+        progress: Whether a bar is shown.
+        values: More keys by dotted name, which win: **{"clients.lr": 0.1}.
+
+    Returns what the run left behind, on every rank. config.yaml names objects that came from Python; who goes on with
+    the run or evaluates it gives them again.
+
+    Raises ValueError that begins with the dotted key of what is wrong, and DivergedError if training diverged.
+    """
+    objects = _objects(task, data, model)
+    launch = Launch.from_environment()
+    functions = [on_round] if callable(on_round) else list(on_round)
+    if launch.rank != 0 and not every_rank:
+        functions = []
+
+    def call(row: dict[str, Any]) -> None:
+        for function in functions:
+            function(dict(row))
+
+    with given(objects), machine_kept():
+        resolved = make_config(config, _names(objects) | values)
+        train_run(resolved, launch, Console(stderr=True, quiet=launch.rank != 0 or not progress), call)
+    return FinishedRun(Path(resolved.output_dir).absolute(), objects)
+
+
+def evaluate(
+    run: FinishedRun | str | Path,
+    which: str = "final",
+    *,
+    root: str | None = None,
+    task: Task | Callable[..., Task] | None = None,
+    data: Source | Callable[..., Source] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+) -> dict[str, float]:
+    """Measure a model that a run saved on its test set, as `flare-dist evaluate` does: the best metric first.
+
+    `which` is final or best. Objects that the run was given from Python are those of a FinishedRun, or are given again.
+    """
+    known = run.objects if isinstance(run, FinishedRun) else {}
+    directory = run.directory if isinstance(run, FinishedRun) else Path(run)
+    with given({**known, **_objects(task, data, model)}), machine_kept():
+        return evaluate_run(directory, which, root)
+
+
+def sweep(
+    config: Settings = None,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    seeds: Sequence[int] = (0,),
+    ranks: int = 1,
+    **values: Any,
+) -> list[dict[str, Any]]:
+    """Train every combination of `grid`, dotted keys with their values, as `flare-dist sweep` does.
+
+    The best value of the keys of `tune` is chosen with the first seed on the validation set. Each run is a process of
+    its own with so many `ranks`, so data, tasks and models are named, as package.module:callable. Returns the rows of
+    results.csv.
+    """
+    tried, tuned = ({key: list(map(_as_text, row)) for key, row in (keys or {}).items()} for keys in (grid, tune))
+    with machine_kept():
+        return train_grid(make_config(config, values), Grid(tried, tuned, list(seeds)), ranks)
+
+
+def bandwidth(
+    runs: Sequence[FinishedRun | str | Path],
+    links: Sequence[str] = (),
+    *,
+    topology: str = "ranks",
+    target: float | None = None,
+    ranks: int | None = None,
+) -> list[dict[str, Any]]:
+    """Compare bytes and seconds of runs, and project them on `links` such as "100Mbps/20ms", from their logs.
+
+    Returns a row for each run, as bandwidth.csv has it. `flare-dist bandwidth` explains the arguments.
+    """
+    logs = [read_run(run.directory if isinstance(run, FinishedRun) else Path(run), {}, ranks) for run in runs]
+    found = [Link.parse(text) for text in links]
+    return [csv_row(totals(log, found, topology, target)) for log in logs]
+
+
+def make_config(config: Settings, values: Mapping[str, Any]) -> Config:
+    """Make a configuration of a file, a dict, a Config or a run, and of more values by dotted key, which win."""
+    parser = config_parser()
+    arguments = [f"--{key}={_as_text(value)}" for key, value in values.items()]
+    if isinstance(config, FinishedRun):
+        arguments.insert(0, f"--output_dir={config.directory}")
+        config = config.directory / "config.yaml"
+    if config is None or isinstance(config, str | Path):
+        files = [] if config is None else [f"--config={config}"]
+        return _built(parser, files + arguments)
+    text = to_yaml(config) if isinstance(config, Config) else yaml.safe_dump(_plain(config), sort_keys=False)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "config.yaml")
+        path.write_text(text, encoding="utf-8")
+        return _built(parser, [f"--config={path}", *arguments])
+
+
+def _built(parser: Any, arguments: Sequence[str]) -> Config:
+    return build_config(parser, parser.parse_args(arguments))
+
+
+def _objects(task: Any, data: Any, model: Any) -> dict[str, Any]:
+    """Map the keys of what came from Python to it, in the form that the key's own callables have."""
+    objects: dict[str, Any] = {}
+    if task is not None:
+        objects["task.name"] = task
+    if data is not None:
+        objects["data.name"] = _Always(data) if isinstance(data, Source) else data
+    if model is not None:
+        objects["model.name"] = _Copied(model) if isinstance(model, nn.Module) else model
+    return objects
+
+
+class _Always:
+    """Return the same data, whatever the configuration says."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.__qualname__ = "Source"
+
+    def __call__(self, config: Any, seed: int) -> Source:
+        return self.source
+
+
+class _Copied:
+    """Return a copy of a module, so that the caller's own does not train."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.__qualname__ = type(module).__name__
+
+    def __call__(self, input_shape: Any, num_classes: Any) -> nn.Module:
+        return copy.deepcopy(self.module)
+
+
+def _names(objects: Mapping[str, Any]) -> dict[str, str]:
+    """Name each object as config.yaml does."""
+    return {key: FROM_PYTHON + getattr(value, "__qualname__", type(value).__name__) for key, value in objects.items()}
+
+
+def _as_text(value: Any) -> str:
+    """Write a value as a command line has it."""
+    return to_text(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Convert tuples, paths and NumPy's numbers to what YAML has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+@contextmanager
+def machine_kept() -> Iterator[None]:
+    """Give the caller's threads and treatment of denormal numbers back after the block."""
+    threads = torch.get_num_threads()
+    flushes = not (torch.tensor([1e-40]) * 1.0).count_nonzero()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)

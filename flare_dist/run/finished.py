@@ -1,0 +1,78 @@
+"""What a run leaves behind: its rows, its summary, its models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from flare_dist.config.config import Config
+from flare_dist.config.load import load_config
+from flare_dist.data.datasets import load
+from flare_dist.errors import not_installed
+from flare_dist.layout import separate_buffers
+from flare_dist.named import given
+from flare_dist.records.clients_log import CLIENTS
+from flare_dist.records.rundir import BEST, CONFIG, METRICS, MODEL, read_summary
+from flare_dist.rounds.build_run import build_for
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run in its directory; `objects` are those that it was given from Python, by dotted key."""
+
+    directory: Path
+    objects: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the rows of metrics.jsonl, one a round."""
+        return self._rows(METRICS)
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """Read the lines of clients.jsonl, one for each client of each round."""
+        return self._rows(CLIENTS)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Read summary.json; ValueError if the run is not finished."""
+        summary = read_summary(self.directory)
+        if summary is None:
+            raise ValueError(f"run: {self.directory} is not finished; flare_dist.train(run) goes on with it")
+        return summary
+
+    @cached_property
+    def config(self) -> Config:
+        """Read the resolved configuration."""
+        with given(self.objects):
+            return load_config(self.directory / CONFIG)
+
+    def frame(self) -> Any:
+        """Return the rows as a pandas.DataFrame, a column for each key."""
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise not_installed("run.frame", "pandas", "pandas") from error
+        return pandas.DataFrame(self.metrics)
+
+    def model(self, which: str = "final") -> nn.Module:
+        """Build the model with the weights that the run saved, `final` or `best`, on the CPU and in evaluation mode."""
+        path = self.directory / {"final": MODEL, "best": BEST}[which]
+        with given(self.objects):
+            config = self.config
+            model = build_for(config, load(config.data, config.seed, config.task))
+        separate_buffers(model)
+        model.load_state_dict(load_file(path))
+        return model.eval()
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.directory / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
