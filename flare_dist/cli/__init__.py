@@ -1,4 +1,4 @@
-"""Run the commands train, evaluate, partition, sweep, compare, bandwidth, densities, compatibility and doctor."""
+"""Run the commands of flare-dist, which COMMANDS lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import compatibility, doctor, reports, sweeps, training
+from flare_dist.cli import compatibility, configs, doctor, reports, sweeps, training
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.disk import DiskError
@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "densities": (reports.densities_parser, reports.run_densities),
     "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
     "doctor": (doctor.doctor_parser, doctor.run_doctor),
+    "configs": (configs.configs_parser, configs.run_configs),
 }
 
 

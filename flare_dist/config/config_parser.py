@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from flare_dist.config.origins import Origins
+from flare_dist.config.packaged import find_config
 from flare_dist.config.parser import Parser, existing_file
 from flare_dist.config.values import convert_text, leaf_types, to_text
 from flare_dist.config.yaml_file import STANDARD_TAG, Document, read_file, read_text
@@ -47,8 +48,8 @@ class ConfigParser(Parser):
             self.add_argument(
                 "--config",
                 action="config",
-                help="YAML file with the keys that differ from the defaults; of several the later wins, key by key, "
-                "and arguments win over files.",
+                help="YAML file with the keys that differ from the defaults, or the name of a packaged one (flare-dist "
+                "configs lists them); of several the later wins, key by key, and arguments win over files.",
             )
             self.add_class_arguments(configuration)
 
@@ -120,7 +121,7 @@ class ConfigParser(Parser):
     def _checked_value(self, key: str, text: str) -> str:
         """Convert the value of a key, a section or --config, and remember what set it."""
         if key == "config":
-            path = existing_file(text)
+            path = find_config(text)
             self._documents[path] = self._read(path)
             return path
         if key in self.hints:
