@@ -29,6 +29,7 @@ from flare_dist.tasks.config import TaskConfig
 T = TypeVar("T")
 
 MODES = ("federated", "gradient", "centralised")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
 
 
@@ -66,6 +67,7 @@ class Config:
         eval_every: rounds between evaluations on the test set; the initial and the final model are always evaluated.
             In mode gradient the steps of a round, each of which ends with an evaluation.
         output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
+        tracking: where the curves are shown: any of tensorboard, wandb and mlflow, e.g. [tensorboard, wandb].
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
         model: which model is trained.
@@ -84,6 +86,7 @@ class Config:
     mode: str = "federated"
     eval_every: int = 1
     output_dir: str = "runs/default"
+    tracking: tuple[str, ...] = ("tensorboard",)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -99,6 +102,8 @@ class Config:
     def __post_init__(self) -> None:
         self._expand_home()
         check_choice("mode", self.mode, MODES)
+        for name in self.tracking:
+            check_choice("tracking", name, TRACKERS)
         check_least("rounds", self.rounds, 1)
         check_least("eval_every", self.eval_every, 1)
         check_choice("clients.weighting", self.clients.weighting, WEIGHTINGS)

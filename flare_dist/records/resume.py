@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Keys that may change between the parts of one run, because no parameter depends on them.
 FREE_KEYS = {
     "output_dir",
+    "tracking",
     "data.root",
     "data.download",
     "engine.timeout_seconds",

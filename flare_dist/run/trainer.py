@@ -22,6 +22,7 @@ from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
+from flare_dist.records.trackers import check_installed
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
@@ -46,6 +47,7 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     """
     directory = Path(config.output_dir)
     held = rundir.holds_run(directory)
+    check_installed(config.tracking)
     config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
     config = statedir.resolve(config, source, is_finished=summary is not None)
@@ -91,7 +93,8 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with on_all_ranks(world):
         best = run.task.best
-        opened = Tracker(directory, rows, config.rounds, console, best) if world.rank == 0 else nullcontext()
+        first = first_round if source not in (None, directory) else 1  # the rounds before are of another configuration
+        opened = Tracker(config, rows, console, best, first) if world.rank == 0 else nullcontext()
     with opened as tracker:
         evaluate_global = evaluator(config, run, data) if tracker else None
         with on_all_ranks(world):
