@@ -32,14 +32,15 @@ Run = Callable[[Any, Any, Launch, Console], None]
 COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "train": (training.train_parser, training.run_train),
     "evaluate": (training.evaluate_parser, training.run_evaluate),
+    "export": (training.export_parser, training.run_export),
     "partition": (training.partition_parser, training.run_partition),
     "sweep": (sweeps.sweep_parser, sweeps.run_sweep),
     "compare": (sweeps.compare_parser, sweeps.run_compare),
     "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
     "densities": (reports.densities_parser, reports.run_densities),
     "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
-    "doctor": (doctor.doctor_parser, doctor.run_doctor),
     "configs": (configs.configs_parser, configs.run_configs),
+    "doctor": (doctor.doctor_parser, doctor.run_doctor),
 }
 
 

@@ -30,6 +30,8 @@ class DataSplits:
     std: Tensor  # float32 [C], in raw pixel units; of text [0]
     task: Task
     task_name: str
+    class_names: tuple[str, ...] = ()  # () = they have none
+    white: float = 255.0  # the largest pixel value
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -61,7 +63,10 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO) -> DataSplits:
         mean = std = torch.empty(0)
     else:
         mean, std = NORMALIZATIONS[config.normalize](train, source)
-    return DataSplits(train, validation, source.test, source.num_classes, mean, std, task, task_name)
+    names = source.class_names
+    return DataSplits(
+        train, validation, source.test, source.num_classes, mean, std, task, task_name, names, source.white
+    )
 
 
 def _check_source(name: str, source: Source, task_name: str) -> None:

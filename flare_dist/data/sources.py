@@ -53,6 +53,7 @@ class Source:
     num_classes: int  # of regression, how many numbers
     white: float = 255.0  # the largest pixel value
     task: str = "classification"  # the natural one of these data
+    class_names: tuple[str, ...] = ()  # in the order of labels; () = they have none
 
 
 def digits(config: SourceConfig, seed: int) -> Source:
@@ -64,7 +65,8 @@ def digits(config: SourceConfig, seed: int) -> Source:
     inputs = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     place_in_class = (labels[:, None] == torch.arange(10)).cumsum(0).gather(1, labels[:, None])[:, 0]
     held = place_in_class % 5 == 0
-    return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), 10, white=16.0)
+    train, test = (Examples(inputs[part], labels[part]) for part in (~held, held))
+    return Source(train, test, 10, white=16.0, class_names=tuple("0123456789"))
 
 
 def synthetic(config: SourceConfig, seed: int) -> Source:
@@ -75,13 +77,14 @@ def synthetic(config: SourceConfig, seed: int) -> Source:
 
 def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
-    return Source(*load_folder(Path(config.root), config.image_range))
+    train, test, names = load_folder(Path(config.root), config.image_range)
+    return Source(train, test, len(names), class_names=tuple(names))
 
 
 def shakespeare(config: SourceConfig, seed: int) -> Source:
     """Load texts of many speakers at `data.root`; see `text.py`."""
     texts = load_texts(Path(config.root), config.sequence_length)
-    return Source(*texts, len(CHARACTERS), task="next_token")
+    return Source(*texts, len(CHARACTERS), task="next_token", class_names=tuple(CHARACTERS))
 
 
 def torchvision_source(
@@ -115,12 +118,13 @@ def torchvision_source(
         hint = "" if config.download else "; data.download=true fetches them"
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
-        train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
+        readers = [read(train=train) for train in (True, False)]
+        train, test = (_in_memory(reader, transposed) for reader in readers)
         for examples in (train, test):
             check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
         raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
-    return Source(train, test, num_classes)
+    return Source(train, test, num_classes, class_names=tuple(getattr(readers[0], "classes", ())))
 
 
 def _in_memory(dataset: Any, transposed: bool) -> Examples:

@@ -33,6 +33,7 @@ from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
+from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,14 @@ def divide(config: Config, data: DataSplits) -> Partition:
     return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
 
 
+def construct(config: Config, shape: Shape, num_classes: int, task: Task, dtype: torch.dtype) -> nn.Module:
+    """Build the configured model for inputs of one shape and dtype, with its initial weights."""
+    return registry.build(config.model.name, config.model.norm, shape, num_classes, config.seed, task, dtype)
+
+
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
-    shape = data.input_shape
-    dtype = data.blank.dtype
-    name = config.model.name
-    norm = config.model.norm
-    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, dtype)
+    model = construct(config, data.input_shape, data.num_classes, data.task, data.blank.dtype)
     check_criterion(model, first_batch(data.train, data.mean, data.std, size=2), data.task)
     return model
 

@@ -34,6 +34,7 @@ from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
 from flare_dist.run.export import save_global
+from flare_dist.run.preprocessing import as_json, describe
 from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ def train(config: Config, launch: Launch, console: Console) -> None:
     DivergedError on every rank if no client of a round brings a usable update.
     """
     directory = Path(config.output_dir)
-    held = rundir.holds_run(directory)
     check_installed(config.tracking)
+    held = rundir.holds_run(directory)
     config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
     config = statedir.resolve(config, source, is_finished=summary is not None)
@@ -92,6 +93,8 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
     if beginning:
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with on_all_ranks(world):
+        if world.rank == 0:
+            write_text(directory / rundir.PREPROCESSING, as_json(describe(data)))
         best = run.task.best
         first = first_round if source not in (None, directory) else 1  # the rounds before are of another configuration
         opened = Tracker(config, rows, console, best, first) if world.rank == 0 else nullcontext()
