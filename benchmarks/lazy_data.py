@@ -134,7 +134,7 @@ def play(examples: int, workers: int) -> dict[str, Any]:
             checkpoint=CheckpointConfig(every=ROUNDS),
         )
         part = Part(data["train"], labels=data["train"].labels)
-        train(config, Launch(), Console(quiet=True), Source(part, data["test"], classes=CLASSES))
+        train(config, Launch(), Console(quiet=True), data=Source(part, data["test"], classes=CLASSES))
     steps = len(checked.trained) / 32
     return {
         "examples": examples,

@@ -9,14 +9,12 @@ The caller's threads, random generators and loggers are what they were before.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import nn
 
@@ -25,12 +23,10 @@ from flare_dist.analysis.links import Link
 from flare_dist.analysis.report import csv_row
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.comm.launch import Launch
-from flare_dist.config.config import Config
-from flare_dist.config.dumping import to_text
-from flare_dist.config.load import build_config, config_parser
-from flare_dist.config.saved import to_yaml
+from flare_dist.config.settings import Settings, as_text, make_config
 from flare_dist.data.source import Source
-from flare_dist.named import FROM_PYTHON, given
+from flare_dist.given import FROM_PYTHON, given
+from flare_dist.records.rundir import CONFIG
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.finished import FinishedRun
 from flare_dist.run.trainer import OnRound
@@ -39,11 +35,9 @@ from flare_dist.studies.grid import Grid
 from flare_dist.studies.sweep import sweep as train_grid
 from flare_dist.tasks.task import Task
 
-Settings = str | Path | Mapping[str, Any] | Config | FinishedRun | None
-
 
 def train(
-    config: Settings = None,
+    config: Settings | FinishedRun = None,
     *,
     task: Task | Callable[..., Task] | None = None,
     data: Source | Callable[..., Source] | None = None,
@@ -73,6 +67,10 @@ def train(
     Raises ValueError that begins with the dotted key of what is wrong, and DivergedError if training diverged.
     """
     objects = _objects(task, data, model)
+    if isinstance(config, FinishedRun):
+        objects = {**config.objects, **objects}
+        values = {"output_dir": config.directory, **values}
+        config = config.directory / CONFIG
     launch = Launch.from_environment()
     functions = [on_round] if callable(on_round) else list(on_round)
     if launch.rank != 0 and not every_rank:
@@ -122,7 +120,7 @@ def sweep(
     its own with so many `ranks`, so data, tasks and models are named, as package.module:callable. Returns the rows of
     results.csv.
     """
-    tried, tuned = ({key: list(map(_as_text, row)) for key, row in (keys or {}).items()} for keys in (grid, tune))
+    tried, tuned = ({key: list(map(as_text, row)) for key, row in (keys or {}).items()} for keys in (grid, tune))
     with machine_kept():
         return train_grid(make_config(config, values), Grid(tried, tuned, list(seeds)), ranks)
 
@@ -142,27 +140,6 @@ def bandwidth(
     logs = [read_run(run.directory if isinstance(run, FinishedRun) else Path(run), {}, ranks) for run in runs]
     found = [Link.parse(text) for text in links]
     return [csv_row(totals(log, found, topology, target)) for log in logs]
-
-
-def make_config(config: Settings, values: Mapping[str, Any]) -> Config:
-    """Make a configuration of a file, a dict, a Config or a run, and of more values by dotted key, which win."""
-    parser = config_parser()
-    arguments = [f"--{key}={_as_text(value)}" for key, value in values.items()]
-    if isinstance(config, FinishedRun):
-        arguments.insert(0, f"--output_dir={config.directory}")
-        config = config.directory / "config.yaml"
-    if config is None or isinstance(config, str | Path):
-        files = [] if config is None else [f"--config={config}"]
-        return _built(parser, files + arguments)
-    text = to_yaml(config) if isinstance(config, Config) else yaml.safe_dump(_plain(config), sort_keys=False)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "config.yaml")
-        path.write_text(text, encoding="utf-8")
-        return _built(parser, [f"--config={path}", *arguments])
-
-
-def _built(parser: Any, arguments: Sequence[str]) -> Config:
-    return build_config(parser, parser.parse_args(arguments))
 
 
 def _objects(task: Any, data: Any, model: Any) -> dict[str, Any]:
@@ -202,22 +179,6 @@ class _Copied:
 def _names(objects: Mapping[str, Any]) -> dict[str, str]:
     """Name each object as config.yaml does."""
     return {key: FROM_PYTHON + getattr(value, "__qualname__", type(value).__name__) for key, value in objects.items()}
-
-
-def _as_text(value: Any) -> str:
-    """Write a value as a command line has it."""
-    return to_text(_plain(value))
-
-
-def _plain(value: Any) -> Any:
-    """Convert tuples, paths and NumPy's numbers to what YAML has."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value.item() if hasattr(value, "item") else value
 
 
 @contextmanager

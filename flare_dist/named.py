@@ -12,15 +12,13 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flare_dist.errors import reason_in_code, unknown_choice
+from flare_dist.given import FROM_PYTHON, given_again
 
 if TYPE_CHECKING:
     Setting = Any
@@ -32,9 +30,6 @@ else:
 
 Options = dict[str, Setting]
 FORM = "package.module:callable"
-FROM_PYTHON = "python:"  # begins the name of an object that no module has: Python code gave it to a run
-
-_given: ContextVar[Mapping[str, Any]] = ContextVar("given", default=MappingProxyType({}))
 
 
 class WrongResultError(ValueError):
@@ -52,33 +47,11 @@ def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str
     if choice in built_in:
         return built_in[choice]
     if choice.startswith(FROM_PYTHON):
-        return _given_again(key, choice)
+        return given_again(key, choice)
     module, colon, attribute = choice.partition(":")
     if not colon:
         raise unknown_choice(key, choice, [*built_in, *forms, FORM])
     return _imported(key, choice, module, attribute)
-
-
-@contextmanager
-def given(objects: Mapping[str, Any]) -> Iterator[None]:
-    """Let `find` return these objects, by dotted key, for choices that begin with python: within the block."""
-    token = _given.set(objects)
-    try:
-        yield
-    finally:
-        _given.reset(token)
-
-
-def _given_again(key: str, choice: str) -> Any:
-    """Return the object that Python code has given; ValueError that names `key` if there is none now."""
-    objects = _given.get()
-    if key in objects:
-        return objects[key]
-    argument = key.partition(".")[0]
-    raise ValueError(
-        f"{key}: the run was given {choice.removeprefix(FROM_PYTHON)} from Python; give it again: "
-        f"flare_dist.train(run, {argument}=...) goes on, flare_dist.evaluate(run, {argument}=...) measures"
-    )
 
 
 def is_own(choice: Any, built_in: Iterable[str]) -> bool:

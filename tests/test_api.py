@@ -16,9 +16,9 @@ import yaml
 from torch import nn
 
 import flare_dist
-from flare_dist.api import make_config
 from flare_dist.config.config import Config
 from flare_dist.config.saved import as_dict
+from flare_dist.config.settings import make_config
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.scripts.from_python import net, source
 

@@ -82,7 +82,7 @@ def test_a_gradient_is_clipped_once() -> None:
             "LightningHookCallback",
             "lightning_hook",
             ["lightning", "pytorch_lightning"],
-            "lightning is.* install lightning$",
+            r"lightning is.* install 'flare_dist\[lightning\]'$",
         ),
     ],
 )

@@ -23,6 +23,7 @@ GROUND = {
     "exclusion",
     "conditions",
     "named",
+    "given",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -37,7 +38,8 @@ MAY_IMPORT = {
     "exclusion": set(),
     "preserved": set(),
     "conditions": {"named"},
-    "named": {"errors"},
+    "named": {"errors", "given"},
+    "given": set(),
     "compatibility": {"exclusion", "exclusions_one_batch", "conditions", "algorithms"},
     "exclusions_one_batch": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
@@ -86,7 +88,10 @@ ONLY_IN = {
     "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},
-    "tensorboard": {"analysis/events.py", "records/tensorboard.py"},
+    "tensorboard": {"analysis/events.py", "records/tensorboard.py", "records/cards.py"},
+    "wandb": {"records/trackers.py"},
+    "mlflow": {"records/trackers.py"},
+    "onnx": {"engines/onnx_export.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
     "transformers": {"engines/transformers_hook.py"},

@@ -46,7 +46,10 @@ PARSERS = {  # made once: that takes longer than to parse a command
     "sweep": functools.cache(sweep_parser),
     "compare": functools.cache(compare_parser),
 }
-COMMAND = re.compile(r"(?:flare-dist|flare_dist) (train|partition|sweep|compare) (.+)|launch/\w+\.(?:sh|sbatch) (.+)")
+NAMES_OURS = re.compile(rf"--config (configs/|({'|'.join(FILES)})(?![\w/.]))")
+COMMAND = re.compile(
+    r"(?:flare-dist|flare_dist) (train|partition|sweep|compare) ([^`]+)|launch/\w+\.(?:sh|sbatch) ([^`]+)"
+)
 
 
 @functools.cache
@@ -63,11 +66,12 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
         goes_on = line.startswith("...")
         line = first + line.removeprefix("...") if goes_on else line
         found = COMMAND.search(line)
-        if found and "--config configs/" in line:
+        if found and NAMES_OURS.search(line):
             yield found[1] or "train", found[2] or found[3]
             first = first if goes_on else line
-    for arguments in re.findall(r"`(--config configs/[^`]+)`", text):
-        yield "train", arguments
+    for arguments in re.findall(r"`(--config [^`]+)`", text):
+        if NAMES_OURS.match(arguments):
+            yield "train", arguments
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(CONFIGS.rglob("*.yaml"))]
@@ -132,7 +136,8 @@ def test_every_command_of_the_documentation_is_valid(
     config = build_config(parser, parser.parse_args(shlex.split(arguments)))
     assert not keys_without_effect(config)
     alone = [read(name).output_dir for name in ALONE if f"configs/{name}.yaml" in arguments]
-    if "configs/methods/" in arguments:
+    alone += [read(name).output_dir for name in ALONE if f"--config {name} " in arguments]
+    if re.search(r"--config (configs/)?methods/", arguments):
         assert config.output_dir not in alone
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flare_dist.config.config import Config
 from flare_dist.records import progress
 from flare_dist.records.progress import RoundProgress
 from flare_dist.records.tracking import Tracker
@@ -25,7 +26,8 @@ def test_progress_is_logged_in_lines_if_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr(logging.getLogger("flare_dist"), "propagate", True)
-    with Tracker(tmp_path, [], 4, QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
+    config = Config(rounds=4, output_dir=str(tmp_path))
+    with Tracker(config, [], QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
         tracker.write(row(0))
         tracker.write(row(1))
     assert "round 1/4  accuracy 0.1000  200 B sent  ETA" in caplog.text

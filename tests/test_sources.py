@@ -60,7 +60,9 @@ def test_idx_files_are_read_upright(name: str, place: str, transposed: bool, tmp
     for part in ("train", "test" if transposed else "t10k"):
         write_idx(tmp_path / f"{place.format(part)}-images-idx3-ubyte", pixels)
         write_idx(tmp_path / f"{place.format(part)}-labels-idx1-ubyte", np.arange(12, dtype=np.uint8) % 10)
-    train = load(DataConfig(name=name, root=str(tmp_path)), seed=0).train
+    data = load(DataConfig(name=name, root=str(tmp_path)), seed=0)
+    train = data.train
+    assert len(data.class_names) == data.num_classes
     expected = torch.from_numpy(pixels)
     assert torch.equal(train.inputs[:, 0], expected.mT if transposed else expected)
     assert train.labels.tolist() == [i % 10 for i in range(12)]

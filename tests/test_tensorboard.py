@@ -1,4 +1,4 @@
-"""Which key of metrics.jsonl has which curve."""
+"""The event file of a run."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flare_dist.records.tensorboard import EventWriter, tag
+from flare_dist.records.tensorboard import EventWriter
 from tests.helpers.disks import no_file_longer_than
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("test_accuracy", "accuracy/test"),
-        ("validation_loss", "loss/validation"),
-        ("uplink_bytes", "bytes/uplink"),
-        ("waiting_seconds", "seconds/waiting"),
-        ("slowest_client_seconds", "seconds/slowest_client"),
-        ("rejected_clients", "clients/rejected_clients"),
-        ("round", None),
-        ("kept", None),
-    ],
-)
-def test_keys_have_these_tags(key: str, expected: str | None) -> None:
-    assert tag(key) == expected
 
 
 def test_an_event_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from tests.helpers.runs import assert_same_run, results, start, tiny
 def test_the_run_directory_of_a_finished_run_is_complete(straight: Path) -> None:
     names = {path.name.split(".out.")[0] for path in straight.iterdir()}
     models = {"model.safetensors", "best.safetensors"}
-    logs = {"metrics.jsonl", "clients.jsonl", "events"}
-    assert names == models | logs | {".lock", "config.yaml", "checkpoints", "summary.json"}
+    texts = {"config.yaml", "preprocessing.json", "metrics.jsonl", "clients.jsonl", "summary.json"}
+    assert names == models | texts | {".lock", "events", "checkpoints"}
     assert load_config(straight / "config.yaml").engine.threads == 1
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["round-00000004", "round-00000006"]
     _, rows = results(straight)

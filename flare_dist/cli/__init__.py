@@ -1,4 +1,4 @@
-"""Run the commands train, evaluate, partition, sweep, compare, bandwidth, densities, compatibility and doctor."""
+"""Run the commands of flare-dist, which COMMANDS lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import compatibility, doctor, reports, sweeps, training
+from flare_dist.cli import compatibility, configs, doctor, reports, sweeps, training
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.errors import ReportedError
@@ -32,12 +32,14 @@ Run = Callable[[Any, Any, Launch, Console], None]
 COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "train": (training.train_parser, training.run_train),
     "evaluate": (training.evaluate_parser, training.run_evaluate),
+    "export": (training.export_parser, training.run_export),
     "partition": (training.partition_parser, training.run_partition),
     "sweep": (sweeps.sweep_parser, sweeps.run_sweep),
     "compare": (sweeps.compare_parser, sweeps.run_compare),
     "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
     "densities": (reports.densities_parser, reports.run_densities),
     "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
+    "configs": (configs.configs_parser, configs.run_configs),
     "doctor": (doctor.doctor_parser, doctor.run_doctor),
 }
 

@@ -146,7 +146,10 @@ def _exchange(launch: Launch, kind: str, seconds: float) -> str:
     return f"the {launch.size} ranks of this launch"
 
 
-OPTIONAL = ("transformers", "peft", "lightning", "pytorch-lightning")
+OPTIONAL = (
+    *("transformers", "peft", "lightning", "pytorch-lightning"),
+    *("onnx", "onnxscript", "wandb", "mlflow", "mlflow-skinny"),
+)
 PACKAGES = (
     *("flare_dist", "torch", "torchvision", "numpy", "accelerate", "deepspeed", "jsonargparse", "tensorboard"),
     *("safetensors", "filelock", *OPTIONAL),

@@ -1,4 +1,4 @@
-"""Run the commands of one run: train, evaluate, partition."""
+"""Run the commands of one run: train, evaluate, export, partition."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from flare_dist.records.rundir import check_writable
 from flare_dist.records.summary import summary_table
 from flare_dist.rounds.build_run import divide
 from flare_dist.run.evaluation import evaluate_run
+from flare_dist.run.formats import FORMATS, export_run
 from flare_dist.run.trainer import train
 
 
@@ -61,6 +62,34 @@ def run_evaluate(parser: Parser, options: Any, launch: Launch, console: Console)
     root = options.root and expand_home(options.root, "--root")
     metrics = evaluate_run(user_path(options.run), options.which, root)
     print("  ".join(f"test {name} {value:.4f}" for name, value in metrics.items()))
+
+
+def export_parser() -> Parser:
+    parser = Parser(
+        description="Write the model that a run saved as a file that others load, with what it expects of its inputs "
+        "beside it as JSON."
+    )
+    parser.add_argument("run", type=str, help="Run directory.")
+    parser.add_argument("--which", choices=["final", "best"], default="final", help="Which of the saved models.")
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        default="safetensors",
+        help="safetensors or pt (state_dict of plain PyTorch), onnx (needs flare_dist[onnx]) or hf (a folder, for "
+        "models with save_pretrained).",
+    )
+    parser.add_argument("--to", type=str, required=True, help="File to write, or folder of hf.")
+    parser.add_argument(
+        "--root", type=str | None, default=None, help="Directory of the data, which runs of older versions need."
+    )
+    return parser
+
+
+def run_export(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
+    root = options.root and expand_home(options.root, "--root")
+    directory = user_path(options.run)
+    for path in export_run(directory, options.which, options.format, user_path(options.to), root):
+        print(path)
 
 
 def partition_parser() -> ConfigParser:

@@ -37,6 +37,7 @@ NAMED = (  # keys that take package.module:callable
     *("compression.sparsifier", "compression.error_feedback", "compression.index_codec", "compression.value_codec"),
     *("server.optimizer", "server.lr_schedule", "server.aggregator"),
 )
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
 
 
@@ -76,6 +77,7 @@ class Config:
         output_dir: the run directory: configuration, metrics, TensorBoard events, checkpoints and models.
         code_dirs: directories in which package.module:callable is looked for, before the current one and those of the
             configuration files; a run's own config.yaml has those in which it found what it uses.
+        tracking: where the curves are shown: any of tensorboard, wandb and mlflow, e.g. [tensorboard, wandb].
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
         evaluation: on whom models are measured beside the test set as a whole.
@@ -96,6 +98,7 @@ class Config:
     eval_every: int = 1
     output_dir: str = "runs/default"
     code_dirs: tuple[str, ...] = ()
+    tracking: tuple[str, ...] = ("tensorboard",)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -112,6 +115,8 @@ class Config:
     def __post_init__(self) -> None:
         self._expand_home()
         check_choice("mode", self.mode, MODES)
+        for name in self.tracking:
+            check_choice("tracking", name, TRACKERS)
         check_least("rounds", self.rounds, 1)
         check_least("eval_every", self.eval_every, 1)
         check_choice("clients.weighting", self.clients.weighting, WEIGHTINGS)

@@ -15,6 +15,7 @@ from jsonargparse.typing import register_type
 from flare_dist.config.dumping import dump_quoted, to_text
 from flare_dist.config.option_layers import OptionLayers, convert_item, is_options
 from flare_dist.config.origins import Origins
+from flare_dist.config.packaged import find_config
 from flare_dist.config.parser import Parser, existing_file
 from flare_dist.config.values import convert_text, leaf_types
 from flare_dist.config.yaml_file import Document, read_file, read_text
@@ -48,8 +49,8 @@ class ConfigParser(Parser):
             self.add_argument(
                 "--config",
                 action="config",
-                help="YAML file with the keys that differ from the defaults; of several the later wins, key by key, "
-                "and arguments win over files.",
+                help="YAML file with the keys that differ from the defaults, or the name of a packaged one (flare-dist "
+                "configs lists them); of several the later wins, key by key, and arguments win over files.",
             )
             self.add_class_arguments(configuration)
 
@@ -138,7 +139,7 @@ class ConfigParser(Parser):
     def _checked_value(self, key: str, text: str) -> str:
         """Convert the value of a key, a section or --config, and remember what set it."""
         if key == "config":
-            path = existing_file(text)
+            path = find_config(text)
             self._documents[path] = self._read(path)
             return path
         if key in self.hints:

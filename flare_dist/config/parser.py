@@ -17,6 +17,7 @@ WRONG_TYPE = re.compile(
 )
 TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, str, bool)}
 COMMAND = re.compile(r"argument subcommand: invalid choice: '(.*)' \(choose from (.*)\)")
+MISSING = re.compile(r"the following arguments are required: (\w+)\.(\w+)")
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.]*")
 
 
@@ -37,6 +38,9 @@ class Parser(ArgumentParser):
             return f"{unknown[1]}: there is no such option{suggest(unknown[1], known)}"
         if "subcommand" in message and "not provided" in message:
             return "a command is missing; flare-dist --help lists them"
+        missing = MISSING.match(message)
+        if missing:
+            return f"{missing[1]}: {missing[2]} must be given; flare-dist {missing[1]} --help describes it"
         command = COMMAND.match(message)
         if command:
             similar = suggest(command[1], re.findall(r"\w+", command[2])) or f"; choose from {command[2]}"

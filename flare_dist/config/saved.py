@@ -29,6 +29,14 @@ def as_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config, dict_factory=plain)
 
 
+def dotted(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries: dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of the keys that a configuration saved by an older version lacks."""
 

@@ -53,6 +53,7 @@ class DataSplits:
     task: Task
     task_name: str
     reading: Reading
+    white: float = 255.0  # the largest pixel value
 
     @property
     def num_classes(self) -> int | None:
@@ -127,7 +128,8 @@ def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source:
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
     reading = Reading(config.workers, config.on_error, seed)
-    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading)
+    white = source.white
+    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading, white)
 
 
 def _held_out(

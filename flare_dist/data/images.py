@@ -35,8 +35,8 @@ _DARK = 64  # the white of 14 bits of 16
 _PATIENCE_SECONDS = 2.0  # shorter work shows no progress bar
 
 
-def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples, Examples, int]:
-    """Load (train, test, number of classes) of the tree at `root`; natural groups come from root/groups.csv, if any.
+def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples, Examples, list[str]]:
+    """Load (train, test, names of the classes) of the tree at `root`; natural groups come from root/groups.csv, if any.
 
     `image_range` is the value that is white in grey images of more than 8 bits; None = the most that their mode holds.
     Raises ValueError that names `data.root` and the path for a wrong layout, an unreadable image or images of different
@@ -56,7 +56,7 @@ def load_folder(root: Path, image_range: float | None = None) -> tuple[Examples,
             printable(root),
             brightest,
         )
-    return learn, judge, len(classes)
+    return learn, judge, classes
 
 
 def _decoded(root: Path, name: str, listing: Listing, groups: Tensor | None, image_range: float | None) -> Examples:

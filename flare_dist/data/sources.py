@@ -57,7 +57,8 @@ def digits(config: SourceConfig, seed: int) -> Source:
     inputs = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     place_in_class = (labels[:, None] == torch.arange(10)).cumsum(0).gather(1, labels[:, None])[:, 0]
     held = place_in_class % 5 == 0
-    return Source(Examples(inputs[~held], labels[~held]), Examples(inputs[held], labels[held]), classes=10, white=16.0)
+    train, test = (Examples(inputs[part], labels[part]) for part in (~held, held))
+    return Source(train, test, classes=tuple("0123456789"), white=16.0)
 
 
 def synthetic(config: SourceConfig, seed: int) -> Source:
@@ -68,14 +69,14 @@ def synthetic(config: SourceConfig, seed: int) -> Source:
 
 def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
-    train, test, num_classes = load_folder(Path(config.root), config.image_range)
-    return Source(train, test, classes=num_classes)
+    train, test, names = load_folder(Path(config.root), config.image_range)
+    return Source(train, test, classes=tuple(names))
 
 
 def shakespeare(config: SourceConfig, seed: int) -> Source:
     """Load texts of many speakers at `data.root`; see `text.py`."""
     texts = load_texts(Path(config.root), config.sequence_length)
-    return Source(*texts, classes=len(CHARACTERS), task="next_token")
+    return Source(*texts, classes=tuple(CHARACTERS), task="next_token")
 
 
 def torchvision_source(
@@ -109,12 +110,13 @@ def torchvision_source(
         hint = "" if config.download else "; data.download=true fetches them"
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
-        train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
+        readers = [read(train=train) for train in (True, False)]
+        train, test = (_in_memory(reader, transposed) for reader in readers)
         for examples in (train, test):
             check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
         raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
-    return Source(train, test, classes=num_classes)
+    return Source(train, test, classes=tuple(getattr(readers[0], "classes", ())) or num_classes)
 
 
 def _in_memory(dataset: Any, transposed: bool) -> Examples:

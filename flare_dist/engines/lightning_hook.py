@@ -34,7 +34,7 @@ def _library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "pytorch_lightning":
             raise
-        raise not_installed("LightningHookCallback", "lightning", "lightning") from error
+        raise not_installed("LightningHookCallback", "lightning", "'flare_dist[lightning]'") from error
 
 
 Callback: Any = _library().Callback

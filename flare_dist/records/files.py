@@ -42,12 +42,16 @@ def write_text(path: Path, text: str, key: str = "output_dir") -> None:
         temporary.write_bytes(content)
 
 
-def save_model(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write weights and buffers by name in the format of safetensors."""
+def save_model(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, key: str = "output_dir"
+) -> None:
+    """Write weights and buffers by name in the format of safetensors; raises DiskError as `replacing` does."""
     # Tensors share one flat vector, and may be expanded or transposed: the format takes each in one piece of its own.
     whole = torch.contiguous_format
-    content = save({name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()})
-    with replacing(path, nbytes=len(content)) as temporary:
+    content = save(
+        {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}, metadata
+    )
+    with replacing(path, key, len(content)) as temporary:
         temporary.write_bytes(content)
 
 
@@ -60,9 +64,9 @@ def is_storable(dtype: torch.dtype) -> bool:
     return True
 
 
-def save_state(path: Path, state: Any) -> None:
+def save_state(path: Path, state: Any, key: str = "output_dir") -> None:
     """Write plain containers and tensors by torch.save, readable with weights_only=True."""
-    with replacing(path, nbytes=_nbytes(state)) as temporary:
+    with replacing(path, key, _nbytes(state)) as temporary:
         try:
             with temporary.open("wb") as file:  # a file that torch.save opens gives no reason if it fails
                 torch.save(state, file)

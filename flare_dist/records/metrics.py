@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from flare_dist.records.curves import tag
 from flare_dist.records.rundir import METRICS
-from flare_dist.records.tensorboard import tag
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 FREE_KEYS = {
     "output_dir",
     "code_dirs",
+    "tracking",
     "data.root",
     "data.download",
     "data.workers",

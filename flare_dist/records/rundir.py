@@ -26,6 +26,10 @@ MODEL = "model.safetensors"
 BEST = "best.safetensors"
 MASKS_SUFFIX = ".masks.safetensors"  # instead of .safetensors, beside a model that is sparse
 LOCK = ".lock"
+PREPROCESSING = "preprocessing.json"  # what the model expects
+TRACKED = ("wandb.run", "mlflow.run")  # the run's names at these trackers
+_MASKS = tuple(Path(name).with_suffix(MASKS_SUFFIX).name for name in (MODEL, BEST))
+RUN_FILES = (CONFIG, SUMMARY, METRICS, CLIENTS, MODEL, BEST, PREPROCESSING, *_MASKS, *TRACKED)
 
 
 def check_writable(key: str, directory: Path) -> None:
@@ -46,6 +50,18 @@ def holds_run(directory: Path) -> bool:
     """Tell whether a directory holds a run; a finished one may have lost its checkpoints and still counts."""
     holds_state = (directory / SUMMARY).exists() or bool(complete_rounds(directory / CHECKPOINTS))
     return (directory / CONFIG).exists() and holds_state
+
+
+def find_model(directory: Path, which: str, command: str) -> Path:
+    """Find the final or the best model of the run in `directory`; ValueError begins with `command` if it has none."""
+    path = directory / {"final": MODEL, "best": BEST}[which]
+    for needed in (directory / CONFIG, path):
+        if not needed.exists():
+            raise ValueError(
+                f"{command}: {needed} does not exist; is {directory} the directory of a run? "
+                "(before its end there is only --which best)"
+            )
+    return path
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -96,8 +112,7 @@ def clear(directory: Path) -> None:
     """Remove the files of an earlier run from `directory`, and nothing else."""
     for folder in (directory / CHECKPOINTS).glob("round-*"):
         shutil.rmtree(folder)
-    masks = [Path(name).with_suffix(MASKS_SUFFIX).name for name in (MODEL, BEST)]
-    for name in (CONFIG, SUMMARY, METRICS, CLIENTS, MODEL, BEST, *masks):
+    for name in RUN_FILES:
         (directory / name).unlink(missing_ok=True)
 
 

@@ -1,40 +1,15 @@
-"""TensorBoard: the tag of each key of metrics.jsonl, and the event file of a run."""
+"""The event file of a run, which TensorBoard shows."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-
-from flare_dist.tasks.spread import MEMBERS
-
-# What tasks/spread.py makes of a metric over groups or clients, names aside.
-SPREAD = re.compile(rf"((worst|best)_)?({'|'.join(MEMBERS)})_(?!name$).+")
-
-
-def tag(key: str) -> str | None:
-    """Return the TensorBoard tag of a key of metrics.jsonl; None if it has no curve of its own."""
-    for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
-        if key.endswith(suffix):
-            return f"{group}/{key.removesuffix(suffix)}"
-    if SPREAD.fullmatch(key):
-        return f"spread/{key}"
-    for part in ("server_validation", "server_test", "validation", "test"):
-        if key.startswith(f"{part}_"):
-            return f"{key.removeprefix(f'{part}_')}/{part}"
-    groups = {
-        "clients": ("clients", "rejected_clients", "skipped_examples"),
-        "ranks": ("ranks", "collectives", "steps"),
-        "masks": ("active_weights", "mask_mismatch", "dropped_residuals", "dropped_moments"),
-    }
-    return next((f"{group}/{key}" for group, keys in groups.items() if key in keys), None)
 
 
 class EventWriter:
@@ -55,14 +30,9 @@ class EventWriter:
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
         self._write(Event(wall_time=time.time() if walltime is None else walltime, step=step, summary=summary))
 
-    def add_row(self, row: dict[str, Any]) -> None:
-        """Append every value of a row of metrics.jsonl that has a curve."""
-        for key, value in row.items():
-            name = tag(key)
-            if name is not None:
-                self.add_scalar(name, value, row["round"], walltime=row.get("time"))
-        for layer, density in row.get("layer_densities", {}).items():
-            self.add_scalar(f"density/{layer}", density, row["round"], walltime=row.get("time"))
+    def add_summary(self, summary: Summary) -> None:
+        """Append what is no curve: texts, hyperparameters, layouts."""
+        self._write(Event(wall_time=time.time(), summary=summary))
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())

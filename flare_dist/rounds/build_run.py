@@ -37,7 +37,9 @@ from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
+from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.config import is_users
+from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
@@ -52,17 +54,21 @@ def divide(config: Config, data: DataSplits) -> Partition:
     return hold_out_of_each(parts, fraction, config.seed) if fraction else parts
 
 
+def construct(
+    config: Config, shape: Shape | None, num_classes: int | None, task: Task, blank: Blank | None = None
+) -> nn.Module:
+    """Build the configured model with its initial weights, and try it on `blank`, or on float32 inputs of `shape`."""
+    own = config.model
+    return registry.build(own.name, own.norm, shape, num_classes, config.seed, task, options=own.options, blank=blank)
+
+
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
-    own = config.model
-    shape = data.input_shape
-    classes = data.num_classes
-    task = data.task
-    model = registry.build(own.name, own.norm, shape, classes, config.seed, task, options=own.options, blank=data.blank)
+    model = construct(config, data.input_shape, data.num_classes, data.task, blank=data.blank)
     few = data.sample(2)
     if is_users(data.task_name):
-        check_task(model, few, task)
-    check_criterion(model, few, task)
+        check_task(model, few, data.task)
+    check_criterion(model, few, data.task)
     return model
 
 

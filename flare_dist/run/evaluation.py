@@ -19,7 +19,7 @@ from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.source import Source
 from flare_dist.engines.placement import place
 from flare_dist.layout import separate_buffers
-from flare_dist.records.rundir import BEST, CONFIG, MODEL
+from flare_dist.records.rundir import CONFIG, find_model
 from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.skipped import skipped_here
@@ -69,13 +69,7 @@ def evaluate_run(directory: Path, which: str, root: str | None, source: Source |
 
     Raises ValueError if `directory` holds no such model.
     """
-    path = directory / {"final": MODEL, "best": BEST}[which]
-    for needed in (directory / CONFIG, path):
-        if not needed.exists():
-            raise ValueError(
-                f"evaluate: {needed} does not exist; is {directory} the directory of a run? "
-                "(before its end there is only --which best)"
-            )
+    path = find_model(directory, which, "evaluate")
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
     data = load(data_config, config.seed, config.task, source)

@@ -9,18 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import nn
 
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
-from flare_dist.data.datasets import load
 from flare_dist.errors import not_installed
-from flare_dist.layout import separate_buffers
-from flare_dist.named import given
+from flare_dist.given import given
 from flare_dist.records.clients_log import CLIENTS
-from flare_dist.records.rundir import BEST, CONFIG, METRICS, MODEL, read_summary
-from flare_dist.rounds.build_run import build_for
+from flare_dist.records.rundir import CONFIG, METRICS, find_model, read_summary
+from flare_dist.run.formats import read_saved
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,8 @@ class FinishedRun:
 
     def model(self, which: str = "final") -> nn.Module:
         """Build the model with the weights that the run saved, `final` or `best`, on the CPU and in evaluation mode."""
-        path = self.directory / {"final": MODEL, "best": BEST}[which]
         with given(self.objects):
-            config = self.config
-            model = build_for(config, load(config.data, config.seed, config.task))
-        separate_buffers(model)
-        model.load_state_dict(load_file(path))
-        return model.eval()
+            return read_saved(self.directory, find_model(self.directory, which, "run.model")).model
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         path = self.directory / name

@@ -24,6 +24,7 @@ from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise
+from flare_dist.records.trackers import check_installed
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
@@ -36,6 +37,7 @@ from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
 from flare_dist.run.export import save_global
+from flare_dist.run.preprocessing import as_json, describe
 from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def train(
     DivergedError on every rank if no client of a round brings a usable update.
     """
     directory = Path(config.output_dir)
+    check_installed(config.tracking)
     held = rundir.holds_run(directory)
     config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
@@ -108,8 +111,11 @@ def _play(
     if beginning:
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     with on_all_ranks(world):
+        if world.rank == 0:
+            write_text(directory / rundir.PREPROCESSING, as_json(describe(data)))
         best = run.task.best
-        opened = Tracker(directory, rows, config.rounds, console, best) if world.rank == 0 else nullcontext()
+        first = first_round if source not in (None, directory) else 1  # the rounds before are of another configuration
+        opened = Tracker(config, rows, console, best, first) if world.rank == 0 else nullcontext()
     with opened as tracker:
         evaluate_global = evaluator(config, run, data) if tracker else None
         with on_all_ranks(world):

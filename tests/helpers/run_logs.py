@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from flare_dist.records.tensorboard import tag
+from flare_dist.records.curves import tag
 
 ROW = {
     "clients": 4,
