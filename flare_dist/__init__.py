@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
     from flare_dist.hook.state import SparseHookState as SparseHookState
     from flare_dist.tasks.task import Task as Task
+    from flare_dist.vocabulary import Vocabulary as Vocabulary
 
 _HOMES = {
     "CompressionConfig": "flare_dist.compression.config",
@@ -25,6 +26,7 @@ _HOMES = {
     "Source": "flare_dist.data.source",
     "SparseHookState": "flare_dist.hook.state",
     "Task": "flare_dist.tasks.task",
+    "Vocabulary": "flare_dist.vocabulary",
     "attach": "flare_dist.engines.attach",
     "load_hook_state": "flare_dist.hook.checkpoint",
     "save_hook_state": "flare_dist.hook.checkpoint",

@@ -23,9 +23,11 @@ from flare_dist.data.source import Source
 from flare_dist.data.sources import SOURCES
 from flare_dist.exclusion import refuse
 from flare_dist.seeding import generator
+from flare_dist.signatures import accepted
 from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.config import AUTO, find_task
 from flare_dist.tasks.task import Batch, Shape, Task
+from flare_dist.vocabulary import Vocabulary
 
 # `Examples` in memory, or `Items` of a Dataset, which have length, groups and strata in common.
 Held = Any
@@ -52,6 +54,7 @@ class DataSplits:
     task: Task
     task_name: str
     reading: Reading
+    vocabulary: Vocabulary | None = None  # of text
 
     @property
     def num_classes(self) -> int | None:
@@ -107,7 +110,9 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | 
     files are missing or damaged, and `data.name` if the task cannot learn from these examples.
     """
     where = f"data.name: {config.name}" if source is None else "data"
-    source = SOURCES[config.name](config, seed) if source is None else source
+    if source is None:
+        read = SOURCES[config.name]
+        source = read(config, seed, **accepted(read, task=task_name))
     task_name = source.task if task_name == AUTO else task_name
     task = find_task(task_name)
     parts = open_parts(source, where)
@@ -123,7 +128,7 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | 
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
     reading = Reading(config.workers, config.on_error, seed)
-    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading)
+    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading, source.vocabulary)
 
 
 def _held_out(

@@ -51,7 +51,9 @@ def build_for(config: Config, data: DataSplits) -> nn.Module:
     shape = data.input_shape
     name = config.model.name
     norm = config.model.norm
-    model = registry.build(name, norm, shape, data.num_classes, config.seed, data.task, blank=data.blank)
+    model = registry.build(
+        name, norm, shape, data.num_classes, config.seed, data.task, blank=data.blank, vocabulary=data.vocabulary
+    )
     check_criterion(model, data.sample(2), data.task)
     return model
 

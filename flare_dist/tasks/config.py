@@ -23,7 +23,8 @@ class TaskConfig:
     """Choose what is learnt.
 
     Args:
-        name: auto (the natural one of the data set: next_token of shakespeare, classification of the others),
+        name: auto (the natural one of the data set: next_token of shakespeare and of text
+            without labels, classification of the others),
             classification, next_token, segmentation (a class for each pixel) or regression.
     """
 
