@@ -54,6 +54,6 @@ def test_texts_without_a_class_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"^data\.root: task\.name=classification needs the class .*; give each line a"
     ):
-        whole_texts({"train": [text("x", None)]}, BYTES, 1)
+        whole_texts({"train": [text("x", None, "group")]}, BYTES, 1)
     with pytest.raises(ValueError, match=r"^data\.root: no group or class has the five texts .*; add some$"):
         whole_texts({"train": [text("x", 1)] * 4}, BYTES, 1)

@@ -29,8 +29,11 @@ def whole_texts(
 
     Raises ValueError that names data.root if texts have no labels, or if none could be held out.
     """
-    parts = documents if "test" in documents else _divided(documents["train"])
-    labels = {part: _labels(texts) for part, texts in parts.items()}
+    labels = {part: _labels(texts) for part, texts in documents.items()}
+    parts = documents
+    if "test" not in documents:
+        parts = _divided(documents["train"])
+        labels = {part: _labels(texts) for part, texts in parts.items()}
     groups = {part: column(texts, "group") for part, texts in parts.items()}
     classes = sorted({label for own in labels.values() for label in own})
     names = sorted({group for own in groups.values() for group in own or ()})

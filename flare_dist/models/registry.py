@@ -139,16 +139,14 @@ def _check_parameters(name: str, model: nn.Module) -> None:
             )
 
 
-def _construct(
-    name: str, input_shape: Shape | None, num_classes: int | None, vocabulary: Vocabulary | None
-) -> nn.Module:
+def _construct(name: str, shape: Shape | None, num_classes: int | None, vocabulary: Vocabulary | None) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
     builder = find_builder(name)
     try:
-        model = builder(input_shape, num_classes, **accepted(builder, vocabulary=vocabulary))
+        model = builder(shape, num_classes, **accepted(builder, vocabulary=vocabulary))
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
-            f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
+            f"model.name: cannot build {name} for inputs of shape {shape}: {reason_in_code(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model.name: {name} must return a torch.nn.Module, got {type(model).__name__}")
