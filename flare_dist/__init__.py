@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flare_dist.run.finished import FinishedRun as FinishedRun
     from flare_dist.schedules import Schedule as Schedule
     from flare_dist.tasks.task import Task as Task
+    from flare_dist.vocabulary import Vocabulary as Vocabulary
 
 _HOMES = {
     "Algorithm": "flare_dist.algorithms.algorithm",
@@ -57,6 +58,7 @@ _HOMES = {
     "Task": "flare_dist.tasks.task",
     "Trained": "flare_dist.algorithms.algorithm",
     "ValueCodec": "flare_dist.compression.value_codecs",
+    "Vocabulary": "flare_dist.vocabulary",
     "attach": "flare_dist.engines.attach",
     "bandwidth": "flare_dist.api",
     "evaluate": "flare_dist.api",

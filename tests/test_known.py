@@ -52,7 +52,7 @@ class Rows(dict[Any, Any]):
 
 
 @pytest.mark.parametrize(
-    "data", [Pictures([0, 1, 1, 0]), Pictures(torch.tensor([0, 1, 1, 0])), Table(), Table("labels")], ids=str
+    "data", [Pictures([0, 1, 1, 0]), Pictures(torch.tensor([0, 1, 1, 0])), Table(), Table("labels")], ids=lambda data: type(data).__name__
 )
 def test_labels_and_names_are_known_without_reading(data: Any) -> None:
     labels = known_labels(data)

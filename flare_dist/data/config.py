@@ -9,6 +9,7 @@ from flare_dist.data.lookup import find_partitioner, find_source
 from flare_dist.data.normalization import NORMALIZATIONS
 from flare_dist.data.reader import ON_ERROR
 from flare_dist.data.synthetic import SyntheticConfig
+from flare_dist.data.texts import REMAINDERS
 from flare_dist.errors import check_choice, check_least, check_range, printable
 from flare_dist.named import Options
 
@@ -19,16 +20,22 @@ class DataConfig:
 
     Args:
         name: digits, mnist, fashion_mnist, emnist (balanced), emnist_byclass, cifar10, cifar100, image_folder,
-            shakespeare (or any other texts of many speakers), synthetic, or your own as package.module:callable, which
-            is called with (config, seed, **options), config being this section, and returns a flare_dist.Source.
+            text (JSON lines or .txt), shakespeare (or any other texts of many speakers as LEAF or TensorFlow Federated
+            write them), synthetic, or your own as package.module:callable, which is called with
+            (config, seed, **options), config being this section, and returns a flare_dist.Source.
         options: Keyword arguments of your own data.
         root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it (val/
             stands in if test/ is missing or has none of the classes), and takes natural groups from lines
-            "train/<class>/<file>,<group>" in groups.csv. shakespeare expects train/*.json and test/*.json as LEAF or
-            TensorFlow Federated write them.
+            "train/<class>/<file>,<group>" in groups.csv. shakespeare expects train/*.json and test/*.json. text takes a
+            file or a folder of .jsonl, lines {"text": ..., "label": ..., "group": ...}, or <name>/*.txt; it holds out
+            the last fifth of each group for testing unless there are train and test of either.
         image_range: The value that is white in grey images of more than 8 bits, e.g. 4095 for 12 bits in 16; null = the
             most that the file can hold, 65535. Needed for images of 32 bits or of floats. Larger values are refused.
-        sequence_length: Characters in an example of text.
+        sequence_length: Tokens in an example of text.
+        tokenizer: Of text: bytes, characters (the 86 of the papers on Shakespeare) or the folder of a Hugging Face
+            tokenizer (needs transformers).
+        remainder: What becomes of the end of a text that fills no example of next_token: drop, or pad (filled up with
+            the pad token, whose labels do not count).
         partition: iid, consecutive, dirichlet, dirichlet_unbalanced, shards, quantity, natural, or your own as
             package.module:callable, which is called with (labels, groups, num_clients, rng, **options), arrays of
             NumPy, and returns the client of each example, -1 for none.
@@ -52,6 +59,8 @@ class DataConfig:
     root: str = "data"
     image_range: float | None = None  # None = what the file can hold
     sequence_length: int = 100
+    tokenizer: str = "bytes"
+    remainder: str = "drop"
     partition: str = "iid"
     partition_options: Options = field(default_factory=dict, hash=False)
     alpha: float = 1.0  # smaller = clients differ more
@@ -72,6 +81,7 @@ class DataConfig:
                 "data.root: the name has bytes that are not UTF-8 or control characters, "
                 f"got {printable(self.root)}; give a link to it with another name"
             )
+        check_choice("data.remainder", self.remainder, REMAINDERS)
         find_partitioner(self.partition, self.partition_options)
         check_choice("data.normalize", self.normalize, NORMALIZATIONS)
         check_choice("data.augment", self.augment, AUGMENTATIONS)

@@ -27,6 +27,7 @@ from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.build_task import build_task
 from flare_dist.tasks.config import AUTO, TaskConfig, find_task
 from flare_dist.tasks.task import Batch, Shape, Task
+from flare_dist.vocabulary import Vocabulary
 
 # `Examples` in memory, or `Items` of a Dataset, which have length, groups and strata in common.
 Held = Any
@@ -54,6 +55,7 @@ class DataSplits:
     task_name: str
     reading: Reading
     white: float = 255.0  # the largest pixel value
+    vocabulary: Vocabulary | None = None  # of text
 
     @property
     def num_classes(self) -> int | None:
@@ -110,8 +112,8 @@ def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source:
     be had with these data.
     """
     where = f"data.name: {config.name}" if source is None else "data"
-    source = read_source(config, seed) if source is None else source
     asked = asked or TaskConfig()
+    source = read_source(config, seed, asked.name) if source is None else source
     task_name = source.task if asked.name == AUTO else asked.name
     parts = open_parts(source, where)
     hint = f" (task.name={task_name})" if task_name != source.task else ""
@@ -128,8 +130,10 @@ def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source:
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
     reading = Reading(config.workers, config.on_error, seed)
-    white = source.white
-    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading, white)
+    held_out = parts["test"]
+    return DataSplits(
+        train, validation, held_out, found, mean, std, task, task_name, reading, source.white, source.vocabulary
+    )
 
 
 def _held_out(

@@ -12,13 +12,15 @@ from flare_dist.data.partitioners import PARTITIONERS, UNUSED, Partitioner, Part
 from flare_dist.data.source import Source
 from flare_dist.data.sources import SOURCES, SourceConfig
 from flare_dist.named import Options, bind, call, expect, find, is_own, name_of
+from flare_dist.signatures import accepted
 
+AUTO = "auto"
 NAME = "data.name"
 PARTITION = "data.partition"
 EXAMPLE = "flare_dist.Source(train=TensorDataset(inputs, labels), test=TensorDataset(test_inputs, test_labels))"
 
 
-def find_source(name: Any, options: Options) -> Callable[[SourceConfig, int], Source]:
+def find_source(name: Any, options: Options) -> Callable[..., Source]:
     """Find the function (config, seed) -> Source of a data set, ours or the user's with its options bound.
 
     Raises ValueError that names data.name or one of data.options.
@@ -26,14 +28,15 @@ def find_source(name: Any, options: Options) -> Callable[[SourceConfig, int], So
     found = find(NAME, name, SOURCES)
     if is_own(name, SOURCES):
         return bind(NAME, name, found, options, ["config", "seed"])
-    return bind(NAME, name, lambda config, seed: found(config, seed), options, ["config", "seed"])
+    bind(NAME, name, lambda config, seed: found, options, ["config", "seed"])  # ours take none
+    return found
 
 
-def read_source(config: SourceConfig, seed: int) -> Source:
-    """Read the data set of `config`; ValueError that names data.name if the user's callable returns no source."""
+def read_source(config: SourceConfig, seed: int, task: str = AUTO) -> Source:
+    """Read the data set of `config` for a task; ValueError that names data.name if the user's returns no source."""
     source = find_source(config.name, config.options)
     if not is_own(config.name, SOURCES):
-        return source(config, seed)
+        return source(config, seed, **accepted(source, task=task))
     made: Source = expect(NAME, config.name, call(NAME, config.name, source, config, seed), Source, EXAMPLE)
     return made
 

@@ -41,21 +41,24 @@ def scan(part: Path) -> tuple[dict[str, ClassFolder], Counter[str]]:
     found = {}
     for name in folders:
         folder = found[name] = ClassFolder()
-        for place, names in sorted(_walk(os.path.join(part, name), ())):
+        for place, names in sorted(walk(os.path.join(part, name))):
             folder.images += [os.path.join(place, image) for image in names if _is_image(image)]
             folder.left_out.update(kind for kind in map(_suffix_left_out, names) if kind)
     return found, beside
 
 
-def _walk(place: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (folder, sorted names of files) of `place` and the visible folders in it; links are followed."""
+def walk(place: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Yield (folder, sorted names of files) of `place` and the visible folders in it; links are followed.
+
+    `above` are the real paths of the folders in which it lies, for links back to them are refused.
+    """
     here = os.path.realpath(place)
     if here in above:
         raise refusal("data.root", place, f"is a link to {printable(here)}, in which it lies")
     files, folders = _entries(place)
     yield place, files
     for name in folders:
-        yield from _walk(os.path.join(place, name), (*above, here))
+        yield from walk(os.path.join(place, name), (*above, here))
 
 
 def _entries(place: str) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from flare_dist.data.examples import Examples
+from flare_dist.vocabulary import Vocabulary
 
 Collate = Callable[[list[Any]], Any]  # the examples of a batch -> the batch
 Name = str | int  # of a group
@@ -62,6 +63,7 @@ class Source:
             TensorDataset is read example by example.
         task: The task that task.name=auto stands for.
         white: Of resident images, the largest pixel value.
+        vocabulary: Of texts, how many tokens there are, and which of them is padding; for the builder of a model.
     """
 
     train: Part | Readable | Examples
@@ -71,3 +73,4 @@ class Source:
     collate: Collate | None = field(default=None, kw_only=True)
     task: str = field(default="classification", kw_only=True)
     white: float = field(default=255.0, kw_only=True)
+    vocabulary: Vocabulary | None = field(default=None, kw_only=True)

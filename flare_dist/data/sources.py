@@ -16,9 +16,11 @@ from flare_dist.data.images import load_folder
 from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
+from flare_dist.data.texts import text_source
 from flare_dist.errors import reason, refusal
 from flare_dist.named import Options
 from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.vocabulary import Vocabulary
 
 _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -40,6 +42,12 @@ class SourceConfig(Protocol):
 
     @property
     def sequence_length(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> str: ...
+
+    @property
+    def remainder(self) -> str: ...
 
     @property
     def download(self) -> bool: ...
@@ -76,7 +84,8 @@ def image_folder(config: SourceConfig, seed: int) -> Source:
 def shakespeare(config: SourceConfig, seed: int) -> Source:
     """Load texts of many speakers at `data.root`; see `text.py`."""
     texts = load_texts(Path(config.root), config.sequence_length)
-    return Source(*texts, classes=tuple(CHARACTERS), task="next_token")
+    characters = tuple(CHARACTERS)
+    return Source(*texts, classes=characters, task="next_token", vocabulary=Vocabulary(len(characters)))
 
 
 def torchvision_source(
@@ -134,7 +143,8 @@ _mnist = partial(torchvision_source, files=_idx("train", "t10k"), num_classes=10
 # EMNIST's files hold every image transposed.
 _emnist = partial(torchvision_source, reader="EMNIST", folder="EMNIST/raw", transposed=True)
 
-SOURCES: dict[str, Callable[[SourceConfig, int], Source]] = {
+# A source with a parameter `task` is given task.name, auto included.
+SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "mnist": partial(_mnist, reader="MNIST", folder="MNIST/raw"),
     "fashion_mnist": partial(_mnist, reader="FashionMNIST", folder="FashionMNIST/raw"),
@@ -161,4 +171,5 @@ SOURCES: dict[str, Callable[[SourceConfig, int], Source]] = {
     "image_folder": image_folder,
     "shakespeare": shakespeare,
     "synthetic": synthetic,
+    "text": text_source,
 }

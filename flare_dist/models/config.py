@@ -16,9 +16,10 @@ class ModelConfig:
     """Choose the model that is trained.
 
     Args:
-        name: 2nn, cnn, lenet, mnist_net, resnet8, resnet18, resnet34, vgg11, vgg16, vgg19, flare_fc, flare_cnn or
-            gru (of text), a classifier of torchvision as torchvision:NAME (e.g. torchvision:resnet50), or your own as
-            package.module:callable, which is called with (input_shape, num_classes, **options).
+        name: 2nn, cnn, lenet, mnist_net, resnet8, resnet18, resnet34, vgg11, vgg16, vgg19, flare_fc, flare_cnn,
+            gru or lstm (the next token of a text), fasttext (the class of a text), a classifier of torchvision as
+            torchvision:NAME (e.g. torchvision:resnet50), or your own as package.module:callable, which is called with
+            (input_shape, num_classes, **options), and with vocabulary= if it has a parameter of that name.
         options: keyword arguments of your own model, or of torchvision's.
         norm: keep (the model's own layers; the running statistics of BatchNorm travel with every update; batch means
             the same) or group (GroupNorm, whose statistics stay in the example, in place of every BatchNorm2d).

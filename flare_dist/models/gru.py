@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from flare_dist.vocabulary import Vocabulary
+
 
 class CharacterGRU(nn.Module):
     """Score the next character at every place: an embedding of 256 and one GRU layer of 1024.
@@ -22,8 +24,17 @@ class CharacterGRU(nn.Module):
         return self.head(hidden).transpose(1, 2)
 
 
-def gru(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Build the model for sequences of any length; raises ValueError for images."""
-    if len(input_shape) != 1:
-        raise ValueError(f"it reads text (data.name=shakespeare), got inputs of shape {input_shape}")
+def gru(input_shape: tuple[int, ...], num_classes: int, vocabulary: Vocabulary | None = None) -> nn.Module:
+    """Build the model for sequences of any length; raises ValueError for images, and for classes of whole texts."""
+    check_text(input_shape, num_classes, vocabulary)
     return CharacterGRU(num_classes)
+
+
+def check_text(input_shape: tuple[int, ...], num_classes: int, vocabulary: Vocabulary | None) -> None:
+    """Raise ValueError unless inputs are texts whose tokens are the classes."""
+    if len(input_shape) != 1:
+        raise ValueError(f"it reads text (data.name=text or shakespeare), got inputs of shape {input_shape}")
+    if vocabulary is not None and vocabulary.size != num_classes:
+        raise ValueError(
+            f"it predicts the next of {vocabulary.size} tokens (task.name=next_token), got {num_classes} classes"
+        )

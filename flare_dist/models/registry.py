@@ -16,16 +16,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flare_dist.errors import reason_in_code
+from flare_dist.models.fasttext import fasttext
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
+from flare_dist.models.lstm import lstm
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
 from flare_dist.named import Options, bind, expect, find
 from flare_dist.seeding import derive_seed, seeded
+from flare_dist.signatures import accepted
 from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.task import Shape, Task
+from flare_dist.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ KEY = "model.name"
 GIVEN = ("input_shape", "num_classes")
 EXAMPLE = "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))"
 
-Builder = Callable[[Any, Any], nn.Module]  # (shape of an input, classes), either None if there is none
+Builder = Callable[..., nn.Module]  # (shape of an input, classes), either None if there is none; text: vocabulary=
 
 
 def find_builder(name: str, options: Options | None = None) -> Builder:
@@ -45,7 +49,7 @@ def find_builder(name: str, options: Options | None = None) -> Builder:
     if prefix == "torchvision":
         return bind(KEY, name, _torchvision_builder(own), options or {}, GIVEN, reserved=["weights"])
     found = find(KEY, name, MODELS, ["torchvision:NAME"])
-    return bind(KEY, name, found, options or {}, GIVEN)
+    return bind(KEY, name, found, options or {}, GIVEN, reserved=["vocabulary"])
 
 
 def _torchvision_builder(name: str) -> Builder:
@@ -78,15 +82,17 @@ def build(
     options: Options | None = None,
     *,
     blank: Blank | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> nn.Module:
     """Build the model on the CPU, with weights drawn from `seed`, and try it on `blank`, by default zeros of `dtype`.
 
-    `norm` group puts GroupNorm in place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming
-    model.name if the model does not take such inputs or does not give the outputs that the task needs.
+    A builder with a parameter `vocabulary` is given that of texts, None of other data. `norm` group puts GroupNorm in
+    place of BatchNorm2d; otherwise no layer is touched. Raises ValueError naming model.name if the model does not take
+    such inputs or does not give the outputs that the task needs.
     """
     builder = find_builder(name, options)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
-        model = _construct(name, builder, input_shape, num_classes)
+        model = _construct(name, builder, input_shape, num_classes, vocabulary)
         tried = blank_of(input_shape or (), dtype) if blank is None else blank
         try:
             if norm == "group":
@@ -112,13 +118,15 @@ def _check_parameters(name: str, model: nn.Module) -> None:
             )
 
 
-def _construct(name: str, builder: Builder, input_shape: Shape | None, num_classes: int | None) -> nn.Module:
+def _construct(
+    name: str, builder: Builder, shape: Shape | None, num_classes: int | None, vocabulary: Vocabulary | None
+) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
     try:
-        model = builder(input_shape, num_classes)
+        model = builder(shape, num_classes, **accepted(builder, vocabulary=vocabulary))
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(
-            f"model.name: cannot build {name} for inputs of shape {input_shape}: {reason_in_code(error)}"
+            f"model.name: cannot build {name} for inputs of shape {shape}: {reason_in_code(error)}"
         ) from error
     expect(KEY, name, model, nn.Module, EXAMPLE)
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -155,10 +163,12 @@ def _count_norms(model: nn.Module) -> Counter[str]:
 MODELS: dict[str, Builder] = {
     "2nn": two_nn,
     "cnn": cnn,
+    "fasttext": fasttext,
     "flare_fc": flare_fc,
     "flare_cnn": flare_cnn,
     "gru": gru,
     "lenet": lenet,
+    "lstm": lstm,
     "mnist_net": mnist_net,
     "resnet8": resnet8,
     "resnet18": resnet18,

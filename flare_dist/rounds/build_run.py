@@ -41,6 +41,7 @@ from flare_dist.tasks.batch import Blank
 from flare_dist.tasks.config import is_users
 from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
+from flare_dist.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +56,24 @@ def divide(config: Config, data: DataSplits) -> Partition:
 
 
 def construct(
-    config: Config, shape: Shape | None, num_classes: int | None, task: Task, blank: Blank | None = None
+    config: Config,
+    shape: Shape | None,
+    num_classes: int | None,
+    task: Task,
+    blank: Blank | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> nn.Module:
     """Build the configured model with its initial weights, and try it on `blank`, or on float32 inputs of `shape`."""
     own = config.model
-    return registry.build(own.name, own.norm, shape, num_classes, config.seed, task, options=own.options, blank=blank)
+    seed = config.seed
+    return registry.build(
+        own.name, own.norm, shape, num_classes, seed, task, options=own.options, blank=blank, vocabulary=vocabulary
+    )
 
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
     """Build the configured model for these data, with its initial weights."""
-    model = construct(config, data.input_shape, data.num_classes, data.task, blank=data.blank)
+    model = construct(config, data.input_shape, data.num_classes, data.task, data.blank, data.vocabulary)
     few = data.sample(2)
     if is_users(data.task_name):
         check_task(model, few, data.task)

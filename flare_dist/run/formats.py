@@ -29,6 +29,7 @@ from flare_dist.rounds.build_run import build_for, construct
 from flare_dist.run.preprocessing import as_json, of_run
 from flare_dist.tasks.config import find_task
 from flare_dist.tasks.task import Task
+from flare_dist.vocabulary import Vocabulary
 
 KEY = "--to"
 SUFFIXES = {"safetensors": (".safetensors",), "pt": (".pt", ".pth"), "onnx": (".onnx",)}  # hf is a folder
@@ -50,7 +51,8 @@ class Saved:
             model = build_for(config, load(config.data, config.seed, config.task))
         else:
             blank = torch.zeros(1, *self.shape, dtype=self.dtype)
-            model = construct(config, self.shape, self.preprocessing["num_classes"], self.task, blank)
+            vocabulary = Vocabulary(**known) if (known := self.preprocessing.get("vocabulary")) else None
+            model = construct(config, self.shape, self.preprocessing["num_classes"], self.task, blank, vocabulary)
         separate_buffers(model)
         model.load_state_dict(self.state)
         return model.eval()

@@ -36,6 +36,7 @@ def describe(data: DataSplits) -> dict[str, Any]:
         "num_classes": data.num_classes,
         "classes": list(data.class_names) or None,
         "normalization": normalization if is_normalized else None,
+        "vocabulary": data.vocabulary._asdict() if data.vocabulary else None,
     }
 
 

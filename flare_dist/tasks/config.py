@@ -31,9 +31,10 @@ class TaskConfig:
     """Choose what is learnt.
 
     Args:
-        name: auto (the natural one of the data set: next_token of shakespeare, classification of the others),
-            classification, next_token, segmentation (a class for each pixel), regression, or your own as
-            package.module:callable, which is called with (**options) and returns a flare_dist.Task.
+        name: auto (the natural one of the data set: next_token of shakespeare and of text without labels,
+            classification of the others), classification, next_token, segmentation (a class for each pixel),
+            regression, or your own as package.module:callable, which is called with (**options) and returns a
+            flare_dist.Task.
         options: keyword arguments of your own task.
         loss: auto (the task's: cross_entropy, of regression mse), mae, huber or smooth_l1 of regression, or your own as
             package.module:callable, which is called with (outputs, labels) and gives their mean; if it takes reduction

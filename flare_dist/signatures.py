@@ -1,0 +1,16 @@
+"""Offer a callable, ours or the user's, facts that it may not need: it is given those that its parameters name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def accepted(function: Callable[..., Any], **offered: Any) -> dict[str, Any]:
+    """Choose the arguments among `offered` that `function` has a parameter for, by name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of code in C, which does not tell
+        return {}
+    return {name: value for name, value in offered.items() if name in parameters}
