@@ -13,6 +13,7 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.pixels import ImageSpec
 from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
@@ -32,7 +33,10 @@ class SourceConfig(Protocol):
     def root(self) -> str: ...
 
     @property
-    def image_range(self) -> float | None: ...
+    def layout(self) -> str: ...
+
+    @property
+    def images(self) -> ImageSpec: ...
 
     @property
     def sequence_length(self) -> int: ...
@@ -64,8 +68,8 @@ def synthetic(config: SourceConfig, seed: int) -> Source:
 
 def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
-    train, test, num_classes = load_folder(Path(config.root), config.image_range)
-    return Source(train, test, classes=num_classes)
+    train, test, names = load_folder(Path(config.root), config.images, config.layout)
+    return Source(train, test, classes=names)
 
 
 def shakespeare(config: SourceConfig, seed: int) -> Source:
