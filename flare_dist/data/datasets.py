@@ -52,6 +52,7 @@ class DataSplits:
     task: Task
     task_name: str
     reading: Reading
+    white: float = 255.0  # the largest pixel value
 
     @property
     def num_classes(self) -> int | None:
@@ -123,7 +124,7 @@ def load(config: DataConfig, seed: int, task_name: str = AUTO, source: Source | 
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
     reading = Reading(config.workers, config.on_error, seed)
-    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading)
+    return DataSplits(train, validation, parts["test"], found, mean, std, task, task_name, reading, source.white)
 
 
 def _held_out(

@@ -99,20 +99,14 @@ def _images(found: Classes) -> int:
 
 
 def _check_parts(root: Path, parts: Mapping[str, Mapping[str, Classes]]) -> None:
-    """Raise ValueError if no site has images in a part, and warn of those that have none."""
+    """Raise ValueError if no site has images in a part, and log those that have none."""
     for name, part in parts.items():
         without = [site for site, found in part.items() if not _images(found)]
         if len(without) == len(part):
             raise refusal("data.root", root, f"no site has images in {name}/; it should hold {LAYOUT}")
         if without:
-            log.warning(
-                "data.root: %s: %d of %d sites have no images in %s/ (%s)",
-                printable(root),
-                len(without),
-                len(part),
-                name,
-                some(without),
-            )
+            sites = f"{len(without)} of {len(part)} sites ({some(without)})"
+            log.info("data.root: %s: there are no images in %s/ of %s", printable(root), name, sites)
 
 
 def _warn(root: Path, tested: Mapping[str, Tested], classes: list[str]) -> None:

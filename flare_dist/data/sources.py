@@ -109,12 +109,13 @@ def torchvision_source(
         hint = "" if config.download else "; data.download=true fetches them"
         raise ValueError(f"data.root: {config.name} needs {', '.join(missing)} in {root / folder}{hint}")
     try:
-        train, test = (_in_memory(read(train=train), transposed) for train in (True, False))
+        readers = [read(train=train) for train in (True, False)]
+        train, test = (_in_memory(reader, transposed) for reader in readers)
         for examples in (train, test):
             check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
         raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
-    return Source(train, test, classes=num_classes)
+    return Source(train, test, classes=getattr(readers[0], "classes", num_classes))
 
 
 def _in_memory(dataset: Any, transposed: bool) -> Examples:

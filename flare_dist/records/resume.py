@@ -92,6 +92,8 @@ def _resolved_before(config: Config, saved: dict[str, Any]) -> dict[str, Any]:
         values["clients.together"] = saved["clients"]["together"]
     if config.task.name == AUTO:
         values["task.name"] = saved["task"]["name"]
+    if config.clients.num == AUTO:
+        values["clients.num"] = saved["clients"]["num"]
     if config.clients.smallest_batch is None:
         values["clients.smallest_batch"] = saved["clients"]["smallest_batch"]
     return values

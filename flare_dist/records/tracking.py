@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +28,8 @@ from flare_dist.tasks.task import Best
 class Tracker:
     """Keep the logs of one run directory open; use as a context manager.
 
-    `rows` are those of the rounds already played, `best` names the metric that the progress bar shows. Raises DiskError
-    if the disk does not take the logs.
+    `rows` are those of the rounds already played, `best` names the metric that the progress bar shows, `texts` are
+    Markdown by name for TensorBoard. Raises DiskError if the disk does not take the logs.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Tracker:
         rounds: int,
         console: Console,
         best: Best = ("accuracy", "max"),
+        texts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.rows = list(rows)
         self._earlier_seconds = self.rows[-1].get("elapsed_seconds", 0.0) if self.rows else 0.0
@@ -49,6 +51,8 @@ class Tracker:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._metrics = self._path.open("a", encoding="utf-8")
             self._events = EventWriter(directory)
+            for name, text in texts.items():
+                self._events.add_text(name, text)
             for row in self.rows:
                 self._events.add_row(row)
             self._events.flush()

@@ -18,6 +18,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.holdings import in_words
 from flare_dist.data.partition import Partition, partition
 from flare_dist.data.source import Source
 from flare_dist.layout import separate_buffers
@@ -31,6 +32,7 @@ from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import rank_weight
 from flare_dist.rounds.ledger import report_break_even
+from flare_dist.rounds.num_clients import resolve_num_clients
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
@@ -43,7 +45,7 @@ def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
         return Partition(torch.arange(len(data.train)), [len(data.train)])
-    return partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
+    return partition(config.data, data.train, data.task, data.num_classes, config.clients.count, config.seed)
 
 
 def build_for(config: Config, data: DataSplits) -> nn.Module:
@@ -68,7 +70,7 @@ class Loaded(NamedTuple):
 def load_parts(config: Config, source: Source | None = None) -> Loaded:
     """Load the data or take `source`, divide them among the clients, and build the model for them."""
     data = load(config.data, config.seed, config.task.name, source)
-    config = with_values(config, {"task.name": data.task_name})
+    config = resolve_num_clients(with_values(config, {"task.name": data.task_name}), data)
     return Loaded(config, data, divide(config, data), build_for(config, data))
 
 
@@ -84,6 +86,7 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     separate_buffers(model)
     share_start(world, model)
     run = BUILDERS[config.mode](config, world, data, parts, model)
+    log.info("data: %s", in_words(data, config.clients.count if config.mode == "federated" else 0))
     ranks = counted(world.size, "rank")
     threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"

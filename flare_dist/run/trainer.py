@@ -17,14 +17,14 @@ from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
-from flare_dist.data.datasets import DataSplits
+from flare_dist.data.holdings import CARD_CLIENTS, as_markdown, holdings
 from flare_dist.data.source import Source
 from flare_dist.records import rundir, statedir
 from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise, summary_table
 from flare_dist.records.tracking import Tracker
-from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
+from flare_dist.rounds.build_run import Loaded, Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
@@ -34,7 +34,7 @@ from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
-from flare_dist.run.export import save_global
+from flare_dist.run.export import metadata, save_global
 from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
@@ -76,14 +76,14 @@ def train(config: Config, launch: Launch, console: Console, data: Source | None 
             log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
             run = build_run(config, world, given.data, given.parts, given.model)
-            summary = _play(config, source, run, given.data, console)
+            summary = _play(config, source, run, given, console)
     if launch.rank == 0:
         output = Console()
         output.print(summary_table(summary))
         output.print(f"run directory: {directory}", soft_wrap=True)
 
 
-def _play(config: Config, source: Path | None, run: Run, data: DataSplits, console: Console) -> dict[str, Any]:
+def _play(config: Config, source: Path | None, run: Run, given: Loaded, console: Console) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
     directory = Path(config.output_dir)
     world = run.world
@@ -91,14 +91,16 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
     beginning = begin_masks(run, console) if isinstance(run, Federation) else {}
     if beginning:
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
+    described = metadata(given.data)
     with on_all_ranks(world):
         best = run.task.best
-        opened = Tracker(directory, rows, config.rounds, console, best) if world.rank == 0 else nullcontext()
+        texts = {"partition": as_markdown(holdings(given.parts, given.data, CARD_CLIENTS))} if world.rank == 0 else {}
+        opened = Tracker(directory, rows, config.rounds, console, best, texts) if world.rank == 0 else nullcontext()
     with opened as tracker:
-        evaluate_global = evaluator(config, run, data) if tracker else None
+        evaluate_global = evaluator(config, run, given.data) if tracker else None
         with on_all_ranks(world):
             if tracker and evaluate_global and first_round == 1:
-                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, run)
+                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, run, described)
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
             try:
@@ -110,7 +112,7 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
                 if tracker and evaluate_global:
                     due = last or config.mode == "gradient" or round_ % config.eval_every == 0
                     evaluated = evaluate_global() if due else {}
-                    _record(tracker, row | evaluated, directory, run)
+                    _record(tracker, row | evaluated, directory, run, described)
                     if is_saved:
                         tracker.sync()
             if is_saved:
@@ -118,17 +120,17 @@ def _play(config: Config, source: Path | None, run: Run, data: DataSplits, conso
         summary: dict[str, Any] = {}
         with on_all_ranks(world):
             if tracker:
-                save_global(directory / rundir.MODEL, run)
+                save_global(directory / rundir.MODEL, run, described)
                 hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
                 summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware, best)
                 write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
         return summary
 
 
-def _record(tracker: Tracker, row: dict[str, Any], directory: Path, run: Run) -> None:
-    """Write one row to the logs, and the model if it is the best so far."""
+def _record(tracker: Tracker, row: dict[str, Any], directory: Path, run: Run, described: dict[str, str]) -> None:
+    """Write one row to the logs, and the model if it is the best so far; `described` goes into its header."""
     if is_best(row, tracker.rows, run.task.best):
-        save_global(directory / rundir.BEST, run)
+        save_global(directory / rundir.BEST, run, described)
     tracker.write(row)
 
 
