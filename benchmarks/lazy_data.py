@@ -60,14 +60,14 @@ class Numbered:
         self.part = seed
         draws = torch.Generator().manual_seed(seed)
         self.line = torch.randn(LONGEST + NUMEL, generator=draws)
-        self.labels = torch.randint(CLASSES, (examples,), generator=draws)
+        self.labels = torch.randint(CLASSES, (examples,), generator=draws, dtype=torch.int16)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.line[index : index + NUMEL].view(SHAPE)
-        return {"image": image, "label": self.labels[index], "number": index, "part": self.part}
+        return {"image": image, "label": int(self.labels[index]), "number": index, "part": self.part}
 
 
 class Checked:
@@ -85,7 +85,7 @@ class Checked:
         images = batch["image"].flatten(1)
         for place in (0, 1, NUMEL // 2, NUMEL - 1):
             assert torch.equal(images[:, place], data.line[numbers + place]), "an image is not that of its number"
-        assert torch.equal(batch["label"], data.labels[numbers])
+        assert torch.equal(batch["label"], data.labels[numbers].long())
         if part == 0:
             self.trained += numbers.tolist()
             return

@@ -13,6 +13,7 @@ from flare_dist.conditions import (
     has_masks_that_differ,
     moves_masks,
     preconditions,
+    reads_images,
     scores_on_data,
 )
 from flare_dist.exclusion import Exclusion, Need
@@ -41,6 +42,11 @@ CAUTIONS = (
               lambda c: c.mode == "federated" and c.clients.objective == "flare" and c.clients.flare.steps is not None
               and c.clients.flare.steps > c.local_steps,
               "more than the local steps of a round", "all are regularised", ("mode",)),
+    Exclusion(("data.partition", "data.layout"), "a partition that mixes sites",
+              lambda c: has_clients(c) and reads_images(c) and c.data.layout == "sites"
+              and c.data.partition != "natural",
+              "this partition deals the images of all sites out anew, so that no client is a site",
+              "use natural, with clients.num=auto", ("mode",)),
     *METHODS_CAUTION,
 )
 NEEDS = (  # of several that a key lacks, the first is named
@@ -51,6 +57,8 @@ NEEDS = (  # of several that a key lacks, the first is named
     Need("clients.state_dir", has_client_memory, "clients with memory: error feedback, feddyn, scaffold or feddc"),
     Need("compression.threshold", lambda c: c.compression.sparsifier == "threshold", "sparsifier=threshold"),
     Need("compression.downlink_density", lambda c: c.compression.downlink == "topk", "downlink=topk"),
+    Need("data.image_*", reads_images, "data.name=image_folder"),
+    Need("data.layout", reads_images, "data.name=image_folder"),
     Need("data.alpha", lambda c: c.data.partition in DRAWN, f"data.partition={'|'.join(DRAWN)}"),
     Need("sparse_training.*", lambda c: c.sparse_training.is_sparse, "a sparse_training.method"),
     Need("sparse_training.init_*", lambda c: c.sparse_training.traits.has_stage_one,

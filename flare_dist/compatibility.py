@@ -44,7 +44,8 @@ EXCLUSIONS = (
               lambda c: c.clients.smallest > c.clients.batch_size,
               "must be at most clients.batch_size", "choose a smaller one"),
     Exclusion(("clients.per_round", "clients.num"), "more clients per round than clients",
-              lambda c: c.clients.per_round is not None and c.clients.per_round > c.clients.num,
+              lambda c: c.clients.per_round is not None and c.clients.num != "auto"
+              and c.clients.per_round > c.clients.num,
               "more clients per round than there are", "choose at most clients.num, or null for all"),
     Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with an optimizer of your own",
               lambda c: c.clients.momentum > 0 and steps_by_name(c), "your own optimizer takes options alone",

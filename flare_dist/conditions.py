@@ -91,3 +91,8 @@ def scores_on_data(c: Any) -> bool:
 
 def scores_on_server_data(c: Any) -> bool:
     return scores_on_data(c) and bool(c.pruning.data == "server")
+
+
+def reads_images(c: Any) -> bool:
+    """Tell whether the data may be files of images: a source of the user's own may read these keys, too."""
+    return c.data.name == "image_folder" or ":" in c.data.name

@@ -29,12 +29,12 @@ def train_in_one_process(config: Config, reject: frozenset[int] = frozenset()) -
     objective. Clients in `reject` are drawn, but their updates are not used.
     """
     data = load(config.data, config.seed)
-    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
+    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.count, config.seed)
     source = BatchSource(data.train, data.mean, data.std, torch.device("cpu"))
     model = build(config.model.name, config.model.norm, data.input_shape, data.num_classes, config.seed, data.task)
     memories: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for round_ in range(1, config.rounds + 1):
-        cohort = sample_cohort(config.seed, round_, config.clients.num, config.clients.cohort_size)
+        cohort = sample_cohort(config.seed, round_, config.clients.count, config.clients.cohort_size)
         present = [client for client in cohort if client not in reject]
         examples = math.fsum(len(parts[client]) for client in present)
         # A few sparse values are added to the model client by client, anything else is summed up first.

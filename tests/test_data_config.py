@@ -25,6 +25,11 @@ from flare_dist.data.config import DataConfig, SyntheticConfig
             {"root": "caf\udce9"},
             r"data.root: the name has bytes that are not UTF-8 .*, got caf\\xe9; give a link to it with another name",
         ),
+        ({"layout": "flat"}, "data.layout: unknown choice, got 'flat'; choose from classes, sites"),
+        ({"image_size": 0}, r"data.image_size: must be one number or \[height, width\], at least 1, got 0"),
+        ({"image_size": [4, -1]}, r"data.image_size: must be one number .*, got \[4, -1\]"),
+        ({"image_size": [4, 5, 6]}, r"data.image_size: must be one number .*, got \[4, 5, 6\]"),
+        ({"image_channels": 4}, r"data.image_channels: must be 3 \(colours\) or 1 \(grey\), got 4"),
         ({"augment": "mixup"}, "data.augment: unknown choice, got 'mixup'; choose from none, .*"),
     ],
 )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.utils import prune
+from torch.utils.data import TensorDataset
 
+from flare_dist import Part, Source
+from flare_dist.data.config import DataConfig
+from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
+from flare_dist.run.export import metadata
 from flare_dist.server.config import ServerConfig
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BASE, BUDGET, TOPK
@@ -45,3 +52,34 @@ def test_exported_masks_are_those_of_nn_utils_prune(tmp_path: Path) -> None:
     pruned.load_state_dict(renamed | masks)
     inputs = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(inputs), pruned(inputs))
+
+
+def test_models_say_what_their_inputs_and_outputs_are(tmp_path: Path) -> None:
+    config = dataclasses.replace(BASE, rounds=1)
+    directory = checkpointed(tmp_path / "run", config)
+    data = load(config.data, config.seed)
+    for stem in ("model", "best"):
+        with safe_open(directory / f"{stem}.safetensors", "pt") as file:
+            found = {key: value if key == "format" else json.loads(value) for key, value in file.metadata().items()}
+        assert found == {
+            "format": "pt",
+            "task": "classification",
+            "classes": 4,
+            "groups": [],
+            "input_shape": [1, 8, 8],
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+            "white": 255.0,
+        }
+
+
+def test_names_reach_the_header_and_tensors_as_they_are_have_no_statistics() -> None:
+    part = Part(TensorDataset(torch.zeros(2, 3), torch.tensor([0, 1])), groups=["Zürich", "bern"])
+    found = metadata(load(DataConfig(), 0, source=Source(part, part, classes=["cat", "Möwe"])))
+    assert found == {
+        "format": "pt",
+        "task": '"classification"',
+        "classes": '["cat", "Möwe"]',
+        "groups": '["Zürich", "bern"]',
+        "input_shape": "[3]",
+    }

@@ -29,7 +29,7 @@ def test_feddc_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     """h_k += Delta_k, g_k+ = g_k - g - Delta_k / (K lr); w += mean of Delta_k + mean of all clients' h."""
     seen, used = spy(monkeypatch), of_clients(DENSE, **DC)
     fed = set_up_federation(used, World())
-    num, lr, server = used.clients.num, used.clients.lr, fed.server
+    num, lr, server = used.clients.count, used.clients.lr, fed.server
     drifts, gradients = torch.zeros(2, num, server.parameters.numel(), dtype=torch.float64)
     for round_ in (1, 2, 3):
         seen.clear()

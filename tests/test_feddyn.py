@@ -47,13 +47,13 @@ def test_feddyn_s_step_is_the_mean_model_less_h_over_alpha(monkeypatch: pytest.M
         deltas = {client: delta.double() for client, delta in seen.items()}
         for client, delta in deltas.items():
             duals[client] = duals.get(client, torch.zeros_like(delta)) - ALPHA * delta
-        h -= ALPHA / used.clients.num * torch.stack(list(deltas.values())).sum(0)
+        h -= ALPHA / used.clients.count * torch.stack(list(deltas.values())).sum(0)
         expected = before + torch.stack(list(deltas.values())).mean(0) - h / ALPHA
         torch.testing.assert_close(fed.server.parameters.detach().double(), expected, rtol=1e-5, atol=1e-6)
         for client, dual in duals.items():
             torch.testing.assert_close(fed.clients.states.clients[client]["h"].double(), dual, rtol=1e-5, atol=1e-6)
     # the server's h is the mean of all clients', of those that never took part as well
-    everybody = torch.stack([fed.clients.states.clients[client]["h"] for client in range(used.clients.num)]).mean(0)
+    everybody = torch.stack([fed.clients.states.clients[client]["h"] for client in range(used.clients.count)]).mean(0)
     torch.testing.assert_close(fed.server.memory["feddyn"], everybody, rtol=1e-4, atol=1e-6)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from flare_dist.disk import DiskError
 from flare_dist.records.files import replacing, save_model, save_state, sha256, write_text
@@ -64,6 +66,22 @@ def test_saved_models_are_readable_by_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_model_with_texts_in_its_header_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """The library alone writes them in another order each time."""
+    tensors = {"w": torch.arange(3.0), "a": torch.tensor(True)}
+    texts = {"format": "pt", "classes": '["Möwe", "a\\"b"]', "mean": "[0.1]", "std": "[0.2]", "groups": "[]"}
+    for name in "abcd":
+        save_model(tmp_path / name, tensors, texts)
+    contents = {(tmp_path / name).read_bytes() for name in "abcd"}
+    assert len(contents) == 1
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == texts
+        assert torch.equal(file.get_tensor("w"), tensors["w"])
+        assert file.get_tensor("a").item() is True
+    save_model(tmp_path / "e", tensors)
+    assert (tmp_path / "e").read_bytes() == save(tensors)
+
+
 @pytest.mark.parametrize(
     ("write", "needed"),
     [

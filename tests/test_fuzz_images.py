@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
-from flare_dist.data.pixels import read_image
+from flare_dist.data.pixels import ImageSpec, read_image
 
 SEED = 20180718
 COUNT = 12_000
@@ -167,7 +167,7 @@ def test_damaged_images_are_read_or_refused_by_name(tmp_path: Path) -> None:
         for i in range(COUNT):
             path.write_bytes(damaged(files, rng))
             try:
-                image = read_image(str(path), None)
+                image = read_image(str(path))
             except ValueError as error:
                 message = str(error)
                 assert message.startswith((f"data.root: {path}: ", f"data.image_range: {path}: ")), (i, message)
@@ -208,6 +208,6 @@ def test_good_images_are_read(place: int, tmp_path: Path) -> None:
     path.write_bytes(good_files()[place])
     if place == 14:
         with pytest.raises(ValueError, match=r"^data\.image_range: .*a\.png: is of mode F"):
-            read_image(str(path), None)
-    image = read_image(str(path), 65535 if place == 14 else None)
+            read_image(str(path))
+    image = read_image(str(path), ImageSpec(65535 if place == 14 else None))
     assert image.shape[0] == 3

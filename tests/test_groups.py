@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flare_dist.data.config import DataConfig
-from flare_dist.data.datasets import load
+from tests.helpers.images import read
 
 NAMES = ["train/ant/0.png", "train/ant/1.png", "train/b,ee/0.png"]
 GROUPS = ["b", "ä", "b"]
@@ -26,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 def groups(root: Path, table: str | bytes) -> list[int] | None:
     (root / "groups.csv").write_bytes(table.encode() if isinstance(table, str) else table)
-    found = load(DataConfig(name="image_folder", root=str(root)), seed=0).train.groups
+    found = read(root).train.groups
     return None if found is None else found.tolist()
 
 
@@ -48,7 +47,7 @@ def table(delimiter: str = ",", end: str = "\n", quote: str = '"') -> str:
         table().replace("/", "\\"),
         table().replace("train", "./train"),
         table(";", "\r\n", "").replace("/", "\\"),
-        table() + "\n\ntest/ant/0.png,other\ntrain/absent.png,other\n",
+        table() + "\n\ntrain/absent.png,other\n",
         table() + table(),
     ],
 )
@@ -73,10 +72,34 @@ def test_tables_that_cannot_be_used_are_named(content: str | bytes, problem: str
         groups(root, content)
 
 
+def test_groups_have_their_names(root: Path) -> None:
+    (root / "groups.csv").write_text(table())
+    assert read(root).train.group_names == ("b", "ä")
+
+
+def test_test_images_have_groups_if_the_table_names_them_all(root: Path) -> None:
+    assert groups(root, table()) == CODES
+    assert read(root).test.groups is None
+    assert groups(root, table() + "test/ant/0.png,z\n") == CODES
+    test = read(root).test
+    assert test.groups is not None
+    assert test.groups.tolist() == [0]
+    assert test.group_names == ("z",)
+    (root / "test/ant/1.png").write_bytes((root / "test/ant/0.png").read_bytes())
+    with pytest.raises(ValueError, match=rf"^data\.root: {root}/groups\.csv: has no line 'test/ant/1.png,<group>'$"):
+        read(root)
+
+
+def test_the_lines_of_val_count_if_it_stands_in(root: Path) -> None:
+    (root / "test").rename(root / "val")
+    assert groups(root, table() + "val/ant/0.png,z\n") == CODES
+    assert read(root).test.group_names == ("z",)
+
+
 def test_a_table_that_cannot_be_opened_is_named(root: Path) -> None:
     (root / "groups.csv").symlink_to("/nowhere")
     with pytest.raises(ValueError, match=rf"^data\.root: {root}/groups\.csv: No such file or directory$"):
-        load(DataConfig(name="image_folder", root=str(root)), seed=0)
+        read(root)
 
 
 def test_names_of_any_bytes_may_stand_in_it(root: Path) -> None:
@@ -86,4 +109,4 @@ def test_names_of_any_bytes_may_stand_in_it(root: Path) -> None:
 
 
 def test_without_a_table_there_are_no_groups(root: Path) -> None:
-    assert load(DataConfig(name="image_folder", root=str(root)), seed=0).train.groups is None
+    assert read(root).train.groups is None

@@ -12,6 +12,8 @@ from PIL import Image
 
 from flare_dist.cli import main
 from flare_dist.data import images
+from flare_dist.data.config import DataConfig
+from flare_dist.data.datasets import load
 from tests.helpers.images import (
     GREY,
     equal,
@@ -40,7 +42,7 @@ def test_the_cache_of_an_older_way_of_decoding_is_not_used(tmp_path: Path, monke
     tree(tmp_path, "a.png", Image.fromarray(GREY))
     with monkeypatch.context() as older:
         older.setattr(images, "_DECODING", "rgb 1")
-        older.setattr(images, "read_image", lambda path, image_range: np.zeros((3, 4, 6), np.uint8))
+        older.setattr(images, "read_image", lambda path, spec: np.zeros((3, 4, 6), np.uint8))
         assert not pixels(tmp_path).any()
     assert torch.equal(pixels(tmp_path), grey(GREY))
 
@@ -119,6 +121,46 @@ def test_train_and_test_images_have_one_size(tmp_path: Path) -> None:
         Image.new("RGB", (5, 4)).save(path)
     with pytest.raises(ValueError, match=r"^data\.root: .*test/ant/0\.png: is 5x4, but .*train/ant/0\.png is 6x4; all"):
         read(tmp_path)
+
+
+def test_the_remedy_for_differing_sizes_is_named_and_works(tmp_path: Path) -> None:
+    """Also where only the test images differ, and whatever their mode."""
+    pixels = write_tree(tmp_path)
+    deep = np.full((30, 20), 40000, np.uint16)
+    modes = [Image.new("LA", (9, 7), (50, 0)), Image.fromarray(deep), Image.new("CMYK", (1, 1)), Image.new("1", (2, 2))]
+    for place, image in zip(("train/bee/2", "train/cow/1", "test/ant/0", "test/bee/0"), modes):
+        image.save((tmp_path / place).with_suffix(".tif" if image.mode == "CMYK" else ".png"))
+    (tmp_path / "test/ant/0.png").unlink()
+    with pytest.raises(ValueError, match=r"images must have one size, set data\.image_size to .*, e\.g\. \[4, 6\]$"):
+        read(tmp_path)
+    data = load(DataConfig(name="image_folder", root=str(tmp_path), image_size=(4, 6)), seed=0)
+    assert data.input_shape == (3, 4, 6)
+    first = torch.from_numpy(pixels["train/ant/0.png"].transpose(2, 0, 1))
+    assert torch.equal(data.train.inputs[0], first)  # of that size already
+    assert (data.train.inputs[5] == 255).all()  # transparent
+    assert (data.train.inputs[7] == round(40000 / 257)).all()
+
+
+def test_a_size_of_one_number_is_both_sides_and_the_cache_is_of_one_size(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    for size in (5, 8, (8, 5), 5):
+        data = load(DataConfig(name="image_folder", root=str(tmp_path), image_size=size), seed=0)
+        assert data.input_shape == (3, *(size if isinstance(size, tuple) else (size, size)))
+    assert read(tmp_path).input_shape == (3, 4, 6)
+
+
+def test_grey_images_may_have_one_channel(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    data = load(DataConfig(name="image_folder", root=str(tmp_path), image_channels=1), seed=0)
+    assert data.input_shape == (1, 4, 6)
+    assert data.mean.shape == (1,)
+
+
+def test_classes_keep_their_names(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "train/ant").rename(tmp_path / "train/\udce9")
+    (tmp_path / "test/ant").rename(tmp_path / "test/\udce9")
+    assert read(tmp_path).class_names == ("bee", "cow", "\\xe9")
 
 
 def test_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -15,9 +14,8 @@ from torch.utils.data import TensorDataset
 from flare_dist import Source
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import load
-from flare_dist.data.items import Items
 from flare_dist.data.lazy import LazyBatches
-from flare_dist.data.reader import ExampleError, Reader
+from flare_dist.data.reader import ExampleError
 from flare_dist.seeding import generator, states_outside_torch
 from tests.helpers.lazy import AsDict, Jittered, config, same, source
 
@@ -130,53 +128,6 @@ def test_a_batch_with_too_few_examples_is_left_out_and_a_rank_that_must_step_say
         ExampleError, match=r"^data\.on_error: skip leaves nothing of a batch; data: train: example 3[34] "
     ):
         list(used.each([(three[:2], None)]))
-
-
-class Uneven(Jittered):
-    """One example has another size, one another key."""
-
-    def __getitem__(self, index: int) -> Any:
-        image, label = super().__getitem__(index)
-        if index == 33:
-            return {"image": image[:, :5], "label": label}
-        return {"image": image, "label": label} | ({"mask": image} if index == 35 else {})
-
-
-@pytest.mark.parametrize(
-    ("numbers", "said"),
-    [
-        ([30, 33], r"33 \(group site 3\) cannot be collated with example 30 \(group site 0\): stack expects"),
-        (
-            [30, 31, 35],
-            r"35 \(group site 0\) cannot be collated with example 30 .*: it has image, label, mask, not image, label$",
-        ),
-    ],
-)
-def test_examples_that_differ_are_named(numbers: list[int], said: str) -> None:
-    used = batches(source(Uneven, groups=True))
-    with pytest.raises(ExampleError, match=rf"^data: train: example {said}"):
-        list(used.batches(torch.tensor(numbers), 8, None))
-
-
-def stubborn(examples: list[Any]) -> Any:
-    if any(label == 3 for _, label in examples):
-        raise KeyError("three")
-    return torch.stack([image for image, _ in examples]), torch.tensor([label for _, label in examples])
-
-
-def test_a_collate_that_fails_names_the_example() -> None:
-    given = dataclasses.replace(source(groups=True), collate=stubborn)
-    with pytest.raises(
-        ValueError, match=r"^data: train: example 63 \(group site 3\) cannot be collated: KeyError: 'three'"
-    ):
-        batches(given)
-
-
-def test_a_label_that_is_no_class_is_told_before_a_gpu_asserts() -> None:
-    items = Items(Jittered(), "data: train", stubborn)
-    used = LazyBatches(Reader(items, num_classes=2), CPU, 0, 0)
-    with pytest.raises(ExampleError, match=r"^data: train: example 2: labels must be classes 0 to 1, got 2$"):
-        list(used.batches(torch.tensor([0, 1, 2]), 3, None))
 
 
 def test_endless_passes_end_with_the_steps() -> None:

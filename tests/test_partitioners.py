@@ -96,6 +96,15 @@ def test_natural_deals_groups_whole() -> None:
     assert all(len(groups[part].unique()) == 1 for part in split("natural", clients=40))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_natural_gives_client_i_group_i_if_there_are_as_many(seed: int) -> None:
+    groups = examples().groups
+    assert groups is not None
+    assert [groups[part].unique().tolist() for part in split("natural", clients=40, seed=seed)] == [
+        [group] for group in range(40)
+    ]
+
+
 def test_natural_errors_name_the_keys() -> None:
     with pytest.raises(ValueError, match=r"^clients\.num: must be at most 40, "):
         split("natural", clients=41)

@@ -28,7 +28,7 @@ def test_scaffold_follows_its_equations(monkeypatch: pytest.MonkeyPatch) -> None
     """c_k+ = c_k - c + (w_t - y) / (K lr), c += sum of the changes / N, and steps along g - c_k + c."""
     seen, used = spy(monkeypatch), of_clients(DENSE, **SCAFFOLD)
     fed = set_up_federation(used, World())
-    num, lr = used.clients.num, used.clients.lr
+    num, lr = used.clients.count, used.clients.lr
     c = torch.zeros_like(fed.server.parameters.detach()).double()
     controls: dict[int, Tensor] = {}
     for round_ in (1, 2, 3):

@@ -89,7 +89,7 @@ def test_clients_that_diverge_in_stage_one_or_in_a_round_are_left_out(monkeypatc
 def single_cohort(used: Config) -> list[int]:
     from flare_dist.server.server import sample_cohort
 
-    return sample_cohort(used.seed, 1, used.clients.num, used.clients.cohort_size)
+    return sample_cohort(used.seed, 1, used.clients.count, used.clients.cohort_size)
 
 
 def test_stage_one_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,16 @@ def test_rows_reach_both_logs(tmp_path: Path) -> None:
     assert steps(tmp_path, "accuracy/test") == steps(tmp_path, "bytes/uplink") == [0, 1, 2]
 
 
+def test_texts_are_on_tensorboards_page_of_texts(tmp_path: Path) -> None:
+    config = Config(output_dir=str(tmp_path))
+    with Tracker(config, [], QUIET, texts={"partition": "| client | bern |"}) as log:
+        log.write(row(0))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = events.Tensors("partition/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "| client | bern |"
+    assert steps(tmp_path, "accuracy/test") == [0]
+
+
 def test_both_logs_are_cut_back_to_the_round_resumed_from(tmp_path: Path) -> None:
     with tracker(tmp_path) as log:
         for round_ in range(6):

@@ -18,25 +18,61 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_NAMED_CLIENTS = 60  # that a plot has room to name
+_NAMED_CLASSES = 26
+_LETTERS = 24  # of a name in a plot
+
+
 class MissingMatplotlibError(ValueError):
     """Report that a plot was asked for and matplotlib is not installed."""
 
 
-def plot_label_table(counts: Tensor, path: Path) -> None:
-    """Write a PNG of the clients x labels table `counts` (int64 [clients, labels]) as stacked bars.
+def plot_holdings(counts: Tensor, classes: Sequence[str], groups: Sequence[str], path: Path) -> None:
+    """Write a PNG of what clients hold: examples of each class, and below it the share of each class in a client.
 
-    Raises ValueError if matplotlib is not installed or `path` cannot be written.
+    `counts` is int64 [clients, classes]; `groups` are the names of each client's groups, "" if it has none. Raises
+    ValueError if matplotlib is not installed or `path` cannot be written.
     """
-    clients, labels = counts.shape
-    figure = _figure(max(6.0, min(24.0, clients / 5)), 4)
-    axes = figure.add_subplot(xlabel="client", ylabel="examples", title="Examples of each label per client")
-    below = counts.new_zeros(clients)
-    for label in range(labels):
-        axes.bar(range(clients), counts[:, label].tolist(), bottom=below.tolist(), width=0.9, label=str(label))
-        below = below + counts[:, label]
-    if labels <= 20:
-        figure.legend(title="label", loc="outside right upper")
+    clients = len(counts)
+    figure = _figure(max(6.0, min(24.0, clients / 5)), 7)
+    of_counts, of_shares = figure.subplots(2, 1, sharex=True)
+    _stack(of_counts, counts, classes)
+    _stack(of_shares, counts.double() / counts.sum(1, keepdim=True).clamp_min(1), classes)
+    of_counts.set(ylabel="examples", title="Examples of each class per client")
+    of_shares.set(ylabel="share", ylim=(0, 1), xlabel="client", title="Class shares of each client")
+    of_shares.xaxis.get_major_locator().set_params(integer=True)
+    if clients <= _NAMED_CLIENTS and any(groups):
+        names = [_as_text(f"{client} {_cut(name)}".strip()) for client, name in enumerate(groups)]
+        of_shares.set_xticks(range(clients), names, rotation=90, fontsize="small")
+    if len(classes) <= _NAMED_CLASSES:
+        figure.legend(*of_counts.get_legend_handles_labels(), title="class", loc="outside right upper")
     _save(figure, path)
+
+
+def _stack(axes: Axes, values: Tensor, classes: Sequence[str]) -> None:
+    """Draw stacked bars of `values`, [clients, classes], each class as one outline: there may be thousands of both."""
+    edges = [client - 0.5 for client in range(len(values) + 1)]
+    tops = values.cumsum(1).T.tolist()
+    below: list[float] = [0.0] * len(values)
+    for place, (name, top) in enumerate(zip(classes, tops)):
+        colour = f"C{place}" if len(classes) <= 10 else _spread_colour(place, len(classes))
+        axes.stairs(top, edges, baseline=below, fill=True, label=_as_text(_cut(name)), color=colour)
+        below = top
+    if len(values) <= _NAMED_CLIENTS:  # so that clients can be told apart
+        for edge in edges:
+            axes.axvline(edge, color="white", linewidth=1)
+
+
+def _spread_colour(place: int, count: int) -> tuple[float, float, float, float]:
+    """Return one of `count` colours that lie far apart from their neighbours."""
+    import matplotlib
+
+    spread: tuple[float, float, float, float] = matplotlib.colormaps["turbo"](place % 2 / 2 + place / count / 2)
+    return spread
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
 
 
 def plot_accuracy_against_bytes(runs: Mapping[str, Sequence[RunLog]], path: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flare_dist.analysis.densities import read_densities
-from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_label_table
+from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_holdings
 from flare_dist.cli.console import make_plot, wide_console
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.launch import Launch
@@ -20,10 +21,11 @@ from flare_dist.config.load import build_config, config_parser
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
-from flare_dist.data.partition import counted_classes, label_table
+from flare_dist.data.holdings import holdings, rows
 from flare_dist.records.rundir import check_writable
 from flare_dist.records.summary import summary_table
 from flare_dist.rounds.build_run import divide
+from flare_dist.rounds.num_clients import resolve_num_clients
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.formats import FORMATS, export_run
 from flare_dist.run.trainer import train
@@ -101,11 +103,12 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
         data = load(config.data, config.seed, config.task)
-        labels, classes = counted_classes(data.train, data.num_classes)
-        counts = label_table(divide(config, data), labels, classes)
-    table = Table("client", *map(str, range(classes)), "examples")
-    for client, row in enumerate(counts.tolist()):
-        table.add_row(str(client), *map(str, row), str(sum(row)))
+        config = resolve_num_clients(config, data)
+        held = holdings(divide(config, data), data)
+    head, *lines = rows(held)
+    table = Table(*map(escape, head))
+    for line in lines:
+        table.add_row(*map(escape, line))
     wide_console().print(table)
     path = Path(config.output_dir) / "partition.png"
-    make_plot(path, partial(plot_label_table, counts))
+    make_plot(path, partial(plot_holdings, held.counts, held.classes, held.groups))

@@ -18,7 +18,8 @@ from flare_dist.exclusion import refuse
 from flare_dist.named import Options
 from flare_dist.schedules import parse_schedule
 
-TOGETHER = ("auto", "always", "never")
+AUTO = "auto"
+TOGETHER = (AUTO, "always", "never")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class ClientsConfig:
     """Choose who takes part and how clients train.
 
     Args:
-        num: clients of the federation, hosted by any number of ranks.
+        num: clients of the federation, hosted by any number of ranks; auto = as many as the training examples have
+            natural groups, so that with data.partition=natural client i is the i-th group by name. The run's
+            configuration has what auto came to.
         per_round: clients drawn afresh for each round (null = all of them).
         local_epochs: passes over a client's examples in each round.
         local_steps: mini-batch steps in each round, instead of local_epochs (null = by epochs).
@@ -62,7 +65,7 @@ class ClientsConfig:
         flare: settings of the flare objective.
     """
 
-    num: int = 8
+    num: int | str = 8  # or AUTO
     per_round: int | None = None
     local_epochs: int = 1
     local_steps: int | None = None
@@ -88,7 +91,10 @@ class ClientsConfig:
     flare: FlareConfig = field(default_factory=FlareConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num", "per_round", "local_epochs", "local_steps", "batch_size", "smallest_batch"):
+        if isinstance(self.num, str) and self.num != AUTO:
+            raise ValueError(f"clients.num: must be a whole number or auto, got {self.num!r}; choose one")
+        check_least("clients.num", None if self.num == AUTO else self.count, 1)
+        for name in ("per_round", "local_epochs", "local_steps", "batch_size", "smallest_batch"):
             check_least(f"clients.{name}", getattr(self, name), 1)
         find_optimizer(self.optimizer, self.optimizer_options)
         check_range("clients.lr", self.lr, "(0, 1e38)")  # the range of float32
@@ -134,5 +140,11 @@ class ClientsConfig:
         return algorithm_of(self).memory
 
     @property
+    def count(self) -> int:
+        """Return the number of clients, once it is resolved."""
+        assert not isinstance(self.num, str), "auto is resolved when the data are loaded"
+        return self.num
+
+    @property
     def cohort_size(self) -> int:
-        return self.num if self.per_round is None else self.per_round
+        return self.count if self.per_round is None else self.per_round

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flare_dist.data.augmentation import AUGMENTATIONS
+from flare_dist.data.images import LAYOUTS
 from flare_dist.data.lookup import find_partitioner, find_source
 from flare_dist.data.normalization import NORMALIZATIONS
+from flare_dist.data.pixels import ImageSpec, height_and_width
 from flare_dist.data.reader import ON_ERROR
 from flare_dist.data.synthetic import SyntheticConfig
 from flare_dist.data.texts import REMAINDERS
@@ -24,11 +26,17 @@ class DataConfig:
             write them), synthetic, or your own as package.module:callable, which is called with
             (config, seed, **options), config being this section, and returns a flare_dist.Source.
         options: Keyword arguments of your own data.
-        root: Folder that holds the data. image_folder expects train/<class>/*.jpg and test/<class>/*.jpg in it (val/
-            stands in if test/ is missing or has none of the classes), and takes natural groups from lines
-            "train/<class>/<file>,<group>" in groups.csv. shakespeare expects train/*.json and test/*.json. text takes a
-            file or a folder of .jsonl, lines {"text": ..., "label": ..., "group": ...}, or <name>/*.txt; it holds out
-            the last fifth of each group for testing unless there are train and test of either.
+        root: Folder that holds the data. image_folder expects it as data.layout tells. shakespeare expects train/*.json
+            and test/*.json. text takes a file or a folder of .jsonl, lines {"text": ..., "label": ..., "group": ...},
+            or <name>/*.txt; it holds out the last fifth of each group for testing unless there are train and test.
+        layout: How the files of image_folder lie in data.root: classes or sites. classes is one tree, train/<class>/*
+            and test/<class>/* (val/ stands in if test/ is missing or has none of the classes); natural groups come from
+            lines "train/<class>/<file>,<group>" in groups.csv, also of test/. sites is such a tree for each site,
+            <site>/train/<class>/* and <site>/test/<class>/*; the sites are the groups.
+        image_size: Height and width to which images are resized, [height, width] or one number for both; null = they
+            stay as they are, and all must have one size. Resizing is antialiased and bilinear, as by torchvision's
+            Resize and Pillow, without regard to the aspect ratio.
+        image_channels: 3 for red, green and blue (grey three times), or 1 for grey (of colours their luma).
         image_range: The value that is white in grey images of more than 8 bits, e.g. 4095 for 12 bits in 16; null = the
             most that the file can hold, 65535. Needed for images of 32 bits or of floats. Larger values are refused.
         sequence_length: Tokens in an example of text.
@@ -57,6 +65,9 @@ class DataConfig:
     name: str = "digits"
     options: Options = field(default_factory=dict, hash=False)
     root: str = "data"
+    layout: str = "classes"
+    image_size: int | tuple[int, int] | None = None  # (height, width); None = as they are
+    image_channels: int = 3
     image_range: float | None = None  # None = what the file can hold
     sequence_length: int = 100
     tokenizer: str = "bytes"
@@ -81,6 +92,10 @@ class DataConfig:
                 "data.root: the name has bytes that are not UTF-8 or control characters, "
                 f"got {printable(self.root)}; give a link to it with another name"
             )
+        check_choice("data.layout", self.layout, LAYOUTS)
+        height_and_width(self.image_size)
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"data.image_channels: must be 3 (colours) or 1 (grey), got {self.image_channels}")
         check_choice("data.remainder", self.remainder, REMAINDERS)
         find_partitioner(self.partition, self.partition_options)
         check_choice("data.normalize", self.normalize, NORMALIZATIONS)
@@ -93,3 +108,8 @@ class DataConfig:
         check_least("data.sequence_length", self.sequence_length, 1)
         check_least("data.shards_per_client", self.shards_per_client, 1)
         check_range("data.validation", self.validation, "[0, 1)")
+
+    @property
+    def images(self) -> ImageSpec:
+        """Return how images are to be read."""
+        return ImageSpec(self.image_range, height_and_width(self.image_size), self.image_channels)

@@ -141,9 +141,8 @@ def _check_known(items: Items, num_classes: int | None, task: Task) -> None:
     """Raise ValueError that names the first example whose known label is no class of the task."""
     if items.strata is None or num_classes is None or task.class_of != "example":
         return
-    wrong = (items.strata >= num_classes).nonzero()
-    if len(wrong):
-        number = int(wrong[0])
+    if int(items.strata.max()) >= num_classes:
+        number = int((items.strata.long() >= num_classes).nonzero()[0])
         label = int(items.strata[number])
         raise ValueError(
             f"{items.where}: {items.name(number)}: labels must be classes 0 to {num_classes - 1}, got {label}"

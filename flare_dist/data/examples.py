@@ -26,7 +26,7 @@ class Examples:
     groups: Tensor | None = None  # int64 [n], the natural client (writer, device, …) of each example
     is_text: bool = False  # whether inputs are tokens, of any integer type
     group_names: tuple[str | int, ...] = ()  # of the groups 0, 1, …; () = they have none
-    strata: Tensor | None = None  # int64 [n], the classes by which partitions divide, if these are not the labels
+    strata: Tensor | None = None  # integers [n], the classes by which partitions divide, if these are not the labels
     as_is: bool = False  # whether inputs are those of a user's Dataset: neither normalised nor augmented
 
     def __len__(self) -> int:

@@ -1,4 +1,7 @@
-"""Table of the natural client of each image, root/groups.csv: lines "train/<class>/<file>,<group>"."""
+"""Table of the natural client of each image, root/groups.csv: lines "train/<class>/<file>,<group>".
+
+Lines of test images, "test/<class>/<file>,<group>", are read if there are any, and then of all.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,33 @@ from flare_dist.errors import printable, reason, refusal
 _DELIMITERS = (",", ";", "\t")  # a spreadsheet writes ";" if decimals have a comma
 
 
-def read_groups(root: Path, paths: Sequence[str]) -> Tensor | None:
-    """Read codes 0, 1, … for the groups of `paths`, in sorted order of the names; None if there is no table.
+def read_groups(root: Path, train: Sequence[str], test: Sequence[str]) -> tuple[list[str] | None, list[str] | None]:
+    """Read the groups of the images at these paths, by name; None if there is no table, or it has no test image.
 
     Raises ValueError that names the table if it cannot be read, lacks an image or puts one into two groups.
     """
     table = root / "groups.csv"
     if not os.path.lexists(table):  # a broken link is an error, not an absent table
-        return None
-    keys = [Path(path).relative_to(root).as_posix() for path in paths]
+        return None, None
+    parts = [[Path(path).relative_to(root).as_posix() for path in part] for part in (train, test)]
+    keys = {key for part in parts for key in part}
     text = _text(table)
-    tries = [_named(table, text, delimiter, set(keys)) for delimiter in _DELIMITERS if delimiter in text]
+    tries = [_named(table, text, delimiter, keys) for delimiter in _DELIMITERS if delimiter in text]
     named = max(tries, key=len, default={})
-    missing = next((key for key in keys if key not in named), None)
+    has_test = any(key in named for key in parts[1])
+    missing = next((key for key in (*parts[0], *(parts[1] if has_test else ())) if key not in named), None)
     if missing is not None:
         hint = "" if text.isascii() or _is_utf8(text) else "; the table is not UTF-8, save it as such"
         raise refusal("data.root", table, f"has no line '{printable(missing)},<group>'{hint}")
-    return torch.from_numpy(np.unique([named[key] for key in keys], return_inverse=True)[1].astype(np.int64))
+    return [named[key] for key in parts[0]], [named[key] for key in parts[1]] if has_test else None
+
+
+def number_groups(names: Sequence[str] | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Number groups 0, 1, … in sorted order of their names: (int64 [n], the names as they can be printed)."""
+    if names is None:
+        return None, ()
+    found, codes = np.unique(names, return_inverse=True)
+    return torch.from_numpy(codes.astype(np.int64)), tuple(printable(str(name)) for name in found)
 
 
 def _text(table: Path) -> str:

@@ -20,7 +20,7 @@ class Items:
     collate: Collate
     groups: Tensor | None = None  # int64 [n], the natural client of each example
     group_names: tuple[Name, ...] = ()  # of the groups 0, 1, …
-    strata: Tensor | None = None  # int64 [n], the classes by which partitions divide
+    strata: Tensor | None = None  # integers [n], the classes by which partitions divide
     chosen: Tensor | None = None  # int64 [n], the indices in `data`; None = all of them, in order
 
     def __len__(self) -> int:

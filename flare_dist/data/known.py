@@ -14,7 +14,7 @@ from flare_dist.tasks.batch import LABELS
 
 
 def known_labels(data: Any) -> Tensor | None:
-    """Return the class of each example, int64 [n]; None if it is not known, or not an integer.
+    """Return the class of each example, integers [n]; None if it is not known, or not an integer.
 
     torchvision has `targets`, which count if no target_transform makes other labels of them; `datasets.Dataset` has a
     column "labels" or "label".
@@ -35,7 +35,7 @@ def known_labels(data: Any) -> Tensor | None:
     except (RuntimeError, TypeError, ValueError):  # lists of boxes, names, …
         return None
     is_class = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
-    return labels.long() if is_class and len(labels) and int(labels.min()) >= 0 else None
+    return labels if is_class and len(labels) and int(labels.min()) >= 0 else None
 
 
 def known_classes(data: Any) -> tuple[str, ...]:

@@ -120,7 +120,10 @@ def quantity(
 def natural(
     config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Deal the data set's own groups whole: every client gets the same number of groups, give or take one."""
+    """Deal the data set's own groups whole: every client gets the same number of groups, give or take one.
+
+    With as many clients as groups client i gets group i, whatever the seed.
+    """
     if train.groups is None:
         raise ValueError(
             f"data.partition: natural needs groups, got data.name={config.name} without any; choose another, or give "
@@ -129,6 +132,8 @@ def natural(
     names, group = np.unique(train.groups.numpy(), return_inverse=True)
     if num_clients > len(names):
         raise ValueError(f"clients.num: must be at most {len(names)}, the number of natural groups, got {num_clients}")
+    if num_clients == len(names):
+        return group
     return rng.permutation(np.arange(len(names)) % num_clients)[group]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from flare_dist.data.collate import stack_examples
-from flare_dist.data.examples import Examples
+from flare_dist.data.examples import TOKENS, Examples
 from flare_dist.data.items import Items
 from flare_dist.data.known import known_labels
 from flare_dist.data.source import Collate, Name, Part, Readable, Source
@@ -107,7 +107,7 @@ def _groups(names: Sequence[Name] | Tensor | None, n: int, where: str) -> tuple[
 
 
 def _classes(labels: Sequence[int] | Tensor | None, n: int, where: str) -> Tensor | None:
-    """Check the labels of a Part: int64 [n] of classes."""
+    """Check the labels of a Part: integers [n] of classes, in whatever type they come, for millions take memory."""
     if labels is None:
         return None
     found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
@@ -117,7 +117,7 @@ def _classes(labels: Sequence[int] | Tensor | None, n: int, where: str) -> Tenso
     _check_length("labels", len(found), n, where)
     if n and int(found.min()) < 0:
         raise ValueError(f"{where}: labels must be classes from 0, got {int(found.min())}")
-    return found.long()
+    return found if found.dtype in TOKENS else found.long()
 
 
 def _check_length(field: str, length: int, n: int, where: str) -> None:

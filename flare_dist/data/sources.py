@@ -13,6 +13,7 @@ import torch
 from flare_dist.data.cache import locked
 from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.images import load_folder
+from flare_dist.data.pixels import ImageSpec
 from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
@@ -38,7 +39,10 @@ class SourceConfig(Protocol):
     def root(self) -> str: ...
 
     @property
-    def image_range(self) -> float | None: ...
+    def layout(self) -> str: ...
+
+    @property
+    def images(self) -> ImageSpec: ...
 
     @property
     def sequence_length(self) -> int: ...
@@ -77,8 +81,8 @@ def synthetic(config: SourceConfig, seed: int) -> Source:
 
 def image_folder(config: SourceConfig, seed: int) -> Source:
     """Load the tree of images at `data.root`; see `images.py`."""
-    train, test, names = load_folder(Path(config.root), config.image_range)
-    return Source(train, test, classes=tuple(names))
+    train, test, names = load_folder(Path(config.root), config.images, config.layout)
+    return Source(train, test, classes=names)
 
 
 def shakespeare(config: SourceConfig, seed: int) -> Source:
@@ -125,7 +129,7 @@ def torchvision_source(
             check_examples(examples, num_classes, CLASSIFICATION)
     except _DAMAGED as error:
         raise refusal("data.root", root / folder, f"{config.name} is damaged, delete it ({reason(error)})") from error
-    return Source(train, test, classes=tuple(getattr(readers[0], "classes", ())) or num_classes)
+    return Source(train, test, classes=getattr(readers[0], "classes", num_classes))
 
 
 def _in_memory(dataset: Any, transposed: bool) -> Examples:

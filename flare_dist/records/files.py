@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,14 +46,31 @@ def write_text(path: Path, text: str, key: str = "output_dir") -> None:
 def save_model(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, key: str = "output_dir"
 ) -> None:
-    """Write weights and buffers by name in the format of safetensors; raises DiskError as `replacing` does."""
+    """Write weights and buffers by name in the format of safetensors, with texts for its header.
+
+    Raises DiskError as `replacing` does.
+    """
     # Tensors share one flat vector, and may be expanded or transposed: the format takes each in one piece of its own.
     whole = torch.contiguous_format
-    content = save(
-        {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}, metadata
-    )
+    pieces = {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
+    content = _with_sorted_metadata(save(pieces, metadata))
     with replacing(path, key, len(content)) as temporary:
         temporary.write_bytes(content)
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Sort the texts in the header of a safetensors file: the library writes them in an order drawn afresh each time.
+
+    The format is the header's length as 8 bytes, the header as JSON, padded with spaces, and the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" not in header:
+        return content
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def is_storable(dtype: torch.dtype) -> bool:

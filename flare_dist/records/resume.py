@@ -96,6 +96,8 @@ def _resolved_before(config: Config, saved: dict[str, Any]) -> dict[str, Any]:
         values["task.name"] = saved["task"]["name"]
     if config.task.best in (AUTO, saved["task"]["best"].partition(":")[0]):  # saved with its direction
         values["task.best"] = saved["task"]["best"]
+    if config.clients.num == AUTO:
+        values["clients.num"] = saved["clients"]["num"]
     if config.clients.smallest_batch is None:
         values["clients.smallest_batch"] = saved["clients"]["smallest_batch"]
     return values

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,8 @@ class Tracker:
     """Keep the logs of one run directory open; use as a context manager.
 
     `rows` are those of the rounds already played, `best` names the metric that the progress bar shows, `first_round` is
-    the first round of this configuration. Raises DiskError if the disk does not take the logs; other trackers may fail.
+    the first round of this configuration, `texts` are Markdown by name for TensorBoard. Raises DiskError if the disk
+    does not take the logs; other trackers may fail.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Tracker:
         console: Console,
         best: Best = ("accuracy", "max"),
         first_round: int = 1,
+        texts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         directory = Path(config.output_dir)
         self.rows = list(rows)
@@ -61,7 +64,7 @@ class Tracker:
             self._metrics = self._path.open("a", encoding="utf-8")
             self._clients = ClientsLog(directory)
             if "tensorboard" in config.tracking:
-                self._events = _begin_events(directory, config, best, points)
+                self._events = _begin_events(directory, config, best, points, texts)
         self._progress = RoundProgress(self.rows, config.rounds, console, best[0])
         run = TrackedRun(directory, as_dict(config), points)
         names = [name for name in dict.fromkeys(config.tracking) if name in TRACKERS]
@@ -118,9 +121,13 @@ class Tracker:
         return Point(row["round"], row.get("time", time.time()), self._curves.values(row))
 
 
-def _begin_events(directory: Path, config: Config, best: Best, points: Iterable[Point]) -> EventWriter:
-    """Open a new event file with the run's cards and the rounds already played."""
+def _begin_events(
+    directory: Path, config: Config, best: Best, points: Iterable[Point], texts: Mapping[str, str]
+) -> EventWriter:
+    """Open a new event file with the run's cards and texts and the rounds already played."""
     events = EventWriter(directory)
+    for name, text in texts.items():
+        events.add_text(name, text)
     for summary in cards(config, best):
         events.add_summary(summary)
     for point in points:

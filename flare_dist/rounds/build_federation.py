@@ -117,10 +117,10 @@ def build_memory(config: Config, world: World, total: int, names: tuple[str, ...
     clients = config.clients
     if not names:
         return ClientStates(names, total, world.device)
-    homed = [len(range(rank, clients.num, world.size)) for rank in range(world.size)]
+    homed = [len(range(rank, clients.count, world.size)) for rank in range(world.size)]
     share = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
     ranks = counted(world.size, "rank")
-    log.info("%s on %s%s", counted(clients.num, "client lives", "clients live"), ranks, share)
+    log.info("%s on %s%s", counted(clients.count, "client lives", "clients live"), ranks, share)
     if clients.state_dir is None:
         return ClientStates(names, total, world.device)
     return FileStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))

@@ -19,6 +19,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.holdings import in_words
 from flare_dist.data.partition import Partition, hold_out_of_each, partition
 from flare_dist.data.source import Source
 from flare_dist.exclusion import refuse
@@ -34,6 +35,7 @@ from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import rank_weight
 from flare_dist.rounds.ledger import report_break_even
+from flare_dist.rounds.num_clients import resolve_num_clients
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch
 from flare_dist.server.server import Server
@@ -50,7 +52,8 @@ def divide(config: Config, data: DataSplits) -> Partition:
     """Divide the examples among the clients; if the data are pooled, one holds them all."""
     if config.mode != "federated":
         return Partition(torch.arange(len(data.train)), [len(data.train)])
-    parts = partition(config.data, data.train, data.task, data.num_classes, config.clients.num, config.seed)
+    clients = config.clients.count
+    parts = partition(config.data, data.train, data.task, data.num_classes, clients, config.seed)
     fraction = config.evaluation.client_holdout
     return hold_out_of_each(parts, fraction, config.seed) if fraction else parts
 
@@ -95,7 +98,8 @@ def load_parts(config: Config, source: Source | None = None) -> Loaded:
     data = load(config.data, config.seed, config.task, source)
     groups = data.test.groups
     refuse(EXCLUSIONS, evaluation=config.evaluation, test_groups=0 if groups is None else len(groups.unique()))
-    config = with_values(config, {"task.name": data.task_name, "task.best": ":".join(data.task.best)})
+    resolved = {"task.name": data.task_name, "task.best": ":".join(data.task.best)}
+    config = resolve_num_clients(with_values(config, resolved), data)
     return Loaded(config, data, divide(config, data), build_for(config, data))
 
 
@@ -111,6 +115,7 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     separate_buffers(model)
     share_start(world, model)
     run = BUILDERS[config.mode](config, world, data, parts, model)
+    log.info("data: %s", in_words(data, config.clients.count if config.mode == "federated" else 0))
     ranks = counted(world.size, "rank")
     threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"

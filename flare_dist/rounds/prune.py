@@ -86,8 +86,8 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
 def _asked(config: Config) -> list[int]:
     if config.pruning.data == "server":
         return [SERVER]
-    count = max(1, round(config.pruning.frac * config.clients.num))
-    return sample_cohort(config.seed, 0, config.clients.num, count)
+    count = max(1, round(config.pruning.frac * config.clients.count))
+    return sample_cohort(config.seed, 0, config.clients.count, count)
 
 
 def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tuple[Tensor, int]:

@@ -74,7 +74,9 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     world = fed.world
     entries = masks.entries
     settings = masks.config
-    drawn = sample_cohort(config.seed, 0, config.clients.num, max(1, round(settings.init_frac * config.clients.num)))
+    drawn = sample_cohort(
+        config.seed, 0, config.clients.count, max(1, round(settings.init_frac * config.clients.count))
+    )
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
     watch = Stopwatch(world)
     sensitivities = _train(fed, masks, drawn, watch)

@@ -17,7 +17,7 @@ from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
-from flare_dist.data.datasets import DataSplits
+from flare_dist.data.holdings import CARD_CLIENTS, as_markdown, holdings
 from flare_dist.data.source import Source
 from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
@@ -26,7 +26,7 @@ from flare_dist.records.resume import resolve
 from flare_dist.records.summary import is_best, summarise
 from flare_dist.records.trackers import check_installed
 from flare_dist.records.tracking import Tracker
-from flare_dist.rounds.build_run import Run, build_run, load_parts, resolve_by_model
+from flare_dist.rounds.build_run import Loaded, Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
 from flare_dist.rounds.federation import Federation
@@ -36,7 +36,7 @@ from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.evaluation import evaluator
-from flare_dist.run.export import save_global
+from flare_dist.run.export import metadata, save_global
 from flare_dist.run.preprocessing import as_json, describe
 from flare_dist.seeding import draws_kept
 
@@ -91,17 +91,12 @@ def train(
             log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
         else:
             run = build_run(config, world, given.data, given.parts, given.model)
-            summary = _play(config, source, run, given.data, console, on_round)
+            summary = _play(config, source, run, given, console, on_round)
     return summary
 
 
 def _play(
-    config: Config,
-    source: Path | None,
-    run: Run,
-    data: DataSplits,
-    console: Console,
-    on_round: OnRound | None,
+    config: Config, source: Path | None, run: Run, given: Loaded, console: Console, on_round: OnRound | None
 ) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
     directory = Path(config.output_dir)
@@ -110,17 +105,19 @@ def _play(
     beginning = begin_masks(run, console) if isinstance(run, Federation) else {}
     if beginning:
         rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
+    described = metadata(given.data)
     with on_all_ranks(world):
         if world.rank == 0:
-            write_text(directory / rundir.PREPROCESSING, as_json(describe(data)))
+            write_text(directory / rundir.PREPROCESSING, as_json(describe(given.data)))
         best = run.task.best
         first = first_round if source not in (None, directory) else 1  # the rounds before are of another configuration
-        opened = Tracker(config, rows, console, best, first) if world.rank == 0 else nullcontext()
+        texts = {"partition": as_markdown(holdings(given.parts, given.data, CARD_CLIENTS))} if world.rank == 0 else {}
+        opened = Tracker(config, rows, console, best, first, texts) if world.rank == 0 else nullcontext()
     with opened as tracker:
-        evaluate_global = evaluator(config, run, data) if tracker else None
+        evaluate_global = evaluator(config, run, given.data) if tracker else None
         with on_all_ranks(world):
             if tracker and evaluate_global and first_round == 1:
-                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, run)
+                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, run, described)
         for round_ in range(first_round, config.rounds + 1):
             last = round_ == config.rounds
             try:
@@ -134,7 +131,7 @@ def _play(
                 if tracker and evaluate_global:
                     due = last or config.mode == "gradient" or round_ % config.eval_every == 0
                     row |= evaluate_global() if due else {}
-                    _record(tracker, row, directory, run)
+                    _record(tracker, row, directory, run, described)
                     if is_saved:
                         tracker.sync()
                 if on_round:
@@ -144,17 +141,17 @@ def _play(
         summary: dict[str, Any] = {}
         with on_all_ranks(world):
             if tracker:
-                save_global(directory / rundir.MODEL, run)
+                save_global(directory / rundir.MODEL, run, described)
                 hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
                 summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware, best)
                 write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
         return summary
 
 
-def _record(tracker: Tracker, row: dict[str, Any], directory: Path, run: Run) -> None:
-    """Write one row to the logs, and the model if it is the best so far."""
+def _record(tracker: Tracker, row: dict[str, Any], directory: Path, run: Run, described: dict[str, str]) -> None:
+    """Write one row to the logs, and the model if it is the best so far; `described` goes into its header."""
     if is_best(row, tracker.rows, run.task.best):
-        save_global(directory / rundir.BEST, run)
+        save_global(directory / rundir.BEST, run, described)
     tracker.write(row)
 
 

@@ -72,10 +72,10 @@ def start_rank(world: World, config: Config, kill_in_round: int | None = None, d
             raise Killed
         return row
 
-    def save_or_die(path: Path, run: Any) -> None:
+    def save_or_die(path: Path, run: Any, described: dict[str, str]) -> None:
         if kill_in_round == config.rounds + 1 and path.name == "model.safetensors":
             raise Killed
-        save(path, run)
+        save(path, run, described)
 
     class Group:
         """The process group that the test's rank already has."""
