@@ -10,6 +10,7 @@ from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.holdings import as_markdown, holdings, in_words, rows
 from flare_dist.data.partition import Partition
+from flare_dist.tasks.config import TaskConfig
 
 LABELS = torch.tensor([0, 0, 1, 1, 1, 0])
 TABLE = TensorDataset(torch.zeros(6, 2), LABELS)
