@@ -51,10 +51,14 @@ class Rows(dict[Any, Any]):
         return self if isinstance(key, slice) else super().__getitem__(key)
 
 
+def kind(data: Any) -> str:
+    return type(data).__name__
+
+
 @pytest.mark.parametrize(
     "data",
     [Pictures([0, 1, 1, 0]), Pictures(torch.tensor([0, 1, 1, 0])), Table(), Table("labels")],
-    ids=lambda data: type(data).__name__,
+    ids=kind,
 )
 def test_labels_and_names_are_known_without_reading(data: Any) -> None:
     labels = known_labels(data)
@@ -84,7 +88,7 @@ def test_of_subsets_too() -> None:
         Pictures(None),
         [1, 2, 3],
     ],
-    ids=str,
+    ids=kind,
 )
 def test_what_is_no_class_is_not_known(data: Any) -> None:
     assert known_labels(data) is None

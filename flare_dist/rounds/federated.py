@@ -51,9 +51,10 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
 def draw(round_: int, fed: Federation) -> Cohort:
     """Draw the clients of a round, and their hosts and weights; the seed decides, so every rank knows them."""
     clients = fed.config.clients
-    drawn = sample_cohort(fed.config.seed, round_, clients.count, fed.clients.cohort_size)
+    sizes = fed.clients.partition.sizes
+    drawn = sample_cohort(fed.config.seed, round_, len(sizes), fed.clients.cohort_size)
     hosts = hosting_ranks(drawn, fed.world.size, stateful=bool(fed.clients.states.names))
-    return Cohort(hosts, cohort_weights(drawn, fed.clients.partition.sizes, clients.weighting))
+    return Cohort(hosts, cohort_weights(drawn, sizes, clients.weighting))
 
 
 def train(

@@ -120,7 +120,7 @@ class WholeUplink:
         for name, payloads in self.beside.items():
             received = received.with_payload(name, payloads.exchange(self.fed.world))
         weights = {client: self.cohort.weights[client] for client in received.accepted}
-        self.senders = Senders(self.works, weights, self.fed.config.clients.count)
+        self.senders = Senders(self.works, weights, len(self.fed.clients.partition.sizes))
         return received
 
     def step(self, received: Received) -> None:
