@@ -17,7 +17,7 @@ from flare_dist.compression.error_feedback import State
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.segments import SCOPES, Segment
-from flare_dist.compression.sparsifiers import check_finite, largest_unwaited, topk
+from flare_dist.compression.sparsifiers import Sparsifier, check_finite, largest_unwaited, topk
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -30,7 +30,8 @@ class Plan:
 
     segments: list[Segment]  # those that are sent whole are not among them
     packing: Packing
-    config: CompressionConfig
+    sparsifier: Sparsifier
+    threshold: float = 0.0  # of the sparsifier that has one
 
     @cached_property
     def max_kept(self) -> int:
@@ -46,16 +47,15 @@ class Plan:
         chosen = []
         for segment in self.segments:
             offset, numel, k, blocks = segment
-            sparsifier = self.config.selects
             generator = draws(segment)
             rows = vector[offset : offset + blocks * numel].view(blocks, numel)
-            if blocks > 1 and sparsifier is topk:
+            if blocks > 1 and self.sparsifier is topk:
                 if not rows.is_cuda:
                     check_finite(rows)
                 chosen.append(largest_unwaited(rows.abs(), k) + offset)
             else:
                 for place, row in enumerate(rows):
-                    chosen.append(sparsifier(row, k, generator, self.config.threshold) + (offset + place * numel))
+                    chosen.append(self.sparsifier(row, k, generator, self.threshold) + (offset + place * numel))
         return torch.cat([*chosen, self.packing.whole])
 
 
@@ -69,7 +69,7 @@ def plan(config: CompressionConfig, layout: ParameterLayout, density: float, dev
     """Plan what is selected of a layout at one density, and how it is written on `device`."""
 
     if config.sends_everything:
-        return Plan([], Packing.of(config, layout, layout.entries, device), config)
+        return Plan([], Packing.of(config, layout, layout.entries, device), config.selects)
 
     def segments_of(entries: Sequence[Entry]) -> list[Segment]:
         return SCOPES[config.scope](ParameterLayout(tuple(entries)), density, config.count_kept, config.block)
@@ -81,7 +81,7 @@ def plan(config: CompressionConfig, layout: ParameterLayout, density: float, dev
 
     whole = [entry for entry in layout.entries if entry.numel and is_whole(entry)]
     segments = segments_of([entry for entry in layout.entries if entry not in whole])
-    return Plan(segments, Packing.of(config, layout, whole, device), config)
+    return Plan(segments, Packing.of(config, layout, whole, device), config.selects, config.threshold)
 
 
 class Compressor:

@@ -15,4 +15,6 @@ def chosen(vector: Tensor, segments: list[Segment], sparsifier: str, draws: Draw
     """Choose the entries of these segments alone."""
     config = CompressionConfig(sparsifier=sparsifier, threshold=threshold)
     nothing = torch.empty(0, dtype=torch.int64, device=vector.device)
-    return Plan(segments, Packing(config.codecs, vector.numel(), nothing, nothing), config).choose(vector, draws)
+    return Plan(segments, Packing(config.codecs, vector.numel(), nothing, nothing), config.selects, threshold).choose(
+        vector, draws
+    )
