@@ -17,7 +17,8 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
 from flare_dist.layout import ParameterLayout
-from flare_dist.rounds.ledger import Stopwatch, break_even_density, log, report_break_even
+from flare_dist.rounds.break_even import break_even_density, log, report_break_even
+from flare_dist.rounds.ledger import Stopwatch
 from tests.helpers.rounds import DENSE, SPARSE, play
 from tests.ranks import run_ranks
 

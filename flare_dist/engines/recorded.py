@@ -18,7 +18,6 @@ from torch.nn.modules import module as modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare_dist.seeding import draws_kept, states_outside_torch
-from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import mean_criterion
 from flare_dist.tasks.task import Batch, Count, Task
 
@@ -145,9 +144,9 @@ class Recordings:
         """
         if not self._model.training:
             return None
-        inputs, labels = pair(batch)
-        if not (isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
+        if not (isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
             return None
+        inputs, labels = batch
         shape = (inputs.shape, inputs.stride(), inputs.dtype, labels.shape, labels.stride(), labels.dtype)
         if shape not in self._by_shape:
             if len(self._by_shape) == SHAPES:

@@ -26,9 +26,9 @@ from flare_dist.data.datasets import DataSplits
 from flare_dist.data.partition import Partition
 from flare_dist.exclusion import refuse
 from flare_dist.layout import parameter_layout
+from flare_dist.rounds.break_even import report_break_even
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place
 from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.masked_uplink import sparse_models
 from flare_dist.rounds.uplink import WholeUplink, memory_names
 from flare_dist.seeding import derive_seed, seeded

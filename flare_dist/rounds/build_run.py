@@ -28,13 +28,13 @@ from flare_dist.models import registry
 from flare_dist.models.task_trial import check_criterion, check_task
 from flare_dist.models.trial import unused_parameters
 from flare_dist.rounds.alike import share_start
+from flare_dist.rounds.break_even import report_break_even
 from flare_dist.rounds.build_federation import build_federation
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place
 from flare_dist.rounds.centralised import Centralised
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import rank_weight
-from flare_dist.rounds.ledger import report_break_even
 from flare_dist.rounds.num_clients import resolve_num_clients
 from flare_dist.rounds.one_batch import resolve_together
 from flare_dist.rounds.smallest_batch import resolve_smallest_batch

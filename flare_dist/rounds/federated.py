@@ -19,8 +19,7 @@ from flare_dist.comm.exchange import Received
 from flare_dist.compression.error_feedback import State
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation
-from flare_dist.rounds.ledger import Stopwatch, federated_report
-from flare_dist.rounds.participants import participants_report
+from flare_dist.rounds.ledger import Stopwatch, federated_report, participants_report
 from flare_dist.rounds.uplink import Uplink
 from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort

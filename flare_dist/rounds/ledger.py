@@ -13,24 +13,19 @@ Bytes are lengths of buffers that moved or, for the star that this run stands fo
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from flare_dist.comm.exchange import Received
-from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
+from flare_dist.comm.traffic import Traffic
 from flare_dist.comm.world import World
-from flare_dist.compression.compressor import Compressor
-from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import WORD
-from flare_dist.config.config import Config
 from flare_dist.hook.meter import HookTraffic
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.federation import Federation
-from flare_dist.units import counted
-
-log = logging.getLogger(__name__)
+from flare_dist.tasks.spread import mean_over_examples, spread
 
 
 class Stopwatch:
@@ -89,37 +84,6 @@ class Stopwatch:
         return {"ranks": self.world.size, **largest}
 
 
-def break_even_density(packing: Packing, ranks: int, payloads: int) -> float:
-    """Find the density below which an all-gather of `payloads` payloads a rank moves less than an all-reduce."""
-    dense = all_reduce_wire(ranks, WORD * packing.total)
-    least = packing.whole.numel()
-    most = packing.total
-    if all_gather_wire(ranks, payloads * packing.sizes(least).nbytes) >= dense:
-        return 0.0
-    while least < most:
-        kept = (least + most + 1) // 2
-        pays = all_gather_wire(ranks, payloads * packing.sizes(kept).nbytes) < dense
-        least, most = (kept, most) if pays else (least, kept - 1)
-    return least / packing.total
-
-
-def report_break_even(config: Config, compressor: Compressor, ranks: int) -> None:
-    """Log the density above which sparse payloads stop paying on the wire, and warn if the run's lies beyond."""
-    if config.mode == "centralised" or config.exchanged.is_dense or ranks == 1:
-        return
-    payloads = -(-config.clients.cohort_size // ranks) if config.mode == "federated" else 1
-    packing = compressor.final_plan.packing
-    most = compressor.final_plan.max_kept
-    limit = break_even_density(packing, ranks, payloads)
-    sent = counted(payloads, "payload")
-    log.info("on the wire of %d ranks with %s each, sparse pays below density %.3g", ranks, sent, limit)
-    if most > limit * packing.total:
-        log.warning(
-            "compression.density: at %g the ranks move more than with dense float32, whose payloads are summed before "
-            "the wire (sparse pays below %.3g here)", most / packing.total, limit,
-        )  # fmt: skip
-
-
 def federated_report(
     round_: int, received: Received, downlink_bytes: int, fed: Federation, watch: Stopwatch
 ) -> dict[str, Any]:
@@ -142,6 +106,38 @@ def federated_report(
         "kept": received.kept,
         "total": total,
         **seconds,
+    }
+
+
+def participants_report(round_: int, received: Received, fed: Federation, watch: Stopwatch) -> dict[str, Any]:
+    """Return `participants`, a line for each client of the round, and how well their own models do if that is measured.
+
+    All ranks call it together, after the watch has gathered the clients' seconds.
+    """
+    cohort = sorted(received.accepted + received.rejected)
+    lines = {client: _line(client, received, fed, watch) for client in cohort}
+    personal = fed.clients.personal
+    if personal is None or not personal.is_due(round_):
+        return {"participants": list(lines.values())}
+    metric, _ = fed.task.best
+    world = fed.world
+    measured = personal.gather(cohort, lambda found: world.all_reduce_(found.to(world.device)))
+    for client, value in measured.items():
+        lines[client][f"personal_{metric}"] = None if math.isnan(value) else value
+    sizes = personal.held_out.sizes
+    members = {str(client): {metric: value, "examples": sizes[client]} for client, value in measured.items()}
+    mean = {f"personal_{metric}": mean_over_examples(members, metric)}
+    return {"participants": list(lines.values()), **mean, **spread(members, "personal", fed.task.best)}
+
+
+def _line(client: int, received: Received, fed: Federation, watch: Stopwatch) -> dict[str, Any]:
+    """Describe one client's part; its loss is null if it was rejected, seconds are if clients trained as one batch."""
+    return {
+        "client": client,
+        "examples": fed.clients.partition.sizes[client],
+        "train_loss": received.losses.get(client),
+        "uplink_bytes": received.nbytes.get(client, 0),
+        "seconds": watch.client_seconds.get(client) or None,
     }
 
 
