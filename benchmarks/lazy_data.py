@@ -2,7 +2,7 @@
 
     python benchmarks/lazy_data.py
 
-1.28 M training and 50,000 test images of 3x224x224 are 771 GB in float32. Each image is another one, made when it is
+1.28 M training and 50,000 test images of 3x224x224 are 801 GB in float32. Each image is another one, made when it is
 read, and the loss checks that each that arrives is the one of its number. They are divided by class among 1,000
 clients; 20 rounds of 5 clients with 2 steps each are 200 steps, with an evaluation before and after them. A run gets a
 memory cgroup of its own (v1 or v2; needs root), whose limit would kill it; its peak holds all processes and the page

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset, random_split
+from torch.utils.data import Subset, TensorDataset, random_split
 
 from flare_dist.data.known import known_classes, known_labels
 
@@ -65,6 +65,12 @@ def test_labels_and_names_are_known_without_reading(data: Any) -> None:
     assert labels is not None
     assert labels.tolist() == [0, 1, 1, 0]
     assert known_classes(data) == ("cat", "dog")
+
+
+def test_of_tensors_that_a_users_collate_reads_one_by_one() -> None:
+    labels = torch.tensor([2, 0, 1])
+    assert known_labels(TensorDataset(torch.zeros(3, 2), labels)) is labels
+    assert known_labels(TensorDataset(torch.zeros(3, 2), torch.zeros(3, 4))) is None
 
 
 def test_of_subsets_too() -> None:

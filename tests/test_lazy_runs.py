@@ -103,6 +103,15 @@ def test_skipped_examples_are_counted_over_all_ranks(
         assert "left out: data: train: example 33 (group site 3) cannot be read" in caplog.text
 
 
+def test_a_client_of_whom_nothing_can_be_read_is_left_out(tmp_path: Path) -> None:
+    site = tuple(range(4, 64, 5))
+    base = config(tmp_path, partition="natural", on_error="skip")
+    clients = dataclasses.replace(base.clients, num=5, per_round=5)
+    start(dataclasses.replace(base, rounds=1, clients=clients), data=source(groups=True, broken=site))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (rows[1]["clients"], rows[1]["rejected_clients"], rows[1]["skipped_examples"]) == (5, 1, 2 * len(site))
+
+
 class Told(nn.Module):
     """Takes a dict and returns one, as Hugging Face's models do."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 
 from flare_dist.tasks.batch import LABELS
 
@@ -16,14 +16,16 @@ from flare_dist.tasks.batch import LABELS
 def known_labels(data: Any) -> Tensor | None:
     """Return the class of each example, integers [n]; None if it is not known, or not an integer.
 
-    torchvision has `targets`, which count if no target_transform makes other labels of them; `datasets.Dataset` has a
-    column "labels" or "label".
+    They are the last tensor of a TensorDataset, the column "labels" or "label" of a `datasets.Dataset`, the `targets`
+    of torchvision's, if no target_transform makes others of them.
     """
     if isinstance(data, Subset):
         whole = known_labels(data.dataset)
         return None if whole is None else whole[torch.as_tensor(data.indices, dtype=torch.int64)]
     found: Any = None
-    if isinstance(getattr(data, "features", None), Mapping) and hasattr(data, "select_columns"):
+    if isinstance(data, TensorDataset):
+        found = data.tensors[-1]
+    elif isinstance(getattr(data, "features", None), Mapping) and hasattr(data, "select_columns"):
         column = next((name for name in LABELS if name in data.features), None)
         found = column and data.with_format("numpy").select_columns(column)[:][column]
     elif hasattr(data, "targets") and getattr(data, "target_transform", None) is None:
