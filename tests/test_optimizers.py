@@ -239,9 +239,9 @@ def test_an_optimizer_of_named_parameters_steps_the_flat_ones_and_resumes() -> N
     named = by_name("adam_by_name")
     assert not named.is_plain
     deltas = torch.randn(4, LAYOUT.total, generator=torch.Generator().manual_seed(0))
-    for round_, delta in enumerate(deltas[:3], 1):
-        flat.step(round_, delta.clone())
-        named.step(round_, delta.clone())
+    for round_, own in enumerate(deltas[:3], 1):
+        flat.step(round_, own.clone())
+        named.step(round_, own.clone())
     assert torch.equal(flat.parameters, named.parameters)
     resumed = by_name("adam_by_name")
     resumed.load_state_dict(named.state_dict())
