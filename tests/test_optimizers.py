@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from flare_dist.layout import ParameterLayout
 from flare_dist.server.config import ServerConfig
 from flare_dist.server.optimizers import OPTIMIZERS, find_optimizer, load_optimizer_state, optimizer_state
 from flare_dist.server.server import Server
@@ -208,3 +209,70 @@ def test_stateless_means_that_the_last_delta_alone_decides(settings: dict[str, A
     for each in (travelled, new):
         each.step(2, delta(2))
     assert torch.equal(travelled.parameters.data, new.parameters.data) == new.is_plain
+
+
+LAYOUT = ParameterLayout.of([("first", torch.zeros(2, 2)), ("second", torch.zeros(3))])
+
+
+def adam_by_name(named_parameters: list[tuple[str, torch.nn.Parameter]], lr: float, eps: float = 1e-8) -> Any:
+    assert [(name, tuple(own.shape)) for name, own in named_parameters] == [("first", (2, 2)), ("second", (3,))]
+    return torch.optim.Adam([parameter for _, parameter in named_parameters], lr, eps=eps)
+
+
+def two_rates(named_parameters: list[tuple[str, torch.nn.Parameter]], lr: float) -> Any:
+    (_, first), (_, second) = named_parameters
+    groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 10 * lr}]
+    return torch.optim.SGD(groups, lr)
+
+
+def no_optimizer(named_parameters: Any, lr: float) -> Any:
+    return torch.optim.Adam
+
+
+def by_name(name: str, **settings: Any) -> Server:
+    config = ServerConfig(f"tests.test_optimizers:{name}", lr=0.1, **settings)
+    return Server(torch.zeros(LAYOUT.total), torch.empty(0), config, ROUNDS, layout=LAYOUT)
+
+
+def test_an_optimizer_of_named_parameters_steps_the_flat_ones_and_resumes() -> None:
+    flat = Server(torch.zeros(LAYOUT.total), torch.empty(0), ServerConfig("adam", lr=0.1), ROUNDS)
+    named = by_name("adam_by_name")
+    assert not named.is_plain
+    deltas = torch.randn(4, LAYOUT.total, generator=torch.Generator().manual_seed(0))
+    for round_, own in enumerate(deltas[:3], 1):
+        flat.step(round_, own.clone())
+        named.step(round_, own.clone())
+    assert torch.equal(flat.parameters, named.parameters)
+    resumed = by_name("adam_by_name")
+    resumed.load_state_dict(named.state_dict())
+    for used in (flat, named, resumed):
+        used.step(4, deltas[3].clone())
+    assert torch.equal(flat.parameters, named.parameters)
+    assert torch.equal(flat.parameters, resumed.parameters)
+    mask = torch.arange(LAYOUT.total) % 2 == 0
+    assert named.forget_outside(mask) == flat.forget_outside(mask) > 0
+
+
+def test_groups_keep_the_ratio_of_their_rates_under_a_schedule() -> None:
+    used = by_name("two_rates", lr_schedule="linear")
+    for round_ in (1, 2):
+        used.step(round_, torch.ones(LAYOUT.total))
+        rates = [group["lr"] for group in used.optimizer.param_groups]
+        assert rates == pytest.approx([0.1 * (1 - (round_ - 1) / ROUNDS), 1 - (round_ - 1) / ROUNDS])
+    assert used.parameters[4:].tolist() == pytest.approx((10 * used.parameters[:3]).tolist())
+
+
+def test_options_reach_the_optimizer_or_are_refused() -> None:
+    assert by_name("adam_by_name", optimizer_options={"eps": 0.5}).optimizer.param_groups[0]["eps"] == 0.5
+    torch_s = ServerConfig("torch:NAdam", optimizer_options={"momentum_decay": 0.1})
+    made = Server(torch.zeros(3), torch.empty(0), torch_s, ROUNDS).optimizer
+    assert made.param_groups[0]["momentum_decay"] == 0.1
+    for name, option, problem in (
+        ("torch:NAdam", "betas", "is given it already"),
+        ("torch:NAdam", "momentum", "takes no such option"),
+        ("fedadam", "eps", "takes no such option"),
+    ):
+        with pytest.raises(ValueError, match=rf"^server\.optimizer_options\.{option}: {name} {problem}, got 1; "):
+            ServerConfig(name, optimizer_options={option: 1})
+    with pytest.raises(ValueError, match=r"^server\.optimizer: .*:no_optimizer must return a torch\.optim\.O"):
+        by_name("no_optimizer")
