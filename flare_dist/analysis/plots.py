@@ -56,7 +56,8 @@ def _stack(axes: Axes, values: Tensor, classes: Sequence[str]) -> None:
     below: list[float] = [0.0] * len(values)
     for place, (name, top) in enumerate(zip(classes, tops)):
         colour = f"C{place}" if len(classes) <= 10 else _spread_colour(place, len(classes))
-        axes.stairs(top, edges, baseline=below, fill=True, label=_as_text(_cut(name)), color=colour)
+        band = [*below, *below[-1:]], [*top, *top[-1:]]
+        axes.fill_between(edges, *band, step="post", linewidth=0, label=_as_text(_cut(name)), color=colour)
         below = top
     if len(values) <= _NAMED_CLIENTS:  # so that clients can be told apart
         for edge in edges:

@@ -44,7 +44,8 @@ def read_source(config: SourceConfig, seed: int, task: str = AUTO) -> Source:
 def find_partitioner(name: Any, options: Options) -> Partitioner:
     """Find a partitioner by its name, or adapt the user's own; ValueError that names data.partition or an option.
 
-    The user's takes (labels, groups, num_clients, rng, **options), arrays of NumPy; groups are None if there are none.
+    The user's takes (labels, groups, num_clients, rng, **options), arrays of NumPy; labels and groups are None if there
+    are none, or none known.
     """
     found = find(PARTITION, name, PARTITIONERS)
     if not is_own(name, PARTITIONERS):
@@ -56,9 +57,10 @@ def find_partitioner(name: Any, options: Options) -> Partitioner:
         config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
     ) -> np.ndarray:
         groups = None if train.groups is None else train.groups.numpy()
+        labels = train.labels.numpy() if train.labels.numel() else None
 
         def divide() -> np.ndarray:
-            return np.asarray(users(train.labels.numpy(), groups, num_clients, rng))
+            return np.asarray(users(labels, groups, num_clients, rng))
 
         owner = call(PARTITION, name, divide)
         _check_owner(name_of(name), owner, len(train), num_clients)
