@@ -54,6 +54,12 @@ def test_markdown_lists_the_first_clients() -> None:
     assert as_markdown(holdings(PARTS, data(GROUPS))).splitlines()[-1] == r"| 2 | a\|b | 1 (100 %) | 0 | 1 |"
 
 
+def test_markdown_of_a_thousand_classes_has_no_column_for_each() -> None:
+    lines = as_markdown(holdings(PARTS, data(GROUPS, 1000))).splitlines()
+    assert lines[0] == "| client | group | examples |"
+    assert lines[2] == "| 0 | bern, oslo | 3 |"
+
+
 def test_numbers_have_no_classes() -> None:
     part = TensorDataset(torch.zeros(6, 2), torch.linspace(0, 1, 6)[:, None])
     splits = load(DataConfig(), 0, TaskConfig("regression"), Source(part, part))

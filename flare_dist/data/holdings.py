@@ -13,7 +13,8 @@ from flare_dist.data.partition import Partition, counted_classes, label_table
 from flare_dist.errors import printable
 from flare_dist.units import counted
 
-CARD_CLIENTS = 100  # that a table for people lists
+CARD_CLIENTS = 100  # that a text of TensorBoard lists
+_CARD_CLASSES = 100  # with more it has no column for each class
 
 
 class Holdings(NamedTuple):
@@ -78,6 +79,8 @@ def rows(held: Holdings) -> list[list[str]]:
 
 def as_markdown(held: Holdings) -> str:
     """Write the table as Markdown, which TensorBoard shows."""
+    if len(held.classes) > _CARD_CLASSES:
+        held = held._replace(classes=[], counts=held.counts[:, :0])
     head, *lines = ([cell.replace("|", r"\|") for cell in line] for line in rows(held))
     listed = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
     left_out = held.clients - len(held.examples)
