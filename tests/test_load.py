@@ -85,5 +85,6 @@ def test_the_resolved_configuration_is_printed_and_saved(
         "clients.together",
         "clients.smallest_batch",
         "task.name",
+        "task.best",
     }
     assert set(differing_keys(as_dict(resolved), as_dict(saved))) <= settled

@@ -62,7 +62,7 @@ def test_a_tokenizer_without_a_pad_token_is_refused_if_it_is_needed(tmp_path: Pa
 def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^data\.tokenizer: unknown choice, got 'byte'; choose from bytes, characters, an existing folder with a",
+        match=r"^data\.tokenizer: unknown choice, got 'byte'; did you mean bytes\? Choose from bytes, characters, ",
     ):
         open_tokenizer("byte")
     pytest.importorskip("transformers")

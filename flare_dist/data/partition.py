@@ -97,8 +97,10 @@ def hold_out_of_each(parts: Partition, fraction: float, seed: int) -> Partition:
 
 
 def _divided(train: Examples | Items, strata: Tensor | None) -> Examples:
-    """Return examples of which partitioners see the classes and groups alone; labels [n, 0] are not known."""
+    """Return examples of which partitioners see labels and groups alone: classes, labels of any form, or [n, 0]."""
     labels = torch.empty(len(train), 0) if strata is None else strata
+    if strata is None and isinstance(train, Examples):
+        labels = train.labels
     return Examples(labels, labels, train.groups)
 
 
