@@ -10,10 +10,12 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 
+from flare_dist.comm.world import World
 from flare_dist.tasks.builtin import CLASSIFICATION, REGRESSION, SEGMENTATION
 from flare_dist.tasks.chosen_metrics import METRICS
 from flare_dist.tasks.metrics import measure_all
 from flare_dist.tasks.task import Batch, Task
+from tests.ranks import run_ranks, single
 
 CLASSES = 4
 CPU = torch.device("cpu")
@@ -102,3 +104,16 @@ def test_a_second_evaluation_begins_anew() -> None:
     first = measure_all(task, nn.Identity(), [(scores[:20], labels[:20])], CPU)
     measure_all(task, nn.Identity(), [(scores[20:], labels[20:])], CPU)
     assert measure_all(task, nn.Identity(), [(scores[:20], labels[:20])], CPU) == first
+
+
+def measure_on_rank_0(world: World) -> float | None:
+    scores, labels = scored()
+    accuracy = METRICS["classification"]["balanced_accuracy"](CLASSES)
+    task = CLASSIFICATION._replace(torchmetrics={"twice": accuracy + accuracy})
+    return measure_all(task, nn.Identity(), [(scores, labels)], CPU)["twice"] if world.rank == 0 else None
+
+
+def test_one_rank_measures_without_the_others() -> None:
+    alone, nothing = run_ranks(measure_on_rank_0, 2)
+    assert nothing is None
+    assert alone == single(measure_on_rank_0)

@@ -35,6 +35,9 @@ class Observed:
         self._outputs: Any = None
         for metric in self.metrics.values():
             metric.reset()
+            # Rank 0 evaluates alone, and would wait for the others for ever; metrics may be made of metrics.
+            for each in metric.modules():
+                each.distributed_available_fn = _alone
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -59,6 +62,11 @@ class Observed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+
+
+def _alone() -> bool:
+    """Tell torchmetrics that there are no other ranks."""
+    return False
 
 
 def measure(task: Task, model: nn.Module, batch: Batch) -> dict[str, Amount]:
