@@ -89,6 +89,23 @@ def test_a_callback_that_outlives_the_group_does_not_abort_the_process(tmp_path:
         assert results_of(pool, futures, 60.0) == [2.0, 2.0]
 
 
+def open_again_and_again(rank: int, store: str) -> list[float]:
+    """Open one group after the other on the same store, as a script under torchrun that trains several runs does."""
+    sums = []
+    for turn in range(8):
+        with open_world(Launch(rank, 2, rank, 2), torch.device("cpu"), 30.0, store) as world:
+            sums.append(world.all_reduce_(torch.tensor([float(turn + rank)])).item())
+        time.sleep(0.05 * rank * (turn % 2))
+    return sums
+
+
+def test_a_launcher_s_ranks_may_open_several_groups(tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    with rank_processes(2) as pool:
+        futures = [pool.submit(open_again_and_again, rank, store) for rank in range(2)]
+        assert results_of(pool, futures, 60.0) == [[2.0 * turn + 1 for turn in range(8)]] * 2
+
+
 def raise_on_one(world: World) -> None:
     if world.rank == 1:
         raise RuntimeError("rank 1 gave up")

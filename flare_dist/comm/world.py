@@ -116,8 +116,8 @@ def open_world(
     DistributedDataParallel needs. A rank that gives no sign of life for `timeout_seconds` ends the run; one that lives
     may keep the others waiting for `collective_seconds`, because it may be training or decoding a data set.
 
-    The store is prefixed by the launcher's attempt: a restarted group that reuses the keys of the group before it
-    fails or hangs more often than not.
+    The store is prefixed by the launcher's attempt, and by how many groups it has served: a group that reuses the keys
+    of the group before it fails or hangs more often than not.
     """
     if launch.size == 1 and not launch.launched and not alone:
         yield World(device=device)
@@ -132,6 +132,7 @@ def open_world(
     if launch.launched or size > 1:
         store, rank, size = next(dist.rendezvous(rendezvous, rank, size, timeout=timeout))
     store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.PrefixStore(f"group_{store.add(f'groups_of_{rank}', 1)}", store)
     # The store of the signs of life is another connection, for a store serves one thread at a time.
     with heartbeat(store.clone(), rank, size, timeout_seconds) if size > 1 else nullcontext():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
