@@ -13,8 +13,8 @@ from flare_dist.data.source import Source
 from flare_dist.data.sources import SOURCES, SourceConfig
 from flare_dist.named import Options, bind, call, expect, find, is_own, name_of
 from flare_dist.signatures import accepted
+from flare_dist.tasks.config import AUTO
 
-AUTO = "auto"
 NAME = "data.name"
 PARTITION = "data.partition"
 EXAMPLE = "flare_dist.Source(train=TensorDataset(inputs, labels), test=TensorDataset(test_inputs, test_labels))"

@@ -17,7 +17,7 @@ from flare_dist.data.pixels import ImageSpec
 from flare_dist.data.source import Source
 from flare_dist.data.synthetic import SyntheticConfig, draw_images
 from flare_dist.data.text import CHARACTERS, load_texts
-from flare_dist.data.texts import text_source
+from flare_dist.data.texts import TextConfig, text_source
 from flare_dist.errors import reason, refusal
 from flare_dist.named import Options
 from flare_dist.tasks.builtin import CLASSIFICATION
@@ -26,8 +26,8 @@ from flare_dist.vocabulary import Vocabulary
 _DAMAGED = (ArithmeticError, AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-class SourceConfig(Protocol):
-    """List what sources read of the data's configuration."""
+class SourceConfig(TextConfig, Protocol):
+    """List what sources read of the data's configuration, that of texts among them."""
 
     @property
     def name(self) -> str: ...
@@ -36,22 +36,10 @@ class SourceConfig(Protocol):
     def options(self) -> Options: ...
 
     @property
-    def root(self) -> str: ...
-
-    @property
     def layout(self) -> str: ...
 
     @property
     def images(self) -> ImageSpec: ...
-
-    @property
-    def sequence_length(self) -> int: ...
-
-    @property
-    def tokenizer(self) -> str: ...
-
-    @property
-    def remainder(self) -> str: ...
 
     @property
     def download(self) -> bool: ...
