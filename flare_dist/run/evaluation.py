@@ -56,8 +56,10 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
             metrics |= {f"{prefix}{name}_{metric}": value for metric, value in measure(name).items()}
             if skipped := skipped_here(sources[name]):
                 metrics[f"{prefix}{name}_skipped_examples"] = skipped
-        run.model.load(run.view, run.server.buffers)
-        return metrics | evaluate_members()
+        if evaluate_members is not None:
+            run.model.load(run.view, run.server.buffers)
+            metrics |= evaluate_members()
+        return metrics
 
     return evaluate_global
 

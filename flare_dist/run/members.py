@@ -33,8 +33,13 @@ def client_members(held_out: Partition) -> dict[str, Tensor]:
     return {str(client): own for client, own in enumerate(held_out) if len(own)}
 
 
-def members_evaluator(config: Config, run: Run, test: Examples, measure: Measure) -> Callable[[], dict[str, Any]]:
-    """Return a function that measures the model as it stands on whom `config.evaluation` names, for a round's row."""
+def members_evaluator(
+    config: Config, run: Run, test: Examples, measure: Measure
+) -> Callable[[], dict[str, Any]] | None:
+    """Return a function that measures the model as it stands on whom `config.evaluation` names, for a round's row.
+
+    None if it names nobody.
+    """
     best = run.task.best
     groups = group_members(test) if config.evaluation.by_group else {}
     held_out = run.clients.partition.held_out if isinstance(run, Federation) else None
@@ -50,7 +55,7 @@ def members_evaluator(config: Config, run: Run, test: Examples, measure: Measure
             row |= {f"client_{best[0]}": mean_over_examples(by_client, best[0]), **spread(by_client, "client", best)}
         return row
 
-    return evaluate_members
+    return evaluate_members if groups or clients else None
 
 
 def _measured(part: str, members: Mapping[str, Tensor], measure: Measure) -> Members:
