@@ -14,6 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from flare_dist.fixed import fixed_of
+
+TRAINED = (torch.float32, torch.bfloat16)  # weights that training may step
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -83,12 +87,22 @@ def parameter_layout(model: nn.Module) -> ParameterLayout:
 
 
 def buffer_layout(model: nn.Module) -> ParameterLayout:
-    """Lay out the floating-point buffers of `model` (BatchNorm's running statistics).
+    """Lay out the floating-point buffers of `model` that training changes (BatchNorm's running statistics).
 
-    Buffers that are not finite in float32 at first are constants, e.g. attention masks, and left out.
+    Left out are buffers that are not saved (persistent=False), as tables of positions are, those that are known to be
+    constants, and those that are not finite in float32 at first, e.g. attention masks.
     """
-    named = ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+    constants = fixed_of(model).constants | not_persistent(model)
+    named = ((name, b) for name, b in model.named_buffers() if b.is_floating_point() and name not in constants)
     return ParameterLayout.of((name, b) for name, b in named if b.float().isfinite().all())
+
+
+def not_persistent(model: nn.Module) -> set[str]:
+    """Name the buffers that are not in `model.state_dict()`."""
+    found = set()
+    for prefix, part in model.named_modules():
+        found |= {f"{prefix}.{name}" if prefix else name for name in getattr(part, "_non_persistent_buffers_set", ())}
+    return found
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
@@ -99,8 +113,8 @@ def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
 def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, Tensor]:
     """Move the parameters of `model` and their gradients into one flat vector each; the model then lives in them.
 
-    Returns (parameters, gradient), float32 vectors of `layout.total` entries on the parameters' device. Raises
-    ValueError if a parameter is not float32 (train in lower precision by autocast, not by casting the weights).
+    Returns (parameters, gradient), float32 vectors of `layout.total` entries on the parameters' device. Parameters of
+    bfloat16 stay where they are, and the vector holds copies of them. Raises ValueError for other precisions.
     """
     named = dict(model.named_parameters())
     device = next(iter(named.values())).device
@@ -108,9 +122,11 @@ def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, 
     gradient = torch.zeros(layout.total, device=device)
     for (name, value), (_, own_gradient) in zip(layout.views(parameters), layout.views(gradient)):
         parameter = named[name]
-        if parameter.dtype != torch.float32:
-            raise ValueError(f"parameter {name} is {parameter.dtype}; flat vectors need float32 parameters")
+        if parameter.dtype not in TRAINED:
+            raise ValueError(f"parameter {name} is {parameter.dtype}; flat vectors take float32 or bfloat16 parameters")
         value.copy_(parameter.detach())
+        if parameter.dtype != torch.float32:
+            continue
         parameter.data = value
         parameter.grad = own_gradient
     return parameters, gradient

@@ -26,11 +26,13 @@ GROUND = {
     "given",
     "signatures",
     "vocabulary",
+    "fixed",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
 MAY_IMPORT = {
-    "layout": set(),
+    "layout": {"fixed"},
+    "fixed": set(),
     "seeding": set(),
     "schedules": {"named", "errors"},
     "units": set(),
@@ -100,7 +102,7 @@ ONLY_IN = {
     "onnx": {"engines/onnx_export.py"},
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
-    "transformers": {"data/tokenizer.py", "engines/transformers_hook.py"},
+    "transformers": {"data/tokenizer.py", "models/hugging_face.py", "engines/transformers_hook.py"},
     "lightning": {"engines/lightning_hook.py"},
     "pytorch_lightning": {"engines/lightning_hook.py"},
 }

@@ -34,6 +34,8 @@ def why_not_batchable(model: nn.Module, blank: Tensor) -> str | None:
     for kind, reason in REFUSED:
         if any(isinstance(part, kind) for part in model.modules()):
             return f"the model has {reason}"
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        return "the model has weights that are not float32"
     with preserved(model):
         return _why_not_two(model.train(), blank)
 

@@ -102,6 +102,8 @@ class LocalTrainer:
         if self.config.step_ahead:  # SAEF: the delta is measured from where the client starts
             start = torch.add(global_parameters, state["residual"], alpha=self.config.step_ahead)
         self.model.load(start, global_buffers)
+        if self.model.is_rounded:  # or the server would be told of the rounding as if it had been learnt
+            start = self.model.parameters.clone()
         if mask is not None:
             self.model.mask_(mask.factor)
         self.model.reset()
@@ -113,7 +115,7 @@ class LocalTrainer:
             global_parameters,
             state,
             told,
-            starts_at_global=not self.config.step_ahead and mask is None,
+            starts_at_global=not self.config.step_ahead and mask is None and not self.model.is_rounded,
             mask=mask.mask if mask else None,
         )
         penalty = self.algorithm.penalty(context)

@@ -23,6 +23,8 @@ class LocalModel(Protocol):
     buffers: Tensor  # float32 [b]
     dtypes: dict[str, torch.dtype]  # of parameters and buffers by name, as the user has made them
     optimizer: Optimizer
+    base: str | None  # digest of what is frozen and lies in files of its own
+    is_rounded: bool  # `load` rounds parameters to the precision that the model computes in
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and all other buffers those that they began with."""

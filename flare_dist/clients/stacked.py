@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.tasks.batch import scores_of
 from flare_dist.tasks.task import Task
 
 
@@ -37,7 +38,7 @@ def forward(module: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor)
     """Compute the scores [n, b, ...] of n clients, each with its own row of every parameter and of `inputs`."""
 
     def one(own: Mapping[str, Tensor], batch: Tensor) -> Tensor:
-        scores: Tensor = torch.func.functional_call(module, dict(own), (batch,))
+        scores: Tensor = scores_of(torch.func.functional_call(module, dict(own), (batch,)))
         return scores
 
     scores: Tensor = torch.func.vmap(one)(parameters, inputs)

@@ -21,6 +21,7 @@ from flare_dist.engines.data_parallel import register_hook, wrap
 from flare_dist.engines.flat_model import FlatModel
 from flare_dist.engines.placement import place
 from flare_dist.engines.recorded import Recordings, why_not_recorded
+from flare_dist.fixed import base_digest
 from flare_dist.hook.library import LibraryHookState
 from flare_dist.hook.state import SparseHookState
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state, settings_of
@@ -60,6 +61,8 @@ class AccelerateModel:
         self.dtypes = self._flat.dtypes
         self.parameters = self._flat.parameters
         self.buffers = self._flat.buffers
+        self.base = base_digest(self.module)
+        self.is_rounded = self._flat.is_rounded
         self.load = self._flat.load
         self.collect = self._flat.collect
         stepped = self._flat.stepped(by_name)
@@ -70,10 +73,10 @@ class AccelerateModel:
         self._scaler = self._accelerator.scaler
         self._initial_scale = None if self._scaler is None else copy.deepcopy(self._scaler.state_dict())
         is_whole = self._pieces == 1
-        is_unscaled = self._scaler is None and gradient_clipping is None
+        is_unscaled = self._scaler is None and gradient_clipping is None and not self.is_rounded
         self._steps_plainly = not by_name and _is_plain_sgd(self.optimizer) and is_whole and is_unscaled
         is_plain = device.type == "cpu" and config.mixed_precision == "no" and is_whole
-        is_recordable = config.recorded == "auto" and task.criterion is not None and is_plain
+        is_recordable = config.recorded == "auto" and task.criterion is not None and is_plain and not self.is_rounded
         records = is_recordable and why_not_recorded(self.module) is None
         self._recordings = Recordings(self.module, self._flat.tensors, task) if records else None
 
@@ -93,6 +96,7 @@ class AccelerateModel:
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
         self.parameters.mul_(factor)
+        self._flat.refresh()
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint keeps of the optimizer of this name, if one outlives a round."""
@@ -132,6 +136,7 @@ class AccelerateModel:
             nn.utils.clip_grad_norm_(self._trained, self._gradient_clipping)
         # Without a loss scale Accelerate's step only looks for optional packages, which costs a small model time.
         (self.optimizer if self._scaler is None else self._scaled_optimizer).step()
+        self._flat.refresh()
         return loss, count
 
     def _plain_step(self, batch: Batch) -> tuple[Tensor, Count]:

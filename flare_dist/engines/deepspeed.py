@@ -18,6 +18,7 @@ from flare_dist.engines.accumulation import cut
 from flare_dist.engines.deepspeed_groups import OwnGroups
 from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
+from flare_dist.fixed import base_digest
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 from flare_dist.tasks.batch import mapped, pair
@@ -49,6 +50,8 @@ class DeepSpeedModel:
         self.layout = parameter_layout(model)
         self.buffer_layout = buffer_layout(model)
         self.dtypes = dtypes_of(model)
+        self.base = base_digest(model)
+        self.is_rounded = False
         self.module = model.to(device)
         named = dict(model.named_parameters())
         self._parameters = [named[entry.name] for entry in self.layout.entries]
@@ -69,8 +72,8 @@ class DeepSpeedModel:
         self.optimizer: Optimizer = self._engine.basic_optimizer
         self._dtype = self._parameters[0].dtype
         if self._dtype != torch.float32:
-            model.register_forward_pre_hook(lambda module, inputs: tuple(map(self._to_model, inputs)))
-            model.register_forward_hook(lambda module, inputs, outputs: outputs.float())
+            model.register_forward_pre_hook(lambda module, inputs: _cast(inputs, self._dtype))
+            model.register_forward_hook(lambda module, inputs, outputs: _cast(outputs, torch.float32))
         is_whole = alone or not self._engine.zero_optimization_stage()
         shards = 1 if is_whole else self._engine.dp_world_size
         self._shards = Shards(self.optimizer, self.layout.total, shards, self.parameters.device)
@@ -85,10 +88,6 @@ class DeepSpeedModel:
                 "engine.gradient_accumulation_steps: must be 1 with engine.name=deepspeed and a task without "
                 f"criterion, got {pieces}; DeepSpeed needs the number of labels that count in advance"
             )
-
-    def _to_model(self, value: Any) -> Any:
-        """Cast floating-point inputs to the model's precision."""
-        return mapped(lambda tensor: tensor.to(self._dtype) if tensor.is_floating_point() else tensor, value)
 
     def distribute(
         self, gradients: GradientsConfig, seed: int, rank_weight: Callable[[Count], Count], **settings: Any
@@ -193,3 +192,8 @@ class DeepSpeedModel:
             safe_set_full_grad(parameter, view)
             if getattr(optimizer, "cpu_offload", False):  # has taken the norms, for clipping, with backward
                 optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = view.double().norm()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast the floating-point tensors of inputs or outputs."""
+    return mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)

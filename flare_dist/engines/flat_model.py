@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from flare_dist.fixed import fixed_of
 from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, dtypes_of, in_own_dtype, parameter_layout
 
 
 class FlatModel:
     """Bind a model to flat vectors, and bind it again after a forward pass that replaced a parameter or a buffer.
 
-    `parameters`, `gradient` (float32 [total]) and `buffers` (float32 [b]) are the model's current values.
+    `parameters`, `gradient` (float32 [total]) and `buffers` (float32 [b]) are the model's current values. Weights of
+    bfloat16 are rounded copies: the vector is what is stepped, by gradients added up in float32, and `refresh` rounds
+    it for the model after each step. Otherwise steps of less than 1/256 of a weight would be lost.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -25,12 +30,28 @@ class FlatModel:
         self.tensors = [named[entry.name] for entry in self.layout.entries]
         self.values = [value for _, value in self.layout.views(self.parameters)]
         self.gradients = [gradient for _, gradient in self.layout.views(self.gradient)]
+        self._halves = [
+            (parameter, value) for parameter, value in zip(self.tensors, self.values) if parameter.dtype != value.dtype
+        ]
+        for parameter, gradient in zip(self.tensors, self.gradients):
+            if parameter.dtype != gradient.dtype:
+                parameter.register_post_accumulate_grad_hook(_adder(gradient))
         self.buffers = bind_buffers(module, self.buffer_layout)
         self._buffer_views = dict(self.buffer_layout.views(self.buffers))
         # The other buffers, as they are at first. BatchNorm counts its batches; from the start for every client, so
         # that bits do not depend on who came before.
         float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
         self._initial = {name: b.clone() for name, b in module.named_buffers() if name not in float32}
+
+    @property
+    def is_rounded(self) -> bool:
+        """Tell whether the model computes with rounded copies of some parameters."""
+        return bool(self._halves)
+
+    def refresh(self) -> None:
+        """Round what has been stepped for a model of lower precision."""
+        for parameter, value in self._halves:
+            parameter.data.copy_(value)
 
     def stepped(self, by_name: bool) -> dict[str, nn.Parameter]:
         """Return what an optimizer steps, with its gradients: the flat vector, or each tensor in it by its name."""
@@ -44,9 +65,15 @@ class FlatModel:
         return parameters
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
-        """Give the model these values, and the buffers that no vector holds their initial ones."""
+        """Give the model these values, and the buffers that no vector holds their initial ones.
+
+        `parameters` of lower precision in the model are rounded in the vector too.
+        """
         self.take_back()
         self.parameters.copy_(parameters)
+        self.refresh()
+        for parameter, value in self._halves:
+            value.copy_(parameter.detach())
         self.buffers.copy_(buffers)
         for name, value in self._buffer_views.items():
             buffer = self.module.get_buffer(name)
@@ -59,7 +86,7 @@ class FlatModel:
     def take_back(self) -> None:
         """Move parameters that a forward pass put elsewhere (`weight.data = ...`, as limits on norms do) back."""
         for parameter, value in zip(self.tensors, self.values):
-            if parameter.data_ptr() != value.data_ptr():
+            if parameter.data_ptr() != value.data_ptr() and parameter.dtype == value.dtype:
                 value.copy_(parameter.detach())
                 parameter.data = value
 
@@ -67,7 +94,8 @@ class FlatModel:
         """Let backward passes add to the flat gradient, which is zeroed."""
         self.gradient.zero_()
         for parameter, gradient in zip(self.tensors, self.gradients):
-            parameter.grad = gradient
+            if parameter.dtype == gradient.dtype:
+                parameter.grad = gradient
 
     def collect(self) -> None:
         """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
@@ -77,3 +105,20 @@ class FlatModel:
                 value.copy_(named[name])
                 if name not in self._initial:
                     named[name].data = value
+        for name in fixed_of(self.module).constants:
+            if not torch.equal(named[name], self._initial[name]):
+                raise ValueError(
+                    f"model.name: training changes its buffer {name}, and a first step did not; let each step change "
+                    "some buffer of the same module, as BatchNorm counts its batches, or register it persistent=False"
+                )
+
+
+def _adder(gradient: Tensor) -> Callable[[Tensor], None]:
+    """Return a hook that moves what backward passes leave at a parameter of lower precision to the flat gradient."""
+
+    def add(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            gradient.add_(parameter.grad)
+            parameter.grad = None
+
+    return add

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flare_dist.errors import reason_in_code
+from flare_dist.fixed import fix_base
+from flare_dist.layout import TRAINED
 from flare_dist.models.fasttext import fasttext
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
+from flare_dist.models.hugging_face import PREFIX, base_of_peft, hugging_face
 from flare_dist.models.lstm import lstm
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
@@ -46,9 +50,11 @@ def find_builder(name: str, options: Options | None = None) -> Builder:
     Raises ValueError that names model.name or one of model.options; imports the user's module if it names one.
     """
     prefix, _, own = name.partition(":")
+    if prefix == "hf":
+        return bind(KEY, name, partial(hugging_face, own), options or {}, GIVEN, reserved=["vocabulary", "task"])
     if prefix == "torchvision":
         return bind(KEY, name, _torchvision_builder(own), options or {}, GIVEN, reserved=["weights"])
-    found = find(KEY, name, MODELS, ["torchvision:NAME"])
+    found = find(KEY, name, MODELS, ["torchvision:NAME", "hf:DIR_OR_NAME"])
     return bind(KEY, name, found, options or {}, GIVEN, reserved=["vocabulary"])
 
 
@@ -92,7 +98,7 @@ def build(
     """
     builder = find_builder(name, options)  # before the seed, for the user's module may draw while it is imported
     with seeded(derive_seed(seed, "model")):
-        model = _construct(name, builder, input_shape, num_classes, vocabulary)
+        model = _construct(name, builder, input_shape, num_classes, vocabulary, task)
         tried = blank_of(input_shape or (), dtype) if blank is None else blank
         try:
             if norm == "group":
@@ -119,12 +125,20 @@ def _check_parameters(name: str, model: nn.Module) -> None:
 
 
 def _construct(
-    name: str, builder: Builder, shape: Shape | None, num_classes: int | None, vocabulary: Vocabulary | None
+    name: str,
+    builder: Builder,
+    shape: Shape | None,
+    num_classes: int | None,
+    vocabulary: Vocabulary | None,
+    task: Task,
 ) -> nn.Module:
     """Call a builder; ValueError if it makes no module, or one on another device or of another precision."""
+    known = {"task": task} if name.startswith(PREFIX) else {}
     try:
-        model = builder(shape, num_classes, **accepted(builder, vocabulary=vocabulary))
+        model = builder(shape, num_classes, **known, **accepted(builder, vocabulary=vocabulary))
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
+        if known and isinstance(error, ValueError | ModuleNotFoundError):
+            raise  # it names its key
         raise ValueError(
             f"model.name: cannot build {name} for inputs of shape {shape}: {reason_in_code(error)}"
         ) from error
@@ -135,11 +149,13 @@ def _construct(
                 f"model.name: {name} has {tensor_name} on {tensor.device}; build it on the CPU, engine.device moves it"
             )
     for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        if parameter.requires_grad and parameter.dtype not in TRAINED:
             raise ValueError(
                 f"model.name: {name} has parameters of {parameter.dtype} ({parameter_name}); build it in torch.float32 "
-                "and choose the precision of training by engine.mixed_precision"
+                "or bfloat16, and choose the precision of training by engine.mixed_precision"
             )
+    if not known and (base := base_of_peft(model)):
+        fix_base(model, base)
     return model
 
 

@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 from flare_dist.errors import reason_in_code
 from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
-from flare_dist.tasks.batch import Blank, describe
+from flare_dist.tasks.batch import Blank, describe, scores_of
 from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.metrics import measure
-from flare_dist.tasks.task import Shape, Task
+from flare_dist.tasks.task import Batch, Shape, Task
 
 KNOWN = ("torch.nn.modules.", "torchvision.models.", "flare_dist.models.")  # modules that never skip a layer
 DRAWS = 16  # of models that may skip layers at random
@@ -77,6 +77,28 @@ def unused_parameters(model: nn.Module, blank: Blank, task: Task) -> list[str]:
     return []
 
 
+def constant_buffers(model: nn.Module, batch: Batch, task: Task) -> list[str]:
+    """Name the floating-point buffers that a step of training does not change, nor others of their module."""
+    floats = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+    if not floats:
+        return []
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with seeded(derive_seed(0, "trial")), preserved(model):
+            mean_loss(task, model.train(), batch)[0].backward()
+            changed = {name for name, buffer in model.named_buffers() if not _is_same(buffer, before.get(name))}
+            for parameter in model.parameters():
+                parameter.grad = None
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"model.name: fails on two examples of the data: {reason_in_code(error)}") from error
+    owners = {name.rpartition(".")[0] for name in changed}
+    return [name for name in floats if name.rpartition(".")[0] not in owners]
+
+
+def _is_same(buffer: Tensor, before: Tensor | None) -> bool:
+    return before is not None and buffer.shape == before.shape and bool(((buffer == before) | (buffer != buffer)).all())
+
+
 def has_lazy(model: nn.Module) -> bool:
     """Tell whether parameters or buffers get their sizes at the first call."""
     return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
@@ -90,7 +112,7 @@ def blank_of(input_shape: Shape, dtype: torch.dtype) -> Tensor:
 def _forward(model: nn.Module, blank: Blank, examples: int, task: Task) -> Any:
     """Compute outputs for blank examples; of what is no tensor the loss, and in evaluation the metrics beside it."""
     if isinstance(blank, Tensor):
-        return model(_copies(blank, examples))
+        return scores_of(model(_copies(blank, examples)))
     if model.training:
         return mean_loss(task, model, blank(examples))[0]
     amount = measure(task, model, blank(examples))["loss"]

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flare_dist.disk import explained, sync_path
+
+BASE = "base"  # in the header of a saved model: the digest of the frozen weights that are not in it
 
 
 @contextmanager
@@ -56,6 +58,12 @@ def save_model(
     content = _with_sorted_metadata(save(pieces, metadata))
     with replacing(path, key, len(content)) as temporary:
         temporary.write_bytes(content)
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read the tensors of a saved model, and the digest of the frozen weights that go with them, if any do."""
+    with safe_open(path, "pt") as file:
+        return load_file(path), (file.metadata() or {}).get(BASE)
 
 
 def _with_sorted_metadata(content: bytes) -> bytes:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.comm.world import World
+from flare_dist.fixed import base_digest, fixed_of
 from flare_dist.units import show_numbered
 
 
 def share_start(world: World, model: nn.Module) -> None:
     """Overwrite the parameters and buffers of `model` with rank 0's, constants and counters among them.
+
+    A frozen base that is the same everywhere, by its digest, does not travel.
 
     All ranks call it together, before the first round, to which its bytes do not count. Raises ValueError on all of
     them if the tensors are not the same in number, name, shape or dtype.
@@ -30,6 +33,9 @@ def share_start(world: World, model: nn.Module) -> None:
             f"model.name: {show_numbered('rank', others)} built parameters or buffers of other names, shapes or dtypes "
             "than rank 0; a model may depend on the data's shape alone"
         )
+    base = fixed_of(model).base
+    if base and not different_ranks(world, [str(base_digest(model)).encode()]):
+        tensors = [(name, tensor) for name, tensor in tensors if name not in base]  # all have it already
     for _, tensor in tensors:
         own = _bytes_of(tensor)
         shared = world.broadcast_(own.clone())

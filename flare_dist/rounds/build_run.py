@@ -23,10 +23,11 @@ from flare_dist.data.holdings import in_words
 from flare_dist.data.partition import Partition, hold_out_of_each, partition
 from flare_dist.data.source import Source
 from flare_dist.exclusion import refuse
+from flare_dist.fixed import fix_constants
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
 from flare_dist.models.task_trial import check_criterion, check_task
-from flare_dist.models.trial import unused_parameters
+from flare_dist.models.trial import constant_buffers, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.break_even import report_break_even
 from flare_dist.rounds.build_federation import build_federation
@@ -81,6 +82,8 @@ def build_for(config: Config, data: DataSplits) -> nn.Module:
     if is_users(data.task_name):
         check_task(model, few, data.task)
     check_criterion(model, few, data.task)
+    if constants := constant_buffers(model, few, data.task):
+        fix_constants(model, constants)
     return model
 
 

@@ -13,6 +13,7 @@ from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.disk import explained
+from flare_dist.fixed import check_base
 from flare_dist.records import checkpoint, rundir, statedir
 from flare_dist.records.clients_log import cut_back
 from flare_dist.records.metrics import read_rows
@@ -50,6 +51,8 @@ def resume(config: Config, source: Path | None, run: Run) -> tuple[int, list[dic
         return 1, []
     state_dir = statedir.of_source(config, source)
     restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, run.model.layout.describe(), state_dir)
+    if "base" in restored.server:
+        check_base("checkpoint.resume", f"the run in {source}", run.model.module, restored.server["base"])
     run.load_state_dict(restored.server)
     memory = restored.clients
     of_gradients = "step" in restored.server  # a hook remembers gradients, a client deltas
@@ -92,5 +95,6 @@ def save_checkpoint(config: Config, round_: int, run: Run) -> None:
         memory = run.memory_to_save(round_)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
     layout = run.model.layout.describe()
-    oldest = checkpoint.save(directory, round_, run.world, layout, run.state_dict(), memory, config.checkpoint.keep)
+    server = run.state_dict() | {"base": run.model.base}
+    oldest = checkpoint.save(directory, round_, run.world, layout, server, memory, config.checkpoint.keep)
     run.release(oldest)

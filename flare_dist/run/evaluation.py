@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
@@ -18,7 +17,9 @@ from flare_dist.config.load import load_config
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.source import Source
 from flare_dist.engines.placement import place
+from flare_dist.fixed import load_trained
 from flare_dist.layout import separate_buffers
+from flare_dist.records.files import load_model
 from flare_dist.records.rundir import CONFIG, find_model
 from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.rounds.federation import Federation
@@ -82,7 +83,7 @@ def evaluate_run(directory: Path, which: str, root: str | None, source: Source |
     torch.set_num_threads(engine.threads or 1)
     model = build_for(config, data)
     separate_buffers(model)
-    model.load_state_dict(load_file(path))
+    load_trained("evaluate", str(path), model, *load_model(path))
     _, model = place(engine, model, device)
     test = data.batches(data.test, device)
     seed = evaluation_seed(config.seed, "test")

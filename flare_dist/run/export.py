@@ -8,8 +8,9 @@ from typing import Any
 
 from flare_dist.data.datasets import DataSplits
 from flare_dist.errors import printable
+from flare_dist.fixed import fixed_of
 from flare_dist.records import rundir
-from flare_dist.records.files import save_model
+from flare_dist.records.files import BASE, save_model
 from flare_dist.rounds.build_run import Run
 
 
@@ -31,7 +32,10 @@ def metadata(data: DataSplits) -> dict[str, str]:
 
 
 def save_global(path: Path, run: Run, described: dict[str, str] | None = None) -> None:
-    """Write the global model, as clients hold it, in the dtypes that the user has given it; see `metadata`."""
+    """Write the global model, as clients hold it, in the dtypes that the user has given it; see `metadata`.
+
+    Of a frozen base the header has the digest, and the file nothing else.
+    """
     model = run.model
     server = run.server
     view = run.view
@@ -42,7 +46,9 @@ def save_global(path: Path, run: Run, described: dict[str, str] | None = None) -
     for name, dtype in model.dtypes.items():
         if state[name].dtype != dtype:  # the engine computes in a lower precision than it averages in
             state[name] = floats.get(names.get(state[name], name), state[name]).to(dtype)
-    save_model(path, state, described)
+    base = fixed_of(model.module).base
+    digest = {} if model.base is None else {BASE: model.base}
+    save_model(path, {name: value for name, value in state.items() if name not in base}, (described or {}) | digest)
     consensus = run.masks.by_name(model.layout)
     if consensus:
         save_model(path.with_suffix(rundir.MASKS_SUFFIX), consensus)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flare_dist.config.config import Config
@@ -21,9 +20,10 @@ from flare_dist.config.load import load_config
 from flare_dist.data.datasets import load
 from flare_dist.disk import explained
 from flare_dist.engines.onnx_export import check_onnx, save_onnx
+from flare_dist.fixed import load_trained
 from flare_dist.layout import separate_buffers
 from flare_dist.models.trial import blank_of
-from flare_dist.records.files import save_model, save_state, write_text
+from flare_dist.records.files import load_model, save_model, save_state, write_text
 from flare_dist.records.rundir import CONFIG, PREPROCESSING, RUN_FILES, find_model
 from flare_dist.rounds.build_run import build_for, construct
 from flare_dist.run.preprocessing import as_json, of_run
@@ -40,8 +40,10 @@ class Saved:
     """The saved model of a run: its configuration, its weights and buffers by name, and what it expects."""
 
     config: Config
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # without the base, if there is one
     preprocessing: dict[str, Any]
+    source: Path
+    base: str | None = None  # the digest of the frozen weights that go with the state
 
     @cached_property
     def model(self) -> nn.Module:
@@ -54,8 +56,12 @@ class Saved:
             vocabulary = Vocabulary(**known) if (known := self.preprocessing.get("vocabulary")) else None
             model = construct(config, self.shape, self.preprocessing["num_classes"], self.task, blank, vocabulary)
         separate_buffers(model)
-        model.load_state_dict(self.state)
+        load_trained("export", str(self.source), model, self.state, self.base)
         return model.eval()
+
+    @property
+    def whole_state(self) -> dict[str, Tensor]:
+        return self.state if self.base is None else self.model.state_dict()
 
     @property
     def task(self) -> Task:
@@ -77,12 +83,12 @@ class Saved:
 
 def to_safetensors(saved: Saved, path: Path) -> None:
     """Write the state_dict, with the preprocessing in the file's metadata."""
-    save_model(path, saved.state, {"format": "pt"} | saved.metadata, KEY)
+    save_model(path, saved.whole_state, {"format": "pt"} | saved.metadata, KEY)
 
 
 def to_pt(saved: Saved, path: Path) -> None:
     """Write the state_dict by torch.save, to be loaded with weights_only=True."""
-    save_state(path, saved.state, KEY)
+    save_state(path, saved.whole_state, KEY)
 
 
 def to_onnx(saved: Saved, path: Path) -> None:
@@ -127,7 +133,8 @@ def export_run(directory: Path, which: str, format_: str, to: Path, root: str | 
 def read_saved(directory: Path, source: Path, root: str | None = None) -> Saved:
     """Read one of a run's models, the file `source`, and what it expects; `root` moves the data."""
     config = load_config(directory / CONFIG)
-    return Saved(config, load_file(source), of_run(directory, config, root))
+    state, base = load_model(source)
+    return Saved(config, state, of_run(directory, config, root), source, base)
 
 
 def _check_target(directory: Path, format_: str, to: Path) -> None:

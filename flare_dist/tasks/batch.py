@@ -33,6 +33,20 @@ def pair(batch: Any) -> tuple[Any, Any]:
     )
 
 
+def scores_of(outputs: Any) -> Any:
+    """Return the logits of what models of Hugging Face give, a dict, in float32; other outputs as they are.
+
+    Their scores of tokens, [b, T, classes], become [b, classes, T], as torch.nn.functional.cross_entropy takes them.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        return outputs
+    scores = logits.float()
+    return scores.transpose(1, 2) if scores.dim() == 3 else scores
+
+
 def labels_of(batch: Any) -> Tensor | None:
     """Return the labels of a pair or a dict; None if there are none that are one tensor of examples."""
     found: Any = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flare_dist.tasks.batch import count_examples, pair
+from flare_dist.tasks.batch import count_examples, pair, scores_of
 from flare_dist.tasks.task import Batch, Count, Task, Totals
 
 
@@ -22,7 +22,7 @@ class OfOutputs:
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Count]:
         inputs, labels = pair(batch)
-        return self.criterion(model(inputs), labels, reduction="sum"), counted(labels, self.ignored)
+        return self.criterion(scores_of(model(inputs)), labels, reduction="sum"), counted(labels, self.ignored)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Judged:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Totals:
         inputs, labels = pair(batch)
-        outputs = model(inputs)
+        outputs = scores_of(model(inputs))
         count = counted(labels, self.ignored)
         loss = self.criterion(outputs, labels, reduction="sum")
         return {"loss": (loss, count), **self.judge(outputs, labels, count)}
@@ -63,7 +63,7 @@ def mean_loss(task: Task, model: Callable[..., Any], batch: Batch) -> tuple[Tens
     """Compute (mean loss, number of labels that count) of a batch; the mean over none is 0."""
     if task.criterion is not None:
         inputs, labels = pair(batch)
-        return mean_criterion(task, model(inputs), labels)
+        return mean_criterion(task, scores_of(model(inputs)), labels)
     measured = task.loss(model, batch)  # type: ignore[arg-type]
     if isinstance(measured, Tensor):
         return measured, count_examples(batch)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flare_dist.tasks.batch import pair
+from flare_dist.tasks.batch import pair, scores_of
 from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.task import Amount, Batch, Best, Count, Task, Totals, ratio
 
@@ -50,7 +50,7 @@ class Observed:
                 handle.remove()
 
     def _keep(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
-        self._outputs = outputs
+        self._outputs = scores_of(outputs)
 
     def update(self, batch: Batch) -> None:
         """Take in the labels of the batch that has just gone through the model."""
