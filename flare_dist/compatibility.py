@@ -10,6 +10,7 @@ class_of           the owner of a class by the task: example, token, pixel, or N
 num_clients        the number of clients among which the data are divided
 device             cpu or cuda
 zero_stage         the stage of DeepSpeed's ZeRO
+weights            the lowest precision of the weights that are trained: float32 or bfloat16
 sync_batch_norm    the name of a SyncBatchNorm layer of the model, or None
 ranks              the number of ranks
 test_groups        the number of groups in the test set
@@ -179,6 +180,12 @@ EXCLUSIONS = (
               lambda c: c.sync_batch_norm is not None
               and (c.mode == "federated" or (c.mode == "centralised" and c.ranks > 1)),
               "SyncBatchNorm averages over all ranks, and here each trains by itself", "use BatchNorm", ("ranks",)),
+    Exclusion(("model.name", "weights", "mode"), "weights of bfloat16 in mode gradient",
+              lambda c: c.weights != "float32" and c.mode == "gradient",
+              "the hook exchanges gradients of float32", "build it in float32, with engine.mixed_precision=bf16"),
+    Exclusion(("model.name", "weights", "engine.name"), "weights of bfloat16 with DeepSpeed",
+              lambda c: c.weights != "float32" and c.engine.name == "deepspeed",
+              "DeepSpeed rounds the weights by itself", "build it in float32, with engine.mixed_precision=bf16"),
     Exclusion(("model.name", "sync_batch_norm", "engine.device"), "SyncBatchNorm on a CPU",
               lambda c: c.sync_batch_norm is not None and c.engine.device == "cpu",
               "SyncBatchNorm works on GPUs only", "use BatchNorm"),

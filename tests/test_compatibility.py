@@ -139,7 +139,16 @@ def test_so_are_larger_combinations(names: set[str]) -> None:
 
 @pytest.mark.parametrize("row", [*EXCLUSIONS, *CAUTIONS], ids=lambda row: row.condition)
 def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
-    facts = {"class_of", "is_dataset", "zero_stage", "sync_batch_norm", "local_steps", "device", "test_groups"}
+    facts = {
+        "class_of",
+        "is_dataset",
+        "zero_stage",
+        "sync_batch_norm",
+        "weights",
+        "local_steps",
+        "device",
+        "test_groups",
+    }
     assert row.keys[0] in KEYS
     assert set(row.keys) <= KEYS | facts
     given = vars(Config()) | dict.fromkeys(facts & set(row.keys), 3)
@@ -149,7 +158,7 @@ def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
 def test_no_row_is_about_the_defaults() -> None:
     data = {"is_text": False, "is_dataset": False, "class_of": "example"}
     facts = {"by_hook": False, "zero_stage": 0, "device": "cpu"} | data
-    given = vars(Config()) | facts | {"ranks": 1, "local_steps": 3, "sync_batch_norm": None}
+    given = vars(Config()) | facts | {"ranks": 1, "local_steps": 3, "sync_batch_norm": None, "weights": "float32"}
     refuse(EXCLUSIONS, **given)
     assert not list(messages(CAUTIONS, **given))
     for row in (*EXCLUSIONS, *CAUTIONS):

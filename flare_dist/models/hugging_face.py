@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,8 @@ def _loaded(
     is_local = Path(source).is_dir()
     settings = sizes | {"dtype": DTYPES[dtype], "local_files_only": is_local, "ignore_mismatched_sizes": bool(sizes)}
     try:
-        model, told = auto.from_pretrained(source, **settings, output_loading_info=True)
+        with _without_bars(transformers):
+            model, told = auto.from_pretrained(source, **settings, output_loading_info=True)
     except Exception as error:  # whatever its many formats raise
         problem = f"transformers cannot load {source} as {kind}: {reason_in_code(error)}"
         raise ValueError(f"model.name: {problem}; name a folder of save_pretrained, or a model of the hub") from error
@@ -96,6 +99,19 @@ def _loaded(
         model.config.pad_token_id = vocabulary.pad  # by which a decoder that classifies finds the end of a text
     model.config.use_cache = False
     return model, {*told["missing_keys"], *(name for name, *_ in told.get("mismatched_keys", ()))}
+
+
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing progress bars, of which each rank would draw one."""
+    bars = transformers.utils.logging
+    is_drawn = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_drawn:
+            bars.enable_progress_bar()
 
 
 def _library(name: str, key: str) -> Any:
@@ -146,7 +162,10 @@ def _with_lora(model: nn.Module, lora: Options, task: str | None) -> nn.Module:
             remedy = f"did you mean {similar[0]}?" if similar else "leave it out"
             raise ValueError(f"model.options.lora.{option}: LoraConfig takes no such option, got {value!r}; {remedy}")
     try:
-        adapted: nn.Module = peft.get_peft_model(model, peft.LoraConfig(**({"task_type": task} | settings)))
+        with warnings.catch_warnings():
+            # PEFT asks for it by a name that transformers 5 warns of; nobody who trains can do anything about it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted: nn.Module = peft.get_peft_model(model, peft.LoraConfig(**({"task_type": task} | settings)))
     except Exception as error:  # whatever it refuses
         raise ValueError(f"model.options.lora: PEFT refuses {settings}: {reason_in_code(error)}") from error
     if freezes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module, ranks: 
 
     ValueError if a pattern matches no parameter, nothing is left, or the model's layers talk to other ranks.
     """
-    refuse(EXCLUSIONS, ranks=ranks, sync_batch_norm=_sync_batch_norm(model), **vars(config))
+    of_model: dict[str, Any] = {"sync_batch_norm": _sync_batch_norm(model), "weights": _precision(model)}
+    refuse(EXCLUSIONS, ranks=ranks, **of_model, **vars(config))
     _check_dtypes(model)
     facts = {}
     if config.mode == "federated" and config.clients.objective == "flare":
@@ -52,6 +54,12 @@ def check_run(config: Config, parts: Iterable[Tensor], model: nn.Module, ranks: 
 def _sync_batch_norm(model: nn.Module) -> str | None:
     """Return the name of a layer that waits for other ranks."""
     return next((name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)), None)
+
+
+def _precision(model: nn.Module) -> str:
+    """Name the lowest precision of the weights that are trained."""
+    trained = (parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+    return str(min(trained, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
 
 
 def _check_patterns(patterns: Iterable[str], names: list[str]) -> None:

@@ -39,7 +39,11 @@ def tiny_llama(folder: Path, seed: int = 0) -> Path:
 def write_texts(folder: Path) -> Path:
     """Write 60 short texts of two classes, by five authors."""
     rows = [
-        {"text": f"{'good' if n % 2 else 'bad'} and more of it {n}", "label": "yes" if n % 2 else "no", "group": f"author {n % 5}"}
+        {
+            "text": f"{'good' if n % 2 else 'bad'} and more of it {n}",
+            "label": "yes" if n % 2 else "no",
+            "group": f"author {n % 5}",
+        }
         for n in range(60)
     ]
     write_lines(folder / "texts.jsonl", *rows)
