@@ -365,3 +365,14 @@ def test_a_large_finite_delta_is_finite() -> None:
 def test_divergence_is_seen() -> None:
     assert local(trainer()).is_finite
     assert not local(trainer(replace(BASE, lr=1e30, local_epochs=3))).is_finite
+
+
+def test_rounding_to_bfloat16_is_no_delta() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES).to(torch.bfloat16))
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0].bfloat16(),))
+    used = trainer(replace(BASE, lr=1e-30), model)
+    parameters = torch.linspace(-1, 1, used.model.layout.total)
+    assert not torch.equal(parameters, parameters.bfloat16().float())
+    result = local(used, (parameters, used.model.buffers.clone()))
+    assert not result.model_delta.any()
+    assert result.model_delta.dtype == torch.float32

@@ -95,3 +95,49 @@ def test_parameters_and_buffers_that_a_forward_pass_replaces_are_trained_and_loa
     used.load(*start)
     assert torch.equal(torch.cat([p.detach().flatten() for p in used.module.parameters()]), start[0])
     assert used.module.calls == 0
+
+
+def of_bfloat16(pieces: int = 1) -> tuple[nn.Linear, AccelerateModel]:
+    """A model whose second layer is of bfloat16, and that layer."""
+    half = nn.Linear(3, 2)
+    first = nn.Linear(2, 3)
+    for part in (first, half):
+        for parameter in part.parameters():
+            parameter.data = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape)
+    half.to(torch.bfloat16).register_forward_pre_hook(lambda module, inputs: inputs[0].bfloat16())
+    config = EngineConfig(threads=1, gradient_accumulation_steps=pieces)
+    return half, AccelerateModel(config, nn.Sequential(first, half), CPU, sgd, CLASSIFICATION)
+
+
+def test_weights_of_bfloat16_are_rounded_at_the_start_and_not_between_steps() -> None:
+    half, used = of_bfloat16()
+    exact = torch.linspace(-1, 1, used.layout.total) / 3
+    used.load(exact, used.buffers.clone())
+    start = used.parameters.clone()
+    assert torch.equal(start[:9], exact[:9])
+    assert torch.equal(start[9:], exact[9:].bfloat16().float())
+    assert not torch.equal(start, exact)
+    for _ in range(2):
+        used.step((1e-3 * torch.eye(2), torch.tensor([0, 1])))
+    end = used.parameters
+    assert (end - start)[9:].any()
+    assert not torch.equal(end[9:], end[9:].bfloat16().float())
+    assert half.weight.dtype == torch.bfloat16
+    assert torch.equal(half.weight.flatten(), end[9:15].bfloat16())
+
+
+def test_gradients_of_bfloat16_add_up_over_pieces() -> None:
+    batch = (torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2)
+    found: list[Tensor] = []
+    for pieces in (1, 2, 3):
+        of_bfloat16(pieces)[1].step(batch, lambda gradient, parameters: found.append(gradient.clone()))
+    assert found[0].dtype == torch.float32
+    assert found[0][9:].any()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0.02, atol=0.02)
+
+
+def test_masks_reach_weights_of_bfloat16() -> None:
+    half, used = of_bfloat16()
+    used.mask_(torch.zeros(used.layout.total))
+    assert not half.weight.any()
