@@ -103,7 +103,7 @@ ONLY_IN = {
     "matplotlib": {"analysis/plots.py"},
     "triton": {"compression/gpu_kernels.py"},
     "transformers": {"data/tokenizer.py", "models/hugging_face.py", "engines/transformers_hook.py"},
-    "peft": {"models/hugging_face.py"},
+    "peft": {"models/adapters.py"},
     "lightning": {"engines/lightning_hook.py"},
     "pytorch_lightning": {"engines/lightning_hook.py"},
 }

@@ -19,10 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flare_dist.errors import reason_in_code
 from flare_dist.fixed import fix_base
 from flare_dist.layout import TRAINED
+from flare_dist.models.adapters import base_of_peft
 from flare_dist.models.fasttext import fasttext
 from flare_dist.models.flare import flare_cnn, flare_fc
 from flare_dist.models.gru import gru
-from flare_dist.models.hugging_face import PREFIX, base_of_peft, hugging_face
+from flare_dist.models.hugging_face import PREFIX, hugging_face
 from flare_dist.models.lstm import lstm
 from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_norm
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
