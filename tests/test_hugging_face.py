@@ -11,10 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 
 from flare_dist import cli
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
+from flare_dist.data.config import DataConfig
+from flare_dist.data.source import Part, Source
 from flare_dist.fixed import base_digest, fixed_of
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
@@ -23,9 +26,11 @@ from flare_dist.rounds.federated import federated_round
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.formats import export_run, read_saved
 from flare_dist.tasks.builtin import CLASSIFICATION, NEXT_TOKEN
+from flare_dist.tasks.config import TaskConfig
+from flare_dist.tasks.task import Task
 from flare_dist.vocabulary import Vocabulary
 from tests.helpers.hugging_face import LORA, of_hub, seeded_tokens, tiny_bert, tiny_llama, write_texts
-from tests.helpers.runs import assert_same_run, start, tiny
+from tests.helpers.runs import assert_same_run, data_parallel, start, tiny
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -86,12 +91,10 @@ def test_only_adapters_and_the_new_head_are_trained(bert: Path) -> None:
     assert len(base) == len(transformers.BertModel.from_pretrained(bert).state_dict())
 
 
-def test_ffa_trains_one_factor_and_lets_the_mean_of_clients_be_exact(bert: Path) -> None:
+def test_the_factor_that_ffa_freezes_is_not_base(bert: Path) -> None:
     model = classifier(bert, lora=LORA | {"freeze_a": True})
-    trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    assert not any("lora_A" in name for name in trained)
-    assert any("lora_B" in name for name in trained)
     assert not any("lora_A" in name for name in fixed_of(model).base)  # drawn by the run, so that its file holds it
+    assert any("lora_A" in name for name, value in model.named_parameters() if not value.requires_grad)
 
 
 def test_neither_base_nor_tables_of_positions_travel(tmp_path: Path, texts: Path) -> None:
@@ -176,6 +179,43 @@ def test_exports_for_plain_pytorch_hold_the_base_too(tmp_path: Path, adapted: Pa
     assert str(told) == "<All keys matched successfully>"
 
 
+class Tokens(Dataset[dict[str, torch.Tensor]]):
+    """A Dataset of dicts, as tokenizers of Hugging Face make them."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.full((6,), index % 2 + 5)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor(index % 2)}
+
+
+def own_loss() -> Task:
+    """Make a task that lets the model compute the loss."""
+
+    def loss(model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        return model(**batch).loss * len(batch["labels"]), len(batch["labels"])
+
+    def metrics(model: Any, batch: Any) -> dict[str, tuple[torch.Tensor, int]]:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return {"right": ((logits.argmax(1) == batch["labels"]).sum(), len(logits))}
+
+    return Task(loss, metrics, best=("right", "max"))
+
+
+@pytest.mark.parametrize("task", ["classification", "tests.test_hugging_face:own_loss"])
+def test_datasets_of_dicts_train_with_built_in_tasks_and_the_model_s_own_loss(
+    tmp_path: Path, bert: Path, task: str
+) -> None:
+    source = Source(Part(Tokens(), labels=[n % 2 for n in range(30)]), Part(Tokens()), classes=2)
+    config = tiny(tmp_path, rounds=2, model=ModelConfig(f"hf:{bert}", {"lora": LORA}), task=TaskConfig(name=task))
+    config = dataclasses.replace(config, data=DataConfig())
+    start(config, data=source)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["test_accuracy" if task == "classification" else "test_right"] <= 1
+    assert "model.safetensors" in {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_weights_of_bfloat16_are_trained(tmp_path: Path, bert: Path, texts: Path, lora: Any) -> None:
     options = {"dtype": "bf16"} | ({"lora": lora} if lora else {})
@@ -228,3 +268,22 @@ def test_a_folder_is_named_from_the_root(bert: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(bert.parent)
     assert ModelConfig(f"hf:{bert.name}").name == f"hf:{bert}"
     assert ModelConfig("hf:somebody/model").name == "hf:somebody/model"
+
+
+@pytest.mark.parametrize("mode", ["gradient", "centralised"])
+def test_other_modes_resume_with_the_same_bits(tmp_path: Path, bert: Path, texts: Path, mode: str) -> None:
+    options: dict[str, Any] = {"lora": LORA} if mode == "gradient" else {"dtype": "bf16"}
+    sections = of_hub(bert, texts, **options)
+    config = dataclasses.replace(data_parallel(tmp_path / "straight", **sections), mode=mode)
+    ranks = 2 if mode == "gradient" else 1  # its hook needs a process group
+    start(config, ranks)
+    other = dataclasses.replace(config, output_dir=str(tmp_path / "killed"))
+    start(other, ranks, kill_in_round=5)
+    start(other, ranks)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_weights_of_bfloat16_are_refused_in_mode_gradient(tmp_path: Path, bert: Path, texts: Path) -> None:
+    config = data_parallel(tmp_path, **of_hub(bert, texts, dtype="bf16"))
+    with pytest.raises(ValueError, match=r"^model.name: the hook exchanges gradients of float32"):
+        start(config)

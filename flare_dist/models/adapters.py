@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,6 +29,8 @@ def with_lora(model: nn.Module, lora: Options, task: str | None) -> nn.Module:
         import peft
     except ImportError as error:
         raise not_installed(KEY, "peft", "'flare_dist[hf]'") from error
+    if not isinstance(lora, Mapping):
+        raise ValueError(f"{KEY}: must be arguments of peft.LoraConfig, got {lora!r}; write for instance {{r: 8}}")
     settings = dict(lora)
     freezes = settings.pop("freeze_a", False)
     _check_options(peft, settings)

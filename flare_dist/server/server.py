@@ -120,6 +120,11 @@ class Server:
 
         Raises ValueError if the state is another optimizer's.
         """
+        if state["buffers"].shape != self.buffers.shape:
+            raise ValueError(
+                f"checkpoint.resume: the run holds {len(state['buffers'])} entries of buffers, and training changes "
+                f"{len(self.buffers)} of what model.name builds; an older version began it: start over with never"
+            )
         load_optimizer_state(self.optimizer, self.config.optimizer, state["optimizer"], "server.optimizer")
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
