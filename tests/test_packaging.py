@@ -28,7 +28,7 @@ def test_environment_lists_the_dependencies_of_setup() -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {re.split(r"[\[>=<]", requirement)[0].lower().replace("_", "-") for requirement in requirements()}
     # Triton comes with the builds of torch that can use it.
-    optional = {"matplotlib", "pandas", "transformers", "triton", "wandb", "mlflow", "mlflow-skinny"}
+    optional = {"matplotlib", "pandas", "transformers", "peft", "triton", "wandb", "mlflow", "mlflow-skinny"}
     distributions = packages_distributions()
     for path in (ROOT / "flare_dist").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
