@@ -35,7 +35,7 @@ def main(density: float, steps: int) -> None:
     settings = TrainingArguments(
         "runs/hook_trainer", max_steps=steps, per_device_train_batch_size=16, learning_rate=3e-3, adam_beta1=0.0,
         max_grad_norm=0.0, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
-        dataloader_pin_memory=False, ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=False, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     callback = flare_dist.HookCallback(density=density, clip_norm=1.0)  # the line
     trainer = Trainer(

@@ -17,14 +17,13 @@ from PIL import Image
 import flare_dist
 
 SITES = ("Eastgate", "Harbour", "Lakeside", "Northfield", "Riverbend", "Westhill")
-LABELS = ("healthy", "lesion")
 CONFIG = {
+    "engine": {"threads": 1},  # a rank: on it the bits depend
     "rounds": 10,
     "output_dir": "runs/hospital_sites",
     "checkpoint": {"resume": "never"},  # each start begins anew, since what is here may have been edited
     "data": {"name": "image_folder", "layout": "sites", "partition": "natural", "image_size": 16, "image_channels": 1},
-    "model": {"name": "cnn"},
-    "clients": {"num": "auto", "batch_size": 16, "lr": 0.05},
+    "clients": {"num": "auto", "batch_size": 16, "lr": 0.1},
     "compression": {"sparsifier": "topk", "density": 0.02},
     "evaluation": {"by_group": True},
 }
@@ -40,7 +39,8 @@ def make_sites(root: Path) -> None:
         y, x = draws.integers(2, 12, 2)
         pixels[y : y + 6, x : x + 6] += 70 * has_lesion
         is_wrong = site == "Lakeside" and draws.random() < 1 / 3
-        folder = made / site / ("test" if draws.random() < 1 / 3 else "train") / LABELS[has_lesion ^ is_wrong]
+        part = made / site / ("test" if draws.random() < 1 / 3 else "train")
+        folder = part / ("healthy", "lesion")[has_lesion ^ is_wrong]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
     with suppress(OSError):  # another rank was faster

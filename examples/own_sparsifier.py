@@ -14,6 +14,7 @@ from torch import Tensor
 import flare_dist
 
 CONFIG = {
+    "engine": {"threads": 1},  # a rank: on it the bits depend
     "rounds": 10,
     "checkpoint": {"resume": "never"},  # each start begins anew, since what is here may have been edited
     "data": {"name": "digits", "partition": "dirichlet", "alpha": 0.5},

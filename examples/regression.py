@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import flare_dist
 
 CONFIG = {
+    "engine": {"threads": 1},  # a rank: on it the bits depend
     "rounds": 20,
     "output_dir": "runs/regression",
     "checkpoint": {"resume": "never"},  # each start begins anew, since what is here may have been edited
