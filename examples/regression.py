@@ -1,4 +1,4 @@
-"""Six clinics predict how diabetes progresses, from ten numbers of each patient: a regression on real data.
+"""Six clinics predict how diabetes progresses from ten numbers of each patient; errors are in deviations of the target.
 
 python regression.py
 torchrun --nproc_per_node 2 regression.py   # any number of ranks, with the same bits
@@ -51,7 +51,6 @@ def show(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    print("errors are in standard deviations of the target")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 1))
     flare_dist.train(CONFIG, data=patients(), model=net, on_round=show)
