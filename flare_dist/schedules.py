@@ -65,14 +65,8 @@ def check_schedule(text: Any, key: str, options: Options, rounds: int) -> None:
             schedule(round_, rounds)
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate; groups of an optimizer that `remember_factors` has seen keep theirs against each other."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(FACTOR, 1)
-
-
 def remember_factors(optimizer: Optimizer, lr: float) -> None:
-    """Note in each group of parameters how many times `lr` its learning rate is."""
+    """Note in each group of parameters how many times `lr` its learning rate is, as it stays in all rounds."""
     for group in optimizer.param_groups:
         group[FACTOR] = group.get("lr", lr) / lr
 

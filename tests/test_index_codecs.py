@@ -21,7 +21,15 @@ from flare_dist.compression.bits import (
     unpack_bits,
     unpack_bits_unwaited,
 )
-from flare_dist.compression.index_codecs import INDEX_CODECS, bound_bits, check_indices, index_codec, low_bits
+from flare_dist.compression.index_codecs import (
+    ALL,
+    INDEX_CODECS,
+    bound_bits,
+    candidates,
+    check_indices,
+    low_bits,
+    smallest,
+)
 from flare_dist.compression.sparsifiers import topk
 
 
@@ -43,7 +51,7 @@ def test_decoding_is_the_inverse_and_the_size_is_known(
     name: str, drawn: tuple[Tensor, int], dtype: torch.dtype
 ) -> None:
     indices, n = drawn
-    codec = index_codec(name, n, len(indices))
+    codec = smallest(candidates(name, 4096), n, len(indices))
     data = codec.encode(indices.to(dtype), n)
     assert (data.dtype, data.numel()) == (torch.uint8, codec.nbytes(n, len(indices)))
     decoded = codec.decode(data, n, len(indices))
@@ -89,7 +97,7 @@ def test_the_best_codec_is_near_the_bound(density: float, most: float) -> None:
         torch.randn(n, generator=torch.Generator().manual_seed(0)), math.ceil(n * density), torch.Generator()
     )
     k = len(indices)
-    nbytes = index_codec("auto", n, k).encode(indices, n).numel()
+    nbytes = smallest(ALL, n, k).encode(indices, n).numel()
     assert nbytes == min(codec.nbytes(n, k) for codec in INDEX_CODECS.values())
     assert bound_bits(n, k) < 8 * nbytes < most * bound_bits(n, k)
     assert 8 * INDEX_CODECS["elias_fano"].nbytes(n, k) < bound_bits(n, k) + 0.6 * k + 16

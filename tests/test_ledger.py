@@ -57,17 +57,18 @@ def test_the_slowest_client_is_the_longest_training_and_selection_of_one() -> No
     world = Clock()
     watch = Stopwatch(world)
     for client, (compute, select) in enumerate(((1.0, 0.5), (2.0, 1.0), (2.5, 0.25))):
-        with watch.client(client):
-            with watch.phase("compute"):
-                world.time += compute
-            world.time += 9.0  # of neither
-            with watch.phase("select"):
-                world.time += select
+        with watch.phase("compute", client):
+            world.time += compute
+        world.time += 9.0  # of neither
+        with watch.phase("select", client):
+            world.time += select
     seconds = watch.totals([0, 2])
     assert watch.client_seconds == {0: 1.5, 2: 2.75}
     assert (seconds["slowest_client_seconds"], seconds["compute_seconds"], seconds["select_seconds"]) == (3, 5.5, 1.75)
     watch = Stopwatch(world)
     with watch.phase("compute"):  # of clients trained as one batch
+        world.time += 1.0
+    with watch.phase("select", client=3):
         world.time += 1.0
     assert "slowest_client_seconds" not in watch.totals()
 

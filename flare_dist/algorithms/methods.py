@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from flare_dist.algorithms import ef21, feddc, feddyn, fednova, fedprox, flare, scaffold
-from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
+from flare_dist.algorithms.algorithm import FEDAVG, Algorithm, Trained, Vectors
 from flare_dist.algorithms.compose import compose
 from flare_dist.exclusion import Exclusion
-from flare_dist.named import Options, bind, find, is_own, made, name_of
+from flare_dist.named import Options, WrongResultError, bind, find, is_own, made, name_of
 
 EXAMPLE = "flare_dist.Algorithm(penalty=lambda context: flare_dist.Penalty(add_gradient))"
 
@@ -50,7 +50,7 @@ def aggregator_of(name: Any, options: Options | None = None) -> Algorithm:
 
 
 def _users(key: str, name: Any, options: Options) -> Algorithm:
-    """Make the user's record, and check what it says of itself."""
+    """Make the user's record, and check what it says of itself, and then what it gives for the wire."""
     record: Algorithm = made(key, name, {}, options, Algorithm, EXAMPLE)
     for field in ("memory", "server", "sends"):
         names = getattr(record, field)
@@ -60,7 +60,19 @@ def _users(key: str, name: Any, options: Options) -> Algorithm:
             )
     if "delta" not in record.sends:
         raise ValueError(f'{key}: {name_of(name)}: sends must have "delta" in it, got {record.sends!r}; add it')
-    return record
+
+    def before_wire(trained: Trained, memory: Vectors, server: Vectors) -> Vectors:
+        vectors = record.before_wire(trained, memory, server)
+        total = trained.delta.shape
+        if any(own not in vectors or vectors[own].shape != total for own in record.sends):
+            found = {own: tuple(vector.shape) for own, vector in vectors.items()}
+            raise WrongResultError(
+                f"{key}: before_wire must give a vector of shape {tuple(total)} for each of "
+                f"{', '.join(record.sends)}, got {found}; for example {{'delta': trained.delta}}"
+            )
+        return vectors
+
+    return record._replace(before_wire=before_wire)
 
 
 # clients.objective

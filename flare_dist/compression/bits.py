@@ -82,11 +82,11 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
 
     If there are fewer the last ones are filled up with the position behind the end.
     """
-    flags = unpack_bits(data)
-    if not data.is_cuda:
-        positions = torch.from_numpy(np.flatnonzero(flags.numpy())[:count])
-        return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.numel())
-    return positions_unwaited(flags, count)
+    if data.is_cuda:
+        return positions_unwaited(unpack_bits_unwaited(data), count)
+    flags = np.unpackbits(data.numpy(), bitorder="little").view(bool)
+    positions = torch.from_numpy(np.flatnonzero(flags)[:count])
+    return torch.nn.functional.pad(positions, (0, count - positions.numel()), value=flags.size)
 
 
 def positions_unwaited(flags: Tensor, count: int) -> Tensor:

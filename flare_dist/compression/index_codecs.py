@@ -8,7 +8,7 @@ and receiver compute alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -44,21 +44,23 @@ def blockwise(block: int) -> IndexCodec:
     bits = (block - 1).bit_length()
     width = block.bit_length()
 
-    def blocks(n: int) -> int:
-        return -(-n // block)
-
     def encode(indices: Tensor, n: int) -> Tensor:
-        edges = torch.arange(blocks(n) + 1, device=indices.device, dtype=indices.dtype) * block
+        edges = torch.arange(math.ceil(n / block) + 1, device=indices.device, dtype=indices.dtype) * block
         counts = torch.searchsorted(indices, edges).diff()
         return torch.cat([pack(counts, width), pack(indices % block, bits)])
 
     def decode(data: Tensor, n: int, k: int) -> Tensor:
-        counts, offsets = data.split([packed_nbytes(blocks(n), width), packed_nbytes(k, bits)])
-        ends = unpack(counts, width, blocks(n)).cumsum(0)
+        blocks = math.ceil(n / block)
+        counts, offsets = data.split([packed_nbytes(blocks, width), packed_nbytes(k, bits)])
+        ends = unpack(counts, width, blocks).cumsum(0)
         places = torch.searchsorted(ends, torch.arange(k, device=data.device), right=True)
         return places * block + unpack(offsets, bits, k)
 
-    return IndexCodec(lambda n, k: packed_nbytes(blocks(n), width) + packed_nbytes(k, bits), encode, decode)
+    return IndexCodec(
+        lambda n, k: packed_nbytes(math.ceil(n / block), width) + packed_nbytes(k, bits),
+        encode,
+        decode,
+    )
 
 
 def low_bits(n: int, k: int) -> int:
@@ -119,19 +121,17 @@ def candidates(name: str, block: int) -> tuple[IndexCodec, ...]:
 
 
 @lru_cache(maxsize=256)
-def index_codec(name: str, n: int, k: int, block: int = 4096) -> IndexCodec:
-    """Find the codec of this name, `packed` with blocks of `block`; `auto` is the smallest for k of n."""
-    return smallest(candidates(name, block), n, k)
-
-
-def smallest(codecs: Sequence[IndexCodec], n: int, k: int) -> IndexCodec:
+def smallest(codecs: tuple[IndexCodec, ...], n: int, k: int) -> IndexCodec:
     """Return the codec that takes the fewest bytes for k of n."""
     return min(codecs, key=lambda codec: codec.nbytes(n, k))
 
 
+ALL = candidates("auto", 4096)
+
+
 def positions_nbytes(n: int, k: int) -> int:
     """Count the bytes of k positions below n by the cheapest codec."""
-    return index_codec("auto", n, k).nbytes(n, k) if k else 0
+    return smallest(ALL, n, k).nbytes(n, k) if k else 0
 
 
 def check_indices(indices: Tensor, n: int) -> None:

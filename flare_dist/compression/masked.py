@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_dist.compression.compressor import Compressor, Plan, density_in, plan
 from flare_dist.compression.error_feedback import State
-from flare_dist.compression.index_codecs import check_indices, index_codec, positions_nbytes
+from flare_dist.compression.index_codecs import ALL, check_indices, positions_nbytes, smallest
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import MOST_ENTRIES, WORD, Dense, Masked, Payload, Sparse
 
@@ -109,7 +109,7 @@ class MaskedEncoding:
         parts = []
         for positions, numel in ((removed, before), (grown, mask.numel() - before)):
             if positions.numel():
-                parts.append(index_codec("auto", numel, positions.numel()).encode(positions, numel))
+                parts.append(smallest(ALL, numel, positions.numel()).encode(positions, numel))
         nbytes = HEADER + sum(part.numel() for part in parts) + payload_nbytes
         head = torch.tensor([nbytes, removed.numel(), grown.numel()], dtype=torch.int32)
         return torch.cat([head.view(torch.uint8).to(mask.device), *parts])
@@ -155,7 +155,7 @@ class MaskedEncoding:
             if used + nbytes > data.numel():
                 raise ValueError(f"a payload of {data.numel()} bytes has no room for the change of its mask")
             if count:
-                places = index_codec("auto", numel, count).decode(data[used : used + nbytes], numel, count)
+                places = smallest(ALL, numel, count).decode(data[used : used + nbytes], numel, count)
                 check_indices(places, numel)
                 if value:  # places among the entries that were not active
                     inactive_before = self.active - torch.arange(before, device=mask.device)

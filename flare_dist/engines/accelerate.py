@@ -96,7 +96,8 @@ class AccelerateModel:
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
         self.parameters.mul_(factor)
-        self._flat.refresh()
+        if self.is_rounded:
+            self._flat.refresh()
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint keeps of the optimizer of this name, if one outlives a round."""

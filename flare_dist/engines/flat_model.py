@@ -42,6 +42,7 @@ class FlatModel:
         # that bits do not depend on who came before.
         float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
         self._initial = {name: b.clone() for name, b in module.named_buffers() if name not in float32}
+        self._constants = fixed_of(module).constants
 
     @property
     def is_rounded(self) -> bool:
@@ -71,8 +72,8 @@ class FlatModel:
         """
         self.take_back()
         self.parameters.copy_(parameters)
-        self.refresh()
         for parameter, value in self._halves:
+            parameter.data.copy_(value)
             value.copy_(parameter.detach())
         self.buffers.copy_(buffers)
         for name, value in self._buffer_views.items():
@@ -105,7 +106,7 @@ class FlatModel:
                 value.copy_(named[name])
                 if name not in self._initial:
                     named[name].data = value
-        for name in fixed_of(self.module).constants:
+        for name in self._constants:
             if not torch.equal(named[name], self._initial[name]):
                 raise ValueError(
                     f"model.name: training changes its buffer {name}, and a first step did not; let each step change "

@@ -35,7 +35,7 @@ def federated_round(round_: int, fed: Federation) -> dict[str, Any]:
     downlink_bytes = uplink.downlink_nbytes()
 
     for result, memory in train(round_, cohort, uplink, fed, watch):
-        with watch.phase("select"):
+        with watch.phase("select", result.client):
             uplink.add(result, memory)
 
     fed.world.wait_for_all()
@@ -68,8 +68,8 @@ def train(
         yield from _train_as_one_batch(clients.batched, round_, hosted, fed, watch)
         return
     for client in hosted:
-        with clients.states.lend(client) as memory, watch.client(client):
-            with watch.phase("compute"):
+        with clients.states.lend(client) as memory:
+            with watch.phase("compute", client):
                 mask = uplink.local_mask(client, memory)
                 examples = clients.partition[client]
                 result = clients.trainer.train(

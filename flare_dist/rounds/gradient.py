@@ -20,7 +20,6 @@ from flare_dist.data.batches import Draw
 from flare_dist.rounds.data_parallel import DataParallel
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.ledger import Stopwatch, gradient_report
-from flare_dist.schedules import set_lr
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.tasks.task import Count
 
@@ -33,7 +32,7 @@ def gradient_round(round_: int, run: DataParallel) -> dict[str, Any]:
     before = run.hook.traffic
     watch = Stopwatch(world)
     model.load(server.parameters.data, server.buffers)
-    set_lr(model.optimizer, run.trainer.lr(round_))
+    run.trainer.set_lr(round_)
     model.module.train()
     with watch.phase("compute"):
         steps = _Steps(run)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from flare_dist.clients.personalised import Personalised
 from flare_dist.comm.exchange import Received
 from flare_dist.comm.traffic import Traffic
 from flare_dist.comm.world import World
@@ -40,17 +41,14 @@ class Stopwatch:
         self.start = world.now()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, client: int | None = None) -> Iterator[None]:
+        """Time a phase, also for the client that it is of, if that one was trained by itself."""
         start = self.world.now()
         yield
-        self.seconds[name] += self.world.now() - start
-
-    @contextmanager
-    def client(self, client: int) -> Iterator[None]:
-        """Note what one client's phases took."""
-        before = sum(self.seconds.values())
-        yield
-        self.client_seconds[client] = sum(self.seconds.values()) - before
+        seconds = self.world.now() - start
+        self.seconds[name] += seconds
+        if client is not None and (name == "compute" or client in self.client_seconds):
+            self.client_seconds[client] = self.client_seconds.get(client, 0.0) + seconds
 
     def reassign(self, name: str, seconds: float) -> None:
         """Count `seconds` of the computing as `name`, select or communicate."""
@@ -112,33 +110,35 @@ def federated_report(
 def participants_report(round_: int, received: Received, fed: Federation, watch: Stopwatch) -> dict[str, Any]:
     """Return `participants`, a line for each client of the round, and how well their own models do if that is measured.
 
-    All ranks call it together, after the watch has gathered the clients' seconds.
+    The loss of a client that was rejected is null, and so are seconds if clients trained as one batch. All ranks call
+    it together, after the watch has gathered the clients' seconds.
     """
-    cohort = sorted(received.accepted + received.rejected)
-    lines = {client: _line(client, received, fed, watch) for client in cohort}
+    lines = {
+        client: {
+            "client": client,
+            "examples": fed.clients.partition.sizes[client],
+            "train_loss": received.losses.get(client),
+            "uplink_bytes": received.nbytes.get(client, 0),
+            "seconds": watch.client_seconds.get(client) or None,
+        }
+        for client in sorted(received.accepted + received.rejected)
+    }
     personal = fed.clients.personal
-    if personal is None or not personal.is_due(round_):
-        return {"participants": list(lines.values())}
+    own = _personal_report(lines, personal, fed) if personal and personal.is_due(round_) else {}
+    return {"participants": list(lines.values()), **own}
+
+
+def _personal_report(lines: dict[int, dict[str, Any]], personal: Personalised, fed: Federation) -> dict[str, Any]:
+    """Return the mean and the spread of the clients' own models' metric, and add each to its client's line."""
     metric, _ = fed.task.best
     world = fed.world
-    measured = personal.gather(cohort, lambda found: world.all_reduce_(found.to(world.device)))
+    measured = personal.gather(list(lines), lambda found: world.all_reduce_(found.to(world.device)))
     for client, value in measured.items():
         lines[client][f"personal_{metric}"] = None if math.isnan(value) else value
     sizes = personal.held_out.sizes
     members = {str(client): {metric: value, "examples": sizes[client]} for client, value in measured.items()}
     mean = {f"personal_{metric}": mean_over_examples(members, metric)}
-    return {"participants": list(lines.values()), **mean, **spread(members, "personal", fed.task.best)}
-
-
-def _line(client: int, received: Received, fed: Federation, watch: Stopwatch) -> dict[str, Any]:
-    """Describe one client's part; its loss is null if it was rejected, seconds are if clients trained as one batch."""
-    return {
-        "client": client,
-        "examples": fed.clients.partition.sizes[client],
-        "train_loss": received.losses.get(client),
-        "uplink_bytes": received.nbytes.get(client, 0),
-        "seconds": watch.client_seconds.get(client) or None,
-    }
+    return mean | spread(members, "personal", fed.task.best)
 
 
 def gradient_report(

@@ -121,7 +121,7 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
         mask = first_mask(masks, client, steps, epoch_steps)
         if hosts[client] != world.rank:
             continue
-        with watch.client(client), watch.phase("compute"):
+        with watch.phase("compute", client):
             buffers = fed.server.buffers
             told = fed.server.told
             result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)

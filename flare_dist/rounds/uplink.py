@@ -12,14 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flare_dist.algorithms.algorithm import Senders, Trained, Vectors
+from flare_dist.algorithms.algorithm import Senders, Trained
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort
 from flare_dist.comm.exchange import DenseUplink, Received, SparseUplink
 from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.error_feedback import State
 from flare_dist.compression.payload import Payload
-from flare_dist.named import WrongResultError
 from flare_dist.rounds.federation import Federation
 from flare_dist.server.aggregation import DeltaSum, Receive, mean
 from flare_dist.sparse_training.local_mask import LocalMask
@@ -97,22 +96,10 @@ class WholeUplink:
         client = result.client
         trained = Trained(result.model_delta, self.works[client])
         vectors = self.algorithm.before_wire(trained, memory, self.fed.server.told)
-        self._check_payloads(vectors)
         for name, payloads in self.beside.items():
             own = {kind: memory[kept] for kind, kept in memory_names(self.fed.compressor, name).items()}
             payloads.add(_alone(result), self.fed.compressor.compress(self.round, client, vectors[name], own))
         self.deltas.add(result, self.compress(self.round, client, vectors["delta"], memory))
-
-    def _check_payloads(self, vectors: Vectors) -> None:
-        """Raise WrongResultError if an algorithm gives other vectors for the wire than it says."""
-        total = self.fed.server.parameters.shape
-        wrong = [name for name in self.algorithm.sends if name not in vectors or vectors[name].shape != total]
-        if wrong:
-            found = {name: tuple(vector.shape) for name, vector in vectors.items()}
-            raise WrongResultError(
-                f"clients.objective: before_wire must give a vector of shape {tuple(total)} for each of "
-                f"{', '.join(self.algorithm.sends)}, got {found}; for example {{'delta': trained.delta}}"
-            )
 
     def exchange(self) -> Received:
         """Gather each kind of payload; all ranks call it together."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from flare_dist.compression.payload import Dense, Payload
 
 
+@dataclass
 class SparseSum:
     """A weighted sum of sparse payloads that is never written out as a vector: their entries, as they came.
 
@@ -21,9 +23,8 @@ class SparseSum:
     is rounded in another order than a dense one.
     """
 
-    def __init__(self) -> None:
-        self._indices: list[Tensor] = []  # int64, each without repetition
-        self._values: list[Tensor] = []
+    _indices: list[Tensor] = field(default_factory=list)  # int64, each without repetition
+    _values: list[Tensor] = field(default_factory=list)
 
     def index_add_(self, dim: int, indices: Tensor, values: Tensor) -> None:
         """Remember `values` at `indices`; both are kept."""

@@ -11,7 +11,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.masked import Limits, MaskedEncoding
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.masks import budget, layer_counts, sizes
+from flare_dist.sparse_training.masks import budget, layer_counts
 from flare_dist.sparse_training.schedule import Moves
 
 
@@ -60,7 +60,7 @@ def assign(
 def limits_of(masks: Masks, mask: Tensor, keep: int, rates: Mapping[int, float]) -> Limits:
     """Bound what updates at these rates make of a mask, of whose prunable weights `keep` are to be active."""
     rounding = len(masks.entries)
-    dense = masks.total - sum(sizes(masks.entries))
+    dense = masks.total - sum(entry.numel for entry in masks.entries)
     active = sum(layer_counts(mask, masks.entries))
     most = max(active, keep)
     removed = min(active, sum(int(rate * most) + 1 for rate in rates.values()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
-from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places, sizes
+from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, random_places
 from flare_dist.sparse_training.methods import METHODS
 
 GROWTH_LIMIT = 0.99  # of the free places of a layer
@@ -101,7 +101,8 @@ class LocalMask:
             return removals
         missing = max(0, self.budget - sum(layer_counts(self.mask, self.entries)))
         if self.config.counts == "exact" and sum(rooms) < missing:  # at densities near 1
-            rooms = [n - count for n, count in zip(sizes(self.entries), layer_counts(self.mask, self.entries))]
+            counts = layer_counts(self.mask, self.entries)
+            rooms = [entry.numel - count for entry, count in zip(self.entries, counts)]
         if self.config.counts == "faithful":
             rounded = [math.ceil(share * missing) for share in importance]
             return apportion(rounded, sum(rounded), rooms)

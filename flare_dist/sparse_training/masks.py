@@ -33,8 +33,8 @@ def sizes(entries: Sequence[Entry]) -> list[int]:
 
 def budget(config: SparseTrainingConfig, entries: Sequence[Entry], factor: float = 1.0) -> int:
     """Count the weights that are active at `factor` times the density, which is read as an exact decimal."""
-    exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor))) * sum(sizes(entries))
-    return round(exact)
+    exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor)))
+    return round(exact * sum(entry.numel for entry in entries))
 
 
 def apportion(shares: Sequence[float], total: int, limits: Sequence[int]) -> list[int]:
