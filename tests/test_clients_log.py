@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.data.config import DataConfig
+from flare_dist.models.config import ModelConfig
 from flare_dist.tasks.evaluation_config import EvaluationConfig
 from tests.helpers.runs import start, tiny
 
@@ -83,3 +86,24 @@ def test_a_client_s_own_model_fits_its_own_data_better(tmp_path: Path) -> None:
     start(dataclasses.replace(config, data=data, clients=clients))
     row = lines_of(tmp_path, "metrics.jsonl")[-1]
     assert row["personal_accuracy"] > row["client_accuracy"] + 0.2
+
+
+def test_clients_that_are_groups_are_named(tmp_path: Path) -> None:
+    for site in ("bern", "oslo"):
+        for part, count in (("train", 4), ("test", 1)):
+            for kind in ("hor", "ver"):
+                folder = tmp_path / "sites" / site / part / kind
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    Image.new("L", (8, 8), 20 * number).save(folder / f"{number}.png")
+    data = DataConfig(
+        name="image_folder", root=str(tmp_path / "sites"), layout="sites", partition="natural", image_channels=1
+    )
+    clients = ClientsConfig(num=2, batch_size=2)
+    evaluation = EvaluationConfig(client_holdout=0.5, personalised=True)
+    config = tiny(tmp_path / "run", rounds=1, data=data, clients=clients, evaluation=evaluation)
+    start(dataclasses.replace(config, model=ModelConfig(name="2nn")))
+    assert [line["group"] for line in lines_of(tmp_path / "run")] == ["bern", "oslo"]
+    row = lines_of(tmp_path / "run", "metrics.jsonl")[-1]
+    assert row["worst_client_name"] in ("0 (bern)", "1 (oslo)")
+    assert row["worst_personal_name"] in ("0 (bern)", "1 (oslo)")

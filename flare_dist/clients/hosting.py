@@ -35,3 +35,8 @@ class Clients:
     cohort_size: int  # clients of a round
     batched: BatchedTrainer | None  # if clients are trained as one batch
     personal: Personalised | None = None  # if clients' own models are measured
+    groups: Sequence[str] = ()  # of each client by name, if every client is a group of the data
+
+    def name(self, client: int) -> str:
+        """Name a client for a reader: its number, and its group if it is one."""
+        return f"{client} ({self.groups[client]})" if self.groups else str(client)

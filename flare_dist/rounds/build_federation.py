@@ -22,7 +22,9 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
+from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits
+from flare_dist.data.holdings import client_groups
 from flare_dist.data.partition import Partition
 from flare_dist.exclusion import refuse
 from flare_dist.layout import parameter_layout
@@ -69,7 +71,9 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         config,
         world,
         data.task,
-        Clients(trainer, states, parts, config.clients.cohort_size, batched, personal),
+        Clients(
+            trainer, states, parts, config.clients.cohort_size, batched, personal, groups_of(config.data, data, parts)
+        ),
         compressor,
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
@@ -92,6 +96,11 @@ def _personalised(config: Config, data: DataSplits, parts: Partition, trainer: L
         return evaluate(module, trainer.source, data.task, seed, at_once, own)[metric]
 
     return Personalised(measure, parts.held_out, config.eval_every, config.rounds)
+
+
+def groups_of(config: DataConfig, data: DataSplits, parts: Partition) -> list[str]:
+    """Name the group of each client if the partition goes by groups that have names; [] otherwise."""
+    return client_groups(list(parts), data.train) if config.partition == "natural" and data.train.group_names else []
 
 
 def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks | NoMasks:

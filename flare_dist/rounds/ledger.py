@@ -113,6 +113,7 @@ def participants_report(round_: int, received: Received, fed: Federation, watch:
     The loss of a client that was rejected is null, and so are seconds if clients trained as one batch. All ranks call
     it together, after the watch has gathered the clients' seconds.
     """
+    groups = fed.clients.groups
     lines = {
         client: {
             "client": client,
@@ -120,6 +121,7 @@ def participants_report(round_: int, received: Received, fed: Federation, watch:
             "train_loss": received.losses.get(client),
             "uplink_bytes": received.nbytes.get(client, 0),
             "seconds": watch.client_seconds.get(client) or None,
+            **({"group": groups[client]} if groups else {}),
         }
         for client in sorted(received.accepted + received.rejected)
     }
@@ -136,7 +138,8 @@ def _personal_report(lines: dict[int, dict[str, Any]], personal: Personalised, f
     for client, value in measured.items():
         lines[client][f"personal_{metric}"] = None if math.isnan(value) else value
     sizes = personal.held_out.sizes
-    members = {str(client): {metric: value, "examples": sizes[client]} for client, value in measured.items()}
+    name = fed.clients.name
+    members = {name(client): {metric: value, "examples": sizes[client]} for client, value in measured.items()}
     mean = {f"personal_{metric}": mean_over_examples(members, metric)}
     return mean | spread(members, "personal", fed.task.best)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from flare_dist.clients.hosting import Clients
 from flare_dist.config.config import Config
 from flare_dist.data.examples import Examples
-from flare_dist.data.partition import Partition
 from flare_dist.rounds.build_run import Run
 from flare_dist.rounds.federation import Federation
 from flare_dist.tasks.spread import mean_over_examples, spread
@@ -28,9 +28,12 @@ def group_members(test: Examples) -> dict[str, Tensor]:
     return {str(names[int(number)]): own for number, own in zip(numbers, order.split(sizes.tolist()))}
 
 
-def client_members(held_out: Partition) -> dict[str, Tensor]:
-    """Return what each client holds out, int64 indices by the client's number; clients without are left out."""
-    return {str(client): own for client, own in enumerate(held_out) if len(own)}
+def client_members(clients: Clients) -> dict[str, Tensor]:
+    """Return what each client holds out, int64 indices by the client's name; clients without are left out."""
+    held_out = clients.partition.held_out
+    if held_out is None:
+        return {}
+    return {clients.name(client): own for client, own in enumerate(held_out) if len(own)}
 
 
 def members_evaluator(
@@ -42,8 +45,7 @@ def members_evaluator(
     """
     best = run.task.best
     groups = group_members(test) if config.evaluation.by_group else {}
-    held_out = run.clients.partition.held_out if isinstance(run, Federation) else None
-    clients = client_members(held_out) if held_out else {}
+    clients = client_members(run.clients) if isinstance(run, Federation) else {}
 
     def evaluate_members() -> dict[str, Any]:
         row: dict[str, Any] = {}
