@@ -1,4 +1,4 @@
-"""What of a model training never changes: its base, which lies in files of its own, and buffers that are constants.
+"""Parts of a model that training never changes: its base, which lies in files of its own, and constant buffers.
 
 Neither travels. A base is as large as a pretrained model and the same for all runs of it, so that checkpoints and saved
 models hold its digest alone.

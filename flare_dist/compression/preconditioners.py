@@ -1,4 +1,4 @@
-"""What a rank makes of its gradient before error feedback takes it: nothing, or a step in units of the update.
+"""Preconditioning of a rank's gradient before error feedback takes it: none, or a step in units of the update.
 
 A preconditioner is a function (config, gradient, memory, into, sizes): it replaces `gradient`, the flat gradients of
 tensors of these `sizes`, and writes to `into` what becomes of `memory`, vectors by name. Nothing else of the exchange

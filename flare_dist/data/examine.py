@@ -25,7 +25,7 @@ _SHOWN = 5  # groups that a warning lists
 
 
 class Found(NamedTuple):
-    """What is found out of the parts of a data set before a run."""
+    """The findings of the checks of a data set before a run."""
 
     num_classes: int | None
     class_names: tuple[str, ...]
@@ -96,7 +96,7 @@ def _check_resident(
         if not isinstance(examples, Examples):
             continue
         try:
-            check_examples(examples, num_classes, task)
+            check_examples(examples, num_classes or 0, task)  # labels in memory tell, unless there are no examples
         except ValueError as error:
             raise ValueError(f"{where}: {name}: {error}{hint}") from error
 

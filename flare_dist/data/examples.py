@@ -87,7 +87,7 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def check_examples(examples: Examples, num_classes: int | None, task: Task) -> None:
+def check_examples(examples: Examples, num_classes: int, task: Task) -> None:
     """Raise ValueError if the task cannot learn from `examples`, for their types, shapes or values."""
     inputs = examples.inputs
     labels = examples.labels
@@ -102,7 +102,6 @@ def check_examples(examples: Examples, num_classes: int | None, task: Task) -> N
         raise ValueError(f"inputs must be {kinds}, got {describe_tensor(inputs)}")
     if not len(inputs):
         raise ValueError("there are no examples")
-    assert num_classes is not None, "labels of examples in memory tell how many classes there are"
     task.check_labels(labels, tuple(inputs.shape), num_classes)
     if labels.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {describe_tensor(labels)}")

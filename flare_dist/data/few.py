@@ -38,9 +38,8 @@ class Few:
     def batch(self, numbers: list[int], may_fail: bool = False) -> Any:
         """Make a batch of some examples; ValueError if that fails."""
         read = self._reader[Key(0, numbers)]
-        if read.problem:
-            raise ValueError(read.problem)
-        assert may_fail or read.batch is not None, "examples that have been read can be read again"
+        if read.problem or (read.batch is None and not may_fail):
+            raise ValueError(read.problem or f"examples {numbers} could be read, and cannot be read again")
         return read.batch
 
     def __call__(self, examples: int) -> Any:

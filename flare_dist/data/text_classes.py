@@ -12,7 +12,7 @@ import torch
 
 from flare_dist.data.documents import Name, Text, column, numbers
 from flare_dist.data.examples import Examples
-from flare_dist.data.tokenizer import Tokenizer
+from flare_dist.data.tokenizer import Tokenizer, check_pad
 from flare_dist.data.windows import filled, where_test_begins
 from flare_dist.errors import printable
 from flare_dist.units import counted
@@ -27,8 +27,10 @@ def whole_texts(
 ) -> tuple[dict[str, Examples], list[str]]:
     """Make the examples of each part, of `length` tokens each, and list the names of the classes, sorted.
 
-    Raises ValueError that names data.root if texts have no labels, or if none could be held out.
+    Raises ValueError that names data.tokenizer if it has no pad token, or data.root if texts have no labels, or if none
+    could be held out.
     """
+    pad = check_pad(tokenizer, "task.name=classification")
     labels = {part: _labels(texts) for part, texts in documents.items()}
     parts = documents
     if "test" not in documents:
@@ -40,7 +42,7 @@ def whole_texts(
     examples = {}
     for part, texts in parts.items():
         own = groups[part]
-        inputs = _filled(part, texts, tokenizer, length)
+        inputs = _filled(part, texts, tokenizer, length, pad)
         codes = None if own is None else numbers(own, names)
         examples[part] = Examples(inputs, numbers(labels[part], classes), codes, True, tuple(names))
         lacking = sorted(set(classes) - set(labels[part]))
@@ -50,10 +52,8 @@ def whole_texts(
     return examples, [str(label) for label in classes]
 
 
-def _filled(part: str, texts: Sequence[Text], tokenizer: Tokenizer, length: int) -> torch.Tensor:
+def _filled(part: str, texts: Sequence[Text], tokenizer: Tokenizer, length: int, pad: int) -> torch.Tensor:
     """Encode texts to [n, length]."""
-    pad = tokenizer.vocabulary.pad
-    assert pad is not None, "text_source has checked it"
     tokens = tokenizer.encode([text.text for text in texts], length)
     full = sum(len(own) == length for own in tokens)
     if full:

@@ -48,7 +48,6 @@ def text_source(config: TextConfig, seed: int, task: str = AUTO) -> Source:
     parts: dict[str, Examples]
     classes: list[str] | int
     if task == CLASSIFICATION:
-        check_pad(tokenizer, "task.name=classification")
         parts, classes = whole_texts(documents, tokenizer, config.sequence_length)
     else:
         task = "next_token"

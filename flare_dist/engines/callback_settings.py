@@ -17,7 +17,7 @@ _OF_TRAINER = ("optimizer", "scaler", "process_group")
 
 
 class Advice(NamedTuple):
-    """What to write so that a trainer steps by updates as they are."""
+    """The settings with which a trainer steps by updates as they are."""
 
     optimizer: str
     clipping: str

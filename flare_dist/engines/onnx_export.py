@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def save_onnx(path: Path, model: nn.Module, blank: Tensor, metadata: dict[str, s
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own operations
-            program = torch.onnx.export(
+            exported = torch.onnx.export(
                 model,
                 (two,),
                 dynamo=True,
@@ -43,7 +44,7 @@ def save_onnx(path: Path, model: nn.Module, blank: Tensor, metadata: dict[str, s
             )
     except Exception as error:  # whatever the exporter, or the user's model under it, may raise
         raise ValueError(f"--format: torch.onnx cannot translate the model: {_first_line(error)}") from error
-    assert program is not None
+    program = cast(torch.onnx.ONNXProgram, exported)  # None if dynamo=False
     program.model.metadata_props.update(metadata)
     program.save(str(path))
 

@@ -24,7 +24,7 @@ def lengths_of(config: CompressionConfig, preconditioning: Preconditioning, layo
 
 
 class BucketMemory:
-    """What is selected of one bucket's parameters, and what error feedback and the preconditioner remember of them.
+    """Select of one bucket's parameters, and hold what error feedback and the preconditioner remember of them.
 
     All of it lies on the device from the start: a copy to a GPU in the middle of backward would have to be waited for.
     """

@@ -1,4 +1,4 @@
-"""What a step selects from one bucket, and by which random numbers; buckets of other sizes select the same."""
+"""Selection of a step from one bucket, and its random numbers; buckets of other sizes select the same."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
             if not _is_loss(loss):
                 raise ValueError(
                     f"{key}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
-                    "(F.cross_entropy(scores, labels, reduction='sum'), labels.numel())"
+                    "(F.mse_loss(outputs, labels, reduction='sum'), labels.numel())"
                 )
             if not isinstance(metrics, Mapping) or not all(map(_is_amount, metrics.values())):
                 raise ValueError(

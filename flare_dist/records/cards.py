@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: configuration, hyperparameters, and which curves go together.
+"""Cards of TensorBoard beside the curves of a run: configuration, hyperparameters, and which curves go together.
 
 The protocol buffers are made by PyTorch.
 """

@@ -1,4 +1,4 @@
-"""The same model on all ranks: they begin with rank 0's, and each checkpoint verifies that they still hold it.
+"""Agreement of all ranks on the model: they begin with rank 0's, and each checkpoint verifies that they hold it.
 
 The seed alone does not give the same first weights everywhere: a model may draw them from a generator that nobody can
 seed, or on another kind of processor.

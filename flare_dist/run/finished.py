@@ -1,4 +1,4 @@
-"""What a run leaves behind: its rows, its summary, its models."""
+"""A finished run: its rows, its summary, its models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained model expects of its inputs, and what its outputs mean: plain values that go with its weights."""
+"""Preprocessing of a trained model's inputs, and the meaning of its outputs: plain values that go with its weights."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def falling_rates(rate: float, num_steps: int, steps_per_epoch: int) -> dict[int
 
 
 class Moves(NamedTuple):
-    """What moves the masks in one round."""
+    """The moves of the masks in one round."""
 
     clients: bool  # clients move theirs while they train
     server: bool  # the server makes a new consensus of their updates
