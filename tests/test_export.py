@@ -16,7 +16,7 @@ from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
 from flare_dist.models.registry import build
-from flare_dist.run.export import metadata
+from flare_dist.run.preprocessing import describe, header
 from flare_dist.server.config import ServerConfig
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.masks import BASE, BUDGET, TOPK
@@ -60,26 +60,16 @@ def test_models_say_what_their_inputs_and_outputs_are(tmp_path: Path) -> None:
     data = load(config.data, config.seed)
     for stem in ("model", "best"):
         with safe_open(directory / f"{stem}.safetensors", "pt") as file:
-            found = {key: value if key == "format" else json.loads(value) for key, value in file.metadata().items()}
-        assert found == {
-            "format": "pt",
-            "task": "classification",
-            "classes": 4,
-            "groups": [],
-            "input_shape": [1, 8, 8],
-            "mean": data.mean.tolist(),
-            "std": data.std.tolist(),
-            "white": 255.0,
-        }
+            assert file.metadata() == header(describe(data))
+    assert json.loads((directory / "preprocessing.json").read_text()) == describe(data)
 
 
 def test_names_reach_the_header_and_tensors_as_they_are_have_no_statistics() -> None:
     part = Part(TensorDataset(torch.zeros(2, 3), torch.tensor([0, 1])), groups=["Zürich", "bern"])
-    found = metadata(load(DataConfig(), 0, source=Source(part, part, classes=["cat", "Möwe"])))
-    assert found == {
-        "format": "pt",
-        "task": '"classification"',
-        "classes": '["cat", "Möwe"]',
-        "groups": '["Zürich", "bern"]',
-        "input_shape": "[3]",
-    }
+    texts = header(describe(load(DataConfig(), 0, source=Source(part, part, classes=["cat", "Möwe"]))))
+    assert texts["format"] == "pt"
+    assert "Möwe" in texts["preprocessing"]
+    found = json.loads(texts["preprocessing"])
+    assert (found["task"], found["input_shape"], found["num_classes"]) == ("classification", [3], 2)
+    assert (found["classes"], found["groups"]) == (["cat", "Möwe"], ["Zürich", "bern"])
+    assert found["normalization"] is None

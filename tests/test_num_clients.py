@@ -96,8 +96,8 @@ def test_a_run_of_sites_has_their_number_and_names_to_the_end(
     assert main(["train", *sites, "--rounds=1"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["clients"]["num"] == 2
     with safe_open(run / "model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["groups"]) == ["bern", "oslo"]
-        assert json.loads(file.metadata()["classes"]) == ["dark", "light"]
+        found = json.loads(file.metadata()["preprocessing"])
+    assert (found["groups"], found["classes"]) == (["bern", "oslo"], ["dark", "light"])
     (card,) = EventAccumulator(str(run)).Reload().Tensors("partition/text_summary")
     assert "| 1 | oslo | 2 (50 %) | 2 (50 %) | 4 |" in card.tensor_proto.string_val[0].decode()
     assert "2 classes: dark, light; 2 groups: bern, oslo; 2 clients\n" in capsys.readouterr().err

@@ -5,7 +5,6 @@ A new format is one function and one line in FORMATS.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from flare_dist.models.trial import blank_of
 from flare_dist.records.files import load_model, save_model, save_state, write_text
 from flare_dist.records.rundir import CONFIG, PREPROCESSING, RUN_FILES, find_model
 from flare_dist.rounds.build_run import build_for, construct
-from flare_dist.run.preprocessing import as_json, of_run
+from flare_dist.run.preprocessing import as_json, header, of_run
 from flare_dist.tasks.config import find_task
 from flare_dist.tasks.task import Task
 from flare_dist.vocabulary import Vocabulary
@@ -76,14 +75,10 @@ class Saved:
         dtype: torch.dtype = getattr(torch, self.preprocessing["input_dtype"])
         return dtype
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        return {"preprocessing": json.dumps(self.preprocessing)}
-
 
 def to_safetensors(saved: Saved, path: Path) -> None:
     """Write the state_dict, with the preprocessing in the file's metadata."""
-    save_model(path, saved.whole_state, {"format": "pt"} | saved.metadata, KEY)
+    save_model(path, saved.whole_state, header(saved.preprocessing), KEY)
 
 
 def to_pt(saved: Saved, path: Path) -> None:
@@ -96,7 +91,7 @@ def to_onnx(saved: Saved, path: Path) -> None:
     check_onnx()
     model = saved.model
     with explained(KEY, path):
-        save_onnx(path, model, blank_of(saved.shape, saved.dtype), saved.metadata)
+        save_onnx(path, model, blank_of(saved.shape, saved.dtype), header(saved.preprocessing))
 
 
 def to_hf(saved: Saved, path: Path) -> None:

@@ -1,8 +1,7 @@
-"""A run from start to end: build the parties, play the rounds, keep the records."""
+"""A run from start to end: build it, play its rounds, keep its records."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,20 +11,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
 from flare_dist.config.config import Config
 from flare_dist.data.batches import check_enough
-from flare_dist.data.holdings import CARD_CLIENTS, as_markdown, holdings
 from flare_dist.data.source import Source
 from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
-from flare_dist.records.files import write_text
 from flare_dist.records.resume import resolve
-from flare_dist.records.summary import is_best, summarise
 from flare_dist.records.trackers import check_installed
-from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.build_run import Loaded, Run, build_run, load_parts, resolve_by_model
 from flare_dist.rounds.centralised import centralised_round
 from flare_dist.rounds.federated import federated_round
@@ -35,14 +29,10 @@ from flare_dist.rounds.skipped import skipped_on_all_ranks
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
-from flare_dist.run.evaluation import evaluator
-from flare_dist.run.export import metadata, save_global
-from flare_dist.run.preprocessing import as_json, describe
+from flare_dist.run.recorder import OnRound, open_recorder
 from flare_dist.seeding import draws_kept
 
 log = logging.getLogger(__name__)
-
-OnRound = Callable[[dict[str, Any]], None]  # is given the row of a round
 
 
 def train(
@@ -99,60 +89,31 @@ def _play(
     config: Config, source: Path | None, run: Run, given: Loaded, console: Console, on_round: OnRound | None
 ) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
-    directory = Path(config.output_dir)
-    world = run.world
     first_round, rows = resume(config, source, run)
     beginning = begin_masks(run, console) if isinstance(run, Federation) else {}
-    if beginning:
-        rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
-    described = metadata(given.data)
-    with on_all_ranks(world):
-        if world.rank == 0:
-            write_text(directory / rundir.PREPROCESSING, as_json(describe(given.data)))
-        best = run.task.best
-        first = first_round if source not in (None, directory) else 1  # the rounds before are of another configuration
-        texts = {"partition": as_markdown(holdings(given.parts, given.data, CARD_CLIENTS))} if world.rank == 0 else {}
-        opened = Tracker(config, rows, console, best, first, texts) if world.rank == 0 else nullcontext()
-    with opened as tracker:
-        evaluate_global = evaluator(config, run, given.data) if tracker else None
-        with on_all_ranks(world):
-            if tracker and evaluate_global and first_round == 1:
-                _record(tracker, {"round": 0} | evaluate_global() | beginning, directory, run, described)
+    rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
+    goes_on_from_another = source not in (None, Path(config.output_dir))
+    first = first_round if goes_on_from_another else 1
+    with open_recorder(config, run, given, rows, console, first, on_round) as recorder:
+        if first_round == 1:
+            recorder.begin(beginning)
         for round_ in range(first_round, config.rounds + 1):
-            last = round_ == config.rounds
-            try:
-                row = ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(world, run.source, config.data.on_error)
-            except WrongResultError:
-                raise
-            except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
-                raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
-            is_saved = last or round_ % config.checkpoint.every == 0
-            with on_all_ranks(world):
-                if tracker and evaluate_global:
-                    due = last or config.mode == "gradient" or round_ % config.eval_every == 0
-                    row |= evaluate_global() if due else {}
-                    _record(tracker, row, directory, run, described)
-                    if is_saved:
-                        tracker.sync()
-                if on_round:
-                    on_round(row)
+            row = _play_round(round_, config, run)
+            is_saved = round_ == config.rounds or round_ % config.checkpoint.every == 0
+            recorder.write(row, is_saved)
             if is_saved:
                 save_checkpoint(config, round_, run)
-        summary: dict[str, Any] = {}
-        with on_all_ranks(world):
-            if tracker:
-                save_global(directory / rundir.MODEL, run, described)
-                hardware = {"device": config.engine.device, "ranks": world.size, "threads": config.engine.threads}
-                summary = summarise(tracker.rows, tracker.elapsed_seconds, hardware, best)
-                write_text(directory / rundir.SUMMARY, json.dumps(summary, indent=1))
-        return summary
+        return recorder.finish()
 
 
-def _record(tracker: Tracker, row: dict[str, Any], directory: Path, run: Run, described: dict[str, str]) -> None:
-    """Write one row to the logs, and the model if it is the best so far; `described` goes into its header."""
-    if is_best(row, tracker.rows, run.task.best):
-        save_global(directory / rundir.BEST, run, described)
-    tracker.write(row)
+def _play_round(round_: int, config: Config, run: Run) -> dict[str, Any]:
+    """Play a round of the mode; returns its row. A fault that is not the user's is raised as RuntimeError."""
+    try:
+        return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(run.world, run.source, config.data.on_error)
+    except WrongResultError:
+        raise
+    except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
+        raise RuntimeError(f"round {round_} failed on rank {run.world.rank}") from error
 
 
 ROUNDS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -19,7 +19,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.data.config import DataConfig, SyntheticConfig
 from flare_dist.data.source import Source
-from flare_dist.run import trainer
+from flare_dist.run import recorder, trainer
 from flare_dist.run.trainer import train
 from flare_dist.server.config import ServerConfig
 from tests.ranks import run_ranks
@@ -64,7 +64,7 @@ def start(config: Config, world_size: int = 1, kill_in_round: int | None = None,
 
 def start_rank(world: World, config: Config, kill_in_round: int | None = None, data: Source | None = None) -> None:
     """Train as one rank of a process group that there is already."""
-    play, save = trainer.ROUNDS[config.mode], trainer.save_global
+    play, save = trainer.ROUNDS[config.mode], recorder.save_global
 
     def play_or_die(round_: int, run: Any) -> dict[str, Any]:
         row = play(round_, run)
@@ -88,7 +88,7 @@ def start_rank(world: World, config: Config, kill_in_round: int | None = None, d
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, device="cpu", threads=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trainer.ROUNDS, config.mode, play_or_die)
-        patch.setattr(trainer, "save_global", save_or_die)
+        patch.setattr(recorder, "save_global", save_or_die)
         patch.setattr(trainer, "open_world", lambda *arguments: Group())
         try:
             train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True), data=data)
