@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ROUNDS: dict[str, list[str]] = {  # with their arguments
     "hospital_sites": ["hospitals"],
+    "language_model": [],
     "own_algorithm": [],
     "own_sparsifier": [],
     "regression": [],
@@ -99,6 +100,10 @@ def test_the_hospital_with_wrong_labels_is_named(said: dict[str, str]) -> None:
     assert last.endswith(" at Lakeside")
     every, worst = last_numbers(last, r"accuracy (\S+)  (\S+) at")
     assert worst < every - 0.1
+
+
+def test_the_language_model_learns(said: dict[str, str]) -> None:
+    assert float(re.findall(r"perplexity (\S+)", said["language_model"])[-1]) < 2
 
 
 def test_segmentation_and_regression_learn(said: dict[str, str]) -> None:

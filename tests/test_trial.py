@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from flare_dist.models.registry import Shape, build
 from flare_dist.models.task_trial import check_criterion, check_task
-from flare_dist.models.trial import why_not_one
-from flare_dist.tasks.builtin import CLASSIFICATION
+from flare_dist.models.trial import check_fit, why_not_one
+from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
 from flare_dist.tasks.task import Batch, Task
 from tests.helpers.models import MNIST, linear
 
@@ -77,6 +77,16 @@ def test_a_criterion_must_agree_with_the_loss(loss: Callable[[nn.Module, Batch],
         check_criterion(model, batch, Task(loss, criterion=twice))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(part.training for part in model.modules())
+
+
+def test_classes_on_the_last_axis_are_told_where_they_go() -> None:
+    """Scores [b, T, classes], as language models give them."""
+    model = nn.Embedding(7, 5)
+    blank = torch.zeros(1, 4, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=r"scores of shape \(2, 5, 4\) .*, got \(2, 4, 5\); move the classes to axis 1"
+    ):
+        check_fit(model, blank, 5, TASKS["next_token"])
 
 
 def test_a_loss_that_fails_is_told_with_its_place() -> None:

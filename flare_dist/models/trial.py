@@ -144,7 +144,9 @@ def _outputs(model: nn.Module, blank: Blank, num_classes: int | None, task: Task
         expected = (examples, *task.outputs(tuple(blank.shape[1:]), num_classes))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if expected is not None and shape != expected:
-        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}")
+        are_last = len(expected) > 2 and shape == (expected[0], *expected[2:], expected[1])
+        hint = "; move the classes to axis 1, scores.movedim(-1, 1)" if are_last else ""
+        raise ValueError(f"must give scores of shape {expected} for a batch of {examples}, got {shape}{hint}")
     changed = next((name for name in shapes if others.get(name) != shapes[name]), None)
     if changed is not None:
         raise ValueError(
