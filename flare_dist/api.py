@@ -61,8 +61,8 @@ def train(
         progress: Whether a bar is shown.
         values: More keys by dotted name, which win: **{"clients.lr": 0.1}.
 
-    Returns what the run left behind, on every rank. config.yaml names objects that came from Python; who goes on with
-    the run or evaluates it gives them again.
+    Returns what the run left behind, on every rank. config.yaml only names objects that came from Python: pass them
+    again to continue or evaluate the run.
 
     Raises ValueError that begins with the dotted key of what is wrong, and DivergedError if training diverged.
     """
@@ -70,6 +70,8 @@ def train(
     if isinstance(config, FinishedRun):
         objects = {**config.objects, **objects}
         values = {"output_dir": config.directory, **values}
+        if Path(values["output_dir"]).expanduser().absolute() != config.directory:
+            values = {"checkpoint.resume": config.directory, **values}
         config = config.directory / CONFIG
     launch = Launch.from_environment()
     functions = [on_round] if callable(on_round) else list(on_round)
@@ -120,7 +122,9 @@ def sweep(
     its own with so many `ranks`, so data, tasks and models are named, as package.module:callable. Returns the rows of
     results.csv.
     """
-    tried, tuned = ({key: list(map(as_text, row)) for key, row in (keys or {}).items()} for keys in (grid, tune))
+    tried, tuned = (
+        {key: [as_text(value, key) for value in row] for key, row in (keys or {}).items()} for keys in (grid, tune)
+    )
     with machine_kept():
         return train_grid(make_config(config, values), Grid(tried, tuned, list(seeds)), ranks)
 

@@ -33,7 +33,7 @@ FORM = "package.module:callable"
 
 
 class WrongResultError(ValueError):
-    """Report that somebody's callable, or what it made, returned something else than it must, while a run goes on."""
+    """A user's callable, or an object it made, returned the wrong thing during a run."""
 
 
 def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str] = ()) -> Any:
@@ -56,7 +56,7 @@ def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str
 
 def is_own(choice: Any, built_in: Iterable[str]) -> bool:
     """Tell whether a choice is the user's own: a callable, or package.module:callable that names nothing built in."""
-    if not isinstance(choice, str):
+    if not isinstance(choice, str) or choice.startswith(FROM_PYTHON):
         return True
     _, colon, attribute = choice.partition(":")
     return bool(colon) and attribute.replace(".", "_").isidentifier() and choice not in built_in

@@ -166,3 +166,32 @@ def test_sweeps_and_bandwidth_return_rows(run: flare_dist.FinishedRun, tmp_path:
     compared = flare_dist.bandwidth([run, *(row["directory"] for row in rows)], ["1Mbps"])
     assert len(compared) == 3
     assert re.search("1.?Mbps", " ".join(compared[0]))
+
+
+@pytest.mark.parametrize("make", [lambda config, seed: (1, 2), lambda config, seed: source().test])
+def test_a_local_function_is_checked_as_a_named_one_is(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data\.name: python:<lambda> must return a .*Source"):
+        flare_dist.train(TINY, data=make, model=net(), output_dir=tmp_path)
+
+
+def test_a_run_goes_on_in_another_directory(run: flare_dist.FinishedRun, tmp_path: Path) -> None:
+    further = flare_dist.train(run, rounds=3, output_dir=tmp_path)
+    assert [row["round"] for row in further.metrics] == [0, 1, 2, 3]
+    assert further.metrics[2]["test_loss"] == run.metrics[2]["test_loss"]
+
+
+def test_texts_of_options_stay_texts() -> None:
+    options = {"tag": "1e3", "version": "0o17", "depth": 3}
+    for config in (
+        make_config({"model": {"name": "torch.nn:Identity", "options": options}}, {}),
+        make_config({"model": {"name": "torch.nn:Identity"}}, {f"model.options.{k}": v for k, v in options.items()}),
+    ):
+        assert config.model.options == options
+
+
+def test_values_of_a_dict_are_refused_by_their_key_and_leave_no_path_behind() -> None:
+    before = list(sys.path)
+    with pytest.raises(ValueError, match=r"^clients\.lr: the dict: expected a number, got fast"):
+        make_config({"clients": {"lr": "fast"}}, {})
+    make_config({"model": {"name": "torch.nn:Identity"}}, {})
+    assert not [path for path in sys.path if path not in before and "tmp" in path]

@@ -18,6 +18,7 @@ from tests.helpers.tasks import CLASSES, batch_of, model_of
 CPU = torch.device("cpu")
 MINE = """
 import torch.nn.functional as F
+from flare_dist import Task
 from torchmetrics import PearsonCorrCoef
 from torchmetrics.classification import MulticlassRecall
 
@@ -35,6 +36,9 @@ def undirected(classes):
 
 def no_metric(classes):
     return {}
+
+def of_errors():
+    return Task(lambda model, batch: F.mse_loss(model(batch[0]), batch[1]), best=("errors", "min"))
 """
 
 
@@ -112,6 +116,13 @@ def test_the_best_is_the_least_of_what_should_be_small() -> None:
     assert build_task(TaskConfig(best="loss"), "classification", None, 3).best == ("loss", "min")
     assert build_task(TaskConfig(best="mape", metrics=("mape",)), "regression", None, 1).best == ("mape", "min")
     assert build_task(TaskConfig(best="accuracy:min"), "classification", None, 3).best == ("accuracy", "min")
+
+
+def test_the_best_of_a_task_of_one_s_own_keeps_its_direction(mine: str) -> None:
+    name = f"{mine}:of_errors"
+    assert build_task(TaskConfig(name=name, best="errors"), name, None, 3).best == ("errors", "min")
+    with pytest.raises(ValueError, match=r"^task\.best: other does not say which way is better; write other:max or"):
+        build_task(TaskConfig(name=name, best="other"), name, None, 3)
 
 
 @pytest.mark.parametrize(

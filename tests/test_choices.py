@@ -94,7 +94,9 @@ def test_a_random_sparsifier_draws_for_each_tensor_and_rank() -> None:
     [
         ({"sparsifier": "topkk"}, r"compression\.sparsifier: unknown choice, got 'topkk'; did you mean topk\?"),
         ({"sparsifier": "topk", "sparsifier_options": {"power": 1}},
-         r"compression\.sparsifier_options\.power: topk takes no such option"),
+         r"compression\.sparsifier_options\.power: topk takes no options; leave it out"),
+        ({"sparsifier": "threshold", "sparsifier_options": {"threshold": 0.5}, "threshold": 0.1},
+         r"compression\.sparsifier_options\.threshold: threshold takes no options; leave it out"),
         ({"value_codec": "fp16", "value_codec_options": {"bits": 1}},
          r"compression\.value_codec_options\.bits: fp16 takes no such option, got 1; leave it out \(fp16 takes"),
         ({"index_codec": "auto", "index_codec_options": {"n": 1}}, r"compression\.index_codec_options\.n: auto takes"),

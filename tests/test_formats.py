@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flare_dist import cli
+import flare_dist
+from flare_dist import Task, cli
 from flare_dist.config.load import load_config
 from flare_dist.data.datasets import load
 from flare_dist.engines import onnx_export
+from flare_dist.given import given
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
 from flare_dist.run.formats import export_run
 from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers import lazy
 from tests.helpers.runs import start, tiny
 
 IS_THERE = {name: bool(importlib.util.find_spec(name)) for name in (*onnx_export.NEEDED, "onnxruntime", "transformers")}
@@ -108,6 +112,18 @@ def test_onnxruntime_gives_the_scores_of_the_model(straight: Path, tmp_path: Pat
         with torch.no_grad():
             expected = model.eval()(inputs[:examples])
         torch.testing.assert_close(of_onnxruntime(to, inputs[:examples]), expected, rtol=1e-4, atol=1e-5)
+
+
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def test_a_model_whose_inputs_only_the_data_know_is_built_from_them(tmp_path: Path) -> None:
+    run = flare_dist.train(lazy.config(tmp_path), data=lazy.source(), task=Task(own_loss), rounds=1)
+    assert json.loads((tmp_path / "preprocessing.json").read_text())["input_dtype"] is None
+    assert torch.equal(run.model()[1].weight, load_file(tmp_path / "model.safetensors")["1.weight"])  # type: ignore[index]
+    with given(run.objects), pytest.raises(ValueError, match=r"^--format: onnx needs inputs that are one tensor"):
+        export_run(tmp_path, "final", "onnx", tmp_path / "x" / "mine.onnx")
 
 
 @needs_onnx

@@ -122,7 +122,7 @@ def test_or_it_is_left_out_and_counted(workers: int) -> None:
 def test_a_batch_with_too_few_examples_is_left_out_and_a_rank_that_must_step_says_so() -> None:
     used = batches(source(broken=(33, 34)), on_error="skip")
     three = torch.tensor([33, 34, 35])
-    assert list(used.passes([(three, None)], 3, smallest=2)) == []
+    assert list(used.passes([(three, generator(0, "shuffle"))], 3, smallest=2)) == []
     assert len(list(used.passes([(three, None)], 3))) == 1
     with pytest.raises(
         ExampleError, match=r"^data\.on_error: skip leaves nothing of a batch; data: train: example 3[34] "

@@ -19,10 +19,12 @@ from torchvision.datasets import FakeData
 from flare_dist import Part, Source, Task
 from flare_dist.cli import main
 from flare_dist.config.config import Config
+from flare_dist.data.datasets import load
 from flare_dist.data.sources import SOURCES
 from flare_dist.rounds.build_run import load_parts, set_up
 from flare_dist.tasks import config as tasks
 from flare_dist.tasks.builtin import TASKS
+from flare_dist.tasks.evaluation_config import EvaluationConfig
 from tests.helpers.lazy import AsDict, Jittered, config, source
 from tests.helpers.runs import assert_same_run, start, start_rank
 from tests.ranks import run_ranks
@@ -112,6 +114,27 @@ def test_a_client_of_whom_nothing_can_be_read_is_left_out(tmp_path: Path) -> Non
     assert (rows[1]["clients"], rows[1]["rejected_clients"], rows[1]["skipped_examples"]) == (5, 1, 2 * len(site))
 
 
+def test_a_group_of_whom_nothing_can_be_read_is_measured_on_nothing(tmp_path: Path) -> None:
+    base = config(tmp_path, partition="natural", on_error="skip", validation=0.0)
+    evaluation = EvaluationConfig(client_holdout=0.2, personalised=True)
+    clients = dataclasses.replace(base.clients, num=5, per_round=5)
+    given = source(groups=True, broken=tuple(range(4, 64, 5)))
+    start(dataclasses.replace(base, rounds=1, clients=clients, evaluation=evaluation), data=given)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[1]["worst_client_name"] != "4 (site 4)"
+    assert 0 <= rows[1]["client_accuracy"] <= 1
+
+
+def test_every_example_that_can_be_read_is_measured() -> None:
+    """The last batch of two has one that can be."""
+    data = load(config().data, 0, source=source(broken=(13,)))
+    batches = dataclasses.replace(data, reading=data.reading._replace(on_error="skip")).batches(
+        data.train, torch.device("cpu")
+    )
+    sizes = [len(labels) for _, labels in batches.batches(torch.arange(14), 4, None, smallest=2)]
+    assert sizes == [4, 4, 4, 1]
+
+
 class Told(nn.Module):
     """Takes a dict and returns one, as Hugging Face's models do."""
 
@@ -186,3 +209,16 @@ def set_up_lazily(given: Config) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flare_dist.rounds.build_run.load_parts", lambda config: load_parts(config, source()))
         set_up(given)
+
+
+def test_classes_of_pixels_are_not_those_of_the_images() -> None:
+    """Images with a class each for the partition, and masks inside of what is read lazily."""
+
+    class Masks(Jittered):
+        def __getitem__(self, index: int) -> Any:
+            image, _ = super().__getitem__(index)
+            return image, torch.zeros(6, 6, dtype=torch.int64)
+
+    asked = tasks.TaskConfig(name="segmentation", class_weights="balanced")
+    with pytest.raises(ValueError, match=r"^task\.class_weights: balanced counts labels, and these data have none"):
+        load(config().data, 0, asked, source(Masks))

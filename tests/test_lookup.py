@@ -104,3 +104,16 @@ def test_built_in_ones_take_no_options() -> None:
         DataConfig(name="mnist", options={"classes": 3})
     with pytest.raises(ValueError, match=r"^data\.partition_options\.alpha: dirichlet takes no such option, got 1"):
         DataConfig(partition="dirichlet", partition_options={"alpha": 1})
+
+
+def in_place(labels: np.ndarray, groups: Any, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+    labels[:] = rng.integers(num_clients, size=len(labels))
+    labels[:num_clients] = np.arange(num_clients)
+    return labels
+
+
+def test_a_partition_may_write_into_the_labels_that_it_is_given() -> None:
+    held = examples(60)
+    before = held.labels.clone()
+    partition(DataConfig(partition=f"{HERE}:in_place"), held, CLASSIFICATION, CLASSES, 3, 0)
+    assert torch.equal(held.labels, before)

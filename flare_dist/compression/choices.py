@@ -16,7 +16,7 @@ from flare_dist.compression.sparsifiers import SPARSIFIERS
 from flare_dist.compression.sparsifiers import Sparsifier as OurSparsifier
 from flare_dist.compression.trials import try_error_feedback, try_index_codec, try_value_codec
 from flare_dist.compression.value_codecs import VALUE_CODECS, ValueCodec
-from flare_dist.named import Options, WrongResultError, bind, call, find, is_own, made, name_of
+from flare_dist.named import Options, WrongResultError, bind, call, find, made, name_of
 
 SPARSIFIER = "compression.sparsifier"
 Sparsifier = Callable[[Tensor, int, torch.Generator], Tensor]  # (vector, k, generator) -> at most k positions
@@ -27,8 +27,10 @@ def find_sparsifier(name: Any, options: Options) -> OurSparsifier:
 
     dense selects nothing: the answer for it is never called.
     """
-    if not options and name in SPARSIFIERS:
-        return SPARSIFIERS[name]
+    if isinstance(name, str) and name in ("dense", *SPARSIFIERS):
+        if options:
+            raise ValueError(f"{SPARSIFIER}_options.{next(iter(options))}: {name} takes no options; leave it out")
+        return SPARSIFIERS.get(name, _nothing)
     return _sparsifier(name, pickle.dumps(options))
 
 
@@ -43,12 +45,11 @@ def _sparsifier(name: Any, options: bytes) -> OurSparsifier:
         _check_positions(name_of(name), chosen, vector, k)
         return chosen
 
-    if is_own(name, SPARSIFIERS):
-        select(torch.linspace(-1, 1, 20), 5, torch.Generator().manual_seed(0))
+    select(torch.linspace(-1, 1, 20), 5, torch.Generator().manual_seed(0))
     return select
 
 
-def _nothing(vector: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _nothing(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
     raise AssertionError("a dense payload selects nothing")
 
 

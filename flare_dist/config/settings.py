@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flare_dist.config.config import Config
-from flare_dist.config.config_parser import ConfigParser
-from flare_dist.config.dumping import to_text
+from flare_dist.config.dumping import dump, dump_quoted, to_text
 from flare_dist.config.load import build_config, config_parser
 from flare_dist.config.saved import to_yaml
+from flare_dist.config.yaml_file import FROM_DICT, read_text
 
 Settings = str | Path | Mapping[str, Any] | Config | None
 
@@ -21,24 +18,20 @@ Settings = str | Path | Mapping[str, Any] | Config | None
 def make_config(config: Settings, values: Mapping[str, Any]) -> Config:
     """Make a configuration of a file, a dict or a Config, and of more values by dotted key, which win."""
     parser = config_parser()
-    arguments = [f"--{key}={as_text(value)}" for key, value in values.items()]
+    arguments = [f"--{key}={as_text(value, key)}" for key, value in values.items()]
     if config is None or isinstance(config, str | Path):
         files = [] if config is None else [f"--config={config}"]
-        return _built(parser, files + arguments)
-    text = to_yaml(config) if isinstance(config, Config) else yaml.safe_dump(_plain(config), sort_keys=False)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "config.yaml")
-        path.write_text(text, encoding="utf-8")
-        return _built(parser, [f"--config={path}", *arguments])
+        return build_config(parser, parser.parse_args(files + arguments))
+    text = to_yaml(config) if isinstance(config, Config) else dump(_plain(config), sort_keys=False)
+    document = read_text(text, parser.hints, FROM_DICT)
+    below = parser.parse_string(dump_quoted(document.nested()))
+    return build_config(parser, parser.parse_args(arguments, namespace=below))
 
 
-def _built(parser: ConfigParser, arguments: Sequence[str]) -> Config:
-    return build_config(parser, parser.parse_args(arguments))
-
-
-def as_text(value: Any) -> str:
-    """Write a value as a command line has it."""
-    return to_text(_plain(value))
+def as_text(value: Any, key: str) -> str:
+    """Write a value as a command line has it; among options, which are typed as in YAML, a text stays a text."""
+    is_option = any(name == "options" or name.endswith("_options") for name in key.split("."))
+    return dump_quoted(value).strip() if is_option and isinstance(value, str) else to_text(_plain(value))
 
 
 def _plain(value: Any) -> Any:

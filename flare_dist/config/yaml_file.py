@@ -18,6 +18,7 @@ import yaml
 from flare_dist.config.values import convert, is_null
 
 SUGGESTIONS = 3
+FROM_DICT = "the dict"  # the origin of values that were written as YAML only to be read here: it has no lines
 STANDARD_TAG = "tag:yaml.org,2002:"
 
 
@@ -156,7 +157,7 @@ def _load(path: Path) -> str:
 
 
 def _place(origin: str, mark: Any) -> str:
-    return origin if mark is None else f"{origin}:{mark.line + 1}"
+    return origin if mark is None or origin == FROM_DICT else f"{origin}:{mark.line + 1}"
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:

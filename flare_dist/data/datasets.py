@@ -117,15 +117,15 @@ def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source:
     task_name = source.task if asked.name == AUTO else asked.name
     parts = open_parts(source, where)
     hint = f" (task.name={task_name})" if task_name != source.task else ""
-    found = examine(parts, source, where, find_task(task_name, asked.options), config.on_error, hint)
+    natural = find_task(task_name, asked.options)
+    found = examine(parts, source, where, natural, config.on_error, hint)
     if config.partition == "natural":
         warn_of_untested(parts["train"], parts["test"])
     train, validation = _held_out(config, parts, seed)
     is_text = isinstance(train, Examples) and train.is_text
     is_dataset = not isinstance(train, Examples) or train.as_is
     refuse(EXCLUSIONS, data=config, is_text=is_text, is_dataset=is_dataset)
-    labels = parts["train"].labels if isinstance(parts["train"], Examples) else parts["train"].strata
-    task = build_task(asked, task_name, labels, found.num_classes or 0)
+    task = build_task(asked, task_name, _labels(parts["train"], natural), found.num_classes or 0)
     mean = std = torch.empty(0)
     if isinstance(train, Examples) and not (is_text or is_dataset):
         mean, std = NORMALIZATIONS[config.normalize](train, source)
@@ -134,6 +134,13 @@ def load(config: DataConfig, seed: int, asked: TaskConfig | None = None, source:
     return DataSplits(
         train, validation, held_out, found, mean, std, task, task_name, reading, source.white, source.vocabulary
     )
+
+
+def _labels(train: Examples | Items, task: Task) -> Tensor | None:
+    """Return all labels that training learns from; None if they are inside of what is read lazily."""
+    if isinstance(train, Examples):
+        return train.labels
+    return train.strata if task.class_of == "example" else None
 
 
 def _held_out(

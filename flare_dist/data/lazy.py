@@ -95,7 +95,8 @@ class LazyBatches:
             order = order[torch.randperm(len(order), generator=generator)]
         start = 0
         for size in batch_sizes(len(order), batch_size, smallest):
-            yield Key(seed, order[start : start + size].tolist(), smallest)
+            fewest = 1 if generator is None else smallest  # an evaluation measures whatever can be read
+            yield Key(seed, order[start : start + size].tolist(), fewest)
             start += size
 
     def _read(self, keys: Iterable[Key]) -> Iterator[Any]:

@@ -56,8 +56,8 @@ def find_partitioner(name: Any, options: Options) -> Partitioner:
     def own(
         config: PartitionerConfig, train: Examples, num_classes: int, num_clients: int, rng: np.random.Generator
     ) -> np.ndarray:
-        groups = None if train.groups is None else train.groups.numpy()
-        labels = train.labels.numpy() if train.labels.numel() else None
+        groups = None if train.groups is None else train.groups.numpy().copy()  # the caller may change it
+        labels = train.labels.numpy().copy() if train.labels.numel() else None
 
         def divide() -> np.ndarray:
             return np.asarray(users(labels, groups, num_clients, rng))

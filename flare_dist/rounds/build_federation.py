@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _personalised(config: Config, data: DataSplits, parts: Partition, trainer: L
     metric, _ = data.task.best
 
     def measure(own: Tensor) -> float:
-        return evaluate(module, trainer.source, data.task, seed, at_once, own)[metric]
+        return evaluate(module, trainer.source, data.task, seed, at_once, own).get(metric, math.nan)
 
     return Personalised(measure, parts.held_out, config.eval_every, config.rounds)
 

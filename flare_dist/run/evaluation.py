@@ -15,7 +15,6 @@ from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.data.source import Source
 from flare_dist.engines.placement import place
 from flare_dist.fixed import load_trained
 from flare_dist.layout import separate_buffers
@@ -65,17 +64,17 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     return evaluate_global
 
 
-def evaluate_run(directory: Path, which: str, root: str | None, source: Source | None = None) -> dict[str, float]:
+def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:
     """Measure the model that a run saved on the test set; returns the task's best metric first.
 
-    `which` is final or best; `root` moves the data, and `source` stands in for them.
+    `which` is final or best; `root` moves the data.
 
     Raises ValueError if `directory` holds no such model.
     """
     path = find_model(directory, which, "evaluate")
     config = load_config(directory / CONFIG)
     data_config = dataclasses.replace(config.data, root=root or config.data.root)
-    data = load(data_config, config.seed, config.task, source)
+    data = load(data_config, config.seed, config.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = config.engine
     if device.type == "cpu" and engine.mixed_precision == "fp16":  # trained on a GPU: the weights are float32 anyway

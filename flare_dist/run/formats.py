@@ -5,6 +5,7 @@ A new format is one function and one line in FORMATS.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Saved:
     def model(self) -> nn.Module:
         """Build the model, and load the weights; inputs without a shape in common are read from the data for it."""
         config = self.config
-        if self.preprocessing["input_shape"] is None:
+        if not self.has_blank:
             model = build_for(config, load(config.data, config.seed, config.task))
         else:
             blank = torch.zeros(1, *self.shape, dtype=self.dtype)
@@ -61,6 +62,11 @@ class Saved:
     @property
     def whole_state(self) -> dict[str, Tensor]:
         return self.state if self.base is None else self.model.state_dict()
+
+    @property
+    def has_blank(self) -> bool:
+        """Tell whether shape and type of an input are known, so that the model can be built without the data."""
+        return None not in (self.preprocessing["input_shape"], self.preprocessing["input_dtype"])
 
     @property
     def task(self) -> Task:
@@ -88,6 +94,8 @@ def to_pt(saved: Saved, path: Path) -> None:
 
 def to_onnx(saved: Saved, path: Path) -> None:
     """Write the graph of the model in evaluation mode, for any number of examples."""
+    if not saved.has_blank:
+        raise ValueError("--format: onnx needs inputs that are one tensor of one shape; choose safetensors or pt")
     check_onnx()
     model = saved.model
     with explained(KEY, path):
@@ -111,7 +119,8 @@ def to_hf(saved: Saved, path: Path) -> None:
 def export_run(directory: Path, which: str, format_: str, to: Path, root: str | None = None) -> list[Path]:
     """Write the final or the best model of a run to `to`, and what it expects of its inputs beside it as JSON.
 
-    `root` moves the data, which only runs of older versions need. Returns the paths written; ValueError names the
+    `root` moves the data, which only runs of older versions need, and those of a Dataset whose inputs have no shape and
+    type in common. Returns the paths written; ValueError names the
     option that is wrong.
     """
     source = find_model(directory, which, "export")
@@ -128,8 +137,9 @@ def export_run(directory: Path, which: str, format_: str, to: Path, root: str | 
 def read_saved(directory: Path, source: Path, root: str | None = None) -> Saved:
     """Read one of a run's models, the file `source`, and what it expects; `root` moves the data."""
     config = load_config(directory / CONFIG)
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root or config.data.root))
     state, base = load_model(source)
-    return Saved(config, state, of_run(directory, config, root), source, base)
+    return Saved(moved, state, of_run(directory, config, root), source, base)
 
 
 def _check_target(directory: Path, format_: str, to: Path) -> None:

@@ -49,11 +49,9 @@ def members_evaluator(
 
     def evaluate_members() -> dict[str, Any]:
         row: dict[str, Any] = {}
-        if groups:
-            by_group = _measured("test", groups, measure)
+        if by_group := _measured("test", groups, measure):
             row |= {**spread(by_group, "group", best), "groups": by_group}
-        if clients:
-            by_client = _measured("clients", clients, measure)
+        if by_client := _measured("clients", clients, measure):
             row |= {f"client_{best[0]}": mean_over_examples(by_client, best[0]), **spread(by_client, "client", best)}
         return row
 
@@ -61,4 +59,6 @@ def members_evaluator(
 
 
 def _measured(part: str, members: Mapping[str, Tensor], measure: Measure) -> Members:
-    return {name: {**measure(part, own), "examples": len(own)} for name, own in members.items()}
+    """Measure each member; those of whom no example can be read are left out."""
+    found = {name: measure(part, own) for name, own in members.items()}
+    return {name: {**own, "examples": len(members[name])} for name, own in found.items() if own}

@@ -131,6 +131,8 @@ def _metric(name: str, built_in: Mapping[str, Callable[[int], Metric]], classes:
 def _best(asked: str, name: str, task: Task) -> Best:
     """Return the metric by which models are compared, written NAME or NAME:max or NAME:min."""
     metric, _, direction = asked.partition(":")
+    if asked == task.best[0]:
+        return task.best
     own = MEASURED.get(name, (*task.torchmetrics, metric))
     if metric not in (*own, *task.torchmetrics):
         raise unknown_choice("task.best", metric, [*own, *task.torchmetrics])
@@ -138,9 +140,9 @@ def _best(asked: str, name: str, task: Task) -> Best:
         return metric, direction
     if direction:
         raise ValueError(f"task.best: must end in max or min, got {asked}; write {metric}:max or {metric}:min")
-    if metric not in task.torchmetrics:
+    if metric in MEASURED.get(name, ()):
         return metric, "min" if metric in LESS_IS_BETTER else "max"
-    more_is_better = task.torchmetrics[metric].higher_is_better
+    more_is_better = task.torchmetrics[metric].higher_is_better if metric in task.torchmetrics else None
     if more_is_better is None:
         raise ValueError(f"task.best: {metric} does not say which way is better; write {metric}:max or {metric}:min")
     return metric, "max" if more_is_better else "min"

@@ -17,14 +17,17 @@ from flare_dist.tasks.task import Amount, Batch, Best, Count, Task, Totals, rati
 
 
 def measure_all(task: Task, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
-    """Measure the mean loss and all metrics over batches that lie on `device`, in one forward pass of each."""
+    """Measure the mean loss and all metrics over batches that lie on `device`, in one forward pass of each.
+
+    {} if there are no batches, as of a group none of whose examples can be read.
+    """
     totals: dict[str, Amount] = {}
     observed = Observed(task, device)
     with observed.watching(model):
         for batch in batches:
             totals = add(totals, measure(task, model, batch))
             observed.update(batch)
-    return finish(task, totals) | observed.compute()
+    return finish(task, totals) | observed.compute() if totals else {}
 
 
 class Observed:
