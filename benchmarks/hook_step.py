@@ -3,10 +3,13 @@
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 benchmarks/hook_step.py                          # unshaped loopback
     OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py
     OMP_NUM_THREADS=1 bash benchmarks/veth.sh 100mbit benchmarks/hook_step.py         # one rank at each end of a cable
+    OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py \
+        --ways compute sparse clipped --density 0.01 --turns 15                       # does clip_norm cost overlap?
 
 torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP,
-PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001. Each turn takes
---steps steps of every way, one way after another. The slowest rank's time counts. Ratios are medians over turns.
+PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001; with --ways also
+the sparse hook that clips by the norm. Each turn takes --steps steps of every way, one way after another. The slowest
+rank's time counts. Ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ NAMES = {
     "fp16": "fp16 hook",
     "powersgd": "PowerSGD hook, rank 1",
     "sparse": "sparse hook",
+    "clipped": "sparse hook, clip_norm",
 }
+DEFAULT = [name for name in NAMES if name != "clipped"]
+CLIP_NORM = 0.5
 
 
 class Way:
@@ -54,8 +60,8 @@ class Way:
             if name in ("fp16", "powersgd"):
                 state = LibraryHookState(GradientsConfig(hook=name, powersgd_start=2), None, seed=0)
                 ddp.register_comm_hook(state, library_hook)
-            if name == "sparse":
-                flare_dist.attach(ddp, density=density)
+            if name in ("sparse", "clipped"):
+                flare_dist.attach(ddp, density=density, clip_norm=CLIP_NORM if name == "clipped" else None)
             self.model = ddp
         self.optimizer = SGD(self.model.parameters(), lr=0.01)
 
@@ -71,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="of a rank")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3, help="of each way in a turn")
+    parser.add_argument("--ways", nargs="+", default=DEFAULT, choices=NAMES, help="that take turns")
     parser.add_argument("--link", default="unshaped loopback", help="name of the link in the table")
     parser.add_argument("--target", type=float, default=1.0, help="times as fast as plain DDP as ours must be")
     options = parser.parse_args()
@@ -82,8 +89,8 @@ def main() -> None:
     draws = torch.Generator().manual_seed(rank)
     inputs = torch.randn(options.batch_size, 3, 32, 32, generator=draws).to(device)
     labels = torch.randint(10, (options.batch_size,), generator=draws).to(device)
-    ways = {name: Way(name, options.density, device) for name in NAMES}
-    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    ways = {name: Way(name, options.density, device) for name in options.ways}
+    seconds: dict[str, list[float]] = {name: [] for name in options.ways}
     # The first turn warms up: buckets are formed anew after a step, and PowerSGD begins with two dense ones.
     for turn in range(-1, options.turns):
         for name, way in ways.items():
@@ -103,11 +110,12 @@ def main() -> None:
         size = f"{dist.get_world_size()} ranks, batch {options.batch_size} a rank, density {options.density:g}"
         print(f"{options.link}; {size}; {machine()}; medians over {options.turns} turns of {options.steps} steps.\n")
         rows = []
-        for name, words in NAMES.items():
-            faster = f"{ratio(seconds, 'dense', name):.2f} x"
-            target = f"≥ {options.target:g} x" if name == "sparse" else ""
-            rows.append([words, f"{milliseconds(seconds, name):.0f}", faster, target])
-        print_table(["", "ms a step", "as fast as plain DDP", "target"], rows)
+        base = "dense" if "dense" in seconds else "sparse"
+        for name in seconds:
+            faster = f"{ratio(seconds, base, name):.2f} x"
+            target = f"≥ {options.target:g} x" if name == "sparse" and base == "dense" else ""
+            rows.append([NAMES[name], f"{milliseconds(seconds, name):.0f}", faster, target])
+        print_table(["", "ms a step", f"as fast as {NAMES[base]}", "target"], rows)
     del ways
     gc.collect()  # hooks hold collectives; a process group destroyed before them aborts the process at times
     dist.destroy_process_group()

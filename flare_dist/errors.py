@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -73,8 +74,16 @@ def check_choice(key: str, value: str, known: Iterable[str]) -> None:
         raise unknown_choice(key, value, names)
 
 
+def check_number(key: str, value: object) -> None:
+    """Raise ValueError that names the dotted `key` if `value` is no number, such as one in quotes."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{key}: must be a number, got {value!r}; give one, without quotes or brackets")
+
+
 def check_least(key: str, value: float | None, least: int) -> None:
     """Raise ValueError that names the dotted `key` if `value` is below `least` or NaN; None, not given, passes."""
+    if value is not None:
+        check_number(key, value)
     if value is not None and not value >= least:
         raise ValueError(f"{key}: out of range, got {value}; choose at least {least}")
 
@@ -84,6 +93,8 @@ def check_range(key: str, value: float | None, interval: str) -> None:
 
     The interval is written as in mathematics, e.g. "(0, 1]" without 0 and with 1, and is shown so.
     """
+    if value is not None:
+        check_number(key, value)
     low, high = map(float, interval[1:-1].split(","))
     above = value is None or low < value or (interval[0] == "[" and value == low)
     below = value is None or value < high or (interval[-1] == "]" and value == high)

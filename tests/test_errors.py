@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,13 @@ def test_a_number_outside_the_interval_is_refused_with_the_interval(value: float
     message = f"a.b: out of range, got {value}; choose a number in {interval}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_range("a.b", value, interval)
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5], "one"])
+def test_what_is_no_number_is_refused_as_it_was_written(value: Any) -> None:
+    for check in (lambda: check_range("a.b", value, "(0, 1]"), lambda: check_least("a.b", value, 2)):
+        with pytest.raises(ValueError, match=rf"^a\.b: must be a number, got {re.escape(repr(value))}; give one, "):
+            check()
 
 
 @pytest.mark.parametrize("value", [1, 0.5, math.nan])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
 
 import flare_dist
 from flare_dist.comm.collectives import alone_group
@@ -138,11 +139,12 @@ def not_finite(world: World) -> None:
         ddp, state = with_hook(net(), **ADAM | {"density": density})
         take_steps(ddp, world.rank, range(3))
         before = state.state_dict()
-        for value in (math.inf, math.nan):
+        for value in (math.inf, math.nan, 1e24):  # the last one's gradients are finite, but not their squares
             ddp.zero_grad()
             inputs, labels = batch(world.rank, 3)
             (F.cross_entropy(ddp(inputs), labels) * (value if world.rank == 1 else 1)).backward()
-            assert not any(parameter.grad.isfinite().all() for parameter in ddp.parameters())  # type: ignore[union-attr]
+            finite = [parameter.grad.isfinite().all() for parameter in ddp.parameters()]  # type: ignore[union-attr]
+            assert not any(finite) if density < 1 or value != 1e24 else not all(finite)
             assert_same_memory(state.state_dict() | {"step": 3}, before)
         ddp.zero_grad()
         backward(ddp, world.rank, range(4, 5))
@@ -356,19 +358,64 @@ def test_bf16_gradients_have_float32_moments() -> None:
         ({"error_feedback": "dgc"}, 20),
         ({"preconditioner": "adam"}, 20),
         ({"preconditioner": "adam", "density": 1.0}, 8),
+        ({"preconditioner": "adam", "error_feedback": "none"}, 12),
+        ({"error_feedback": "none"}, 4),
     ],
 )
 def test_attach_logs_the_memory_that_it_takes(
     caplog: pytest.LogCaptureFixture, settings: dict[str, Any], bytes_: int
 ) -> None:
+    model = nn.Linear(10, 10, bias=False)
     with caplog.at_level(logging.INFO, "flare_dist"):
-        SparseHookState(nn.Linear(10, 10, bias=False), **settings)
+        state = SparseHookState(model, **settings)
     (line,) = caplog.messages
     assert line.startswith(f"the hook keeps {bytes_} bytes a parameter, {show(100 * bytes_)} in all (")
+    bucket = state.bucket_of(list(model.parameters()))
+    held = [*bucket.kept.values(), *bucket.pending.values(), bucket._mean]
+    assert sum(vector.nbytes for vector in held if vector.numel() > 1) == 100 * bytes_  # but for numbers of steps
 
 
 def show(count: int) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000:g} kB"
+
+
+class Listed(AdamW):
+    """An optimizer of the user's own."""
+
+
+def not_handed_over(world: World) -> list[str]:
+    """What is said of an AdamW behind the updates that attach was not told of, and nothing of what is right."""
+    said = []
+    for make in (AdamW, Listed, torch.optim.RMSprop):
+        ddp, state = attached(**ADAM)
+        optimizer = make(ddp.parameters(), lr=0.002)
+        before = flat(ddp)
+        backward(ddp, world.rank, range(1))
+        with pytest.raises(ValueError, match=r"^attach: ") as caught:
+            optimizer.step()
+        said.append(str(caught.value))
+        assert torch.equal(flat(ddp), before)
+        make(net().parameters()).step()  # of another model
+        assert state.take_back() == 1
+        ddp.zero_grad()
+        with ddp.no_sync():
+            backward(ddp, world.rank, range(1))
+        optimizer.step()  # by gradients of its own
+        optimizer.zero_grad()
+        take_steps(ddp, world.rank, range(2))
+    ddp, _ = attached(density=0.05)
+    optimizer = AdamW(ddp.parameters(), betas=(0.0, 0.999))
+    backward(ddp, world.rank, range(1))
+    optimizer.step()
+    return said
+
+
+def test_an_adam_behind_updates_that_was_not_handed_over_is_refused_at_its_first_step() -> None:
+    for said in run_ranks(not_handed_over, 2):
+        for name, line in zip(("AdamW", "Listed", "RMSprop"), said, strict=True):
+            assert line.startswith("attach: preconditioner=adam returns updates, not gradients, and " + name)
+            assert "write optimizer = torch.optim.SGD(model.parameters(), lr=0.002" in line
+            assert "\n" not in line
 
 
 def attaches(world: World) -> int:

@@ -91,8 +91,12 @@ def test_no_advice_if_nothing_arrives_late_or_nothing_is_wrong(
     assert advised(make, **settings) is None
 
 
-def test_clipping_is_not_advised_where_it_is_done() -> None:
+def test_clipping_is_not_advised_where_it_is_done_or_refused() -> None:
     assert "clip_norm" not in (advised(AdamW, clip_norm=1.0) or "clip_norm")
+    model = net()  # ZeRO stage 1 refuses it
+    state = flare_dist.SparseHookState(model, **SPARSE)
+    line = advice(state, AdamW(model.parameters()), takes_clip_norm=False)
+    assert "clip_norm" not in (line or "clip_norm")
 
 
 def test_momentum_beside_that_of_dgc_is_advised_against() -> None:
@@ -513,6 +517,8 @@ def sharded(world: World) -> dict[str, Any]:
             flare_dist.attach(engine, optimizer=AdamW(net().parameters()), **SPARSE)
         with pytest.raises(ValueError, match="zero_allow_untested" if stage else r"torch\.optim\.SGD\("):
             flare_dist.attach(engine, optimizer=given, preconditioner="adam", **SPARSE)
+        with pytest.raises(ValueError, match=r"AdamW would scale them once more; write optimizer = torch\.optim\.SGD"):
+            flare_dist.attach(engine, preconditioner="adam", **SPARSE)  # it has the optimizer anyway
         with pytest.warns(UserWarning, match=r"DeepSpeed clips .* to norm 1.*gradient_clipping: 0"):
             flare_dist.attach(engine, optimizer=(given, optimizer)[stage], adapt=stage == 1, **SPARSE)
         for number in range(2):

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flare_dist.compression.error_feedback import State
-from flare_dist.errors import check_choice, check_range
+from flare_dist.errors import check_choice, check_number, check_range
 
 # Entries that a CPU takes at a time: gradient, second moment and scratch then stay in its cache from step to step.
 _CACHED = 2**18
@@ -52,7 +53,7 @@ class Preconditioning:
     def __post_init__(self) -> None:
         check_choice("gradients.preconditioner", self.preconditioner, PRECONDITIONERS)
         got = list(self.betas) if isinstance(self.betas, Sequence) else self.betas
-        if not isinstance(got, list) or len(got) != 2 or not 0 <= got[1] < 1:
+        if not isinstance(got, list) or [isinstance(each, Real) for each in got] != [True, True] or not 0 <= got[1] < 1:
             raise ValueError(f"gradients.betas: must be 0 and a number in [0, 1), got {got}; use [0, 0.99]")
         if got[0] != 0:
             raise ValueError(
@@ -60,6 +61,8 @@ class Preconditioning:
                 f"[0, {got[1]}]"
             )
         object.__setattr__(self, "betas", (float(got[0]), float(got[1])))
+        check_number("gradients.eps", self.eps)
+        check_number("gradients.update_clip", self.update_clip)
         if not 0 < self.eps < math.inf:
             raise ValueError(f"gradients.eps: must be above 0, got {self.eps}; use 1e-8")
         if not self.update_clip > 0:
@@ -101,7 +104,8 @@ def adam(config: Preconditioning, gradient: Tensor, memory: State, into: State, 
     """Turn the gradient into Adam's update without momentum, as torch.optim's fused step has it.
 
     Every tensor counts its updates for itself, since some are trained from the start and others later; a gradient of
-    zero counts as well. A gradient that is not finite leaves NaN in its place.
+    zero counts as well. A gradient that is not finite leaves NaN, and so does one whose square overflows (from 1.8e20
+    on in float32, with b2 = 0.99): behind an infinite second moment all updates of its entry would be 0.
     """
     updates = into["updates"].copy_(memory["updates"]).add_(1)
     steps = updates.unbind()
@@ -111,10 +115,10 @@ def adam(config: Preconditioning, gradient: Tensor, memory: State, into: State, 
     for pieces in _pieces(sizes, limit):
         start, end = pieces[0].start, pieces[-1].end
         new[start:end].copy_(old[start:end])
-        # Adam's step from zero, upwards at rate 1, is the update. With beta1 = 0 the first moment is the gradient.
+        # AdamW's step upwards at rate 1, with a decay of 1 that leaves nothing of what was there, is the update. With
+        # beta1 = 0 the first moment is the gradient.
         update, first_moment = scratch[:, : end - start].unbind()
-        update.zero_()
-        torch._fused_adam_(
+        torch._fused_adamw_(
             [update[piece.start - start : piece.end - start] for piece in pieces],
             [gradient[piece.start : piece.end] for piece in pieces],
             [first_moment[piece.start - start : piece.end - start] for piece in pieces],
@@ -124,12 +128,13 @@ def adam(config: Preconditioning, gradient: Tensor, memory: State, into: State, 
             lr=1.0,
             beta1=0.0,
             beta2=config.betas[1],
-            weight_decay=0.0,
+            weight_decay=1.0,
             eps=config.eps,
             amsgrad=False,
             maximize=True,
         )
         torch.clamp(update, -config.update_clip, config.update_clip, out=gradient[start:end])
+        gradient[start].add_(0 * new[start:end].amax())  # NaN if it is infinite, and a GPU need not be waited for
 
 
 class _Piece(NamedTuple):

@@ -75,8 +75,9 @@ def _with_optimizer(
         return state
     state = _attach(target, model, world_of_one, **settings)
     if is_engine(trained):
-        warn_of_clipping(trained, state)
-        follow_advice(state, handed, adapt)
+        engine: Any = trained
+        warn_of_clipping(engine, state)
+        follow_advice(state, handed, adapt, takes_clip_norm=not engine.zero_optimization_stage())
     return state
 
 
@@ -102,6 +103,9 @@ def _attach(
     if is_engine(target):
         from flare_dist.engines.deepspeed_hook import attach_engine
 
+        inner = getattr(target, "optimizer", None)
+        if settings.get("preconditioner", "none") != "none" and inner is not None:
+            handed_over(inner, target, settings["preconditioner"])  # known, though nobody handed it over
         return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
     raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{hint_if_alone()}")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import rank_and_size
+from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.ddp import sparse_hook
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.watch import HookWatch
@@ -36,6 +37,7 @@ def attach_ddp(
     state = SparseHookState(ddp, process_group=ddp.process_group, **settings)
     ddp.register_comm_hook(state, hook)
     ddp.register_forward_hook(HookWatch(ddp, state))
+    refuse_scaling(state)
     return state
 
 

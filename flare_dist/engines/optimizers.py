@@ -6,10 +6,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.hook.advice import advice, check_preconditioned
@@ -81,16 +84,43 @@ def _chain(optimizer: Any) -> Iterator[Any]:
         optimizer = getattr(optimizer, "optimizer", None)
 
 
+# PyTorch walks through its hooks while garbage collection may remove one of them; a WeakSet stands that.
+_PRECONDITIONED: WeakSet[SparseHookState] = WeakSet()
+
+
+def refuse_scaling(state: SparseHookState) -> None:
+    """Raise ValueError as soon as an optimizer that nobody handed over is about to scale a preconditioner's updates."""
+    if state.preconditioning.applies:
+        _look_before_steps()
+        _PRECONDITIONED.add(state)
+
+
+@cache
+def _look_before_steps() -> None:
+    """Register with PyTorch, once in a process."""
+    register_optimizer_step_pre_hook(_look)
+
+
+def _look(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for state in list(_PRECONDITIONED):
+        if state.unapplied.has_any:  # otherwise its gradients are not those of the hook
+            own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+            if not own.isdisjoint(state.parameters):
+                check_preconditioned(optimizer, state.preconditioning.preconditioner, is_sharded=False)
+
+
 def watch_gradients(handed: Sequence[HandedOver]) -> WatchedHook:
     """Make the hook for `handed`, by which their steps can be checked."""
     return WatchedHook([GradientWatch(each.trained) for each in handed])
 
 
-def follow_advice(state: SparseHookState, handed: Sequence[HandedOver], adapt: bool) -> None:
+def follow_advice(
+    state: SparseHookState, handed: Sequence[HandedOver], adapt: bool, takes_clip_norm: bool = True
+) -> None:
     """Log on rank 0 what each optimizer should be; with `adapt` keep them without momentum instead."""
     is_first = rank_and_size(state.process_group)[0] == 0
     for each in handed:
-        line = advice(state, each.optimizer)
+        line = advice(state, each.optimizer, takes_clip_norm)
         if adapt:
             NoMomentum(state, each.optimizer)
         if line is None or not is_first:

@@ -21,14 +21,17 @@ _DENSE_ONLY = {
 }
 
 
-def advice(state: SparseHookState, optimizer: Optimizer) -> str | None:
-    """Return one line on what to write instead of `optimizer` under these settings; None if it is right as it is."""
+def advice(state: SparseHookState, optimizer: Optimizer, takes_clip_norm: bool = True) -> str | None:
+    """Return one line on what to write instead of `optimizer` under these settings; None if it is right as it is.
+
+    Clipping before the exchange is named if `attach` takes it here.
+    """
     if not arrives_late(state):
         return None
     kind = kind_of(optimizer)
     density = state.config.density
     if kind == "adam":
-        return _of_adam(optimizer, density, state.preconditioning.clip_norm is not None)
+        return _of_adam(optimizer, density, takes_clip_norm and state.preconditioning.clip_norm is None)
     if kind == "sgd":
         return _of_sgd(optimizer, density, state.config.rule, state.preconditioning.applies)
     if kind in _DENSE_ONLY:
@@ -40,13 +43,13 @@ def advice(state: SparseHookState, optimizer: Optimizer) -> str | None:
     return None
 
 
-def _of_adam(optimizer: Optimizer, density: float, is_clipped: bool) -> str | None:
+def _of_adam(optimizer: Optimizer, density: float, may_clip: bool) -> str | None:
     beta1 = max(beta1_of(group) for group in optimizer.param_groups)
     if not beta1:
         return None
     return (
         f"attach: {_name(optimizer)} has beta1 {beta1:g}, and at density {density:g} the residual acts as momentum "
-        f"already; write {_line(optimizer, _path(optimizer), betas=_BETAS)}{'' if is_clipped else _CLIP} {_DOCS}"
+        f"already; write {_line(optimizer, _path(optimizer), betas=_BETAS)}{_CLIP if may_clip else ''} {_DOCS}"
     )
 
 

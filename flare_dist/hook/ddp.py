@@ -125,11 +125,11 @@ def _compress(
     """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
     gradient = _unscaled(buffer, scale)
     failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
-    if buffer.is_cuda:  # so that nothing waits for the answer
-        failed = ~is_finite(buffer)
-        gradient.nan_to_num_(0, 0, 0)
     used = bucket.is_used(gradient)
     bucket.precondition(gradient)
+    if buffer.is_cuda:  # so that nothing waits for the answer
+        failed = ~is_finite(gradient if state.preconditioning.applies else buffer)
+        gradient.nan_to_num_(0, 0, 0)
     packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 

@@ -18,9 +18,8 @@ def report_memory(parameters: Iterable[Tensor], config: CompressionConfig, preco
     """Log how much the hook keeps between steps of these parameters, beside their gradients."""
     numels = [(parameter.numel(), parameter.device.type) for parameter in parameters]
     names = (*config.feedback.state_names, *preconditioning.record.vectors)
-    if not numels or not names:
-        return
-    mean = 4 if numels[0][1] == "cpu" and not config.is_dense else 0
-    each = 8 * len(names) + mean  # float32, and a draft of everything until the next step
+    means = ("mean",) if numels and numels[0][1] == "cpu" and not config.is_dense else ()
+    each = 8 * len(names) + 4 * len(means)  # float32, and a draft of everything but the mean until the next step
     total = show_bytes(each * sum(numel for numel, _ in numels))
-    log.info("the hook keeps %d bytes a parameter, %s in all (%s)", each, total, ", ".join(names))
+    if numels and each:
+        log.info("the hook keeps %d bytes a parameter, %s in all (%s)", each, total, ", ".join([*names, *means]))

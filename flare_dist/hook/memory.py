@@ -48,7 +48,7 @@ class BucketMemory:
         self.kept = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.pending = {kind: torch.zeros(length, device=device) for kind, length in lengths.items()}
         self.is_pending = False
-        self._mean = torch.zeros(layout.total if device.type == "cpu" else 0)
+        self._mean = torch.zeros(layout.total if device.type == "cpu" and not config.is_dense else 0)
         self._touched = torch.empty(0, dtype=torch.int64)  # where it may be other than zero
         self._parameters = parameters
         for name, own in self.by_name().items():

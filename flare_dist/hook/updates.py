@@ -75,6 +75,11 @@ class Unapplied:
             self._kept = (~failed).int() if self._kept is None else self._kept + ~failed
         self._count += 1
 
+    @property
+    def has_any(self) -> bool:
+        """Tell if there was a backward since the last step, without waiting for a GPU."""
+        return self._count > 0 and self.updates() == self._last
+
     def count(self) -> tuple[int, int]:
         """Return the backwards since the last optimizer step, and how many the memory took over (waits for a GPU)."""
         if self.updates() != self._last:
