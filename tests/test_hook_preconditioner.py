@@ -379,14 +379,14 @@ def show(count: int) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000:g} kB"
 
 
-class Listed(AdamW):
+class OwnAdam(AdamW):
     """An optimizer of the user's own."""
 
 
 def not_handed_over(world: World) -> list[str]:
     """What is said of an AdamW behind the updates that attach was not told of, and nothing of what is right."""
     said = []
-    for make in (AdamW, Listed, torch.optim.RMSprop):
+    for make in (AdamW, OwnAdam, torch.optim.RMSprop):
         ddp, state = attached(**ADAM)
         optimizer = make(ddp.parameters(), lr=0.002)
         before = flat(ddp)
@@ -412,7 +412,7 @@ def not_handed_over(world: World) -> list[str]:
 
 def test_an_adam_behind_updates_that_was_not_handed_over_is_refused_at_its_first_step() -> None:
     for said in run_ranks(not_handed_over, 2):
-        for name, line in zip(("AdamW", "Listed", "RMSprop"), said, strict=True):
+        for name, line in zip(("AdamW", "OwnAdam", "RMSprop"), said, strict=True):
             assert line.startswith("attach: preconditioner=adam returns updates, not gradients, and " + name)
             assert "write optimizer = torch.optim.SGD(model.parameters(), lr=0.002" in line
             assert "\n" not in line
