@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from csv_rows import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,8 @@ COLUMNS = (*(each.name for each in fields(Setting)), "lr", "seed", *(each.name f
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the runs that are done; a line that was broken off is no run."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [_row(line) for line in csv.DictReader(whole.splitlines())]
+    """Read the runs that are done."""
+    return [_row(line) for line in read_lines(path)]
 
 
 def _row(line: dict[str, str]) -> Row:
@@ -64,20 +61,10 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a run to the file, at once and whole; what a kill has broken off there goes first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a run to the file."""
     measured = {each.name: getattr(row, each.name) for each in fields(Row)[1:]}
     line = asdict(row.run.setting) | {"lr": row.run.lr, "seed": row.run.seed} | measured
-    with path.open("a+", encoding="utf-8", newline="") as file:
-        file.seek(0)
-        whole = file.read().rpartition("\n")[0]
-        file.truncate(len(whole.encode()) + 1 if whole else 0)
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not whole:
-            writer.writeheader()
-        writer.writerow(line)
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, COLUMNS, line)
 
 
 def typed(kind: Any, value: Any) -> Any:

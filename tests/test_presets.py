@@ -26,7 +26,9 @@ FILES = sorted(
     for path in CONFIGS.rglob("*.yaml")
     if path.parent != CONFIGS / "studies" / "adamw"  # grids of benchmarks/adamw.py
 )
-METHODS = [name for name in FILES if name.startswith("methods/")]
+STUDY = "studies/federated_lora"
+WAYS = [f"{STUDY}/{name}" for name in ("full", "lora", "sparse", "full_length")]
+METHODS = [name for name in FILES if name.startswith("methods/") or name in WAYS]
 ALONE = [name for name in FILES if name not in METHODS]
 SHARED = ("studies/frontier_mnist", "studies/frontier_cifar10", "studies/flash_mnist", "studies/flash_cifar10")
 FLARE = ("fc", "cnn", "vgg", "gru")
@@ -39,6 +41,8 @@ LAYERS = [
     ("flash/cifar10", "methods/hetero_jmwst"),
     ("compare/deepspeed", "methods/topk_int8"),
     ("compare/deepspeed", "methods/topk_int8", "methods/fp16_training"),
+    (f"{STUDY}/base", f"{STUDY}/full"),
+    (f"{STUDY}/base", f"{STUDY}/lora", f"{STUDY}/sparse", f"{STUDY}/full_length"),
 ]
 PARSERS = {  # made once: that takes longer than to parse a command
     "train": functools.cache(train_parser),
