@@ -94,7 +94,7 @@ def bind(
         raise ValueError(f"{key}: must name a callable, got {name!r}, which is not callable; it is called as {form}")
     try:
         parameters = list(inspect.signature(found).parameters.values())
-    except (TypeError, ValueError):  # of code in C, which does not tell
+    except (TypeError, ValueError):  # functions written in C may have no signature
         return functools.partial(found, **copy.deepcopy(dict(options)))
     used = _given_by_position(key, name, form, parameters, len(given)) + list(reserved)
     free = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in used}

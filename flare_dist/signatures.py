@@ -11,6 +11,6 @@ def accepted(function: Callable[..., Any], **offered: Any) -> dict[str, Any]:
     """Choose the arguments among `offered` that `function` has a parameter for, by name."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of code in C, which does not tell
+    except (TypeError, ValueError):  # functions written in C may have no signature
         return {}
     return {name: value for name, value in offered.items() if name in parameters}

@@ -54,11 +54,11 @@ def load_folder(
     sizes.
     """
     tree = LAYOUTS[layout](root)
-    learn = _decoded(root, "train", tree.train, tree.train_groups, spec)
-    judge = _decoded(root, "test", tree.test, tree.test_groups, spec)
-    if learn.inputs.shape[1:] != judge.inputs.shape[1:]:
-        raise _sizes_differ(tree.test[0][0], judge.inputs[0].shape, tree.train[0][0], learn.inputs[0].shape)
-    brightest = int(learn.inputs.max())
+    train = _decoded(root, "train", tree.train, tree.train_groups, spec)
+    test = _decoded(root, "test", tree.test, tree.test_groups, spec)
+    if train.inputs.shape[1:] != test.inputs.shape[1:]:
+        raise _sizes_differ(tree.test[0][0], test.inputs[0].shape, tree.train[0][0], train.inputs[0].shape)
+    brightest = int(train.inputs.max())
     if spec.image_range is None and brightest <= _DARK:
         log.warning(
             "data.root: %s: the brightest value in train/ is %d of 255; if its files have 16 bits of which not all are "
@@ -66,7 +66,7 @@ def load_folder(
             printable(root),
             brightest,
         )
-    return learn, judge, [printable(name) for name in tree.classes]
+    return train, test, [printable(name) for name in tree.classes]
 
 
 def _decoded(root: Path, name: str, listing: Listing, groups: Sequence[str] | None, spec: ImageSpec) -> Examples:

@@ -1,7 +1,7 @@
 """Partitioners: functions that give each training example its owner, so that no example can belong to two clients.
 
 Each takes (config, train, num_classes, num_clients, rng) and returns int64 [n], the client of each example or UNUSED.
-A new one is one function and one line in PARTITIONERS. The user's own are adapted by choices.py.
+A new one is one function and one line in PARTITIONERS. lookup.py adapts the user's own.
 """
 
 from __future__ import annotations

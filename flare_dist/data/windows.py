@@ -1,6 +1,6 @@
 """Cut tokens into examples of one length: windows in which each token is followed by its label, or whole texts.
 
-Everything here is of tensors; which text belongs to whom is decided in `texts.py`.
+Everything here works on tensors. text_windows.py and text_classes.py decide which text belongs to whom.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trial of a model before it is trained: whether it takes the data, and how many examples it needs at once.
 
-A trial leaves no trace but what a model makes at its first call (`flare_dist.layout.preserved`): lazy parameters, whose
+A trial leaves no trace but what a model makes at its first call (`preserved.preserved`): lazy parameters, whose
 values are then drawn from the generators as the caller has seeded them.
 """
 

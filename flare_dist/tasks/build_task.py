@@ -104,7 +104,7 @@ def with_criterion(task: Task, criterion: Criterion) -> Task:
 
 
 def _metrics(config: TaskConfig, name: str, classes: int) -> dict[str, Metric]:
-    """Make the metrics that are asked for and not measured anyway."""
+    """Build the requested metrics that the task does not report anyway."""
     from flare_dist.tasks.chosen_metrics import METRICS  # torchmetrics, which takes seconds to import
 
     asked = [metric for metric in config.metrics if metric not in MEASURED.get(name, ())]
