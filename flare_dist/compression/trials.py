@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from flare_dist.compression.error_feedback import ErrorFeedback
 from flare_dist.compression.index_codecs import IndexCodec
 from flare_dist.compression.payload import WORD, Sparse
 from flare_dist.compression.value_codecs import Groups, ValueCodec
-from flare_dist.errors import reason_in_code
+from flare_dist.named import call
 
 PAIRS = ((1, 1), (20, 3), (5000, 50))  # n and k
 
@@ -29,9 +28,9 @@ def try_index_codec(whose: str, codec: IndexCodec) -> None:
     draws = torch.Generator().manual_seed(0)
     for n, k in PAIRS:
         indices = torch.randperm(n, generator=draws)[:k].sort().values
-        data = _tried(whose, "encode", codec.encode, indices.clone(), n)
-        _check_bytes(whose, data, _tried(whose, "nbytes", codec.nbytes, n, k), f"nbytes({n}, {k})")
-        decoded = _tried(whose, "decode", codec.decode, data, n, k)
+        data = call(whose, "encode", codec.encode, indices.clone(), n)
+        _check_bytes(whose, data, call(whose, "nbytes", codec.nbytes, n, k), f"nbytes({n}, {k})")
+        decoded = call(whose, "decode", codec.decode, data, n, k)
         if not isinstance(decoded, Tensor) or decoded.dtype != torch.int64 or not torch.equal(decoded, indices):
             raise ValueError(
                 f"{whose}: decode must give the int64 positions that were encoded, got others for {k} of {n}"
@@ -49,9 +48,9 @@ def try_value_codec(whose: str, codec: ValueCodec) -> None:
     groups = Groups(torch.tensor([0, 0, 1, 1, 1]), 2)
     for values in (torch.tensor([1.0, -2.0, 0.5, 3e-5, 0.0]), torch.zeros(5)):
         for draws in (None, torch.full((5,), 0.5)):
-            data = _tried(whose, "encode", codec.encode, values.clone(), groups, draws)
-            _check_bytes(whose, data, _tried(whose, "nbytes", codec.nbytes, 5, 2), "nbytes(5, 2)")
-            decoded = _tried(whose, "decode", codec.decode, data, groups)
+            data = call(whose, "encode", codec.encode, values.clone(), groups, draws)
+            _check_bytes(whose, data, call(whose, "nbytes", codec.nbytes, 5, 2), "nbytes(5, 2)")
+            decoded = call(whose, "decode", codec.decode, data, groups)
             if not isinstance(decoded, Tensor) or decoded.dtype != torch.float32 or decoded.shape != (5,):
                 raise ValueError(f"{whose}: decode must give float32 [5] for 5 values, got {_described(decoded)}")
             if not decoded.isfinite().all() or (not values.any() and decoded.any()):
@@ -68,12 +67,12 @@ def try_error_feedback(whose: str, feedback: ErrorFeedback) -> None:
     state = {name: torch.full((20,), 0.5) for name in feedback.state_names}
     draft = {name: torch.zeros(20) for name in state}
     before = {name: vector.clone() for name, vector in state.items()}
-    payload = _tried(whose, "rule", feedback.rule, _Config(), delta.clone(), state, _compress, draft)
+    payload = call(whose, "rule", feedback.rule, _Config(), delta.clone(), state, _compress, draft)
     if not isinstance(payload, Sparse):
         raise ValueError(f"{whose}: rule must return what compress(vector) gave, got {_described(payload)}")
     if any(not torch.equal(state[name], before[name]) for name in state):
         raise ValueError(f"{whose}: rule must leave `state` as it is if it is given `into`; write to `into`")
-    _tried(whose, "rule", feedback.rule, _Config(), delta.clone(), state, _compress, None)
+    call(whose, "rule", feedback.rule, _Config(), delta.clone(), state, _compress, None)
     if any(not torch.equal(state[name], draft[name]) for name in state):
         raise ValueError(
             f"{whose}: rule must write to `into` what it writes to `state` without it; write (into or state)"
@@ -84,13 +83,6 @@ def _compress(vector: Tensor) -> Sparse:
     """Send the five largest entries as they are."""
     indices = vector.abs().topk(5).indices.sort().values
     return Sparse(indices.int(), vector[indices].clone(), vector[indices].clone().view(torch.uint8))
-
-
-def _tried(whose: str, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Exception as error:  # whatever somebody's code may raise
-        raise ValueError(f"{whose}: {what} fails: {reason_in_code(error)}") from error
 
 
 def _check_bytes(whose: str, data: Any, nbytes: Any, call: str) -> None:

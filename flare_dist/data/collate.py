@@ -21,7 +21,7 @@ def stack_examples(examples: list[Any]) -> Any:
     """
     for example in examples[1:]:
         _check_form(example, examples[0])
-    batch = mapped(_single, default_collate([_plain(example) for example in examples]))
+    batch = mapped(single, default_collate([_plain(example) for example in examples]))
     return tuple(batch) if type(examples[0]) is tuple else batch
 
 
@@ -38,7 +38,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
+    """Convert float64 to the float32 of weights."""
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 

@@ -12,6 +12,7 @@ from flare_dist.data.examples import Examples, check_examples
 from flare_dist.data.few import Few
 from flare_dist.data.items import Items
 from flare_dist.data.known import known_classes
+from flare_dist.data.names import some
 from flare_dist.data.reader import Reader
 from flare_dist.data.source import Source
 from flare_dist.errors import check_least
@@ -20,8 +21,6 @@ from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 5  # groups that a warning lists
 
 
 class Found(NamedTuple):
@@ -133,7 +132,7 @@ def warn_of_untested(train: Examples | Items, test: Examples | Items) -> None:
     tested = {test.group_names[code] for code in test.groups.unique().tolist()}
     untested = [name for code in train.groups.unique().tolist() if (name := train.group_names[code]) not in tested]
     if untested:
-        shown = ", ".join(map(str, untested[:_SHOWN])) + (", …" if len(untested) > _SHOWN else "")
+        shown = some(map(str, untested))
         log.warning("data: test has no example of %s of train: %s", counted(len(untested), "group"), shown)
 
 

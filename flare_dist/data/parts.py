@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from flare_dist.data.collate import stack_examples
+from flare_dist.data.collate import single, stack_examples
 from flare_dist.data.examples import TOKENS, Examples
 from flare_dist.data.items import Items
 from flare_dist.data.known import known_labels
@@ -45,8 +45,8 @@ def open_part(given: Part | Readable | Examples, where: str, collate: Collate | 
         )
     inputs, labels = tensors
     return Examples(
-        _single(inputs),
-        _single(_as_classes(labels)),
+        single(inputs),
+        single(_as_classes(labels)),
         groups,
         # uint8 is pixels, if it is not a table of codes.
         is_text=not inputs.is_floating_point() and (inputs.dtype != torch.uint8 or inputs.dim() == 2),
@@ -78,11 +78,6 @@ def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:
         chosen = torch.as_tensor(data.indices, dtype=torch.int64)
         return whole[0][chosen], whole[1][chosen]
     return None
-
-
-def _single(tensor: Tensor) -> Tensor:
-    """Convert float64 to the float32 of weights."""
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _as_classes(labels: Tensor) -> Tensor:

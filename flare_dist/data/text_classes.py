@@ -12,14 +12,12 @@ import torch
 
 from flare_dist.data.documents import Name, Text, column, numbers
 from flare_dist.data.examples import Examples
+from flare_dist.data.names import some
 from flare_dist.data.tokenizer import Tokenizer, check_pad
 from flare_dist.data.windows import filled, where_test_begins
-from flare_dist.errors import printable
 from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 5  # names that a message lists
 
 
 def whole_texts(
@@ -47,7 +45,7 @@ def whole_texts(
         examples[part] = Examples(inputs, numbers(labels[part], classes), codes, True, tuple(names))
         lacking = sorted(set(classes) - set(labels[part]))
         if lacking:
-            shown = ", ".join(printable(str(name)) for name in lacking[:_SHOWN]) + (", …" if lacking[_SHOWN:] else "")
+            shown = some(map(str, lacking))
             log.warning("data.root: no %s texts of %d of %d classes (%s)", part, len(lacking), len(classes), shown)
     return examples, [str(label) for label in classes]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flare_dist.errors import reason_in_code
+from flare_dist.named import call
 from flare_dist.preserved import preserved
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.batch import pair
@@ -51,9 +52,9 @@ def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
     """Raise ValueError that names task.name if the user's task does not give what a task must, tried on `batch`."""
     key = "task.name"
     with seeded(derive_seed(0, "trial")), preserved(model):
-        loss = _tried("loss", task.loss, model.train(), batch)
+        loss = call(key, "loss", task.loss, model.train(), batch)
         with torch.no_grad():
-            metrics = _tried("metrics", task.metrics, model.eval(), batch)
+            metrics = call(key, "metrics", task.metrics, model.eval(), batch)
             if not _is_loss(loss):
                 raise ValueError(
                     f"{key}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
@@ -64,16 +65,9 @@ def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
                     f"{key}: metrics must return a tensor or (sum, count) for each name, got {metrics!r}; for example "
                     "{'accuracy': (right.sum(), labels.numel())}"
                 )
-            found = _tried("finish", lambda: finish(task, add({}, measure(task, model, batch))))
+            found = call(key, "finish", lambda: finish(task, add({}, measure(task, model, batch))))
     if task.best[0] not in found:
         raise ValueError(f"{key}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(found)}")
-
-
-def _tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Exception as error:  # whatever somebody's code may raise
-        raise ValueError(f"task.name: {what} fails: {reason_in_code(error)}") from error
 
 
 def _is_loss(value: Any) -> bool:
