@@ -40,7 +40,6 @@ def client_velocity(beta: float = 0.9) -> flare_dist.Algorithm:
 OWN = "own_algorithm:client_velocity"  # this file, as a module
 WAYS: dict[str, dict[str, Any]] = {
     "FedAvg": {"clients.objective": "none"},
-    "velocity 0.5": {"clients.objective": OWN, "clients.objective_options": {"beta": 0.5}},
     "velocity 0.9": {"clients.objective": OWN, "clients.objective_options": {"beta": 0.9}},
 }
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import flare_dist
+from tests.helpers.ports import free_port
+from tests.ranks import rank_processes, results_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -25,38 +33,40 @@ ROUNDS: dict[str, list[str]] = {  # with their arguments
     "regression": [],
     "segmentation": [],
 }
-HOOKS = {  # by library
-    "torch": "hook_ddp",
-    "accelerate": "hook_accelerate",
-    "deepspeed": "hook_deepspeed",
-    "transformers": "hook_trainer",
+HOOKS = {  # by library, with their arguments
+    "torch": ("hook_ddp", "--epochs=3"),
+    "accelerate": ("hook_accelerate", "--epochs=3"),
+    "deepspeed": ("hook_deepspeed", "--epochs=2"),
+    "lightning": ("hook_fabric", "--epochs=3"),
+    "transformers": ("hook_trainer", "--steps=40"),
 }
 
 
-def started(name: str, directory: Path, ranks: int, *arguments: str) -> str:
-    """Copy an example into the directory and run it there on so many ranks; returns what it printed."""
-    directory.mkdir(parents=True, exist_ok=True)
+def printed(pool: ProcessPoolExecutor, size: int, directory: Path, name: str, *arguments: str) -> str:
+    """Run a copy of an example in the directory, on so many ranks; returns what rank 0 prints, and others do not."""
+    directory.mkdir()
     shutil.copy(ROOT / "examples" / f"{name}.py", directory)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, *launcher, f"{name}.py", *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "attach:" not in done.stderr  # no advice that the example itself does not follow
-    return done.stdout
+    port = free_port()
+    futures = [pool.submit(_run, rank, size, port, directory, name, arguments) for rank in range(size)]
+    said, *others = results_of(pool, futures, 300.0)
+    assert not any(others)
+    return str(said)
+
+
+def _run(rank: int, size: int, port: int, directory: Path, name: str, arguments: tuple[str, ...]) -> str:
+    """Run a program as torchrun would, or if it is alone as python would."""
+    if size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": name}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    os.chdir(directory)
+    sys.path.insert(0, str(directory))
+    sys.argv = [f"{name}.py", *arguments]
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert "attach:" not in err.getvalue()  # no advice that the example itself does not follow
+    return out.getvalue()
 
 
 def last_numbers(said: str, pattern: str) -> list[float]:
@@ -87,18 +97,21 @@ def test_the_documentation_names_each_example() -> None:
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Run each example of rounds on two ranks."""
-    return {name: started(name, tmp_path_factory.mktemp(name), 2, *ROUNDS[name]) for name in ROUNDS}
+    directory = tmp_path_factory.mktemp("two")
+    with rank_processes(2) as two:
+        return {name: printed(two, 2, directory / name, name, *ROUNDS[name]) for name in ROUNDS}
 
 
-@pytest.mark.parametrize("name", ROUNDS)
-def test_one_process_says_the_same_as_two_ranks(said: dict[str, str], tmp_path: Path, name: str) -> None:
-    assert started(name, tmp_path, 0, *ROUNDS[name]) == said[name]
+def test_one_process_says_the_same_as_two_ranks(said: dict[str, str], tmp_path: Path) -> None:
+    with rank_processes(1) as one:
+        for name in ROUNDS:
+            assert printed(one, 1, tmp_path / name, name, *ROUNDS[name]) == said[name]
 
 
 def test_the_hospital_with_wrong_labels_is_named(said: dict[str, str]) -> None:
     last = said["hospital_sites"].splitlines()[-1]
     assert last.endswith(" at Lakeside")
-    every, worst = last_numbers(last, r"accuracy (\S+)  (\S+) at")
+    every, worst = last_numbers(last, r"accuracy (\S+)  worst (\S+) at")
     assert worst < every - 0.1
 
 
@@ -122,19 +135,29 @@ def test_the_own_algorithm_learns_faster_than_fedavg(said: dict[str, str]) -> No
     assert float(accuracies["velocity 0.9"]) > float(accuracies["FedAvg      "]) + 0.03
 
 
+def test_lora_learns_from_few_bytes_and_is_exported_for_peft(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    with rank_processes(2) as two:
+        said = printed(two, 2, tmp_path / "two", "lora")
+    assert last_numbers(said, r"round (10) accuracy (\S+)")[1] > 0.9
+    share, sent = last_numbers(said, r"(\S+)% of the weights trained; (\S+) bytes up")
+    dense, whole = last_numbers(said, r"adapters: (\S+) bytes; the whole model: (\S+)")
+    assert share < 10
+    assert sent < dense / 20 < whole / 200
+    adapter = tmp_path / "two" / "runs" / "lora" / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    tensors = load_file(adapter / "adapter_model.safetensors").keys()
+    assert len([name for name in tensors if ".lora_" in name]) == 4
+    assert all(".lora_" in name or "classifier" in name for name in tensors)
+
+
 @pytest.mark.parametrize("library", HOOKS)
 def test_a_loop_with_the_hook_learns_with_few_bytes(library: str, tmp_path: Path) -> None:
-    pytest.importorskip(library)
-    assert_learnt(started(HOOKS[library], tmp_path, 2))
-
-
-def test_a_loop_of_fabric_learns_with_few_bytes(tmp_path: Path) -> None:
-    if not importlib.util.find_spec("lightning"):
-        pytest.skip("lightning is not installed")
-    assert_learnt(started("hook_fabric", tmp_path, 0))
-
-
-def assert_learnt(said: str) -> None:
+    if not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is not installed")
+    with rank_processes(2) as two:
+        said = printed(two, 2, tmp_path / "two", *HOOKS[library])
     accuracy, sent = last_numbers(said, r"accuracy ([\d.]+)\D.*?([\d,]+) bytes on the wire")
     assert accuracy > 0.7
     assert 0 < sent < 1e6

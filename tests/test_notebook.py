@@ -26,8 +26,10 @@ def test_it_is_committed_as_it_ran() -> None:
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    # Its kernel is a process of its own, which finds the package where this one does.
+    kernels = pytest.importorskip("ipykernel.kernelspec")
+    # The kernel is a process of this interpreter, whatever kernels are registered, and finds the package as it does.
+    kernels.write_kernel_spec(str(tmp_path / "jupyter" / "kernels" / "python3"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
