@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,39 +12,31 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers.launching import finished, torchrun
+from tests.helpers.forked import running, running_ranks
+from tests.helpers.launching import ENVIRONMENT, finished, launched, noted_ranks, torchrun, training
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    """List the process ids of the ranks of a torchrun process."""
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
-    return [int(pid) for pid in listed.split()]
-
-
 def has_checkpoint(directory: Path) -> bool:
     return bool(list(directory.glob("checkpoints/*/manifest.json")))
 
 
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def two_train(directory: Path) -> bool:
+    return has_checkpoint(directory) and len(running_ranks(noted_ranks(directory))) == 2
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     directory = tmp_path_factory.mktemp("smoke")
-    return directory, finished(torchrun(directory), 120)
+    return directory, finished(launched(training(directory), ENVIRONMENT), 120)  # of fresh interpreters
 
 
 def test_the_summary_is_printed_once(smoke: tuple[Path, str]) -> None:
@@ -89,8 +80,8 @@ def test_an_interrupted_run_ends_at_once_and_continues_bitwise(
 ) -> None:
     long = ("--rounds", "2000", "--eval_every", "100")
     process = torchrun(tmp_path, *long)
-    wait_until(lambda: has_checkpoint(tmp_path) and len(children(process)) == 2)
-    ranks = children(process)
+    wait_until(lambda: two_train(tmp_path))
+    ranks = running_ranks(noted_ranks(tmp_path))
     if how is signal.SIGKILL:
         os.kill(ranks[1], how)
     else:
@@ -100,7 +91,7 @@ def test_an_interrupted_run_ends_at_once_and_continues_bitwise(
     if how is signal.SIGKILL:
         assert f"(pid: {ranks[1]})" in error
         assert "exitcode: -9" in error
-    wait_until(lambda: not any(running(pid) for pid in ranks), 5)
+    wait_until(lambda: not any(running(pid) for pid in ranks.values()), 5)
 
     if how is signal.SIGKILL:
         return  # torchrun itself continues such runs: see below
@@ -117,13 +108,11 @@ def test_an_interrupted_run_ends_at_once_and_continues_bitwise(
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "--rounds", "2000", "--eval_every", "100", "--engine.timeout_seconds", "8")
-    wait_until(lambda: has_checkpoint(tmp_path) and len(children(process)) == 2)
-    ranks = children(process)
-    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in ranks}
-    (stopped,) = (pid for pid, environment in environments.items() if b"RANK=1" in environment)
-    os.kill(stopped, signal.SIGSTOP)
-    wait_until(lambda: not all(running(pid) for pid in ranks if pid != stopped))
-    os.kill(stopped, signal.SIGKILL)  # as torchrun does after 30 seconds
+    wait_until(lambda: two_train(tmp_path))
+    ranks = running_ranks(noted_ranks(tmp_path))
+    os.kill(ranks[1], signal.SIGSTOP)
+    wait_until(lambda: not running(ranks[0]))
+    os.kill(ranks[1], signal.SIGKILL)  # as torchrun does after 30 seconds
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "error: rank 1 has not answered rank 0 for 8 s" in error
@@ -133,10 +122,11 @@ def test_a_restarted_run_continues_from_its_checkpoint(smoke: tuple[Path, str], 
     """torchrun starts all ranks anew; the final model is that of an undisturbed run."""
     length = ("--rounds", "60", "--checkpoint.every", "2", "--eval_every", "100")
     process = torchrun(tmp_path / "killed", *length, options=("--max-restarts", "1"))
-    wait_until(lambda: has_checkpoint(tmp_path / "killed") and len(children(process)) == 2)
-    first = set(children(process))
-    os.kill(max(first), signal.SIGKILL)
-    wait_until(lambda: len(children(process)) == 2 and not first & set(children(process)))
+    noted = noted_ranks(tmp_path / "killed")
+    wait_until(lambda: two_train(tmp_path / "killed"))
+    first = running_ranks(noted)
+    os.kill(first[1], signal.SIGKILL)
+    wait_until(lambda: len({*running_ranks(noted).values()} - {*first.values()}) == 2)
     straight = torchrun(tmp_path / "straight", *length)
     for run in (process, straight):
         finished(run)

@@ -1,4 +1,4 @@
-"""Start launchers in sessions of their own, as from a terminal, and wait for them."""
+"""Start launchers in sessions of their own, as from a terminal or in forks, and wait for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.forked import RANKS, Forked
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-RUNNING: list[subprocess.Popen[str]] = []
+RUNNING: list[subprocess.Popen[str] | Forked] = []
 
 
 def launched(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
@@ -21,14 +23,30 @@ def launched(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
 
 def torchrun(
     directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
-) -> subprocess.Popen[str]:
-    """Train a small configuration on two ranks of torchrun."""
+) -> Forked:
+    """Train a small configuration on two ranks of torchrun, all of them forks; see `noted_ranks`."""
+    environment = ENVIRONMENT | {RANKS: str(noted_ranks(directory))}
+    pipe = subprocess.PIPE
+    process = Forked(training(directory, *arguments, options=options, config=config), environment, pipe, pipe)
+    RUNNING.append(process)
+    return process
+
+
+def training(
+    directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
+) -> list[str]:
+    """Write the command that trains a small configuration on two ranks of torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
     command += ["-m", "flare_dist", "train", "--config", config, "--output_dir", str(directory)]
-    return launched([*command, *arguments], ENVIRONMENT)
+    return [*command, *arguments]
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
+def noted_ranks(directory: Path) -> Path:
+    """Name the file in which the ranks that train into a directory note their process ids."""
+    return directory.with_name(f"{directory.name}-ranks")
+
+
+def finished(process: subprocess.Popen[str] | Forked, seconds: float = 240) -> str:
     """Wait for a launcher; it must succeed without a warning of Python's. Returns its output."""
     output, error = process.communicate(timeout=seconds)
     assert process.returncode == 0, error
