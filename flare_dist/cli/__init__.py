@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A rank that waits in a collective never returns to Python to see an interrupt: let the signal end it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        parsers = {name: make() for name, (make, _) in COMMANDS.items()}
+        parsers = _make_parsers(sys.argv[1:] if arguments is None else arguments)
         command, options = _parse(parsers, arguments)
         COMMANDS[command][1](parsers[command], options, launch, console)
     except (ArgumentError, ValueError, ReportedError) as error:
@@ -106,6 +106,12 @@ def _mark_warning(record: logging.LogRecord) -> bool:
     if record.levelno == logging.WARNING and not str(record.msg).startswith("warning: "):
         record.msg = f"warning: {record.msg}"
     return True
+
+
+def _make_parsers(arguments: Sequence[str]) -> dict[str, Parser]:
+    """Make the parser of the command that comes first, or else every command's: each takes a tenth of a second."""
+    names = [name for name in arguments[:1] if name in COMMANDS] or list(COMMANDS)
+    return {name: COMMANDS[name][0]() for name in names}
 
 
 def _parse(parsers: dict[str, Parser], arguments: Sequence[str] | None) -> tuple[str, Any]:
