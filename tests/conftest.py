@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,6 +73,15 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     used = Processes()
     monkeypatch.setattr("flare_dist.studies.sweep_run._run", used.run)
     return used
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the runs of sweeps in forks instead of fresh interpreters."""
+    from tests.helpers.forked import Forked
+
+    stand_in = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr("flare_dist.studies.sweep_run.subprocess", stand_in)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from flare_dist.config.config import Config
 from flare_dist.config.saved import as_dict
 from flare_dist.config.settings import make_config
 from flare_dist.tasks.builtin import CLASSIFICATION
+from tests.helpers.forked import Forked
+from tests.helpers.launching import finished
 from tests.scripts.from_python import net, source
 
 TINY: dict[str, Any] = {
@@ -38,11 +40,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> flare_dist.FinishedRun:
 def launched(directory: Path, ranks: int, *arguments: str) -> str:
     """Run the script on so many ranks; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(directory), *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    pipe = subprocess.PIPE
+    return finished(Forked([*command, str(SCRIPT), str(directory), *arguments], None, pipe, pipe))
 
 
 def test_what_a_run_leaves_behind_can_be_read(run: flare_dist.FinishedRun) -> None:
@@ -158,6 +157,7 @@ def test_files_dicts_and_configurations_give_the_same(tmp_path: Path) -> None:
         make_config(TINY, {"clients.learning_rate": 0.3})
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_sweeps_and_bandwidth_return_rows(run: flare_dist.FinishedRun, tmp_path: Path) -> None:
     rows = flare_dist.sweep(
         TINY | {"data": {"name": "digits"}, "rounds": 1}, grid={"clients.lr": [0.1, 0.2]}, output_dir=tmp_path / "sweep"

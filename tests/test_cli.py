@@ -196,6 +196,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_sweep_trains_and_prints_where_the_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ("sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
     status, output, _ = run(capsys, *sweep, "--grid", "clients.objective=none,flare", "--clients.lr", "0.1")

@@ -12,6 +12,7 @@ from flare_dist.config.load import load_config
 from tests.helpers.published import ROOT
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
     command += ["--output_dir", str(tmp_path / "out"), "--ranks", "2"]
@@ -67,6 +68,7 @@ def test_settings_that_cannot_be_compared_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_comparison_in_which_every_technique_diverges_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
