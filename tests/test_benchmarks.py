@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.forked import Forked
 from tests.helpers.network import namespaces, why_no_namespaces
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -34,13 +35,19 @@ dist.destroy_process_group()
 """
 
 
+def run(*arguments: str) -> str:
+    """Run a program with this Python, in a fork, and return what it printed."""
+    process = Forked([sys.executable, *arguments], ENVIRONMENT, subprocess.PIPE, subprocess.PIPE)
+    output, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return output
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
     launcher = TORCHRUN if name == "hook_step.py" else []
-    command = [sys.executable, *launcher, str(BENCHMARKS / name), *SMALL[name]]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    header, rule, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    shown = run(*launcher, str(BENCHMARKS / name), *SMALL[name])
+    header, rule, *rows = [line for line in shown.splitlines() if line.startswith("|")]
     assert header.rstrip(" |").endswith("target")
     assert rule.count("--") == header.count("|") - 1
     assert any(" x |" in row for row in rows)
@@ -54,18 +61,13 @@ def test_a_benchmark_prints_ratios_beside_its_targets(name: str) -> None:
     ],
 )
 def test_a_benchmark_of_the_package_s_own_functions_runs(name: str, options: list[str], shown: str) -> None:
-    command = [sys.executable, str(BENCHMARKS / name), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert shown in done.stdout
+    assert shown in run(str(BENCHMARKS / name), *options)
 
 
 def test_clients_as_one_batch_are_compared_with_clients_one_after_another() -> None:
-    command = [sys.executable, str(BENCHMARKS / "cohort.py"), "--model", "2nn", "--clients", "2"]
-    command += ["--examples", "6", "12", "--turns", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    header, _, row = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    sizes = ["--clients", "2", "--examples", "6", "12", "--turns", "1"]
+    shown = run(str(BENCHMARKS / "cohort.py"), "--model", "2nn", *sizes)
+    header, _, row = [line.strip("|").split("|") for line in shown.splitlines() if line.startswith("|")]
     numbers = {name.strip(): value.strip() for name, value in zip(header, row)}
     assert numbers["model"] == "2nn"
     assert float(numbers["times as many"]) > 0
