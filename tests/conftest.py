@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -21,8 +22,32 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
+LONG = {  # more than ten seconds of a processor
+    "test_benchmarks.py",
+    "test_cli.py",
+    "test_compare.py",
+    "test_deepspeed.py",
+    "test_deepspeed_hook.py",
+    "test_example_programs.py",
+    "test_gradient.py",
+    "test_launch.py",
+    "test_launchers.py",
+    "test_notebook.py",
+    "test_statedir.py",
+}
+
 settings.register_profile("here", deadline=None, derandomize=True, database=None)
 settings.load_profile("here")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, or one of them comes last and one worker of pytest-xdist waits for it."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collections at the end of runs to what tests leave behind: all that was imported is not."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
