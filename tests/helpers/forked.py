@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -41,6 +42,9 @@ class Forked:
         assert command[0] == sys.executable
         self.args = list(command)
         self._pipes = [_pipe() if stream == subprocess.PIPE else None for stream in (stdout, stderr)]
+        for pipe in self._pipes:
+            if pipe:
+                weakref.finalize(self, pipe.unlink, missing_ok=True)
         streams = [_path_of(1, stdout, self._pipes[0]), _path_of(2, stderr, self._pipes[1])]
         if stderr == subprocess.STDOUT:
             streams[1] = streams[0]
