@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.launching import ENVIRONMENT, finished, launched, torchrun
+from tests.helpers.forked import NAMESPACE, Forked
+from tests.helpers.launching import ENVIRONMENT, RUNNING, finished, torchrun
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
+ROUNDS = ("--rounds", "5")
 NODES = ("10.231.7.1", "10.231.7.2")
 
 
@@ -45,17 +47,20 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def agent(name: str, node: int, directory: Path) -> subprocess.Popen[str]:
+def agent(name: str, node: int, directory: Path) -> Forked:
     """Start torchrun on one of two nodes."""
-    command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--nproc_per_node", "1", "--node_rank", str(node), "--master_addr", NODES[0], "--master_port", "29500"]
     command += ["-m", "flare_dist", "train", "--config", "configs/quickstart.yaml", "--output_dir", str(directory)]
-    return launched([*command, "--engine.threads", "1"], ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "veth0"})
+    environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "veth0", NAMESPACE: name}
+    process = Forked([*command, *ROUNDS], environment, subprocess.PIPE, subprocess.PIPE)
+    RUNNING.append(process)
+    return process
 
 
 def test_two_nodes_train_what_one_node_does(namespaces: list[str], tmp_path: Path) -> None:
     agents = [agent(name, node, tmp_path / "two") for node, name in enumerate(namespaces)]
-    one = torchrun(tmp_path / "one", config="configs/quickstart.yaml")
+    one = torchrun(tmp_path / "one", *ROUNDS, config="configs/quickstart.yaml")
     for process in (*agents, one):
         finished(process)
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("two", "one")]
