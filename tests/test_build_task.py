@@ -34,6 +34,15 @@ def recall(classes):
 def undirected(classes):
     return PearsonCorrCoef()
 
+def f1(classes):
+    return MulticlassRecall(classes)
+
+def accuracy(classes):
+    return MulticlassRecall(classes)
+
+def name(classes):
+    return MulticlassRecall(classes)
+
 def no_metric(classes):
     return {}
 
@@ -107,6 +116,8 @@ def test_metrics_that_are_asked_for_are_measured_once(mine: str) -> None:
     config = TaskConfig(metrics=("accuracy", "f1", f"{mine}:recall"), best="f1")
     task = build_task(config, "classification", None, CLASSES)
     assert list(task.torchmetrics) == ["f1", "recall"]
+    twice = build_task(TaskConfig(metrics=("f1", "f1")), "classification", None, CLASSES)
+    assert list(twice.torchmetrics) == ["f1"]
     assert task.best == ("f1", "max")
     found = measure_all(task, model_of("classification"), [batch_of("classification")], CPU)
     assert found["recall"] == pytest.approx(found["accuracy"])
@@ -134,6 +145,22 @@ def test_the_best_of_a_task_of_one_s_own_keeps_its_direction(mine: str) -> None:
         ("classification", {"class_weights": (1.0, 2.0)}, r"task\.class_weights: must be 3 numbers, .*, got 2"),
         ("classification", {"class_weights": "balanced"}, r"task\.class_weights: balanced counts labels, and these"),
         ("classification", {"metrics": ("mape",)}, r"task\.metrics: unknown choice, got 'mape'"),
+        (
+            "classification",
+            {"metrics": ("f1", "own_judges:f1")},
+            r"task\.metrics: the name f1 is taken by f1, got own_jud",
+        ),
+        (
+            "regression",
+            {"metrics": ("own_judges:f1", "elsewhere:f1")},
+            r"task\.metrics: the name f1 is taken by own_judges:f1, got elsewhere:f1; give your function anoth",
+        ),
+        (
+            "classification",
+            {"metrics": ("own_judges:accuracy",)},
+            r"task\.metrics: the name accuracy is taken by the task, got own_judges:accuracy",
+        ),
+        ("regression", {"metrics": ("own_judges:name",)}, r"task\.metrics: the name name is taken by the log of a run"),
         ("classification", {"metrics": ("own_judges:no_metric",)}, r"task\.metrics: .* must return a torchmetrics"),
         ("classification", {"best": "f1"}, r"task\.best: unknown choice, got 'f1'; choose from loss, accuracy"),
         ("classification", {"best": "accuracy:up"}, r"task\.best: must end in max or min, got accuracy:up"),

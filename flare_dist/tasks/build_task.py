@@ -34,6 +34,8 @@ MEASURED = {  # by the built-in tasks as they are
     "segmentation": ("loss", "accuracy", "iou"),
     "regression": ("loss", "mae", "rmse"),
 }
+# What else is logged of an evaluation, as test_NAME, best_NAME or worst_client_NAME.
+LOGGED = ("examples", "name", "round", "skipped_examples")
 LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse")  # of these
 
 
@@ -48,7 +50,7 @@ def build_task(config: TaskConfig, name: str, labels: Tensor | None, classes: in
     if criterion is not None:
         task = with_criterion(task, criterion)
     if config.metrics:
-        task = task._replace(torchmetrics=dict(task.torchmetrics) | _metrics(config, name, classes))
+        task = task._replace(torchmetrics=dict(task.torchmetrics) | _metrics(config, name, task, classes))
     return task if config.best == AUTO else task._replace(best=_best(config.best, name, task))
 
 
@@ -103,11 +105,19 @@ def with_criterion(task: Task, criterion: Criterion) -> Task:
     )
 
 
-def _metrics(config: TaskConfig, name: str, classes: int) -> dict[str, Metric]:
-    """Build the requested metrics that the task does not report anyway."""
+def _metrics(config: TaskConfig, name: str, task: Task, classes: int) -> dict[str, Metric]:
+    """Build the requested metrics that the task does not report anyway, by the name of each one's function."""
     from flare_dist.tasks.chosen_metrics import METRICS  # torchmetrics, which takes seconds to import
 
-    asked = [metric for metric in config.metrics if metric not in MEASURED.get(name, ())]
+    measured = MEASURED.get(name, ("loss",))
+    asked = [metric for metric in dict.fromkeys(config.metrics) if metric not in measured]
+    owners = dict.fromkeys(LOGGED, "the log of a run") | dict.fromkeys([*measured, *task.torchmetrics], "the task")
+    for metric in asked:
+        key = metric.rpartition(":")[2]
+        if key in owners:
+            problem = f"the name {key} is taken by {owners[key]}, got {metric}"
+            raise ValueError(f"task.metrics: {problem}; give your function another name")
+        owners[key] = metric
     return {metric.rpartition(":")[2]: _metric(metric, METRICS.get(name, {}), classes) for metric in asked}
 
 
