@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassRecall
 
 from flare_dist.models.registry import Shape, build
-from flare_dist.models.task_trial import check_criterion, check_task
+from flare_dist.models.task_trial import check_criterion, check_task, check_torchmetrics
 from flare_dist.models.trial import check_fit, why_not_one
+from flare_dist.rounds.build_run import load_parts
 from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
+from flare_dist.tasks.config import TaskConfig
 from flare_dist.tasks.task import Batch, Task
 from tests.helpers.models import MNIST, linear
+from tests.helpers.runs import tiny
 
 
 def test_trying_a_model_leaves_its_statistics_alone() -> None:
@@ -127,3 +133,44 @@ def test_a_task_that_gives_something_else_is_told(changes: Any, message: str) ->
     check_task(linear(MNIST, 10), batch, CLASSIFICATION)
     with pytest.raises(ValueError, match=rf"^task\.name: {message}"):
         check_task(linear(MNIST, 10), batch, CLASSIFICATION._replace(**changes))
+
+
+class Pair(Metric):
+    """Takes anything, and gives a dict."""
+
+    def update(self, outputs: Tensor, labels: Tensor) -> None:
+        pass
+
+    def compute(self) -> Any:
+        return {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        (
+            "recall",
+            MulticlassRecall(10, average="none"),
+            r"recall must be one number, got a tensor of shape \[10\]; tak",
+        ),
+        ("pair", Pair(), r"pair must be one number, got dict; choose one of its values"),
+        ("recall", MulticlassRecall(3), r"recall fails: .*number of classes"),
+        ("accuracy", MulticlassRecall(10), r"accuracy is measured by the task itself; give"),
+    ],
+)
+def test_a_torchmetric_that_cannot_be_logged_is_told_before_a_run(name: str, metric: Metric, message: str) -> None:
+    batch = torch.randn(2, *MNIST), torch.tensor([1, 2])
+    model = linear(MNIST, 10)
+    check_torchmetrics(model, batch, CLASSIFICATION._replace(torchmetrics={"recall": MulticlassRecall(10)}))
+    with pytest.raises(ValueError, match=rf"^task\.metrics: {message}"):
+        check_torchmetrics(model, batch, CLASSIFICATION._replace(torchmetrics={name: metric}))
+
+
+def recalls(classes: int) -> Metric:
+    return MulticlassRecall(classes, average="none")
+
+
+def test_a_run_is_refused_before_its_first_round_for_a_metric_of_each_class(tmp_path: Path) -> None:
+    config = tiny(tmp_path, task=TaskConfig(metrics=("tests.test_trial:recalls",)))
+    with pytest.raises(ValueError, match=r"^task\.metrics: recalls must be one number, got a tensor of shape \[3\]"):
+        load_parts(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from flare_dist.preserved import preserved
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import OfOutputs, mean_loss
-from flare_dist.tasks.metrics import add, finish, measure
+from flare_dist.tasks.metrics import add, finish, measure, measure_all
 from flare_dist.tasks.task import Batch, Task
+
+CPU = torch.device("cpu")
 
 
 def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
@@ -68,6 +71,23 @@ def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
             found = call(key, "finish", lambda: finish(task, add({}, measure(task, model, batch))))
     if task.best[0] not in found:
         raise ValueError(f"{key}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(found)}")
+
+
+def check_torchmetrics(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise ValueError that names task.metrics if a torchmetric fails on `batch`, or gives anything but one number.
+
+    Each needs a name of its own beside what the task measures by itself.
+    """
+    if not task.torchmetrics:
+        return
+    alone = task._replace(torchmetrics={})
+    with seeded(derive_seed(0, "trial")), preserved(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a metric for which two examples are few
+        measured = measure_all(alone, model.eval(), [batch], CPU)
+        measure_all(task, model, [batch], CPU)
+    taken = [name for name in task.torchmetrics if name in measured]
+    if taken:
+        raise ValueError(f"task.metrics: {taken[0]} is measured by the task itself; give the torchmetric another name")
 
 
 def _is_loss(value: Any) -> bool:

@@ -26,7 +26,7 @@ from flare_dist.exclusion import refuse
 from flare_dist.fixed import fix_constants
 from flare_dist.layout import separate_buffers
 from flare_dist.models import registry
-from flare_dist.models.task_trial import check_criterion, check_task
+from flare_dist.models.task_trial import check_criterion, check_task, check_torchmetrics
 from flare_dist.models.trial import constant_buffers, unused_parameters
 from flare_dist.rounds.alike import share_start
 from flare_dist.rounds.break_even import report_break_even
@@ -82,6 +82,7 @@ def build_for(config: Config, data: DataSplits) -> nn.Module:
     if is_users(data.task_name):
         check_task(model, few, data.task)
     check_criterion(model, few, data.task)
+    check_torchmetrics(model, few, data.task)
     if constants := constant_buffers(model, few, data.task):
         fix_constants(model, constants)
     return model

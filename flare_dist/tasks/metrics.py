@@ -6,14 +6,18 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from flare_dist.errors import reason_in_code
 from flare_dist.tasks.batch import pair, scores_of
 from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.task import Amount, Batch, Best, Count, Task, Totals, ratio
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 def measure_all(task: Task, model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
@@ -57,14 +61,37 @@ class Observed:
 
     def update(self, batch: Batch) -> None:
         """Take in the labels of the batch that has just gone through the model."""
-        for metric in self.metrics.values():
-            metric.update(self._outputs, pair(batch)[1])
+        for name, metric in self.metrics.items():
+            with _named(name):
+                metric.update(self._outputs, pair(batch)[1])
 
     def compute(self) -> dict[str, float]:
         """Return each metric over all batches. Warnings that some class has no labels are left out: NaN says it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+            return {name: _computed(name, metric) for name, metric in self.metrics.items()}
+
+
+def _computed(name: str, metric: Metric) -> float:
+    """Compute one metric; ValueError that names task.metrics if it is not one number."""
+    with _named(name):
+        value = metric.compute()
+    if isinstance(value, Tensor) and value.numel() != 1:
+        problem = f"a tensor of shape {list(value.shape)}; take the mean over the classes (average='macro')"
+    elif not isinstance(value, Tensor | int | float):
+        problem = f"{type(value).__name__}; choose one of its values"
+    else:
+        return float(value)
+    raise ValueError(f"task.metrics: {name} must be one number, got {problem}")
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Raise ValueError that names the metric if its code fails."""
+    try:
+        yield
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"task.metrics: {name} fails: {reason_in_code(error)}") from error
 
 
 def _alone() -> bool:
