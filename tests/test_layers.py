@@ -27,6 +27,7 @@ GROUND = {
     "signatures",
     "vocabulary",
     "fixed",
+    "json_lines",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -34,6 +35,7 @@ MAY_IMPORT = {
     "layout": {"fixed"},
     "fixed": set(),
     "seeding": set(),
+    "json_lines": set(),
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},
@@ -65,7 +67,7 @@ MAY_IMPORT = {
     "rounds": BELOW | {"config"},
     "run": BELOW | {"config", "records", "rounds"},
     "studies": BELOW | {"config", "records", "rounds"},
-    "analysis": {"layout", "units", "tasks"},
+    "analysis": {"layout", "units", "json_lines", "tasks"},
     "cli": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "api": BELOW | {"config", "records", "rounds", "run", "studies", "analysis"},
     "__main__": {"cli"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_dist.disk import explained
+from flare_dist.json_lines import decoded
 from flare_dist.records.files import replacing
 
 CLIENTS = "clients.jsonl"
@@ -23,6 +24,11 @@ def cut_back(source: Path | None, directory: Path, up_to: int) -> None:
         kept.writelines(line for line in _lines(source) if _round_of(line) <= up_to)
 
 
+def read_clients(directory: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's clients.jsonl that are whole, one for each client of each round."""
+    return [row for line in _lines(directory) if (row := decoded(line)) is not None]
+
+
 def _lines(source: Path | None) -> Iterator[str]:
     """Yield the lines of a log, if there is one."""
     path = None if source is None else source / CLIENTS
@@ -33,10 +39,8 @@ def _lines(source: Path | None) -> Iterator[str]:
 
 def _round_of(line: str) -> float:
     """Read the round of a line; infinity if it cannot be read."""
-    try:
-        return int(json.loads(line)["round"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return float("inf")
+    round_ = (decoded(line) or {}).get("round")
+    return round_ if type(round_) is int else float("inf")
 
 
 class ClientsLog:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from flare_dist.json_lines import decoded
 from flare_dist.records.curves import tag
 from flare_dist.records.rundir import METRICS
 
 log = logging.getLogger(__name__)
 
 
-def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
-    """Read the rows of rounds 0 ... `up_to`; lines that cannot be read are left out with a warning.
+def read_rows(directory: Path, up_to: int | None = None) -> list[dict[str, Any]]:
+    """Read the rows of rounds 0 ... `up_to`, or of all; lines that cannot be read are left out with a warning.
 
     A last line that a kill cut short is no loss: it belongs to a round that is played again.
     """
@@ -24,6 +24,7 @@ def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
         row = _row(line)
         if row is not None:
             rows[row["round"]] = row
+    up_to = max(rows, default=-1) if up_to is None else up_to
     missing = [str(round_) for round_ in range(up_to + 1) if round_ not in rows]
     if missing:
         log.warning("%s has no readable line for rounds %s: totals are incomplete", path, ", ".join(missing))
@@ -32,11 +33,8 @@ def read_rows(directory: Path, up_to: int) -> list[dict[str, Any]]:
 
 def _row(line: str) -> dict[str, Any] | None:
     """Decode a line; None if it is no row, or has values that cannot be added up and drawn."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or type(row.get("round")) is not int:
+    row = decoded(line)
+    if row is None or type(row.get("round")) is not int:
         return None
     numbers = [value for key, value in row.items() if tag(key) or key == "time"]
     densities = row.get("layer_densities", {})

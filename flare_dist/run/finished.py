@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +14,9 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.errors import not_installed
 from flare_dist.given import given
-from flare_dist.records.clients_log import CLIENTS
-from flare_dist.records.rundir import CONFIG, METRICS, find_model, read_summary
+from flare_dist.records.clients_log import read_clients
+from flare_dist.records.metrics import read_rows
+from flare_dist.records.rundir import CONFIG, find_model, read_summary
 from flare_dist.run.formats import read_saved
 
 
@@ -25,17 +25,17 @@ class FinishedRun:
     """A run in its directory; `objects` are those that it was given from Python, by dotted key."""
 
     directory: Path
-    objects: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl, one a round."""
-        return self._rows(METRICS)
+        return read_rows(self.directory)
 
     @property
     def clients(self) -> list[dict[str, Any]]:
         """Read the lines of clients.jsonl, one for each client of each round."""
-        return self._rows(CLIENTS)
+        return read_clients(self.directory)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -63,8 +63,3 @@ class FinishedRun:
         """Build the model with the weights that the run saved, `final` or `best`, on the CPU and in evaluation mode."""
         with given(self.objects):
             return read_saved(self.directory, find_model(self.directory, which, "run.model")).model
-
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        path = self.directory / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
