@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -178,3 +179,17 @@ def test_a_resumed_run_tells_trackers_of_the_rounds_before(tmp_path: Path, monke
     assert listener.ends == [False, True]
     assert [point.round for point in listener.runs[1].earlier] == [0, 1]
     assert listener.heard[3].values["cumulative_bytes/up"] == 300
+
+
+def test_a_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """AUROC of a group of one class, and a perplexity beyond all numbers."""
+    found = {"round": 0, "test_perplexity": math.inf, "groups": {"a": {"auroc": math.nan}}}
+    with tracker(tmp_path, [found | {"time": 1.0}]) as log:
+        log.write(found | {"round": 1, "participants": [{"client": 3, "personal_perplexity": math.inf}]})
+    texts = [(tmp_path / name).read_text() for name in ("metrics.jsonl", "clients.jsonl")]
+    assert "NaN" not in "".join(texts)
+    assert "Infinity" not in "".join(texts)
+    for row in read_rows(tmp_path):
+        assert math.isnan(row["test_perplexity"])
+        assert math.isnan(row["groups"]["a"]["auroc"])
+    assert json.loads(texts[1])["personal_perplexity"] is None

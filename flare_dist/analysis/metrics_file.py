@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_dist.analysis.event_rows import STATES, Row
-from flare_dist.json_lines import decoded
+from flare_dist.json_lines import decoded, with_nan
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def read_noted(directory: Path) -> tuple[list[Row], list[str]]:
 
 def _row(line: str) -> Row | None:
     """Decode a line of metrics.jsonl; None if it is no row whose numbers can be added up."""
-    row = decoded(line)
-    if row is None or type(row.get("round")) is not int or not _is_number(row["round"]):
+    row = with_nan(decoded(line) or {})
+    if type(row.get("round")) is not int or not _is_number(row["round"]):
         return None
     adds_up = (*STATES, "collectives", "steps", "time")
     amounts = [value for key, value in row.items() if key.endswith(("_bytes", "_seconds")) or key in adds_up]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flare_dist.disk import explained
-from flare_dist.json_lines import decoded
+from flare_dist.json_lines import decoded, encoded
 from flare_dist.records.files import replacing
 
 CLIENTS = "clients.jsonl"
@@ -54,7 +53,7 @@ class ClientsLog:
     def write(self, round_: int, participants: Iterable[dict[str, Any]]) -> None:
         """Append a line for each client of a round."""
         with explained("output_dir", self._path):
-            self._file.writelines(json.dumps({"round": round_, **line}) + "\n" for line in participants)
+            self._file.writelines(encoded({"round": round_, **line}) + "\n" for line in participants)
             self._file.flush()
 
     def sync(self) -> None:

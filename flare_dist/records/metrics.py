@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
-from flare_dist.json_lines import decoded
+from flare_dist.json_lines import decoded, with_nan
 from flare_dist.records.curves import tag
 from flare_dist.records.rundir import METRICS
 
@@ -33,10 +34,12 @@ def read_rows(directory: Path, up_to: int | None = None) -> list[dict[str, Any]]
 
 def _row(line: str) -> dict[str, Any] | None:
     """Decode a line; None if it is no row, or has values that cannot be added up and drawn."""
-    row = decoded(line)
-    if row is None or type(row.get("round")) is not int:
+    row = with_nan(decoded(line) or {})
+    if type(row.get("round")) is not int:
         return None
     numbers = [value for key, value in row.items() if tag(key) or key == "time"]
     densities = row.get("layer_densities", {})
     numbers += densities.values() if isinstance(densities, dict) else [densities]
-    return row if all(isinstance(value, (int, float)) for value in numbers) else None
+    sums = [value for key, value in row.items() if key.endswith(("_bytes", "_seconds")) or key == "time"]
+    add_up = not any(isinstance(value, float) and not math.isfinite(value) for value in sums)
+    return row if add_up and all(isinstance(value, (int, float)) for value in numbers) else None

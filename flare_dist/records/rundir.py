@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -122,10 +123,11 @@ def write_config(directory: Path, config: Config) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Read the summary of a finished run; None if the run is not finished, or is none."""
+    """Read the summary of a finished run; None if the run is not finished, or is none. A metric of null is NaN."""
     path = directory / SUMMARY
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        summary = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {key: math.nan if value is None else value for key, value in summary.items()}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

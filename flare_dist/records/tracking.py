@@ -6,7 +6,6 @@ is written anew from them.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from rich.console import Console
 from flare_dist.config.config import Config
 from flare_dist.config.saved import as_dict
 from flare_dist.disk import explained
+from flare_dist.json_lines import encoded
 from flare_dist.records.background import Background
 from flare_dist.records.cards import cards, end_card
 from flare_dist.records.clients_log import ClientsLog
@@ -60,7 +60,7 @@ class Tracker:
         with explained("output_dir", self._path):
             for old in directory.glob("events.out.tfevents.*"):
                 old.unlink()
-            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_text(self._path, "".join(encoded(row) + "\n" for row in self.rows))
             self._metrics = self._path.open("a", encoding="utf-8")
             self._clients = ClientsLog(directory)
             if "tensorboard" in config.tracking:
@@ -102,7 +102,7 @@ class Tracker:
         self.rows.append(row)
         point = self._point(row)
         with explained("output_dir", self._path):
-            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.write(encoded(row) + "\n")
             self._metrics.flush()
             if self._events is not None:
                 _add(self._events, point)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.config.config import Config
 from flare_dist.data.holdings import CARD_CLIENTS, as_markdown, holdings
+from flare_dist.json_lines import encoded
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
 from flare_dist.records.summary import is_best, summarise
@@ -103,7 +103,7 @@ class Recorder:
                 engine = self.config.engine
                 hardware = {"device": engine.device, "ranks": self.run.world.size, "threads": engine.threads}
                 summary = summarise(self.tracker.rows, self.tracker.elapsed_seconds, hardware, self.run.task.best)
-                write_text(self.directory / rundir.SUMMARY, json.dumps(summary, indent=1))
+                write_text(self.directory / rundir.SUMMARY, encoded(summary, indent=1))
         return summary
 
     def _write(self, tracker: Tracker, row: dict[str, Any]) -> None:
