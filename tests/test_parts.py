@@ -56,6 +56,10 @@ def test_a_subset_of_tensors_is_resident_too() -> None:
         ([10, 9, 10, 10, 9, 9], (9, 10), [1, 0, 1, 1, 0, 0]),
         (np.array(["x"] * 6), ("x",), [0] * 6),
         (torch.tensor([3, 3, 3, 1, 1, 1]), (1, 3), [1, 1, 1, 0, 0, 0]),
+        (list(np.array([3, 3, 3, 1, 1, 1])), (1, 3), [1, 1, 1, 0, 0, 0]),
+        (np.array([np.int64(3), 1] * 3, dtype=object), (1, 3), [1, 0] * 3),
+        (list(np.array(["b", "a"] * 3)), ("a", "b"), [1, 0] * 3),
+        (list(torch.tensor([3, 1] * 3)), (1, 3), [1, 0] * 3),
     ],
 )
 def test_groups_are_numbered_in_order_of_their_names(groups: Any, names: tuple[Any, ...], codes: list[int]) -> None:
@@ -92,6 +96,13 @@ def test_classes_are_counted_and_named() -> None:
     named = load(DataConfig(), 0, source=Source(TABLE, TABLE, classes=["a", "b", "c", "d"]))
     assert named.num_classes == 4
     assert named.class_names == ("a", "b", "c", "d")
+    given: Any = np.int64(4)
+    counted = load(DataConfig(), 0, source=Source(TABLE, TABLE, classes=given)).num_classes
+    assert type(counted) is int
+    assert counted == 4
+    given = np.array(["a", "b", "c"])
+    names = load(DataConfig(), 0, source=Source(TABLE, TABLE, classes=given)).class_names
+    assert list(map(type, names)) == [str] * 3
     with pytest.raises(ValueError, match=r"^data: train: labels must be classes 0 to 1, got 2$"):
         load(DataConfig(), 0, source=Source(TABLE, TABLE, classes=2))
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from flare_dist.data.examples import Examples, check_examples
@@ -62,7 +63,7 @@ def _class_names(source: Source, train: Examples | Items) -> tuple[str, ...]:
     """Return the names of the classes, those that the training data name if the source does not; () if none."""
     if source.classes is None:
         return known_classes(train.data) if isinstance(train, Items) else ()
-    return () if isinstance(source.classes, int) else tuple(source.classes)
+    return () if isinstance(source.classes, int | np.integer) else tuple(map(str, source.classes))
 
 
 def _count_classes(source: Source, parts: Iterable[Examples | Items], names: tuple[str, ...], where: str) -> int | None:
@@ -70,9 +71,9 @@ def _count_classes(source: Source, parts: Iterable[Examples | Items], names: tup
 
     Of numbers, such as regression's, it is how many an example has.
     """
-    if isinstance(source.classes, int):
+    if isinstance(source.classes, int | np.integer):
         check_least(f"{where}: classes", source.classes, 1)
-        return source.classes
+        return int(source.classes)
     if names:
         return len(names)
     found = []

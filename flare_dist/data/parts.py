@@ -89,7 +89,9 @@ def _groups(names: Sequence[Name] | Tensor | None, n: int, where: str) -> tuple[
     """Number the groups in sorted order of their names: (int64 [n], the names)."""
     if names is None:
         return None, ()
-    listed: list[Name] = names.tolist() if isinstance(names, Tensor | np.ndarray) else list(names)
+    given = names.tolist() if isinstance(names, Tensor | np.ndarray) else names
+    # list(array) holds NumPy's scalars, list(tensor) tensors without axes.
+    listed: list[Any] = [name.item() if isinstance(name, np.generic | Tensor) else name for name in given]
     _check_length("groups", len(listed), n, where)
     found = set(listed)
     strange = next((name for name in found if not isinstance(name, str | int) or isinstance(name, bool)), None)
