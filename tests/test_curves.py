@@ -27,6 +27,8 @@ LEARNING = Config(
         ("waiting_seconds", "seconds/waiting"),
         ("slowest_client_seconds", "seconds/slowest_client"),
         ("rejected_clients", "clients/rejected_clients"),
+        ("test_skipped_examples", "skipped_examples/test"),
+        ("client_skipped_examples", "skipped_examples/client"),
         ("round", None),
         ("kept", None),
     ],

@@ -22,6 +22,7 @@ from flare_dist.config.config import Config
 from flare_dist.data.datasets import load
 from flare_dist.data.sources import SOURCES
 from flare_dist.rounds.build_run import load_parts, set_up
+from flare_dist.run.evaluation import evaluate_run
 from flare_dist.tasks import config as tasks
 from flare_dist.tasks.builtin import TASKS
 from flare_dist.tasks.evaluation_config import EvaluationConfig
@@ -103,6 +104,28 @@ def test_skipped_examples_are_counted_over_all_ranks(
     assert rows[1]["skipped_examples"] == 2 * 2  # epochs
     if ranks == 1:
         assert "left out: data: train: example 33 (group site 3) cannot be read" in caplog.text
+
+
+def test_reads_that_fail_while_members_are_measured_are_counted_there(tmp_path: Path) -> None:
+    broken = (9, 33, 40, 41)
+    given = source(groups=True, broken=broken)
+    by_name = Part(given.test, groups=["a", "b"] * 12, labels=torch.arange(24) % 4)  # type: ignore[arg-type]
+    given = dataclasses.replace(given, test=by_name)
+    members = EvaluationConfig(client_holdout=0.5, by_group=True)
+    chosen = dataclasses.replace(config(tmp_path, on_error="skip"), rounds=1, evaluation=members)
+    every = dataclasses.replace(chosen, clients=dataclasses.replace(chosen.clients, per_round=4))
+    start(every, data=given)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held_out = load_parts(every, given).parts.held_out
+    assert held_out is not None
+    of_clients = sum(int(number) in broken for own in held_out for number in own)
+    assert 0 < of_clients < len(broken)  # the others are trained on
+    for row in rows:
+        assert row["test_skipped_examples"] == row["group_skipped_examples"] == 1
+        assert row["client_skipped_examples"] == of_clients
+    assert rows[1]["skipped_examples"] == 2 * (len(broken) - of_clients)  # epochs
+    found = evaluate_run(tmp_path, "final", None, given)
+    assert found["skipped_examples"] == 1
 
 
 def test_a_client_of_whom_nothing_can_be_read_is_left_out(tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ Rates = Callable[[int], dict[str, float]]  # round -> learning rates by tag
 
 def tag(key: str) -> str | None:
     """Return the tag of a key of metrics.jsonl; None if it has no curve of its own."""
-    for group, suffix in (("accuracy", "_accuracy"), ("loss", "_loss"), ("bytes", "_bytes"), ("seconds", "_seconds")):
+    for group, suffix in (
+        ("accuracy", "_accuracy"),
+        ("loss", "_loss"),
+        ("bytes", "_bytes"),
+        ("seconds", "_seconds"),
+        ("skipped_examples", "_skipped_examples"),
+    ):
         if key.endswith(suffix):
             return f"{group}/{key.removesuffix(suffix)}"
     if SPREAD.fullmatch(key):

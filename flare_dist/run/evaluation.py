@@ -59,6 +59,9 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
         if evaluate_members is not None:
             run.model.load(run.view, run.server.buffers)
             metrics |= evaluate_members()
+            for kind, part in (("group", sources["test"]), *(("client", source) for source in trained_on.values())):
+                if skipped := skipped_here(part):
+                    metrics[f"{kind}_skipped_examples"] = skipped
         return metrics
 
     return evaluate_global
@@ -87,5 +90,7 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, flo
     test = data.batches(data.test, device)
     seed = evaluation_seed(config.seed, "test")
     found = evaluate(model, test, data.task, seed, batch_size(data.is_resident, config.clients.batch_size))
+    if skipped := skipped_here(test):
+        found["skipped_examples"] = skipped
     metric, _ = data.task.best
     return {metric: found[metric]} | found
