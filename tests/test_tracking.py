@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -193,3 +194,26 @@ def test_a_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
         assert math.isnan(row["test_perplexity"])
         assert math.isnan(row["groups"]["a"]["auroc"])
     assert json.loads(texts[1])["personal_perplexity"] is None
+
+
+def test_a_log_that_cannot_be_closed_leaves_no_other_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    monkeypatch.setitem(tracking.TRACKERS, "mlflow", listener)
+    log = tracker(tmp_path, tracking=("tensorboard", "mlflow"))
+    log.write(row(0))
+    whole = log._metrics
+
+    class Full:
+        """A file on a disk that is full as its buffer is written."""
+
+        def close(self) -> None:
+            whole.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log._metrics = Full()  # type: ignore[assignment]
+    with pytest.raises(DiskError, match=rf"^output_dir: cannot write {tmp_path / METRICS}: No space left"):
+        log.__exit__(None)
+    assert listener.ends == [True]
+    assert log._events is not None
+    assert log._events._file.closed
+    assert log._clients._file.closed

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -76,17 +77,21 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._progress.stop()
-        # What is left in their buffers fails again on the disk that has ended the run.
-        for log_file in (self._metrics, self._clients):
-            with explained("output_dir", self._path) if kind is None else suppress(OSError):
-                log_file.close()
-        if self._events is not None:
-            with explained("output_dir", self._path) if kind is None else suppress(OSError):
+        # Each is closed even if another one fails: what was registered last comes first.
+        with ExitStack() as stack:
+            for log_file in (self._clients, self._metrics):
+                stack.callback(self._close, log_file.close, kind is None)
+            if self._events is not None:
+                stack.callback(self._close, self._events.close, kind is None)
                 if kind is None:
-                    self._events.add_summary(end_card())
-                self._events.close()
-        for other in self._others:
-            other.close(finished=kind is None)
+                    stack.callback(self._close, partial(self._events.add_summary, end_card()), True)
+            for other in self._others:
+                stack.callback(other.close, finished=kind is None)
+
+    def _close(self, close: Callable[[], None], finished: bool) -> None:
+        """Close a file; what is left in its buffer fails again on the disk that has ended a run."""
+        with explained("output_dir", self._path) if finished else suppress(OSError):
+            close()
 
     @property
     def elapsed_seconds(self) -> float:
