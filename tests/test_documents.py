@@ -121,3 +121,22 @@ def test_a_column_is_full_and_of_one_type_or_absent(tmp_path: Path) -> None:
 
 def test_values_are_numbered_by_their_place_among_the_names() -> None:
     assert numbers(["b", "a", "b"], ["a", "b"]).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "renaming"),
+    [
+        ("val/x.jsonl", "rename val/ to validation/"),
+        ("Dev/x.jsonl", "rename Dev/ to validation/"),
+        ("valid.jsonl", "rename valid.jsonl to validation.jsonl"),
+        ("testing.ndjson", "rename testing.ndjson to test.ndjson"),
+    ],
+)
+def test_a_part_under_another_name_is_not_passed_over(name: str, renaming: str, tmp_path: Path) -> None:
+    for part in ("train.jsonl", "test.jsonl"):
+        write_lines(tmp_path / part, {"text": part})
+    (tmp_path / "README.md").write_text("x")
+    assert list(rows(tmp_path)) == ["train", "test"]
+    write_lines(tmp_path / name, {"text": "x"})
+    with pytest.raises(ValueError, match=rf"^data\.root: .*: is no part of the data, for parts are .*; {renaming}$"):
+        rows(tmp_path)

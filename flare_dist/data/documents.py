@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.data.names import MEANT
 from flare_dist.data.scan import count_in_words, is_hidden, walk
 from flare_dist.errors import printable, reason, refusal
 
@@ -95,10 +96,23 @@ def _parts(root: Path) -> dict[str, Path]:
     parts = {part: place for part, place in found.items() if place is not None}
     if not parts:
         return {"train": root}
+    _refuse_other_names(root)
     for needed in ("train", "test"):
         if needed not in parts:
             raise refusal(KEY, root, f"has {next(iter(parts))} but no {needed}; it should hold {LAYOUT}")
     return parts
+
+
+def _refuse_other_names(root: Path) -> None:
+    """Raise ValueError if a folder or a file beside the parts has another name of a part."""
+    for place in sorted(root.iterdir()):
+        is_lines = place.suffix.lower() in JSON_LINES
+        name = (place.stem if is_lines else place.name).casefold()
+        part = next((part for part, others in MEANT.items() if name in others), None)
+        if part and (is_lines or place.is_dir()):
+            old, new = (place.name, part + place.suffix) if is_lines else (f"{place.name}/", f"{part}/")
+            known = f"is no part of the data, for parts are {', '.join(PARTS)}"
+            raise refusal(KEY, place, f"{known}; rename {printable(old)} to {new}")
 
 
 def _texts(place: Path, by_class: bool) -> Iterator[Text]:

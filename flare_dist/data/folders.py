@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from flare_dist.data.names import alike, near, some
+from flare_dist.data.names import MEANT, alike, near, some
 from flare_dist.data.scan import SUFFIXES, ClassFolder, broken_link, count_in_words, is_hidden, scan
 from flare_dist.errors import printable, reason, refusal
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 LAYOUT = "train/<class>/*.jpg and test/<class>/*.jpg (or val/<class>/*.jpg)"
 # Other names that people give to train/ and test/.
-_MEANT = {"train": ("training",), "test": ("testing", "val", "valid", "validation", "dev", "eval")}
+_MEANT = {"train": MEANT["train"], "test": (*MEANT["test"], *MEANT["validation"], "validation")}
 
 Listing = list[tuple[str, int]]  # (path, label)
 

@@ -11,6 +11,9 @@ from flare_dist.errors import printable
 
 _SHOWN = 5  # names that a message lists
 
+# Other names that people give to the parts of a data set.
+MEANT = {"train": ("training",), "test": ("testing",), "validation": ("val", "valid", "dev", "eval")}
+
 
 def some(names: Iterable[str]) -> str:
     """List the first few names."""
