@@ -37,12 +37,13 @@ def test_a_path_that_no_system_takes_is_refused_by_key(read_yaml: Any, key: str)
 def test_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "my.yaml").write_text(
-        "output_dir: ~/out\ndata: {root: ~/data}\nclients: {state_dir: ~/st}\ncheckpoint: {resume: ~/old}\n"
-        "engine: {deepspeed_config: ~/ds.json}\n"
+        "output_dir: ~/out\ndata: {root: ~/data, tokenizer: ~/tok}\nclients: {state_dir: ~/st}\n"
+        "checkpoint: {resume: ~/old}\nengine: {deepspeed_config: ~/ds.json}\n"
     )
     config = load_config(tmp_path / "my.yaml")
     found = [config.output_dir, config.data.root, config.clients.state_dir, config.checkpoint.resume]
     assert found == [str(tmp_path / name) for name in ("out", "data", "st", "old")]
+    assert config.data.tokenizer == str(tmp_path / "tok")
     assert config.engine.deepspeed_config == str(tmp_path / "ds.json")
     assert "~" not in to_yaml(config)
     assert with_arguments(Config(), ["--output_dir=~/x"]).output_dir == str(tmp_path / "x")

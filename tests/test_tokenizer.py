@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from flare_dist.data.config import DataConfig
 from flare_dist.data.text import CHARACTERS
 from flare_dist.data.tokenizer import check_pad, open_tokenizer, smallest_type
+from flare_dist.records.resume import resolve
 from flare_dist.vocabulary import Vocabulary
+from tests.helpers.runs import tiny
 from tests.helpers.texts import word_tokenizer
 
 TEXTS = ["To be, or not to be", "caf\u00e9 \u2028 \U0001f600", "x"]
@@ -82,3 +85,12 @@ def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModuleNotFoundError, match=r"^data\.tokenizer: transformers is not .* 'flare_dist\[hf\]'$"):
         open_tokenizer(str(tmp_path))
+
+
+def test_the_folder_of_a_tokenizer_is_saved_from_the_root_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tok", "bytes"):
+        (tmp_path / name).mkdir()
+    for name, expected in (("tok", str(tmp_path / "tok")), ("bytes", "bytes"), ("none", "none")):
+        config, _ = resolve(tiny(tmp_path / "run", data=DataConfig(name="text", tokenizer=name)), 1)
+        assert config.data.tokenizer == expected

@@ -38,7 +38,9 @@ NAMED = (  # keys that take package.module:callable
     *("server.optimizer", "server.lr_schedule", "server.aggregator"),
 )
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-PATHS = ("data.root", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config")  # and output_dir
+PATHS = (  # and output_dir
+    *("data.root", "data.tokenizer", "clients.state_dir", "checkpoint.resume", "engine.deepspeed_config"),
+)
 
 
 @dataclass(frozen=True)

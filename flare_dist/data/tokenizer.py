@@ -43,6 +43,11 @@ def open_tokenizer(name: str) -> Tokenizer:
     return _hugging_face(name)
 
 
+def located(name: str) -> str:
+    """Make the folder of a tokenizer absolute, so that a run can be read from any directory."""
+    return str(Path(name).absolute()) if name not in TOKENIZERS and Path(name).is_dir() else name
+
+
 def smallest_type(size: int) -> torch.dtype:
     """Choose the smallest integer type of tokens 0 to size - 1."""
     types = (torch.uint8, torch.int16, torch.int32)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flare_dist.config.config import Config, with_values
 from flare_dist.config.saved import as_dict, differing_keys
+from flare_dist.data.tokenizer import located
 from flare_dist.engines.config import default_threads, resolve_device
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.records.checkpoint import complete_rounds
@@ -52,7 +53,8 @@ def resolve(config: Config, local_ranks: int) -> tuple[Config, Path | None]:
     """
     directory = Path(config.output_dir)
     check_writable("output_dir", directory)
-    config = _with_deepspeed(with_values(config, {"data.root": str(absolute_path(config.data.root))}))
+    places = {"data.root": str(absolute_path(config.data.root)), "data.tokenizer": located(config.data.tokenizer)}
+    config = _with_deepspeed(with_values(config, places))
     source = _resume_from(config, directory)
     if source is None:
         threads = config.engine.threads or default_threads(local_ranks)
