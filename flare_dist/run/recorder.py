@@ -27,9 +27,8 @@ OnRound = Callable[[dict[str, Any]], None]  # is given the row of a round
 
 @contextmanager
 def open_recorder(
-    config: Config,
-    run: Run,
     given: Loaded,
+    run: Run,
     rows: list[dict[str, Any]],
     console: Console,
     first_round: int = 1,
@@ -39,6 +38,7 @@ def open_recorder(
 
     `first_round` is the first round of this configuration.
     """
+    config = given.config
     described = describe(given.data)
     opened: Any = nullcontext()
     with on_all_ranks(run.world):

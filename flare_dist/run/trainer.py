@@ -62,39 +62,42 @@ def train(
     if summary is None and source == directory and config.mode == "gradient" and config.gradients.hook == "powersgd":
         log.warning("gradients.hook: powersgd's memory is not in checkpoints; the run starts over")
         source = None
-    if summary is None:
-        given = load_parts(config, data)
-        check_run(given.config, given.parts, given.model, launch.size)
-        config = resolve_by_model(given, given.config.engine.device)
-        if config.mode == "gradient":
-            check_enough(len(given.data.train), config.clients.batch_size, launch.size)
-
+    given = _load(config, launch, data) if summary is None else None
+    config = given.config if given else config
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
         draws_kept(device),
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
-        statedir.claim(config) if launch.rank == 0 and summary is None else nullcontext(),
+        statedir.claim(config) if launch.rank == 0 and given else nullcontext(),
         open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
     ):
         check_shared(directory, world, [source is None, summary is None])
-        if summary is not None:
-            log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
-        else:
+        if given:
             run = build_run(config, world, given.data, given.parts, given.model)
-            summary = _play(config, source, run, given, console, on_round)
-    return summary
+            return _play(given, source, run, console, on_round)
+    log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
+    return summary or {}
 
 
-def _play(
-    config: Config, source: Path | None, run: Run, given: Loaded, console: Console, on_round: OnRound | None
-) -> dict[str, Any]:
+def _load(config: Config, launch: Launch, data: Source | None) -> Loaded:
+    """Load the data and the model, check them against the run, and resolve the keys that they decide."""
+    given = load_parts(config, data)
+    check_run(given.config, given.parts, given.model, launch.size)
+    config = resolve_by_model(given, given.config.engine.device)
+    if config.mode == "gradient":
+        check_enough(len(given.data.train), config.clients.batch_size, launch.size)
+    return given._replace(config=config)
+
+
+def _play(given: Loaded, source: Path | None, run: Run, console: Console, on_round: OnRound | None) -> dict[str, Any]:
     """Play the rounds that are left, and keep their records; returns the summary (empty on ranks other than 0)."""
+    config = given.config
     first_round, rows = resume(config, source, run)
     beginning = begin_masks(run, console) if isinstance(run, Federation) else {}
     rows[-1:] = [with_beginning(row, beginning) for row in rows[-1:]]  # of a dense run that this one goes on from
     goes_on_from_another = source not in (None, Path(config.output_dir))
     first = first_round if goes_on_from_another else 1
-    with open_recorder(config, run, given, rows, console, first, on_round) as recorder:
+    with open_recorder(given, run, rows, console, first, on_round) as recorder:
         if first_round == 1:
             recorder.begin(beginning)
         for round_ in range(first_round, config.rounds + 1):
