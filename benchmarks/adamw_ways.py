@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
+from adamw_prototypes import (
+    Betas,
+    attach_chosen_by_update,
+    attach_clipped_by_last_norm,
+    attach_led,
+    attach_one_selection,
+)
 from adamw_rows import Setting
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 import flare_dist
-from flare_dist import SparseHookState, sparse_hook
-from flare_dist.comm.collectives import GradBucket
-from flare_dist.hook.buckets import ModelMemory
-from flare_dist.hook.clipping import TINY
-from flare_dist.hook.ddp import exchange_gradients
-from flare_dist.hook.memory import BucketMemory
+from flare_dist import SparseHookState
 
 WEIGHT_DECAY = 0.1  # of matrices
-
-Betas = tuple[float, float]
 
 
 class Way(NamedTuple):
@@ -46,97 +44,6 @@ def attach(model: DistributedDataParallel, settings: dict[str, Any], betas: Beta
 def attach_adam(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
     """Send each rank's own Adam update."""
     return flare_dist.attach(model, preconditioner="adam", betas=betas, **settings)
-
-
-def attach_chosen_by_update(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
-    """Send gradients, but choose them by the size of the update that Adam would make of them on this rank."""
-    state = ChosenByUpdate(model, **settings)
-    model.register_comm_hook(state, sparse_hook)
-    return state
-
-
-class ChosenByUpdate(SparseHookState):
-    """Choose entries by abs(residual) / (sqrt(v) + eps), v being the rank's own second moment; a prototype.
-
-    v is neither saved nor taken back with a step, and begins anew if DDP forms other buckets, which it does once.
-    """
-
-    def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
-        bucket = super().bucket_of(parameters)
-        if "choose" not in vars(bucket.selection):
-            _choose_by_update(bucket)
-        return bucket
-
-
-def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e-8) -> None:
-    second_moment = torch.zeros(bucket.layout.total)
-    steps = 0
-    choose = bucket.selection.choose
-
-    def note(gradient: Tensor) -> None:
-        nonlocal steps
-        steps += 1
-        second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-
-    def choose_by_update(update: Tensor, draw: tuple[int, int, int]) -> Tensor:
-        root = second_moment.div(1 - beta2**steps).sqrt_().add_(eps)
-        return choose(update / root, draw)
-
-    bucket.precondition = note  # type: ignore[method-assign]
-    bucket.selection.choose = choose_by_update  # type: ignore[method-assign]
-
-
-def attach_one_selection(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
-    """Send each rank's own Adam update, chosen by one selection over the whole model; a prototype.
-
-    All buckets wait for the last one, and are exchanged as one vector.
-    """
-    state = SparseHookState(model, preconditioner="adam", betas=betas, **settings)
-    state.config = replace(state.config, scope="global")
-    state.memory = ModelMemory(state.config, state.preconditioning)
-    waiting: list[tuple[list[Tensor], Tensor, torch.futures.Future[Tensor]]] = []
-
-    def collect(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        promised: torch.futures.Future[Tensor] = torch.futures.Future()
-        waiting.append((bucket.parameters(), bucket.buffer(), promised))
-        if bucket.is_last():
-            state.begin_step()
-            parameters = [parameter for own, _, _ in waiting for parameter in own]
-            mean = exchange_gradients(state, parameters, torch.cat([buffer for _, buffer, _ in waiting])).wait()
-            for part, (_, _, future) in zip(mean.split([buffer.numel() for _, buffer, _ in waiting]), waiting):
-                future.set_result(part.clone())  # DDP reads it from the beginning of its storage
-            waiting.clear()
-        return promised
-
-    collect.__annotations__.clear()  # DDP compares them with classes, and here they are text
-    model.register_comm_hook(state, collect)
-    return state
-
-
-def attach_clipped_by_last_norm(
-    model: DistributedDataParallel, settings: dict[str, Any], betas: Betas
-) -> SparseHookState:
-    """Clip each rank's gradient by the norm that it had in the step before, so that no bucket waits; a prototype.
-
-    `clip_norm` of the hook holds buckets back until the norm of this step is known.
-    """
-    limit = settings["clip_norm"]
-    state = SparseHookState(model, **settings | {"clip_norm": None})
-    last = torch.zeros(())
-    norms: list[Tensor] = []
-
-    def scale(state: SparseHookState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        nonlocal last
-        norms.append(bucket.buffer().norm())
-        bucket.buffer().mul_((limit / (last + TINY)).clamp(max=1))
-        if bucket.is_last():
-            last = torch.stack(norms).norm()
-            norms.clear()
-        return sparse_hook(state, bucket)
-
-    scale.__annotations__.clear()  # DDP compares them with classes, and here they are text
-    model.register_comm_hook(state, scale)
-    return state
 
 
 def adamw(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
@@ -164,6 +71,7 @@ WAYS = {
     "ec_clipped_by_last_norm": Way(attach_clipped_by_last_norm, adamw, clip=math.inf),
     "p": Way(attach_adam, sgd, clip=math.inf),
     "p_one_selection": Way(attach_one_selection, sgd, clip=math.inf),
+    "ec_led": Way(attach_led, adamw, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
 }
 

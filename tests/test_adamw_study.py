@@ -12,11 +12,12 @@ import adamw
 import pytest
 import torch
 from adamw_plan import MOST_RATES, Plan, read_grid
+from adamw_prototypes import ChosenByUpdate
 from adamw_ranks import rate
 from adamw_rows import Row, Run, Setting, append, read_rows
 from adamw_table import print_tables, results
 from adamw_tasks import TASKS
-from adamw_ways import WAYS, ChosenByUpdate, hook_settings
+from adamw_ways import WAYS, hook_settings
 from torch import nn
 
 from tests.ranks import rank_processes
