@@ -117,3 +117,11 @@ def test_one_rank_measures_without_the_others() -> None:
     alone, nothing = run_ranks(measure_on_rank_0, 2)
     assert nothing is None
     assert alone == single(measure_on_rank_0)
+
+
+def test_one_number_has_no_r_squared() -> None:
+    metric = METRICS["regression"]["r2"](1)
+    metric.update(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    assert metric.compute().isnan()
+    metric.update(torch.tensor([[3.0]]), torch.tensor([[3.0]]))
+    assert metric.compute() == -1

@@ -5,6 +5,7 @@ Each is a function of the number of classes (of regression, of numbers) that mak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,13 @@ class MeanOverClasses(Metric):
         self.by_class.reset()
 
 
+class R2(regression.R2Score):
+    """Compute R squared; NaN of fewer than two examples, as of a group of one, for which torchmetrics raises."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total >= 2 else torch.tensor(math.nan)
+
+
 def _of_classes(metric: Callable[..., Metric], **options: Any) -> Maker:
     """Make a metric of all labels together."""
     return lambda classes: metric(num_classes=classes, ignore_index=IGNORED, **options)
@@ -88,7 +96,7 @@ METRICS: dict[str, dict[str, Maker]] = {
     "regression": {
         "mse": _of_numbers(regression.MeanSquaredError),
         "mape": _of_numbers(regression.MeanAbsolutePercentageError),
-        "r2": _of_numbers(regression.R2Score),
+        "r2": _of_numbers(R2),
         "explained_variance": _of_numbers(regression.ExplainedVariance),
     },
 }
