@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from adamw_rows import Row, Run, Setting, typed
+from adamw_rows import Row, Run, Setting
+from csv_rows import typed
 
 MOST_RATES = 12  # of one setting, should its loss fall for ever
 USUAL_RATES = 4  # that a setting needs

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from csv_rows import append_line, read_lines
+from csv_rows import append_line, fields_of, read_lines
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(line: dict[str, str]) -> Row:
-    setting = Setting(**{each.name: typed(each.type, line[each.name]) for each in fields(Setting)})
-    measured = {each.name: typed(each.type, line[each.name]) for each in fields(Row)[1:]}
+    setting = Setting(**fields_of(Setting, line))
+    measured = fields_of(Row, line, but=("run",))
     return Row(Run(setting, float(line["lr"]), int(line["seed"])), **measured)
 
 
@@ -65,8 +64,3 @@ def append(path: Path, row: Row) -> None:
     measured = {each.name: getattr(row, each.name) for each in fields(Row)[1:]}
     line = asdict(row.run.setting) | {"lr": row.run.lr, "seed": row.run.seed} | measured
     append_line(path, COLUMNS, line)
-
-
-def typed(kind: Any, value: Any) -> Any:
-    """Turn a value of a grid or of the file into what a field holds, whose annotation is text."""
-    return {"float": float, "int": int, "str": str}[kind](value)

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from statistics import mean, stdev
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from adamw_plan import best_rate
 from adamw_rows import Row, Setting
@@ -28,6 +28,16 @@ HEADER = (
 Key = TypeVar("Key", bound=Hashable)
 
 
+class Measured(Protocol):
+    """A run of any study, as its cost needs it."""
+
+    @property
+    def cpu_seconds(self) -> float: ...
+
+    @property
+    def torch(self) -> str: ...
+
+
 def print_tables(rows: Sequence[Row], only: Collection[str] | None = None) -> None:
     """Print two tables for each task: results at the best rates, and the losses of all rates on the first seed."""
     shown = [row for row in rows if not only or row.run.setting.task in only]
@@ -36,6 +46,11 @@ def print_tables(rows: Sequence[Row], only: Collection[str] | None = None) -> No
         print(f"**{task}**, {steps:,} steps; loss and accuracy on held-out examples after the last one:\n")
         print_table(HEADER, results(of_task))
         print_table(*rates(of_task))
+    print_cost(rows)
+
+
+def print_cost(rows: Sequence[Measured]) -> None:
+    """Print below the tables of a study how many runs they are of, and what these took."""
     hours = sum(row.cpu_seconds for row in rows) / 3600
     versions = ", ".join(sorted({row.torch for row in rows}))
     print(f"{len(rows)} runs, {hours:.1f} hours of one core; torch {versions}. * best at the edge of what was tried.")
@@ -106,11 +121,11 @@ def is_inside(rows: Sequence[Row]) -> bool:
     return best is not None and min(losses) < best < max(losses)
 
 
-def with_spread(values: Sequence[float]) -> str:
+def with_spread(values: Sequence[float], digits: int = 3) -> str:
     """Write a mean, with the standard deviation if there are several values."""
     if not math.isfinite(sum(values)):
         return f"finite in {sum(map(math.isfinite, values))} of {len(values)}"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def words(setting: Setting) -> list[str]:

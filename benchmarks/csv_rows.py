@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,13 @@ def append_line(path: Path, columns: Sequence[str], line: Mapping[str, Any]) -> 
         writer.writerow(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def fields_of(kind: Any, line: Mapping[str, str], but: Collection[str] = ()) -> dict[str, Any]:
+    """Read the values of a dataclass's fields, all `but` some, from a line that has them by name."""
+    return {each.name: typed(each.type, line[each.name]) for each in fields(kind) if each.name not in but}
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """Turn a value of a grid or of the file into what a field holds, whose annotation is text."""
+    return {"float": float, "int": int, "str": str}[kind](value)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from csv_rows import append_line, read_lines
+from csv_rows import append_line, fields_of, read_lines
 
 SEEDS = (0, 1, 2)
 MOST_RATES = 10  # of one way, should it improve for ever
@@ -55,7 +55,6 @@ class Row:
 
 MEASURED = tuple(each.name for each in fields(Row)[1:])
 COLUMNS = (*(each.name for each in fields(Setting)), "lr", "seed", *MEASURED)
-TYPES = {"float": float, "int": int, "str": str}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -64,8 +63,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(line: dict[str, str]) -> Row:
-    setting = Setting(**{each.name: line[each.name] for each in fields(Setting)})
-    measured = {each.name: TYPES[str(each.type)](line[each.name]) for each in fields(Row)[1:]}
+    setting = Setting(**fields_of(Setting, line))
+    measured = fields_of(Row, line, but=("run",))
     return Row(Run(setting, float(line["lr"]), int(line["seed"])), **measured)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
-from adamw_table import divided
+from adamw_table import divided, print_cost, with_spread
 from federated_lora_rows import Row, Setting, best, tuning
 from timing import print_table
 
@@ -20,9 +20,7 @@ def print_tables(rows: Sequence[Row]) -> None:
         print(f"**{more or 'base'}**: {data}; {own[-1].rounds} rounds; means over seeds at the best rate:\n")
         print_table(HEADER, results(own))
         print_table(*rates(own))
-    hours = sum(row.cpu_seconds for row in rows) / 3600
-    versions = ", ".join(sorted({row.torch for row in rows}))
-    print(f"{len(rows)} runs, {hours:.1f} hours of one core; torch {versions}. * best at the edge of what was tried.")
+    print_cost(rows)
 
 
 def results(rows: Sequence[Row]) -> list[list[str]]:
@@ -44,9 +42,9 @@ def _in_words(setting: Setting, rows: Sequence[Row], dense: Sequence[Row]) -> li
         setting.way,
         f"{chosen[0].parameters:,}",
         rate,
-        with_spread(accuracies),
+        with_spread(accuracies, digits=4),
         points,
-        with_spread([row.test_balanced_accuracy for row in chosen]),
+        with_spread([row.test_balanced_accuracy for row in chosen], digits=4),
         f"{sent / 1e6:.2f}",
         times,
         f"{mean(row.seconds for row in chosen):.0f}",
@@ -74,8 +72,3 @@ def at_best(rows: Sequence[Row]) -> list[Row]:
     """Select the runs of one setting at its best rate."""
     chosen = best(tuning(rows))
     return [row for row in rows if row.run.lr == chosen]
-
-
-def with_spread(values: Sequence[float]) -> str:
-    """Write a mean, with the standard deviation if there are several values."""
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
