@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from flare_dist.comm.collectives import all_reduce_async
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import World, open_world
+from tests import ranks
 from tests.ranks import rank_processes, results_of, run_ranks, single
 
 
@@ -114,6 +116,16 @@ def raise_on_one(world: World) -> None:
 def test_an_exception_on_a_rank_reaches_the_caller() -> None:
     with pytest.raises(RuntimeError, match="rank 1 gave up"):
         run_ranks(raise_on_one, 2)
+
+
+def stay_behind() -> None:
+    threading.Thread(target=time.sleep, args=(60,)).start()
+
+
+def test_ranks_that_do_not_end_are_shown_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "SECONDS_TO_END", 0.5)
+    with pytest.warns(RuntimeWarning, match=r"stayed 0\.5 s(.|\n)*in _shutdown"), rank_processes(1) as pool:
+        pool.submit(stay_behind).result(30)
 
 
 def test_launch_reads_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
