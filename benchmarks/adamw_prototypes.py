@@ -1,11 +1,11 @@
-"""Prototypes of the AdamW study: ways of exchange that the package does not have, for what they cost and lose.
+"""Prototypes of the AdamW study: ways of exchange that the package does not have, and an optimizer that torch has not.
 
-Each is called as adamw_ways.py's own, with (model, settings of the hook, betas), and returns the hook's state.
+Each way is called as adamw_ways.py's own, with (model, settings of the hook, betas), and returns the hook's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from flare_dist import SparseHookState, sparse_hook
 from flare_dist.comm.collectives import GradBucket
@@ -146,3 +147,20 @@ def attach_clipped_by_last_norm(
     scale.__annotations__.clear()  # DDP compares them with classes, and here they are text
     model.register_comm_hook(state, scale)
     return state
+
+
+class Lion(Optimizer):
+    """Step by the sign of a momentum (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms")."""
+
+    def __init__(self, params: Iterable[Any], lr: float, betas: Betas) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(momentum.lerp(parameter.grad, 1 - beta1).sign_(), alpha=group["lr"])
+                momentum.lerp_(parameter.grad, 1 - beta2)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from adamw_prototypes import (
     Betas,
+    Lion,
     attach_chosen_by_update,
     attach_clipped_by_last_norm,
     attach_led,
@@ -20,12 +21,13 @@ from adamw_prototypes import (
 from adamw_rows import Setting
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 import flare_dist
 from flare_dist import SparseHookState
 
 WEIGHT_DECAY = 0.1  # of matrices
+WEIGHT_DECAY_OF_SGD = 5e-4  # which adds it to the gradient, as residual networks are trained
 
 
 class Way(NamedTuple):
@@ -56,12 +58,27 @@ def sgd(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
     return SGD(groups(model), lr=lr, fused=True)
 
 
-def groups(model: nn.Module) -> list[dict[str, Any]]:
+def sgd_with_momentum(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
+    """Make SGD, whose momentum is beta1."""
+    return SGD(groups(model, WEIGHT_DECAY_OF_SGD), lr=lr, momentum=betas[0], fused=True)
+
+
+def lion(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
+    """Make Lion."""
+    return Lion(groups(model), lr=lr, betas=betas)
+
+
+def adafactor(model: nn.Module, lr: float, betas: Betas) -> Optimizer:
+    """Make torch's Adafactor, whose betas are not numbers: it has no first moment, and the second's rises to 1."""
+    return Adafactor(groups(model), lr=lr)
+
+
+def groups(model: nn.Module, weight_decay: float = WEIGHT_DECAY) -> list[dict[str, Any]]:
     """Divide the trained parameters into those that decay, which are matrices and kernels, and those that do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.dim() >= 2]
     others = [parameter for parameter in trained if parameter.dim() < 2]
-    divided = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    divided = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in divided if group["params"]]
 
 
@@ -73,6 +90,9 @@ WAYS = {
     "p_one_selection": Way(attach_one_selection, sgd, clip=math.inf),
     "ec_led": Way(attach_led, adamw, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
+    "sgd": Way(attach, sgd_with_momentum, clip=math.inf),  # dense at density 1
+    "lion": Way(attach, lion, clip=math.inf),
+    "adafactor": Way(attach, adafactor, clip=math.inf),
 }
 
 
