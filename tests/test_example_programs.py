@@ -95,17 +95,34 @@ def test_the_documentation_names_each_example() -> None:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Run each example of rounds on two ranks."""
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Run each example of rounds on two ranks; gives the folder of all their runs and what each printed."""
     directory = tmp_path_factory.mktemp("two")
     with rank_processes(2) as two:
-        return {name: printed(two, 2, directory / name, name, *ROUNDS[name]) for name in ROUNDS}
+        return directory, {name: printed(two, 2, directory / name, name, *ROUNDS[name]) for name in ROUNDS}
 
 
-def test_one_process_says_the_same_as_two_ranks(said: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def said(two_ranks: tuple[Path, dict[str, str]]) -> dict[str, str]:
+    """What each example printed."""
+    return two_ranks[1]
+
+
+def models(directory: Path) -> dict[str, bytes]:
+    """Read the final models of all runs below the directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("model.safetensors")}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_one_process_trains_the_model_of_two_ranks(
+    two_ranks: tuple[Path, dict[str, str]], name: str, tmp_path: Path
+) -> None:
+    directory, said = two_ranks
     with rank_processes(1) as one:
-        for name in ROUNDS:
-            assert printed(one, 1, tmp_path / name, name, *ROUNDS[name]) == said[name]
+        assert printed(one, 1, tmp_path / name, name, *ROUNDS[name]) == said[name]
+    expected = models(directory / name)
+    assert expected
+    assert models(tmp_path / name) == expected
 
 
 def test_the_hospital_with_wrong_labels_is_named(said: dict[str, str]) -> None:
