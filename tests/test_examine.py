@@ -58,6 +58,15 @@ def test_labels_out_of_range_are_named_before_training() -> None:
         loaded(Source(Without(), Without(24), classes=2))
 
 
+@pytest.mark.parametrize("label", ["cat", [1, 2]])
+def test_labels_that_are_no_tensor_are_told_before_training(label: Any) -> None:
+    examples = [(torch.zeros(4), label)] * 6
+    with pytest.raises(
+        ValueError, match=r"^data: train: labels must be a number for each example, .* got a (list|tuple)"
+    ):
+        loaded(Source(examples, examples, classes=2))
+
+
 def test_a_partition_by_labels_needs_them() -> None:
     found = loaded(Source(Without(), Without(24), classes=4), partition="dirichlet")
     config = DataConfig(partition="dirichlet")

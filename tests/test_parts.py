@@ -8,15 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import load
 from flare_dist.data.examples import Examples
+from flare_dist.data.items import Items
 from flare_dist.data.parts import open_part
 
 TABLE = TensorDataset(torch.arange(24.0).view(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+class Numbers(Dataset[tuple[Tensor, int]]):
+    """Six examples that are read one by one."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((4,), float(index)), index % 3
 
 
 class Stream(IterableDataset[int]):
@@ -69,6 +81,18 @@ def test_groups_are_numbered_in_order_of_their_names(groups: Any, names: tuple[A
     assert found.groups.tolist() == codes
 
 
+class Unsized(Numbers):
+    """A Dataset whose length is an error, or none."""
+
+    def __init__(self, length: Any) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        if isinstance(self.length, Exception):
+            raise self.length
+        return self.length
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [
@@ -84,11 +108,41 @@ def test_groups_are_numbered_in_order_of_their_names(groups: Any, names: tuple[A
         (Part(TABLE, labels=[0] * 5), "labels must be one for each of 6 examples, got 5"),
         (Part(TABLE, labels=torch.zeros(6)), r"labels must be one class for each .*integers \[6\], got float32 \[6\]"),
         (Part(TABLE, labels=[-1] * 6), "labels must be classes from 0, got -1"),
+        (None, "must be a Dataset, got NoneType; give one with __len__ and __getitem__"),
+        (5, "must be a Dataset, got int; give one with"),
+        ("images/train", "must be a Dataset, got str; give one with"),
+        (Unsized(OSError("disk gone")), r"len\(\) of Unsized fails: OSError: disk gone \(.*test_parts"),
+        (Unsized(6.0), r"len\(\) of Unsized fails: TypeError: 'float' object"),
+        (Unsized(-1), r"len\(\) of Unsized fails: __len__\(\) should return >= 0"),
+        (Subset(TABLE, [0, 6]), r"a Subset of 6 examples must have indices 0 to 5, got 6"),
+        (Subset(Subset(Numbers(), [0, 9]), [0]), r"a Subset of 6 examples must have indices 0 to 5, got 9"),
+        (Part(TABLE, groups=5), "groups must be one for each of 6 examples, got int"),  # type: ignore[arg-type]
+        (Part(TABLE, groups=[["a"]] * 6), "groups must all be strings or all be integers, got list"),  # type: ignore[list-item]
+        (Part(TABLE, groups=torch.zeros(6, 2)), "groups must all be strings or all be integers, got list"),
+        (Part(TABLE, labels=[None] * 6), r"labels must be one class for each .*\[6\], got NoneType"),  # type: ignore[list-item]
+        (Part(TABLE, labels=["a", 0] * 3), r"labels must be one class for each .*\[6\], got int and str"),  # type: ignore[list-item]
+        (Part(TABLE, labels=[[0], [1, 2]] * 3), r"labels must be one class for each .*\[6\], got list"),  # type: ignore[list-item]
+        (Part(TABLE, labels=[2**70] * 6), r"labels must be one class for each .*\[6\], got int"),
+        (Part(TABLE, labels=7), r"labels must be one class for each .*\[6\], got int"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_part_is_refused_in_one_line(part: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^data: train: {said}"):
         load(DataConfig(), 0, source=Source(part, TABLE))
+
+
+@pytest.mark.parametrize("test", [None, "images/test"])
+def test_a_test_part_is_needed(test: Any) -> None:
+    with pytest.raises(ValueError, match=r"^data: test: must be a Dataset, got"):
+        load(DataConfig(), 0, source=Source(TABLE, test))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64, np.int8])
+def test_classes_may_be_integers_of_any_type(kind: Any) -> None:
+    found = open_part(Part(Numbers(), labels=np.arange(6).astype(kind)), "data: train")  # type: ignore[arg-type]
+    assert isinstance(found, Items)
+    assert found.strata is not None
+    assert found.strata.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_classes_are_counted_and_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -82,6 +83,30 @@ def test_a_label_that_is_no_class_is_told_before_a_gpu_asserts(label: int, is_cl
     said = f"data: train: example 9 (group site 4): labels must be classes 0 to 3, got {label}"
     assert found.problem == ("" if is_class else said)
     assert reader(data)[Key(0, [8, 9])].problem == ""
+
+
+@pytest.mark.parametrize("label", [math.nan, 1.0, 0.5])
+def test_a_fraction_among_the_classes_is_named(label: float) -> None:
+    data = [(torch.zeros(2), 1)] * 9 + [(torch.zeros(2), label)]
+    said = f"data: train: example 9 (group site 4): labels must be integers, classes 0 to 3, got {label}"
+    assert reader(data, num_classes=4)[Key(0, [8, 9])].problem == said
+    assert reader(data)[Key(0, [8, 9])].problem == ""
+
+
+def test_shares_of_classes_may_come_of_a_collate() -> None:
+    def mixed(examples: list[Any]) -> Any:
+        return torch.stack([image for image, _ in examples]), torch.full((len(examples), 4), 0.25)
+
+    own = reader(Jittered(), num_classes=4)
+    assert dataclasses.replace(own, items=dataclasses.replace(own.items, collate=mixed))[Key(0, [8, 9])].problem == ""
+
+
+def test_a_collate_without_return_is_told() -> None:
+    own = reader(Jittered())
+    own = dataclasses.replace(own, items=dataclasses.replace(own.items, collate=lambda examples: None))
+    assert (
+        own[Key(0, [8, 9])].problem == "data: train: the collate must return a batch, got None; let it end with return"
+    )
 
 
 def test_what_is_drawn_follows_from_the_key() -> None:

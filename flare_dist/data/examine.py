@@ -17,7 +17,7 @@ from flare_dist.data.names import some
 from flare_dist.data.reader import Reader
 from flare_dist.data.source import Source
 from flare_dist.errors import check_least
-from flare_dist.tasks.batch import pair
+from flare_dist.tasks.batch import describe, pair
 from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
 
@@ -110,7 +110,12 @@ def _check_few(few: Few, where: str, num_classes: int | None, task: Task, hint: 
     if task.criterion is None:
         return  # batches are the task's own affair
     inputs, labels = pair(few.batch(few.numbers))
-    is_counted = isinstance(labels, Tensor) and (task.ignored is None or bool((labels != task.ignored).any()))
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"{few.items.where}: labels must be a number for each example, or a tensor of one shape, got "
+            f"{describe(labels)}; let the Dataset give numbers{hint}"
+        )
+    is_counted = task.ignored is None or bool((labels != task.ignored).any())
     if isinstance(inputs, Tensor) and is_counted:
         try:
             task.check_labels(labels, tuple(inputs.shape), num_classes or 0)

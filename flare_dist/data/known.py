@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from flare_dist.data.examples import TOKENS
 from flare_dist.tasks.batch import LABELS
 
 
@@ -32,12 +33,21 @@ def known_labels(data: Any) -> Tensor | None:
         found = data.targets
     if not isinstance(found, Tensor | np.ndarray | list) or len(found) != len(data):
         return None
-    try:
-        labels = torch.as_tensor(found)
-    except (RuntimeError, TypeError, ValueError):  # lists of boxes, names, …
+    labels = as_integers(found)
+    if labels is None or labels.dim() != 1 or not len(labels):
         return None
-    is_class = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
-    return labels if is_class and len(labels) and int(labels.min()) >= 0 else None
+    return labels if int(labels.min()) >= 0 else None
+
+
+def as_integers(values: Any) -> Tensor | None:
+    """Convert numbers to a tensor of integers, of a type of which torch knows the minimum; None if they are others."""
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # lists of boxes, names, …
+        return None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        return None
+    return tensor if tensor.dtype in TOKENS else tensor.long()
 
 
 def known_classes(data: Any) -> tuple[str, ...]:

@@ -73,14 +73,17 @@ class Reader:
             return Read(None, tuple(skipped))
         seed_draws(derive_seed(key.seed, "collate", client=self.items.index(key.numbers[0])), CPU)
         batch = self._collated(examples, numbers)
-        self._check_labels(batch, numbers)
+        self._check_labels(batch, examples, numbers)
         return Read(batch, tuple(skipped))
 
     def _collated(self, examples: list[Any], numbers: list[int]) -> Any:
         try:
-            return self.items.collate(examples)
+            batch = self.items.collate(examples)
         except Exception as error:  # whatever somebody's code may raise
             raise ExampleError(f"{self.items.where}: {self._why_not(examples, numbers, error)}") from error
+        if batch is None:
+            raise ExampleError(f"{self.items.where}: the collate must return a batch, got None; let it end with return")
+        return batch
 
     def _why_not(self, examples: list[Any], numbers: list[int], error: Exception) -> str:
         """Find the example with which the collate fails, alone or beside the first one, and say why."""
@@ -93,10 +96,14 @@ class Reader:
                     return f"{names[place]} cannot be collated{beside}: {reason_in_code(own)}"
         return f"{names[0]} to {names[-1]} cannot be collated: {reason_in_code(error)}"
 
-    def _check_labels(self, batch: Any, numbers: list[int]) -> None:
+    def _check_labels(self, batch: Any, examples: list[Any], numbers: list[int]) -> None:
         """Raise ExampleError if a label of the batch is no class: a GPU would only say that an assertion failed."""
         labels = labels_of(batch)
-        if self.num_classes is None or labels is None or labels.is_floating_point() or not labels.numel():
+        if self.num_classes is None or labels is None or not labels.numel():
+            return
+        if labels.is_floating_point():
+            if labels.dim() == 1:  # else shares of the classes, which a collate that mixes examples makes
+                self._refuse_fractions(examples, numbers, self.num_classes)
             return
         is_class = (labels >= 0) & (labels < self.num_classes)
         if self.ignored is not None:
@@ -108,6 +115,17 @@ class Reader:
             raise ExampleError(
                 f"{self.items.where}: {name}: labels must be classes 0 to {self.num_classes - 1}, got {wrong}"
             )
+
+    def _refuse_fractions(self, examples: list[Any], numbers: list[int], num_classes: int) -> None:
+        """Raise ExampleError that names the first example whose label is a fraction; one makes fractions of all."""
+        alone = [labels_of(self.items.collate([example])) for example in examples]
+        place = next((i for i, own in enumerate(alone) if own is not None and own.is_floating_point()), 0)
+        label = alone[place]
+        shown = "fractions" if label is None else str(label.tolist()[0])
+        raise ExampleError(
+            f"{self.items.where}: {self.items.name(numbers[place])}: labels must be integers, classes 0 to "
+            f"{num_classes - 1}, got {shown}"
+        )
 
 
 @contextmanager
