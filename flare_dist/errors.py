@@ -46,7 +46,7 @@ def reason_in_code(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
-    return f"{kind}{error}{place}"
+    return f"{kind}{printable(' '.join(str(error).split()))}{place}"
 
 
 def refusal(key: str, path: str | Path, problem: str) -> ValueError:

@@ -49,6 +49,10 @@ def test_an_error_in_a_user_s_code_has_its_place_and_its_class_if_that_helps() -
     assert reason_in_code(ValueError("too small")) == "too small"
 
 
+def test_an_error_of_many_lines_in_a_user_s_code_becomes_one() -> None:
+    assert reason_in_code(RuntimeError("shapes differ:\n  [2]\n\x1b[31m  [3]\n")) == "shapes differ: [2] \\x1b[31m [3]"
+
+
 def test_a_refusal_names_the_key_and_the_path() -> None:
     assert str(refusal("data.root", "a\tb", "is a file")) == "data.root: a\\tb: is a file"
 

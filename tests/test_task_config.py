@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flare_dist.data.config import DataConfig
@@ -36,6 +38,27 @@ def test_the_best_metric_has_a_direction(best: object) -> None:
         ValueError, match=r'^task\.name: best must be a metric and "max" or "min", got .*; write \("loss"'
     ):
         find_task("tests.test_task_config:ranking", {"best": best})
+
+
+def changed(**fields: Any) -> Task:
+    return TASKS["regression"]._replace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss": None}, r"loss must be a function, got None; for example flare_dist\.Task\(loss=lambda model, batch:"),
+        ({"metrics": None}, r"metrics must be a function, got None"),
+        ({"criterion": 5}, r"criterion must be a function, got 5"),
+        ({"class_of": "pixels"}, r"class_of must be one of example, token, pixel or None, got 'pixels'"),
+        ({"torchmetrics": [1]}, r"torchmetrics must be metrics by name, got list"),
+        ({"torchmetrics": {"f1": 1}}, r"torchmetrics\['f1'\] must be a torchmetrics\.Metric, got int"),
+    ],
+)
+def test_fields_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    assert find_task("tests.test_task_config:changed", {"criterion": None}).criterion is None
+    with pytest.raises(ValueError, match=rf"^task\.name: {message}"):
+        find_task("tests.test_task_config:changed", fields)
 
 
 def test_built_in_tasks_take_no_options() -> None:

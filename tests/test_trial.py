@@ -125,6 +125,14 @@ def test_a_trial_leaves_the_model_and_the_generator_alone() -> None:
         ({"metrics": lambda model, batch: 3}, r"metrics must return a tensor or \(sum, count\) for each name, got 3;"),
         ({"metrics": lambda model, batch: {"a": 3}}, r"metrics must return a tensor or \(sum, count\) for each name"),
         ({"metrics": lambda model, batch: {"a": torch.ones(2)}}, r"finish fails: task\.name: metric a must be one"),
+        ({"loss": lambda model, batch: (model(batch[0]).sum(), "4")}, r"loss must return a scalar tensor or \(s"),
+        ({"loss": lambda model, batch: (model(batch[0]).sum(), -4)}, r"loss must return a scalar tensor or \(s"),
+        ({"loss": lambda model, batch: (model(batch[0]).sum(), 4, 4)}, r"loss must return a scalar tensor or \(s"),
+        ({"metrics": lambda model, batch: {"a": (1.0, "4")}}, r"metrics must return a tensor or \(sum, count\) for ea"),
+        ({"metrics": lambda model, batch: {5: (1.0, 4)}}, r"metrics must have names that .*, got 5; rename it"),
+        ({"metrics": lambda model, batch: {"examples": (1.0, 4)}}, r"metrics must have names that .*, got 'examples'"),
+        ({"torchmetrics": {"name": MulticlassRecall(10)}}, r"metrics must have names that .*, got 'name'; rename it"),
+        ({"finish": lambda totals: None}, r"finish must return a number for each name, got None; return a dict"),
         ({"best": ("f1", "max")}, r"best must be one of its metrics, got f1; choose from loss, accuracy"),
     ],
 )  # fmt: skip
@@ -133,6 +141,31 @@ def test_a_task_that_gives_something_else_is_told(changes: Any, message: str) ->
     check_task(linear(MNIST, 10), batch, CLASSIFICATION)
     with pytest.raises(ValueError, match=rf"^task\.name: {message}"):
         check_task(linear(MNIST, 10), batch, CLASSIFICATION._replace(**changes))
+
+
+def test_a_task_s_own_torchmetric_may_be_the_best() -> None:
+    batch = torch.randn(2, *MNIST), torch.tensor([1, 2])
+    check_task(
+        linear(MNIST, 10),
+        batch,
+        Task(TASKS["classification"].loss, torchmetrics={"recall": MulticlassRecall(10)}, best=("recall", "max")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda model, batch: 1.0, r"task\.name: loss must return a scalar tensor or \(sum, count\), got 1\.0"),
+        (lambda model, batch: model(batch[0]).sum() / dict[str, int]()["x"], r"task\.name: loss fails: KeyError: .x. "),
+        (lambda model, batch: model(batch[0], 5), r"model\.name: tests\.helpers\.models:linear does not take a b"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_fails_is_not_the_model_s_fault(loss: Any, message: str) -> None:
+    def blank(examples: int) -> Batch:
+        return torch.randn(examples, *MNIST), torch.zeros(examples, dtype=torch.int64)
+
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build("tests.helpers.models:linear", "keep", MNIST, 10, seed=0, task=Task(loss), blank=blank)
 
 
 class Pair(Metric):

@@ -29,7 +29,7 @@ from flare_dist.models.resnet import resnet8, resnet18, resnet34, with_group_nor
 from flare_dist.models.small import cnn, lenet, mnist_net, two_nn
 from flare_dist.models.trial import blank_of, check_fit, has_lazy
 from flare_dist.models.vgg import vgg11, vgg16, vgg19
-from flare_dist.named import Options, bind, expect, find
+from flare_dist.named import Options, WrongResultError, bind, expect, find
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.signatures import accepted
 from flare_dist.tasks.batch import Blank
@@ -107,6 +107,8 @@ def build(
                     check_fit(model, tried, num_classes, task)
                 _replace_norms(name, model)
             check_fit(model, tried, num_classes, task)
+        except WrongResultError:  # of the task, which it names
+            raise
         except ValueError as error:
             raise ValueError(f"model.name: {name} {error}") from error
     _check_parameters(name, model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import OfOutputs, mean_loss
 from flare_dist.tasks.metrics import add, finish, measure, measure_all
-from flare_dist.tasks.task import Batch, Task
+from flare_dist.tasks.task import LOGGED, Batch, Task
 
+KEY = "task.name"
 CPU = torch.device("cpu")
 
 
@@ -53,24 +55,42 @@ def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
 
 def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
     """Raise ValueError that names task.name if the user's task does not give what a task must, tried on `batch`."""
-    key = "task.name"
     with seeded(derive_seed(0, "trial")), preserved(model):
-        loss = call(key, "loss", task.loss, model.train(), batch)
+        _check_loss(call(KEY, "loss", task.loss, model.train(), batch))
         with torch.no_grad():
-            metrics = call(key, "metrics", task.metrics, model.eval(), batch)
-            if not _is_loss(loss):
-                raise ValueError(
-                    f"{key}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
-                    "(F.mse_loss(outputs, labels, reduction='sum'), labels.numel())"
-                )
-            if not isinstance(metrics, Mapping) or not all(map(_is_amount, metrics.values())):
-                raise ValueError(
-                    f"{key}: metrics must return a tensor or (sum, count) for each name, got {metrics!r}; for example "
-                    "{'accuracy': (right.sum(), labels.numel())}"
-                )
-            found = call(key, "finish", lambda: finish(task, add({}, measure(task, model, batch))))
-    if task.best[0] not in found:
-        raise ValueError(f"{key}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(found)}")
+            _check_metrics(call(KEY, "metrics", task.metrics, model.eval(), batch))
+            totals = call(KEY, "metrics", lambda: add({}, measure(task, model, batch)))
+        finished = call(KEY, "finish", task.finish, totals)
+        if not isinstance(finished, Mapping):
+            raise ValueError(f"{KEY}: finish must return a number for each name, got {finished!r}; return a dict")
+        names = [*call(KEY, "finish", finish, task, totals), *task.torchmetrics]
+    _check_names(names)
+    if task.best[0] not in names:
+        raise ValueError(f"{KEY}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(names)}")
+
+
+def _check_loss(loss: Any) -> None:
+    if not _is_loss(loss):
+        raise ValueError(
+            f"{KEY}: loss must return a scalar tensor or (sum, count), got {loss!r}; for example "
+            "(F.mse_loss(outputs, labels, reduction='sum'), labels.numel())"
+        )
+
+
+def _check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, Mapping) or not all(map(_is_amount, metrics.values())):
+        raise ValueError(
+            f"{KEY}: metrics must return a tensor or (sum, count) for each name, got {metrics!r}; for example "
+            "{'accuracy': (right.sum(), labels.numel())}"
+        )
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    """Raise ValueError that names task.name if a metric has no name, or one that the log of a run uses."""
+    for name in names:
+        if not isinstance(name, str) or name in LOGGED:
+            problem = f"metrics must have names that the log of a run does not use, got {name!r}"
+            raise ValueError(f"task.name: {problem}; rename it")
 
 
 def check_torchmetrics(model: nn.Module, batch: Batch, task: Task) -> None:
@@ -91,9 +111,25 @@ def check_torchmetrics(model: nn.Module, batch: Batch, task: Task) -> None:
 
 
 def _is_loss(value: Any) -> bool:
-    mean = value[0] if isinstance(value, tuple) and len(value) == 2 else value
-    return isinstance(mean, Tensor) and mean.numel() == 1
+    """Tell whether a value is a mean, or a sum beside how many labels it is of: none is fewer than no labels."""
+    if isinstance(value, tuple):
+        return len(value) == 2 and _is_scalar(value[0]) and _is_count(value[1])
+    return _is_scalar(value)
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and len(value) == 2)
+    if isinstance(value, tuple):
+        return len(value) == 2 and all(_is_number(part) or isinstance(part, Tensor) for part in value)
+    return isinstance(value, Tensor)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return (_is_scalar(value) or _is_number(value)) and float(value) >= 0

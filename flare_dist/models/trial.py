@@ -7,6 +7,8 @@ values are then drawn from the generators as the caller has seeded them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from flare_dist.errors import reason_in_code
+from flare_dist.models.task_trial import check_task
+from flare_dist.named import WrongResultError
 from flare_dist.preserved import preserved
 from flare_dist.seeding import CPU, derive_seed, draws_kept, seed_draws, seeded
 from flare_dist.tasks.batch import Blank, describe, scores_of
-from flare_dist.tasks.losses import mean_loss
+from flare_dist.tasks.losses import OfOutputs, mean_loss
 from flare_dist.tasks.metrics import measure
 from flare_dist.tasks.task import Batch, Shape, Task
 
@@ -130,12 +134,15 @@ def _is_finite(outputs: Any) -> bool:
 
 def _outputs(model: nn.Module, blank: Blank, num_classes: int | None, task: Task, examples: int, training: bool) -> Any:
     """Compute outputs for blank examples; ValueError with the reason if there are none, or not those of the task."""
+    inside: list[nn.Module] = []  # the model, while it runs
     try:
-        with preserved(model), torch.set_grad_enabled(training):
+        with preserved(model), torch.set_grad_enabled(training), _noted(model, inside):
             shapes = _buffer_shapes(model)
             outputs = _forward(model.train(training), blank, examples, task)
             others = _buffer_shapes(model)
     except Exception as error:  # whatever somebody's code may raise
+        if not inside and not isinstance(blank, Tensor) and not isinstance(task.loss, OfOutputs):
+            _blame_task(model, blank(examples), task)
         batch = _described(blank, examples)
         how = "while it trains" if training else "in evaluation"
         raise ValueError(f"does not take {batch} {how}: {reason_in_code(error)}") from error
@@ -158,6 +165,28 @@ def _outputs(model: nn.Module, blank: Blank, num_classes: int | None, task: Task
     if training and not outputs.requires_grad and any(p.requires_grad for p in model.parameters()):
         raise ValueError("gives scores without a gradient while it trains; compute them without detach() and no_grad()")
     return outputs.detach()
+
+
+@contextmanager
+def _noted(model: nn.Module, inside: list[nn.Module]) -> Iterator[None]:
+    """Keep `model` in the list while its forward pass runs, also after an error of it."""
+    handles = (
+        model.register_forward_pre_hook(lambda module, inputs: inside.append(module)),
+        model.register_forward_hook(lambda module, inputs, outputs: inside.clear()),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _blame_task(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise WrongResultError that names task.name if the user's task fails by itself; else return."""
+    try:
+        check_task(model, batch, task)
+    except ValueError as error:
+        raise WrongResultError(str(error)) from error
 
 
 def _described(blank: Blank, examples: int) -> str:

@@ -23,7 +23,7 @@ from flare_dist.tasks.chosen_losses import (
 )
 from flare_dist.tasks.config import AUTO, NONE, TaskConfig, find_task
 from flare_dist.tasks.losses import Judged, OfOutputs
-from flare_dist.tasks.task import Best, Task, ratios
+from flare_dist.tasks.task import LOGGED, Best, Task, ratios
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -34,8 +34,6 @@ MEASURED = {  # by the built-in tasks as they are
     "segmentation": ("loss", "accuracy", "iou"),
     "regression": ("loss", "mae", "rmse"),
 }
-# What else is logged of an evaluation, as test_NAME, best_NAME or worst_client_NAME.
-LOGGED = ("examples", "name", "round", "skipped_examples")
 LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse")  # of these
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from flare_dist.errors import check_choice
 from flare_dist.named import Options, is_own, made
 from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
 from flare_dist.tasks.chosen_losses import BALANCED, check_weight_values
-from flare_dist.tasks.task import Task
+from flare_dist.tasks.task import ClassOf, Task
 
 AUTO = "auto"
 NONE = "none"
@@ -23,7 +24,28 @@ def find_task(name: Any, options: Options | None = None) -> Task:
     metric, direction = task.best if isinstance(task.best, tuple) and len(task.best) == 2 else (task.best, None)
     if direction not in ("max", "min") or not isinstance(metric, str):
         raise ValueError(f'{KEY}: best must be a metric and "max" or "min", got {task.best!r}; write ("loss", "min")')
+    _check_fields(task)
     return task
+
+
+def _check_fields(task: Task) -> None:
+    """Raise ValueError that names task.name if a field of a user's task is of another kind than it must be."""
+    for field_name in ("loss", "metrics", "finish", "check_labels", "outputs", "criterion"):
+        given = getattr(task, field_name)
+        if not callable(given) and not (given is None and field_name in ("outputs", "criterion")):
+            raise ValueError(f"{KEY}: {field_name} must be a function, got {given!r}; for example {EXAMPLE}")
+    if task.class_of not in (None, *get_args(ClassOf)):
+        raise ValueError(
+            f"{KEY}: class_of must be one of {', '.join(get_args(ClassOf))} or None, got {task.class_of!r}; write what "
+            "has one class each, or None if labels are no classes"
+        )
+    if not isinstance(task.torchmetrics, Mapping):
+        kind = type(task.torchmetrics).__name__
+        raise ValueError(f"{KEY}: torchmetrics must be metrics by name, got {kind}; write {{name: metric}}")
+    strange = next((name for name, metric in task.torchmetrics.items() if not hasattr(metric, "update")), None)
+    if strange is not None:
+        kind = type(task.torchmetrics[strange]).__name__
+        raise ValueError(f"{KEY}: torchmetrics[{strange!r}] must be a torchmetrics.Metric, got {kind}")
 
 
 @dataclass(frozen=True)

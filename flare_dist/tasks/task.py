@@ -23,6 +23,8 @@ Count = Tensor | float
 Amount = Tensor | tuple[Tensor, Count]  # a tensor that adds up over batches, or (sum, count)
 Totals = Mapping[str, Amount]
 Best = tuple[str, str]  # a metric, and "max" or "min"
+# What else is logged of an evaluation, as test_NAME, best_NAME or worst_client_NAME: no metric has such a name.
+LOGGED = ("examples", "name", "round", "skipped_examples")
 ClassOf = Literal["example", "token", "pixel"]
 
 
