@@ -174,6 +174,24 @@ def test_a_local_function_is_checked_as_a_named_one_is(make: Any, tmp_path: Path
         flare_dist.train(TINY, data=make, model=net(), output_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "cnn"}, r"model\.name: model= takes objects and functions, got the name 'cnn'; write \*\*\{"),
+        ({"task": "regression"}, r"task\.name: task= takes objects and functions"),
+        ({"data": "mnist"}, r"data\.name: data= takes objects and functions"),
+        ({"model": 5}, r"model\.name: must name a callable"),
+        ({"on_round": 5}, r"on_round: must be functions that take a row, got 5"),
+        ({"on_round": [print, None]}, r"on_round: must be functions that take a row, got None"),
+        ({"clients.lrr": 1}, r"clients\.lrr: there is no such option; did you mean clients\.lr\?"),
+        ({"clients.lr": "fast"}, r"clients\.lr: expected a number, got fast"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        flare_dist.train(TINY, **{"data": source(), "model": net(), "output_dir": tmp_path} | arguments)
+
+
 def test_a_run_goes_on_in_another_directory(run: flare_dist.FinishedRun, tmp_path: Path) -> None:
     further = flare_dist.train(run, rounds=3, output_dir=tmp_path)
     assert [row["round"] for row in further.metrics] == [0, 1, 2, 3]

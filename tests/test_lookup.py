@@ -13,6 +13,8 @@ import torch
 from flare_dist.data.config import DataConfig
 from flare_dist.data.lookup import read_source
 from flare_dist.data.partition import partition
+from flare_dist.data.parts import open_part
+from flare_dist.data.source import Part
 from flare_dist.data.sources import Source
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.partitions import CLASSES, examples
@@ -53,6 +55,39 @@ def test_examples_without_a_class_each_may_be_divided_by_it() -> None:
     config = DataConfig(partition=f"{HERE}:striped")
     numbers = replace(examples(60), labels=torch.zeros(60, 2))
     assert len(partition(config, numbers, CLASSIFICATION._replace(class_of=None), 2, 3, 0)) == 3
+
+
+def by_groups(labels: Any, groups: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray:
+    assert labels is None
+    return groups % num_clients
+
+
+@pytest.mark.parametrize("is_by_groups", [True, False])
+def test_a_partition_of_the_user_s_need_not_look_at_labels(is_by_groups: bool) -> None:
+    """Nobody knows the classes of these without reading them."""
+    items = open_part(Part([(torch.zeros(2), 1)] * 6, groups=[0, 1, 2] * 2), "data: train")
+    if is_by_groups:
+        own = DataConfig(partition=f"{HERE}:by_groups")
+        parts = partition(own, items, CLASSIFICATION, 2, 3, 0)
+        assert [part.tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
+        return
+    with pytest.raises(
+        ValueError, match=r"^data\.partition: .*:striped fails: .*; its labels are None, .*labels=\.\.\.\)$"
+    ):
+        partition(DataConfig(partition=f"{HERE}:striped"), items, CLASSIFICATION, 2, 3, 0)
+
+
+def of_task(config: Any, seed: int, task: str) -> Source:
+    return Source(examples(60), examples(20), classes=seed, task=task)
+
+
+def test_the_user_s_data_are_given_the_task_if_they_ask_for_it() -> None:
+    config = DataConfig(name=f"{HERE}:of_task")
+    assert read_source(config, 7, "segmentation").task == "segmentation"
+    with pytest.raises(
+        ValueError, match=r"^data\.options\.task: .*:of_task is given it already, got 'a'; leave it out"
+    ):
+        DataConfig(name=f"{HERE}:of_task", options={"task": "a"})
 
 
 @pytest.mark.parametrize(

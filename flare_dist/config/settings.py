@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ Settings = str | Path | Mapping[str, Any] | Config | None
 
 
 def make_config(config: Settings, values: Mapping[str, Any]) -> Config:
-    """Make a configuration of a file, a dict or a Config, and of more values by dotted key, which win."""
+    """Make a configuration of a file, a dict or a Config, and of more values by dotted key, which win.
+
+    Raises ValueError that begins with the dotted key of what is wrong.
+    """
+    try:
+        return _make_config(config, values)
+    except ArgumentError as error:  # is of a command line, whose keys begin with dashes
+        raise ValueError(str(error).removeprefix("--").replace("did you mean --", "did you mean ")) from error
+
+
+def _make_config(config: Settings, values: Mapping[str, Any]) -> Config:
     parser = config_parser()
     arguments = [f"--{key}={as_text(value, key)}" for key, value in values.items()]
     if config is None or isinstance(config, str | Path):

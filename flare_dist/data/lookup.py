@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def find_source(name: Any, options: Options) -> Callable[..., Source]:
     """
     found = find(NAME, name, SOURCES)
     if is_own(name, SOURCES):
-        return bind(NAME, name, found, options, ["config", "seed"])
+        return bind(NAME, name, found, options, ["config", "seed"], reserved=["task"])
     bind(NAME, name, lambda config, seed: found, options, ["config", "seed"])  # ours take none
     return found
 
@@ -37,7 +38,8 @@ def read_source(config: SourceConfig, seed: int, task: str = AUTO) -> Source:
     source = find_source(config.name, config.options)
     if not is_own(config.name, SOURCES):
         return source(config, seed, **accepted(source, task=task))
-    made: Source = expect(NAME, config.name, call(NAME, config.name, source, config, seed), Source, EXAMPLE)
+    read = partial(source, **accepted(source, task=task))
+    made: Source = expect(NAME, config.name, call(NAME, config.name, read, config, seed), Source, EXAMPLE)
     return made
 
 
@@ -62,7 +64,11 @@ def find_partitioner(name: Any, options: Options) -> Partitioner:
         def divide() -> np.ndarray:
             return np.asarray(users(labels, groups, num_clients, rng))
 
-        owner = call(PARTITION, name, divide)
+        try:
+            owner = call(PARTITION, name, divide)
+        except ValueError as error:
+            hint = "; its labels are None, for they are not known: give Part(..., labels=...)" if labels is None else ""
+            raise ValueError(f"{error}{hint}") from error
         _check_owner(name_of(name), owner, len(train), num_clients)
         return owner.astype(np.int64)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flare_dist.compatibility import EXCLUSIONS, WITHOUT_CLASSES
+from flare_dist.compatibility import BY_CLASS, EXCLUSIONS, WITHOUT_CLASSES
 from flare_dist.data.config import DataConfig
 from flare_dist.data.examples import Examples
 from flare_dist.data.items import Items
@@ -61,7 +61,7 @@ def partition(
     strata = strata_of(train, task)
     class_of = task.class_of if strata is None else "example"
     refuse(EXCLUSIONS, data=config, class_of=class_of, num_clients=num_clients)
-    if isinstance(train, Items) and strata is None and config.partition not in WITHOUT_CLASSES:
+    if isinstance(train, Items) and strata is None and config.partition in BY_CLASS:
         raise ValueError(
             f"data.partition: this partition divides by the class of each example, got {config.partition} and "
             f"{train.where} without labels; give Part(..., labels=...), or choose from {', '.join(WITHOUT_CLASSES)}"
