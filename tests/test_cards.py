@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig
-from flare_dist.records.cards import card, cards, end_card, hyperparameters
+from flare_dist.records.cards import card, cards, end_card, hyperparameters, layout
 from flare_dist.records.tensorboard import EventWriter
 
 CONFIG = Config(rounds=7, output_dir="runs/mine", data=DataConfig(name="mnist"))
@@ -66,8 +66,8 @@ def test_the_text_card_names_what_differs_and_all_keys(tmp_path: Path) -> None:
 
 def test_the_layout_groups_curves_of_a_run(tmp_path: Path) -> None:
     content = events_of(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    layout = layout_pb2.Layout.FromString(content)
-    patterns = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    shown = layout_pb2.Layout.FromString(content)
+    patterns = {chart.title: list(chart.multiline.tag) for category in shown.category for chart in category.chart}
     for title, name in {
         "iou": "iou/test",
         "loss": "loss/train",
@@ -78,4 +78,6 @@ def test_the_layout_groups_curves_of_a_run(tmp_path: Path) -> None:
         "learning rates": "lr/clients",
     }.items():
         assert any(re.match(pattern, name) for pattern in patterns[title]), title
+    assert "iou_by_group" not in patterns
+    assert layout(("iou", "max"), by_group=True)["Result"]["iou_by_group"] == ["Multiline", ["^iou_by_group/"]]
     assert not any(re.match(pattern, "seconds/elapsed") for pattern in patterns["seconds of a round"])

@@ -62,6 +62,13 @@ def test_densities_of_layers_have_a_curve_each() -> None:
     assert values == {"density/0.weight": 0.5}
 
 
+def test_groups_have_a_curve_each_whatever_their_names() -> None:
+    groups = {name: {"iou": value, "loss": 2.0, "examples": 4} for name, value in (("a/b c", 0.5), ("\udce9", 0.25))}
+    values = Curves(lambda round_: {}, "iou").values({"round": 1, "groups": groups, "worst_group_iou": 0.25})
+    by_group = {"iou_by_group/a/b c": 0.5, "iou_by_group/\\xe9": 0.25}
+    assert values == by_group | {"spread/worst_group_iou": 0.25}
+
+
 def test_learning_rates_follow_the_schedules() -> None:
     rates = learning_rates(LEARNING)
     assert rates(0) == {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flare_dist.cli import main
 from flare_dist.data.examples import Examples
@@ -42,6 +43,10 @@ def test_the_examples_of_groups_and_clients_add_up_to_the_whole(tmp_path: Path) 
         worst = min(groups.values(), key=lambda found: found["accuracy"])
         assert row["worst_group_accuracy"] == worst["accuracy"] == groups[row["worst_group_name"]]["accuracy"]
         assert row["worst_client_accuracy"] <= row["client_accuracy"] <= row["best_client_accuracy"]  # type: ignore[operator]
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("0", "1"):
+        curve = [event.value for event in shown.Scalars(f"accuracy_by_group/{name}")]
+        assert curve == pytest.approx([row["groups"][name]["accuracy"] for row in evaluated])  # type: ignore[index]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["worst_group_accuracy"] == evaluated[-1]["worst_group_accuracy"]
 

@@ -199,6 +199,19 @@ def test_a_run_of_mlflow_goes_on_without_repetition(tmp_path: Path, store: Any) 
 
 @needs_mlflow
 @pytest.mark.filterwarnings("default")
+def test_mlflow_takes_groups_of_any_name_and_number(tmp_path: Path, store: Any) -> None:
+    names = ["a|b", "ü", "", "..", "c//d", *map(str, range(1000))]
+    with mlflow_tracker(run(tmp_path)) as send:
+        send(Point(1, 1000.0, {f"accuracy_by_group/{name}": 0.5 for name in names}))
+    logged = store.get_run((tmp_path / "mlflow.run").read_text()).data.metrics
+    assert len(logged) == len(names) + 1
+    assert (
+        logged["accuracy_by_group/a_7c_b"] == logged["accuracy_by_group/ü"] == logged["accuracy_by_group/_.._"] == 0.5
+    )
+
+
+@needs_mlflow
+@pytest.mark.filterwarnings("default")
 def test_another_store_of_mlflow_gets_the_whole_run(
     tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flare_dist.config.config import Config
 from flare_dist.config.saved import as_dict, differing_keys, dotted, to_yaml
-from flare_dist.records.curves import tag
+from flare_dist.records.curves import BY_GROUP, tag
 from flare_dist.records.resume import FREE_KEYS
 from flare_dist.tasks.task import Best
 
@@ -23,7 +23,12 @@ def cards(config: Config, best: Best) -> list[Summary]:
 
     metrics = [str(tag(f"test_{name}")) for name in dict.fromkeys((best[0], "loss"))]
     experiment, start, _ = summary.hparams(hyperparameters(config), dict.fromkeys(metrics, 0.0))
-    return [summary.text("configuration", card(config)), experiment, start, summary.custom_scalars(layout(best))]
+    return [
+        summary.text("configuration", card(config)),
+        experiment,
+        start,
+        summary.custom_scalars(layout(best, config.evaluation.by_group)),
+    ]
 
 
 def end_card() -> Summary:
@@ -49,9 +54,9 @@ def card(config: Config) -> str:
     return "\n".join(["**Differs from the defaults**", "", *table, "", "**All keys**", "", *_indented(to_yaml(config))])
 
 
-def layout(best: Best) -> dict[str, dict[str, list[Any]]]:
+def layout(best: Best, by_group: bool = False) -> dict[str, dict[str, list[Any]]]:
     """Name the charts of the page Custom Scalars, each with patterns of the tags that share it."""
-    metrics = dict.fromkeys((best[0], "loss"))
+    metrics = [*dict.fromkeys((best[0], "loss")), *([f"{best[0]}{BY_GROUP}"] if by_group else [])]
     return {
         "Result": {name: ["Multiline", [rf"^{name}/"]] for name in metrics},
         "Communication": {

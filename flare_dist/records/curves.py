@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flare_dist.config.config import Config
+from flare_dist.errors import printable
 from flare_dist.records.summary import bytes_up
 from flare_dist.schedules import parse_schedule
 from flare_dist.tasks.spread import MEMBERS
 
 # What tasks/spread.py makes of a metric over groups or clients, names aside.
 SPREAD = re.compile(rf"((worst|best)_)?({'|'.join(MEMBERS)})_(?!name$).+")
+
+BY_GROUP = "_by_group"  # ends the first part of the tags of groups, after the metric
 
 Rates = Callable[[int], dict[str, float]]  # round -> learning rates by tag
 
@@ -43,16 +46,25 @@ def tag(key: str) -> str | None:
 
 
 class Curves:
-    """Turn rows, given in their order, into values by tag; bytes are also added up over the rows."""
+    """Turn rows, given in their order, into values by tag; bytes are also added up over the rows.
 
-    def __init__(self, rates: Rates) -> None:
+    Of groups that are measured one by one, the best metric of the task has a curve each.
+    """
+
+    def __init__(self, rates: Rates, metric: str = "accuracy") -> None:
         self._rates = rates
+        self._metric = metric
         self._sums: Counter[str] = Counter()
 
     def values(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Return the values of a row; BatchNorm's statistics count in bytes up and in the compression."""
         values = {name: value for key, value in row.items() if (name := tag(key)) is not None}
         values |= {f"density/{layer}": density for layer, density in row.get("layer_densities", {}).items()}
+        values |= {
+            f"{self._metric}{BY_GROUP}/{printable(name)}": found[self._metric]
+            for name, found in row.get("groups", {}).items()
+            if self._metric in found
+        }
         return values | self._traffic(row) | self._rates(row["round"])
 
     def _traffic(self, row: Mapping[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ WANDB, MLFLOW = TRACKED
 PROJECT = "flare_dist"  # unless the environment names another
 PATIENCE_SECONDS = 30.0  # at the end of a run, for what has not been sent yet
 MOST_PARAMETERS = 100  # that MLflow takes at once
+MOST_METRICS = 1000
 
 
 class Point(NamedTuple):
@@ -105,7 +107,9 @@ def mlflow_tracker(run: TrackedRun) -> Iterator[Send]:
         if point.round > last:  # the tracker has not heard of it yet
             values = point.values | {"round": point.round}
             moment = round(point.time * 1000)
-            client.log_batch(name, [Metric(key, value, moment, point.round) for key, value in values.items()])
+            metrics = (Metric(_mlflow_name(key), value, moment, point.round) for key, value in values.items())
+            while some := list(islice(metrics, MOST_METRICS)):
+                client.log_batch(name, some)
 
     for point in run.earlier:
         send(point)
@@ -115,6 +119,12 @@ def mlflow_tracker(run: TrackedRun) -> Iterator[Send]:
         client.set_terminated(name, "FAILED")
         raise
     client.set_terminated(name)
+
+
+def _mlflow_name(tag: str) -> str:
+    """Write a tag with the characters that MLflow takes, and as a path without empty parts: groups have any name."""
+    parts = [re.sub(r"[^\w.\- :]", lambda found: f"_{ord(found[0]):x}_", part) for part in tag.split("/")]
+    return "/".join(f"_{part}_" if part in ("", ".", "..") else part for part in parts)
 
 
 def _mlflow_run(client: MlflowClient, run: TrackedRun) -> Run:

@@ -55,7 +55,7 @@ class Tracker:
         self._earlier_seconds = self.rows[-1].get("elapsed_seconds", 0.0) if self.rows else 0.0
         self._start = time.monotonic()
         self._path = directory / METRICS
-        self._curves = Curves(learning_rates(config, first_round))
+        self._curves = Curves(learning_rates(config, first_round), best[0])
         points = [self._point(row) for row in self.rows]
         self._events: EventWriter | None = None
         with explained("output_dir", self._path):
