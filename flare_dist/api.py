@@ -74,7 +74,9 @@ def train(
             values = {"checkpoint.resume": config.directory, **values}
         config = config.directory / CONFIG
     launch = Launch.from_environment()
-    functions = _functions(on_round)
+    functions: list[Any] = list(on_round) if isinstance(on_round, list | tuple) else [on_round]
+    if not all(map(callable, functions)):
+        raise ValueError(f"on_round: must be a function of a row, or a list of them, got {on_round!r}; give print")
     if launch.rank != 0 and not every_rank:
         functions = []
 
@@ -146,24 +148,12 @@ def bandwidth(
     return [csv_row(totals(log, found, topology, target)) for log in logs]
 
 
-def _functions(on_round: Any) -> list[OnRound]:
-    """List the functions to call; ValueError if something else is among them."""
-    functions = list(on_round) if isinstance(on_round, list | tuple) else [on_round]
-    for function in functions:
-        if not callable(function):
-            raise ValueError(f"on_round: must be functions that take a row, got {function!r}; give on_round=print")
-    return functions
-
-
 def _objects(task: Any, data: Any, model: Any) -> dict[str, Any]:
     """Map the keys of what came from Python to it, in the form that the key's own callables have."""
-    objects: dict[str, Any] = {}
-    for argument, value in (("task", task), ("data", data), ("model", model)):
+    objects: dict[str, Any] = {} if task is None else {"task.name": task}
+    for key, value in {"task": task, "data": data, "model": model}.items():
         if isinstance(value, str):
-            problem = f"{argument}= takes objects and functions, got the name {value!r}"
-            raise ValueError(f'{argument}.name: {problem}; write **{{"{argument}.name": {value!r}}}')
-    if task is not None:
-        objects["task.name"] = task
+            raise ValueError(f"{key}.name: {key}= takes no name, got {value!r}; write {key}.name= as a key")
     if data is not None:
         objects["data.name"] = _Always(data) if isinstance(data, Source) else data
     if model is not None:

@@ -177,12 +177,12 @@ def test_a_local_function_is_checked_as_a_named_one_is(make: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "cnn"}, r"model\.name: model= takes objects and functions, got the name 'cnn'; write \*\*\{"),
-        ({"task": "regression"}, r"task\.name: task= takes objects and functions"),
-        ({"data": "mnist"}, r"data\.name: data= takes objects and functions"),
+        ({"model": "cnn"}, r"model\.name: model= takes no name, got 'cnn'; write model\.name= as a key"),
+        ({"task": "regression"}, r"task\.name: task= takes no name, got 'regression'"),
+        ({"data": "mnist"}, r"data\.name: data= takes no name, got 'mnist'"),
         ({"model": 5}, r"model\.name: must name a callable"),
-        ({"on_round": 5}, r"on_round: must be functions that take a row, got 5"),
-        ({"on_round": [print, None]}, r"on_round: must be functions that take a row, got None"),
+        ({"on_round": 5}, r"on_round: must be a function of a row, or a list of them, got 5"),
+        ({"on_round": [print, None]}, r"on_round: must be a function of a row, .*, got .*None"),
         ({"clients.lrr": 1}, r"clients\.lrr: there is no such option; did you mean clients\.lr\?"),
         ({"clients.lr": "fast"}, r"clients\.lr: expected a number, got fast"),
     ],

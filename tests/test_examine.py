@@ -58,6 +58,21 @@ def test_labels_out_of_range_are_named_before_training() -> None:
         loaded(Source(Without(), Without(24), classes=2))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": 2.5}, r"classes must be names or how many there are, got float; give a list"),
+        ({"classes": "names.txt"}, r"classes must be names or how many there are, got str; give a list"),
+        ({"classes": torch.tensor(4)}, r"classes must be names or how many there are, got Tensor"),
+        ({"classes": ["a", "b", "a", "c"]}, r"classes must have a name each, got 'a' twice; rename one"),
+        ({"classes": 4, "vocabulary": 9}, r"vocabulary must be a flare_dist\.Vocabulary, got int"),
+    ],
+)
+def test_fields_of_another_kind_are_told(fields: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^data: {message}"):
+        loaded(Source(Jittered(), Jittered(), **fields))
+
+
 @pytest.mark.parametrize("label", ["cat", [1, 2]])
 def test_labels_that_are_no_tensor_are_told_before_training(label: Any) -> None:
     examples = [(torch.zeros(4), label)] * 6

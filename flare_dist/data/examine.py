@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from flare_dist.errors import check_least
 from flare_dist.tasks.batch import describe, pair
 from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
+from flare_dist.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def examine(
 
     `where` begins the errors of a source, `hint` ends those that another task would not have.
     """
+    _check_fields(source, where)
     names = _class_names(source, parts["train"])
     num_classes = _count_classes(source, parts.values(), names, where)
     _check_resident(parts, where, num_classes, task, hint)
@@ -57,6 +60,23 @@ def examine(
 def reader_for(part: Items, on_error: str, num_classes: int | None, task: Task) -> Reader:
     """Make what reads the examples of a Dataset, and checks their labels if these are classes."""
     return Reader(part, on_error, None if task.class_of is None else num_classes, task.ignored)
+
+
+def _check_fields(source: Source, where: str) -> None:
+    """Raise ValueError if the classes or the vocabulary of a user's Source are of another kind than they must be."""
+    classes = source.classes
+    if classes is not None and not isinstance(classes, int | np.integer):
+        if isinstance(classes, str | Mapping | Tensor) or not isinstance(classes, Iterable):
+            kind = type(classes).__name__
+            raise ValueError(
+                f"{where}: classes must be names or how many there are, got {kind}; give a list, or an int"
+            )
+        twice = next((name for name, times in Counter(map(str, classes)).items() if times > 1), None)
+        if twice is not None:
+            raise ValueError(f"{where}: classes must have a name each, got {twice!r} twice; rename one")
+    if not isinstance(source.vocabulary, Vocabulary | None):
+        kind = type(source.vocabulary).__name__
+        raise ValueError(f"{where}: vocabulary must be a flare_dist.Vocabulary, got {kind}; give Vocabulary(size)")
 
 
 def _class_names(source: Source, train: Examples | Items) -> tuple[str, ...]:

@@ -59,6 +59,18 @@ class Task(NamedTuple):
     `criterion`, if the loss is a function of (outputs, labels), opens the fast paths: recorded steps, and, if it takes
     reduction="none" as the losses of torch.nn.functional do, clients as one batch. It must agree with `loss`, which is
     checked on one batch before a run.
+
+    Args:
+        loss: (model, batch) -> (sum, count) over the labels that count; a plain scalar is the mean over the batch.
+        metrics: (model, batch) -> a tensor or (sum, count) for each name, which add up over batches.
+        torchmetrics: more metrics by name, updated with (outputs, labels).
+        finish: makes numbers of what has added up; the default divides sums by counts.
+        best: the metric by which models are compared, and "max" or "min".
+        outputs: (shape of an input, classes) -> the shape that the output of an example must have.
+        criterion: the loss as a function of (outputs, labels).
+        ignored: a label that the criterion leaves out.
+        check_labels: (labels, shape of all inputs, classes), raises ValueError if it cannot learn from them.
+        class_of: what has one class each: example, token or pixel; None if labels are no classes.
     """
 
     # (sum, count) over the labels that count; a plain scalar is the mean over the examples of the batch.
