@@ -58,7 +58,7 @@ def advised(make: Callable[[Any], Optimizer], **settings: Any) -> str | None:
             lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
             "SGD has momentum 0.9, and at density 0.05 the residual acts as momentum already; write optimizer = "
             "torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.0005), alone or with "
-            "attach(..., error_feedback='dgc', momentum=0.9) (docs",
+            "attach(..., error_feedback='dgc', momentum=0.9): accuracy .393 against .342 with momentum in SGD",
         ),
         (
             Lion,
@@ -77,13 +77,14 @@ def test_advice_names_the_line_to_write(make: Callable[[Any], Optimizer], line: 
     [
         (AdamW, {"density": 1.0}),
         (lambda p: SGD(p, momentum=0.9), {"density": 1.0, "value_codec": "fp16"}),
+        (AdamW, {"density": 0.3}),
         (AdamW, {"error_feedback": "none"}),
         (AdamW, {"dense_below": 10**6}),
         (lambda p: AdamW(p, betas=(0.0, 0.999)), {}),
         (SGD, {}),
         (torch.optim.RMSprop, {}),
     ],
-    ids=["dense", "dense fp16", "no residual", "whole tensors", "beta1 0", "plain sgd", "rmsprop"],
+    ids=["dense", "dense fp16", "most arrive soon", "no residual", "whole tensors", "beta1 0", "plain sgd", "rmsprop"],
 )
 def test_no_advice_if_nothing_arrives_late_or_nothing_is_wrong(
     make: Callable[[Any], Optimizer], settings: dict[str, Any]
@@ -104,6 +105,7 @@ def test_momentum_beside_that_of_dgc_is_advised_against() -> None:
     assert "dgc has momentum of its own" in line
     assert "alone or" not in line
     assert "alone or" not in (advised(lambda p: SGD(p, momentum=0.9), preconditioner="adam") or "alone or")
+    assert advised(lambda p: SGD(p, momentum=0.9), error_feedback="dgc", density=0.3)
 
 
 def test_the_advice_follows_the_line_it_gives() -> None:
@@ -136,8 +138,8 @@ def test_an_adam_behind_a_preconditioner_is_refused_with_the_line_to_write() -> 
     check_preconditioned(adam, "none", is_sharded=False)
 
 
-def test_during_a_dense_warm_up_momentum_stays() -> None:
-    state = flare_dist.SparseHookState(net(), **SPARSE, warmup=(1.0, 0.5), warmup_rounds=2)
+def test_while_a_warm_up_sends_much_momentum_stays() -> None:
+    state = flare_dist.SparseHookState(net(), **SPARSE, warmup=(0.3, 0.1), warmup_rounds=2)
     late = []
     for number in range(6):
         state.step = number

@@ -14,6 +14,7 @@ from flare_dist.hook.state import SparseHookState
 
 _BETAS = (0.0, 0.999)  # of Adam, if entries arrive late
 _CLIP = ", with attach(..., clip_norm=0.5): 1.733 against 1.728 dense, for a GPT at density 0.01 on 2 ranks"
+_DGC = ": accuracy .393 against .342 with momentum in SGD and .390 dense, for ResNet-18 at density 0.01 on 2 ranks"
 _DOCS = "(docs/optimizers.md)"
 _DENSE_ONLY = {
     "lion": "steps by the sign of a momentum, as far for entries that did not arrive as for those that did",
@@ -58,7 +59,7 @@ def _of_sgd(optimizer: Optimizer, density: float, rule: str, is_preconditioned: 
     if not momentum:
         return None
     because = "dgc has momentum of its own" if rule == "dgc" else "the residual acts as momentum already"
-    either = f", alone or with attach(..., error_feedback='dgc', momentum={momentum:g})"
+    either = f", alone or with attach(..., error_feedback='dgc', momentum={momentum:g}){_DGC}"
     line = _line(optimizer, _path(optimizer), momentum=0, nesterov=False, dampening=0)
     return (
         f"attach: {_name(optimizer)} has momentum {momentum:g}, and at density {density:g} {because}; "

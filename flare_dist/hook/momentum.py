@@ -6,7 +6,7 @@ added up. That delay acts as momentum does, and momentum of the optimizer's own 
     Mitliagkas, Zhang, Hadjis and Ré, "Asynchrony begets Momentum, with an Application to Deep Learning", 2016,
     https://arxiv.org/abs/1605.09774
 
-At density 1 nothing waits, and an optimizer keeps its momentum.
+At density 1 nothing waits, and an optimizer keeps its momentum; so it does while most entries arrive soon.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from torch.optim import Optimizer
 from flare_dist.compression.compressor import density_in
 from flare_dist.hook.state import SparseHookState
 
+LATE = 0.2  # A density between .3, at which beta1 .9 is better than 0, and .1, at which it is worse: docs/optimizers.md
+
 
 def arrives_late(state: SparseHookState) -> bool:
-    """Tell if some entries wait in a residual at the density in force, that of the warm-up while it lasts.
+    """Tell if entries wait long in a residual at the density in force, that of the warm-up while it lasts.
 
-    Before the first step it is the density that the warm-up leads to.
+    Before the first step it is the density that the warm-up leads to. Behind dgc, which has momentum, any wait is long.
     """
     config = state.config
     density = density_in(config, state.step) if state.step else config.density
-    if config.rule == "none" or density == 1:
+    if config.rule == "none" or density >= (1.0 if config.rule == "dgc" else LATE):
         return False
     sizes = (math.prod(shape) for shape in state.shapes.values())
     return any(config.count_kept(numel, density) < numel for numel in sizes)
