@@ -37,7 +37,7 @@ def _in_words(setting: Setting, rows: Sequence[Row], dense: Sequence[Row]) -> li
     accuracies = [row.test_accuracy for row in chosen]
     points = f"{100 * (mean(accuracies) - mean(row.test_accuracy for row in dense)):+.1f}" if dense else "-"
     sent = mean(row.uplink_bytes for row in chosen)
-    times = f"1/{mean(row.uplink_bytes for row in dense) / sent:.1f}" if dense and sent else "-"
+    times = _times(sent / mean(row.uplink_bytes for row in dense)) if dense and sent else "-"
     return [
         setting.way,
         f"{chosen[0].parameters:,}",
@@ -51,6 +51,10 @@ def _in_words(setting: Setting, rows: Sequence[Row], dense: Sequence[Row]) -> li
         f"{mean(row.cpu_seconds for row in chosen):.0f}",
         str(len(chosen)),
     ]
+
+
+def _times(share: float) -> str:
+    return f"1/{1 / share:.1f}" if share <= 1 else f"{share:.0f} x"
 
 
 def rates(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

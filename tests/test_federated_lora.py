@@ -129,14 +129,16 @@ def test_the_table_compares_means_over_seeds_with_dense_lora(capsys: pytest.Capt
     sparse = Setting("sparse lora", "", DATA)
     rows = [row(Run(SETTING, lr, 0), accuracy) for lr, accuracy in ((0.1, 0.5), (0.2, 0.8), (0.4, 0.6))]
     rows += [row(Run(SETTING, 0.2, 1), 0.6), row(Run(sparse, 0.2, 0), 0.66, uplink_bytes=40)]
-    dense, few = results(rows)
+    rows += [row(Run(Setting("full", "", DATA), 0.2, 0), 0.1, uplink_bytes=5000)]
+    dense, few, many = results(rows)
+    assert many[7] == "5 x"
     assert dense[2:5] == ["0.2", "0.3500 ± 0.0707", "+0.0"]
     assert few[2:5] == ["0.2*", "0.3300", "-2.0"]
     assert few[7] == "1/25.0"
     print_tables(rows)
     shown = capsys.readouterr().out
     assert "| lora | 0.5000 | 0.8000 | 0.6000 |" in shown
-    assert "5 runs" in shown
+    assert "6 runs" in shown
 
 
 @pytest.mark.parametrize("way", federated_lora.WAYS)
