@@ -58,7 +58,8 @@ def advised(make: Callable[[Any], Optimizer], **settings: Any) -> str | None:
             lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
             "SGD has momentum 0.9, and at density 0.05 the residual acts as momentum already; write optimizer = "
             "torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.0005), alone or with "
-            "attach(..., error_feedback='dgc', momentum=0.9): accuracy .393 against .342 with momentum in SGD",
+            "attach(..., error_feedback='dgc', momentum=0.9): accuracy .393 against .342 with momentum in SGD and .390 "
+            "dense, for ResNet-18 at density 0.01 on 2 ranks (docs",
         ),
         (
             Lion,
@@ -67,7 +68,8 @@ def advised(make: Callable[[Any], Optimizer], **settings: Any) -> str | None:
         ),
         (
             Adafactor,
-            "whole rows and columns, and at density 0.05 few entries arrive in a step; write optimizer = torch.",
+            "Adafactor estimates second moments from whole rows and columns, and at density 0.05 few entries arrive "
+            "in a step; write optimizer = torch.",
         ),
         (Adafactor, "1.733 with clip_norm=0.5 against 2.314, for a GPT at density 0.01 on 2 ranks (docs"),
     ],
@@ -143,8 +145,9 @@ def test_an_adam_behind_a_preconditioner_is_refused_with_the_line_to_write() -> 
     check_preconditioned(adam, "none", is_sharded=False)
 
 
-def test_while_a_warm_up_sends_much_momentum_stays() -> None:
-    state = flare_dist.SparseHookState(net(), **SPARSE, warmup=(0.3, 0.1), warmup_rounds=2)
+@pytest.mark.parametrize("first", [1.0, 0.3])
+def test_while_a_warm_up_sends_much_momentum_stays(first: float) -> None:
+    state = flare_dist.SparseHookState(net(), **SPARSE, warmup=(first, 0.1), warmup_rounds=2)
     late = []
     for number in range(6):
         state.step = number
