@@ -35,7 +35,7 @@ def reason(error: Exception) -> str:
     """Return the message of `error` in one line, without the path that an OSError repeats."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    words = printable(" ".join(str(error).split()))  # decoders quote the damaged bytes
+    words = _on_one_line(error)
     if isinstance(error, OSError | ValueError | SyntaxError) and words:
         return words
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -46,7 +46,11 @@ def reason_in_code(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
-    return f"{kind}{printable(' '.join(str(error).split()))}{place}"
+    return f"{kind}{_on_one_line(error)}{place}"
+
+
+def _on_one_line(error: BaseException) -> str:
+    return printable(" ".join(str(error).split()))  # decoders quote the damaged bytes
 
 
 def refusal(key: str, path: str | Path, problem: str) -> ValueError:

@@ -36,9 +36,9 @@ def find_source(name: Any, options: Options) -> Callable[..., Source]:
 def read_source(config: SourceConfig, seed: int, task: str = AUTO) -> Source:
     """Read the data set of `config` for a task; ValueError that names data.name if the user's returns no source."""
     source = find_source(config.name, config.options)
-    if not is_own(config.name, SOURCES):
-        return source(config, seed, **accepted(source, task=task))
     read = partial(source, **accepted(source, task=task))
+    if not is_own(config.name, SOURCES):
+        return read(config, seed)
     made: Source = expect(NAME, config.name, call(NAME, config.name, read, config, seed), Source, EXAMPLE)
     return made
 

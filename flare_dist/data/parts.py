@@ -63,7 +63,7 @@ def check_map_style(data: Any, where: str) -> None:
         keys = ", ".join(printable(str(key)) for key in data)
         raise ValueError(f"{where}: must be one Dataset, got {type(data).__name__} with {keys}; give one of them")
     is_readable = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if isinstance(data, str) or not (is_readable or hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+    if isinstance(data, str) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise ValueError(
             f"{where}: must be a Dataset, got {type(data).__name__}; give one with __len__ and __getitem__, as "
             "Source(train=images, test=others)"
@@ -89,9 +89,10 @@ def _check_indices(data: Any, where: str) -> None:
         return
     _check_indices(data.dataset, where)
     n = _length(data.dataset, where)
-    wrong = next((index for index in data.indices if not -n <= index < n), None)
-    if wrong is not None:
-        raise ValueError(f"{where}: a Subset of {n} examples must have indices 0 to {n - 1}, got {int(wrong)}")
+    indices = np.asarray(data.indices)  # at once, for there may be millions
+    wrong = indices[(indices < -n) | (indices >= n)]
+    if len(wrong):
+        raise ValueError(f"{where}: a Subset of {n} examples must have indices 0 to {n - 1}, got {int(wrong[0])}")
 
 
 def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:

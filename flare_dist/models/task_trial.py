@@ -36,7 +36,7 @@ def check_criterion(model: nn.Module, batch: Batch, task: Task) -> None:
     by_criterion = _mean_loss(task, model, batch)
     if not math.isclose(by_loss, by_criterion, rel_tol=1e-3, abs_tol=1e-6) and math.isfinite(by_loss + by_criterion):
         raise ValueError(
-            f"task.name: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
+            f"{KEY}: loss and criterion must agree, got means {by_loss:.6g} and {by_criterion:.6g} for "
             f"{len(pair(batch)[1])} examples; mend one of them, or leave criterion None"
         )
 
@@ -48,9 +48,7 @@ def _mean_loss(task: Task, model: nn.Module, batch: Batch) -> float:
             mean, _ = mean_loss(task, model.eval(), batch)
             return float(mean)
     except Exception as error:  # whatever somebody's code may raise
-        raise ValueError(
-            f"task.name: its loss fails on {len(pair(batch)[1])} examples: {reason_in_code(error)}"
-        ) from error
+        raise ValueError(f"{KEY}: its loss fails on {len(pair(batch)[1])} examples: {reason_in_code(error)}") from error
 
 
 def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
@@ -90,7 +88,7 @@ def _check_names(names: Iterable[Any]) -> None:
     for name in names:
         if not isinstance(name, str) or name in LOGGED:
             problem = f"metrics must have names that the log of a run does not use, got {name!r}"
-            raise ValueError(f"task.name: {problem}; rename it")
+            raise ValueError(f"{KEY}: {problem}; rename it")
 
 
 def check_torchmetrics(model: nn.Module, batch: Batch, task: Task) -> None:
