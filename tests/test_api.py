@@ -131,6 +131,22 @@ def test_a_run_from_python_says_so_and_goes_on_with_the_same_objects(tmp_path: P
     assert models[0] == models[1]
 
 
+def test_a_run_from_python_is_exported_with_the_same_objects(run: flare_dist.FinishedRun, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    path, beside = flare_dist.export(run, tmp_path / "model.pt", format="pt")
+    plain.load_state_dict(torch.load(path, weights_only=True))
+    inputs = source().test.tensors[0]  # type: ignore[union-attr]
+    assert torch.equal(plain(inputs), run.model()(inputs))
+    assert beside.name == "model.preprocessing.json"
+    with pytest.raises(ValueError, match=r"flare_dist\.export\(run, PATH, model=\.\.\.\) writes it"):
+        flare_dist.export(run.directory, tmp_path / "other.onnx", format="onnx", data=source())
+    flare_dist.export(run.directory, tmp_path / "other.pt", format="pt", which="best", data=source(), model=net())
+    with pytest.raises(ValueError, match=r"^to: .* is a directory; name a file in it"):
+        flare_dist.export(run, tmp_path)
+    with pytest.raises(ValueError, match=r"^format: unknown choice, got 'safetensor'; did you mean safetensors\?"):
+        flare_dist.export(run, tmp_path / "x", format="safetensor")
+
+
 def test_a_task_and_functions_are_taken_too(tmp_path: Path) -> None:
     rows = flare_dist.train(
         TINY,
