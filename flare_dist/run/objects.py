@@ -12,6 +12,13 @@ from flare_dist.data.source import Source
 from flare_dist.given import FROM_PYTHON
 from flare_dist.tasks.task import Task
 
+KINDS: dict[str, type] = {"task": Task, "data": Source, "model": nn.Module}
+GIVE = {
+    "task": "give flare_dist.Task(loss)",
+    "data": "give flare_dist.Source(train, test), of Datasets",
+    "model": "give a module",
+}
+
 
 def objects_by_key(task: Any, data: Any, model: Any) -> dict[str, Any]:
     """Map the keys of what came from Python to it, in the form that the key's own callables have."""
@@ -19,6 +26,12 @@ def objects_by_key(task: Any, data: Any, model: Any) -> dict[str, Any]:
     for key, value in {"task": task, "data": data, "model": model}.items():
         if isinstance(value, str):
             raise ValueError(f"{key}.name: {key}= takes no name, got {value!r}; write {key}.name= as a key")
+        if value is not None and not callable(value) and not isinstance(value, KINDS[key]):
+            kind = KINDS[key].__name__
+            got = type(value).__name__
+            raise ValueError(
+                f"{key}.name: {key}= takes a {kind} or a function that returns one, got {got}; {GIVE[key]}"
+            )
     if data is not None:
         objects["data.name"] = _Always(data) if isinstance(data, Source) else data
     if model is not None:
