@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flare_dist.algorithms.algorithm import Trained as Trained
     from flare_dist.api import bandwidth as bandwidth
     from flare_dist.api import evaluate as evaluate
+    from flare_dist.api import export as export
     from flare_dist.api import sweep as sweep
     from flare_dist.api import train as train
     from flare_dist.compression.choices import Sparsifier as Sparsifier
@@ -62,6 +63,7 @@ _HOMES = {
     "attach": "flare_dist.engines.attach",
     "bandwidth": "flare_dist.api",
     "evaluate": "flare_dist.api",
+    "export": "flare_dist.api",
     "load_hook_state": "flare_dist.hook.checkpoint",
     "save_hook_state": "flare_dist.hook.checkpoint",
     "sparse_hook": "flare_dist.hook.ddp",

@@ -8,7 +8,6 @@ The caller's threads, random generators and loggers are what they were before.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,13 @@ from flare_dist.analysis.run_logs import read_run
 from flare_dist.comm.launch import Launch
 from flare_dist.config.settings import Settings, as_text, make_config
 from flare_dist.data.source import Source
-from flare_dist.given import FROM_PYTHON, given
+from flare_dist.errors import check_choice
+from flare_dist.given import given
 from flare_dist.records.rundir import CONFIG
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.finished import FinishedRun
+from flare_dist.run.formats import FORMATS, export_run
+from flare_dist.run.objects import names_of, objects_by_key
 from flare_dist.run.trainer import OnRound
 from flare_dist.run.trainer import train as train_run
 from flare_dist.studies.grid import Grid
@@ -66,7 +68,7 @@ def train(
 
     Raises ValueError that begins with the dotted key of what is wrong, and DivergedError if training diverged.
     """
-    objects = _objects(task, data, model)
+    objects = objects_by_key(task, data, model)
     if isinstance(config, FinishedRun):
         objects = {**config.objects, **objects}
         values = {"output_dir": config.directory, **values}
@@ -85,7 +87,7 @@ def train(
             function(dict(row))
 
     with given(objects), machine_kept():
-        resolved = make_config(config, _names(objects) | values)
+        resolved = make_config(config, names_of(objects) | values)
         train_run(resolved, launch, Console(stderr=True, quiet=launch.rank != 0 or not progress), call)
     return FinishedRun(Path(resolved.output_dir).absolute(), objects)
 
@@ -103,10 +105,33 @@ def evaluate(
 
     `which` is final or best. Objects that the run was given from Python are those of a FinishedRun, or are given again.
     """
-    known = run.objects if isinstance(run, FinishedRun) else {}
-    directory = run.directory if isinstance(run, FinishedRun) else Path(run)
-    with given({**known, **_objects(task, data, model)}), machine_kept():
+    directory, objects = _opened(run, objects_by_key(task, data, model))
+    with given(objects), machine_kept():
         return evaluate_run(directory, which, root)
+
+
+def export(
+    run: FinishedRun | str | Path,
+    to: str | Path,
+    *,
+    which: str = "final",
+    format: str = "safetensors",
+    root: str | None = None,
+    task: Task | Callable[..., Task] | None = None,
+    data: Source | Callable[..., Source] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+) -> list[Path]:
+    """Write a model that a run saved for others, as `flare-dist export` does, which explains the formats.
+
+    The other arguments are those of `evaluate`. Returns the paths written: the model, and what its inputs must be.
+    """
+    directory, objects = _opened(run, objects_by_key(task, data, model))
+    check_choice("format", format, FORMATS)
+    try:
+        with given(objects), machine_kept():
+            return export_run(directory, which, format, Path(to).expanduser(), root)
+    except ValueError as error:  # of a command line, whose options begin with dashes
+        raise ValueError(str(error).removeprefix("--")) from error
 
 
 def sweep(
@@ -148,44 +173,9 @@ def bandwidth(
     return [csv_row(totals(log, found, topology, target)) for log in logs]
 
 
-def _objects(task: Any, data: Any, model: Any) -> dict[str, Any]:
-    """Map the keys of what came from Python to it, in the form that the key's own callables have."""
-    objects: dict[str, Any] = {} if task is None else {"task.name": task}
-    for key, value in {"task": task, "data": data, "model": model}.items():
-        if isinstance(value, str):
-            raise ValueError(f"{key}.name: {key}= takes no name, got {value!r}; write {key}.name= as a key")
-    if data is not None:
-        objects["data.name"] = _Always(data) if isinstance(data, Source) else data
-    if model is not None:
-        objects["model.name"] = _Copied(model) if isinstance(model, nn.Module) else model
-    return objects
-
-
-class _Always:
-    """Return the same data, whatever the configuration says."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.__qualname__ = "Source"
-
-    def __call__(self, config: Any, seed: int) -> Source:
-        return self.source
-
-
-class _Copied:
-    """Return a copy of a module, so that the caller's own does not train."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.__qualname__ = type(module).__name__
-
-    def __call__(self, input_shape: Any, num_classes: Any) -> nn.Module:
-        return copy.deepcopy(self.module)
-
-
-def _names(objects: Mapping[str, Any]) -> dict[str, str]:
-    """Name each object as config.yaml does."""
-    return {key: FROM_PYTHON + getattr(value, "__qualname__", type(value).__name__) for key, value in objects.items()}
+def _opened(run: FinishedRun | str | Path, objects: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Return the directory of a run, and the objects that it was given, of which new ones win."""
+    return (run.directory, {**run.objects, **objects}) if isinstance(run, FinishedRun) else (Path(run), objects)
 
 
 @contextmanager

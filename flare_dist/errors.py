@@ -43,10 +43,15 @@ def reason(error: Exception) -> str:
 
 def reason_in_code(error: BaseException) -> str:
     """Describe an error of the user's code: its class if that helps, its message, and the place in the user's file."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_theirs(f.filename)]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     kind = "" if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: "
     return f"{kind}{_on_one_line(error)}{place}"
+
+
+def is_theirs(filename: str) -> bool:
+    """Tell whether a file of a traceback is neither PyTorch's nor ours."""
+    return not filename.startswith(_NOT_THEIRS)
 
 
 def _on_one_line(error: BaseException) -> str:

@@ -31,5 +31,6 @@ def given_again(key: str, choice: str) -> Any:
     argument = key.partition(".")[0]
     raise ValueError(
         f"{key}: the run was given {choice.removeprefix(FROM_PYTHON)} from Python; give it again: "
-        f"flare_dist.train(run, {argument}=...) goes on, flare_dist.evaluate(run, {argument}=...) measures"
+        f"flare_dist.train(run, {argument}=...) goes on, flare_dist.evaluate(run, {argument}=...) measures, "
+        f"flare_dist.export(run, PATH, {argument}=...) writes it for others"
     )

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_dist.errors import reason_in_code, unknown_choice
 from flare_dist.given import FROM_PYTHON, given_again
+from flare_dist.imported import imported
 
 if TYPE_CHECKING:
     Setting = Any
@@ -48,10 +45,9 @@ def find(key: str, choice: Any, built_in: Mapping[str, Any], forms: Sequence[str
         return built_in[choice]
     if choice.startswith(FROM_PYTHON):
         return given_again(key, choice)
-    module, colon, attribute = choice.partition(":")
-    if not colon:
+    if ":" not in choice:
         raise unknown_choice(key, choice, [*built_in, *forms, FORM])
-    return _imported(key, choice, module, attribute)
+    return imported(key, choice)
 
 
 def is_own(choice: Any, built_in: Iterable[str]) -> bool:
@@ -152,41 +148,6 @@ def expect(key: str, choice: Any, result: Any, kind: type, example: str) -> Any:
     raise ValueError(
         f"{key}: {name_of(choice)} must return a {public}, got {type(result).__name__}; for example {example}"
     )
-
-
-def look_in(first: Iterable[str], last: Iterable[str] = ()) -> None:
-    """Let Python look for modules in the directories `first` and in the current one before all others, `last` after."""
-    before = [str(Path(directory).expanduser().absolute()) for directory in first]
-    sys.path[:0] = [directory for directory in dict.fromkeys([*before, os.getcwd()]) if directory not in sys.path]
-    after = [str(Path(directory).absolute()) for directory in last]
-    sys.path += [directory for directory in dict.fromkeys(after) if directory not in sys.path]
-
-
-def directory_of(choice: str) -> str | None:
-    """Return the directory in which Python found the module of package.module:callable; None if it was not imported."""
-    module = sys.modules.get(choice.partition(":")[0].partition(".")[0])
-    places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
-    return str(Path(places[0]).absolute().parent) if places[0] else None
-
-
-def _imported(key: str, name: str, module: str, attribute: str) -> Any:
-    if os.getcwd() not in sys.path:  # a console script would not find the user's module beside it
-        sys.path.insert(0, os.getcwd())
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever somebody's module, or script, may raise
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            raise ValueError(
-                f"{key}: cannot import {name!r}: there is no module {error.name!r} in {os.getcwd()}; start the command "
-                "where it lies, or install it (code_dirs names other directories)"
-            ) from error
-        raise ValueError(f"{key}: cannot import {name!r}: {reason_in_code(error)}") from error
-    try:
-        return functools.reduce(getattr, attribute.split("."), imported)
-    except AttributeError as error:
-        similar = get_close_matches(attribute, vars(imported), 1)
-        hint = f"; did you mean {module}:{similar[0]}?" if similar else ""
-        raise ValueError(f"{key}: cannot import {name!r}: {module} has no {attribute!r}{hint}") from error
 
 
 def _unknown_option(

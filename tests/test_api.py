@@ -131,6 +131,22 @@ def test_a_run_from_python_says_so_and_goes_on_with_the_same_objects(tmp_path: P
     assert models[0] == models[1]
 
 
+def test_a_run_from_python_is_exported_with_the_same_objects(run: flare_dist.FinishedRun, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    path, beside = flare_dist.export(run, tmp_path / "model.pt", format="pt")
+    plain.load_state_dict(torch.load(path, weights_only=True))
+    inputs = source().test.tensors[0]  # type: ignore[union-attr]
+    assert torch.equal(plain(inputs), run.model()(inputs))
+    assert beside.name == "model.preprocessing.json"
+    with pytest.raises(ValueError, match=r"flare_dist\.export\(run, PATH, model=\.\.\.\) writes it"):
+        flare_dist.export(run.directory, tmp_path / "other.onnx", format="onnx", data=source())
+    flare_dist.export(run.directory, tmp_path / "other.pt", format="pt", which="best", data=source(), model=net())
+    with pytest.raises(ValueError, match=r"^to: .* is a directory; name a file in it"):
+        flare_dist.export(run, tmp_path)
+    with pytest.raises(ValueError, match=r"^format: unknown choice, got 'safetensor'; did you mean safetensors\?"):
+        flare_dist.export(run, tmp_path / "x", format="safetensor")
+
+
 def test_a_task_and_functions_are_taken_too(tmp_path: Path) -> None:
     rows = flare_dist.train(
         TINY,
@@ -180,7 +196,7 @@ def test_a_local_function_is_checked_as_a_named_one_is(make: Any, tmp_path: Path
         ({"model": "cnn"}, r"model\.name: model= takes no name, got 'cnn'; write model\.name= as a key"),
         ({"task": "regression"}, r"task\.name: task= takes no name, got 'regression'"),
         ({"data": "mnist"}, r"data\.name: data= takes no name, got 'mnist'"),
-        ({"model": 5}, r"model\.name: must name a callable"),
+        ({"model": 5}, r"model\.name: model= takes a Module or a function"),
         ({"on_round": 5}, r"on_round: must be a function of a row, or a list of them, got 5"),
         ({"on_round": [print, None]}, r"on_round: must be a function of a row, .*, got .*None"),
         ({"clients.lrr": 1}, r"clients\.lrr: there is no such option; did you mean clients\.lr\?"),
@@ -190,6 +206,38 @@ def test_a_local_function_is_checked_as_a_named_one_is(make: Any, tmp_path: Path
 def test_wrong_arguments_are_told_in_one_line(arguments: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         flare_dist.train(TINY, **{"data": source(), "model": net(), "output_dir": tmp_path} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"data": source().train},
+            r"^data\.name: data= takes a Source or a function .*, got TensorDataset; give flare_d",
+        ),
+        (
+            {"task": 3},
+            r"^task\.name: task= takes a Task or a function that returns one, got int; give flare_dist\.Task",
+        ),
+        ({"model": [net()]}, r"^model\.name: model= takes a Module or a function that returns one, got list; give a "),
+        (
+            {"model.name": net()},
+            r"^model\.name: must be a name or a plain value, got Sequential; write package\.module:",
+        ),
+        (
+            {"config": {"compression": {"sparsifier": net}}},
+            r"^compression\.sparsifier: must be a name .*, got net; write",
+        ),
+    ],
+)
+def test_objects_in_the_wrong_place_are_told(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        flare_dist.train(**{"config": TINY, **given})
+
+
+def test_there_are_two_models(run: flare_dist.FinishedRun) -> None:
+    with pytest.raises(ValueError, match=r"^which: unknown choice, got 'bst'; did you mean best\? Choose from final"):
+        flare_dist.evaluate(run, "bst")
 
 
 def test_a_run_goes_on_in_another_directory(run: flare_dist.FinishedRun, tmp_path: Path) -> None:

@@ -136,6 +136,10 @@ def test_the_best_of_a_task_of_one_s_own_keeps_its_direction(mine: str) -> None:
         build_task(TaskConfig(name=name, best="other"), name, None, 3)
 
 
+def f1(classes: int) -> None:
+    """Have the name of another metric."""
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -145,6 +149,7 @@ def test_the_best_of_a_task_of_one_s_own_keeps_its_direction(mine: str) -> None:
         ("classification", {"class_weights": (1.0, 2.0)}, r"task\.class_weights: must be 3 numbers, .*, got 2"),
         ("classification", {"class_weights": "balanced"}, r"task\.class_weights: balanced counts labels, and these"),
         ("classification", {"metrics": ("mape",)}, r"task\.metrics: unknown choice, got 'mape'"),
+        ("classification", {"metrics": ("acuracy",)}, r"task\.metrics: unknown choice, got 'acuracy'; did you mean ac"),
         (
             "classification",
             {"metrics": ("f1", "own_judges:f1")},
@@ -152,8 +157,8 @@ def test_the_best_of_a_task_of_one_s_own_keeps_its_direction(mine: str) -> None:
         ),
         (
             "regression",
-            {"metrics": ("own_judges:f1", "elsewhere:f1")},
-            r"task\.metrics: the name f1 is taken by own_judges:f1, got elsewhere:f1; give your function anoth",
+            {"metrics": ("own_judges:f1", "tests.test_build_task:f1")},
+            r"task\.metrics: the name f1 is taken by own_judges:f1, got tests.test_build_task:f1; give y",
         ),
         (
             "classification",

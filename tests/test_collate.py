@@ -32,7 +32,33 @@ def test_numbers_arrays_and_nested_containers_are_stacked() -> None:
     assert found["price"].tolist() == [0.5, 1.5]
     assert found["table"].shape == (2, 2, 3)
     assert found["more"][0].dtype == torch.int32
-    assert found["more"][1][0].tolist() == [True, True]
+    assert found["more"][1].tolist() == [[True], [True]]
+
+
+def test_a_list_of_numbers_is_a_row() -> None:
+    """A column of datasets.Dataset holds lists, of which torch's default makes a list of columns."""
+
+    def example(value: int) -> dict[str, Any]:
+        return {
+            "input_ids": [value] * 3,
+            "boxes": [[0.5, value], [1, 2]],
+            "name": [["a"]],
+            "none": [],
+            "mixed": [1, "b"],
+        }
+
+    found = stack_examples([example(1), example(2)])
+    assert found["input_ids"].tolist() == [[1, 1, 1], [2, 2, 2]]
+    assert found["input_ids"].dtype == torch.int64
+    assert found["boxes"].shape == (2, 2, 2)
+    assert found["boxes"].dtype == torch.float32
+    assert found["name"] == [[("a", "a")]]
+    assert found["none"] == []
+    assert found["mixed"][1] == ("b", "b")
+    pairs = stack_examples([[[1.0, 2.0], 0], [[3.0, 4.0], 1]])
+    assert [part.tolist() for part in pairs] == [[[1, 2], [3, 4]], [0, 1]]
+    with pytest.raises(RuntimeError, match="equal size"):
+        stack_examples([{"input_ids": [1, 2]}, {"input_ids": [1, 2, 3]}])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from torch.utils.data import TensorDataset
 from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.examine import examine
 from flare_dist.data.partition import partition
+from flare_dist.data.parts import open_parts
+from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.config import TaskConfig
 from tests.helpers.lazy import AsDict, Jittered, source
 
@@ -73,7 +76,7 @@ def test_fields_of_another_kind_are_told(fields: Any, message: str) -> None:
         loaded(Source(Jittered(), Jittered(), **fields))
 
 
-@pytest.mark.parametrize("label", ["cat", [1, 2]])
+@pytest.mark.parametrize("label", ["cat", ["cat", "dog"]])
 def test_labels_that_are_no_tensor_are_told_before_training(label: Any) -> None:
     examples = [(torch.zeros(4), label)] * 6
     with pytest.raises(
@@ -145,6 +148,19 @@ def test_a_test_part_that_cannot_serve_is_refused(test: Any, said: str) -> None:
 def test_a_dataset_is_not_augmented() -> None:
     with pytest.raises(ValueError, match=r"^data\.augment: a Dataset is taken as it is, got crop with is_dataset=true"):
         loaded(source(), augment="crop")
+
+
+@pytest.mark.parametrize("kind", ["resident", "lazy"])
+def test_a_check_of_labels_that_fails_itself_is_told_with_its_place(kind: str) -> None:
+    def check(labels: Any, shape: Any, classes: int) -> None:
+        raise KeyError("labels")
+
+    tensors = TensorDataset(torch.zeros(8, 3), torch.arange(8) % 2)
+    part: Any = tensors if kind == "resident" else [tensors[index] for index in range(8)]
+    given = Source(part, part, classes=2)
+    task = CLASSIFICATION._replace(check_labels=check)
+    with pytest.raises(ValueError, match=r"^task\.name: check_labels fails: KeyError: 'labels' \(.*test_examine\.py"):
+        examine(open_parts(given, "data"), given, "data", task, "stop", "")
 
 
 def test_the_wrong_task_is_told_with_its_name() -> None:

@@ -19,7 +19,7 @@ from flare_dist import cli
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.config.load import with_arguments
-from flare_dist.named import look_in
+from flare_dist.imported import look_in
 from flare_dist.studies import sweep_run
 from tests.helpers.runs import assert_same_run, data_parallel, start, start_rank
 from tests.ranks import run_ranks
@@ -161,6 +161,26 @@ def test_a_run_is_evaluated_and_resumed_from_another_directory(
     accuracy = json.loads((run / "summary.json").read_text())["test_accuracy"]
     assert f"test accuracy {accuracy:.4f}" in capsys.readouterr().out
     assert json.loads((tmp_path / "more" / "metrics.jsonl").read_text().splitlines()[-1])["round"] == 3
+
+
+def test_a_loss_and_a_metric_are_found_from_another_directory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "judging.py").write_text(
+        "import torch, torchmetrics\n"
+        "def loss(outputs, labels):\n    return torch.nn.functional.cross_entropy(outputs, labels)\n"
+        "def top2(classes):\n    return torchmetrics.classification.MulticlassAccuracy(classes, top_k=2)\n"
+    )
+    for key, name in {"loss": "judging:loss", "metrics": "[judging:top2]"}.items():
+        monkeypatch.chdir(tmp_path / "there")
+        run = train(tmp_path / key, f"--task.{key}={name}")
+        assert saved(run, "code_dirs") == [str(tmp_path / "there")]
+        sys.modules.pop("judging")
+        monkeypatch.setattr(sys, "path", [place for place in sys.path if not place.endswith("there")])
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["evaluate", str(run)]) == 0
+        sys.modules.pop("judging")
 
 
 def test_without_a_trace_of_the_module_one_line_says_what_to_do(

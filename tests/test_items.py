@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from flare_dist.data.collate import stack_examples
@@ -20,3 +22,24 @@ def test_chosen_examples_are_named_as_in_the_whole() -> None:
     assert part.strata.tolist() == [5, 20]
     assert len(whole) == 64
     assert Items(Jittered(), "data: test", stack_examples).name(7) == "example 7"
+
+
+class Growing(Jittered):
+    """A file that somebody still writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 10
+
+    def __len__(self) -> int:
+        self.n += 1
+        return self.n
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+def test_there_are_as_many_examples_as_at_the_beginning() -> None:
+    items = Items(Growing(), "data: train", stack_examples)
+    assert [len(items), len(items)] == [11, 11]
+    assert len(items.subset(torch.arange(3))) == 3

@@ -72,6 +72,25 @@ def test_torchvision_data_just_work(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "0", tmp_path / "1")
 
 
+def test_datasets_of_hugging_face_just_work(tmp_path: Path) -> None:
+    """Columns of lists become rows; classes and labels are known, so that partitions by class need nothing else."""
+    datasets = pytest.importorskip("datasets")
+    pixels = source().train.data.images.flatten(1)  # type: ignore[union-attr]
+    names = datasets.ClassLabel(names=["a", "b", "c", "d"])
+    features = datasets.Features({"pixels": datasets.Sequence(datasets.Value("float32")), "label": names})
+    columns = {"pixels": pixels.tolist(), "label": [number % 4 for number in range(len(pixels))]}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    train, test = table.select(range(48)), table.select(range(48, 64))
+    for name, workers in (("plain", 0), ("read by workers", 1), ("torch", 0)):
+        given = (part.with_format(name) if name == "torch" else part for part in (train, test))
+        start(config(tmp_path / name, workers=workers), data=Source(*given))
+        assert_same_run(tmp_path / "plain", tmp_path / name)
+    twin = Source(*(TensorDataset(pixels[part], torch.arange(64)[part] % 4) for part in (slice(48), slice(48, 64))))
+    start(config(tmp_path / "resident"), data=twin)
+    models = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "resident")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+
+
 def in_mode(directory: Path, mode: str) -> Config:
     return dataclasses.replace(config(directory, partition="iid"), mode=mode, eval_every=2)
 

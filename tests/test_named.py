@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from flare_dist.named import bind, call, directory_of, expect, find, is_own, look_in, made, name_of, options_key
+from flare_dist.named import bind, call, expect, find, is_own, made, name_of, options_key
 
 KNOWN = {"topk": 1, "randk": 2}
 HERE = "tests.test_named"
@@ -56,6 +54,10 @@ def test_a_built_in_name_comes_first_and_a_callable_is_itself() -> None:
         (
             "no_such:thing",
             r"cannot import 'no_such:thing': there is no module 'no_such' in .*; start the command",
+        ),
+        (
+            "tests.tset_named:small",
+            r"cannot import 'tests.tset_named:small': tests has no module 'tset_named'; did you ",
         ),
         (f"{HERE}:smal", rf"cannot import '{HERE}:smal': {HERE} has no 'smal'; did you mean {HERE}:small\?$"),
         ("torch.nn:", r"cannot import 'torch.nn:': torch.nn has no ''"),
@@ -142,22 +144,3 @@ def test_a_record_is_built_in_or_made() -> None:
 def test_an_exit_in_somebody_s_code_is_an_error_like_others() -> None:
     with pytest.raises(ValueError, match=r"^a\.name: m:f fails: SystemExit: usage"):
         call("a.name", "m:f", sys.exit, "usage")
-
-
-def test_directories_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, folder in enumerate(("first", "here", "last")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "own_of_named.py").write_text(f"def f():\n    return {number}\n")
-    (tmp_path / "last" / "own_beside.py").write_text("def f():\n    return 9\n")
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    look_in([str(tmp_path / "first")], [str(tmp_path / "last")])
-    found: Callable[[], int] = find("a.name", "own_of_named:f", {})
-    assert found() == 0
-    assert find("a.name", "own_beside:f", {})() == 9
-    assert directory_of("own_of_named:f") == str(tmp_path / "first")
-    assert directory_of("own_beside:f") == str(tmp_path / "last")
-    assert directory_of("never_imported:f") is None
-    for name in set(sys.modules) - before:
-        del sys.modules[name]

@@ -231,6 +231,16 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(monkeypatch:
         check_installed(["tensorboard", "mlflow"])
 
 
+def test_the_file_of_mlflow_needs_what_mlflow_skinny_does_not_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    check_installed(["mlflow"])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    check_installed(["wandb"])
+    with pytest.raises(ValueError, match=r"^tracking: mlflow's \./mlflow\.db needs sqlalchemy, which .* 'flare_dist\["):
+        check_installed(["mlflow"])
+
+
 def test_a_run_that_starts_over_is_another_one_for_trackers(tmp_path: Path) -> None:
     for name in rundir.TRACKED:
         (tmp_path / name).write_text("abc")

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 MODES = ("federated", "gradient", "centralised")
 NAMED = (  # keys that take package.module:callable
-    *("data.name", "data.partition", "task.name", "model.name"),
+    *("data.name", "data.partition", "task.name", "task.loss", "task.metrics", "model.name"),
     *("clients.objective", "clients.optimizer", "clients.lr_schedule"),
     *("compression.sparsifier", "compression.error_feedback", "compression.index_codec", "compression.value_codec"),
     *("server.optimizer", "server.lr_schedule", "server.aggregator"),

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from flare_dist.config.config import NAMED, Config
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.saved import to_yaml
-from flare_dist.named import directory_of, look_in
+from flare_dist.imported import directory_of, look_in
 
 
 def config_parser(**options: Any) -> ConfigParser:
@@ -33,7 +33,7 @@ def build_config(parser: ConfigParser, namespace: Any) -> Config:
             raise ValueError(
                 f"{section.name}: expected keys and values, got {namespace[section.name]!r}; write keys below it"
             )
-    own = [str(namespace[key]) for key in NAMED if ":" in str(namespace[key])]
+    own = [name for key in NAMED for name in _names(namespace[key]) if ":" in name]
     directories = _code_directories(parser, namespace) if own else []
     if own:
         look_in(namespace["code_dirs"], directories)
@@ -43,6 +43,11 @@ def build_config(parser: ConfigParser, namespace: Any) -> Config:
     searched = [os.getcwd(), *(str(Path(place).expanduser().absolute()) for place in config.code_dirs), *directories]
     found = dict.fromkeys(place for place in map(directory_of, own) if place in searched)
     return dataclasses.replace(config, code_dirs=tuple(filter(None, found)))
+
+
+def _names(choice: Any) -> list[str]:
+    """List the names of a choice, which is one or a list of them."""
+    return list(map(str, choice if isinstance(choice, list | tuple) else [choice]))
 
 
 def _code_directories(parser: ConfigParser, namespace: Any) -> list[str]:

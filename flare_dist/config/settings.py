@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,22 @@ def _make_config(config: Settings, values: Mapping[str, Any]) -> Config:
 def as_text(value: Any, key: str) -> str:
     """Write a value as a command line has it; among options, which are typed as in YAML, a text stays a text."""
     is_option = any(name == "options" or name.endswith("_options") for name in key.split("."))
-    return dump_quoted(value).strip() if is_option and isinstance(value, str) else to_text(_plain(value))
+    plain = _plain(value, key)
+    return dump_quoted(value).strip() if is_option and isinstance(value, str) else to_text(plain)
 
 
-def _plain(value: Any) -> Any:
-    """Convert tuples, paths and NumPy's numbers to what YAML has."""
+def _plain(value: Any, key: str = "") -> Any:
+    """Convert tuples, paths and NumPy's numbers to what YAML has; ValueError that names the key of any other object."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(name): _plain(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, key) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value.item() if hasattr(value, "item") else value
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, str | int | float | date | None):
+        got = getattr(value, "__qualname__", type(value).__name__)
+        raise ValueError(
+            f"{key}: must be a name or a plain value, got {got}; write package.module:callable for your own"
+        )
+    return plain

@@ -21,6 +21,7 @@ from torch import Tensor
 from flare_dist.data.names import MEANT
 from flare_dist.data.scan import count_in_words, is_hidden, walk
 from flare_dist.errors import printable, reason, refusal
+from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def read_documents(root: Path, by_class: bool) -> dict[str, list[Text]]:
         if not found[part]:
             raise refusal(KEY, place, "has no texts" + ("; all are empty" if texts else f"; it should hold {LAYOUT}"))
         if len(found[part]) < len(texts):
-            log.info("%s: %s: left out %d empty texts", KEY, printable(place), len(texts) - len(found[part]))
+            empty = counted(len(texts) - len(found[part]), "empty text")
+            log.info("%s: %s: left out %s", KEY, printable(place), empty)
     return found
 
 

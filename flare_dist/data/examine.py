@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from flare_dist.data.examples import Examples, check_examples
+from flare_dist.data.examples import Examples, check_examples, check_labels
 from flare_dist.data.few import Few
 from flare_dist.data.items import Items
 from flare_dist.data.known import known_classes
@@ -18,6 +18,7 @@ from flare_dist.data.names import some
 from flare_dist.data.reader import Reader
 from flare_dist.data.source import Source
 from flare_dist.errors import check_least
+from flare_dist.named import WrongResultError
 from flare_dist.tasks.batch import describe, pair
 from flare_dist.tasks.task import Shape, Task
 from flare_dist.units import counted
@@ -117,6 +118,8 @@ def _check_resident(
             continue
         try:
             check_examples(examples, num_classes or 0, task)  # labels in memory tell, unless there are no examples
+        except WrongResultError:  # of the task, which it names
+            raise
         except ValueError as error:
             raise ValueError(f"{where}: {name}: {error}{hint}") from error
 
@@ -138,7 +141,9 @@ def _check_few(few: Few, where: str, num_classes: int | None, task: Task, hint: 
     is_counted = task.ignored is None or bool((labels != task.ignored).any())
     if isinstance(inputs, Tensor) and is_counted:
         try:
-            task.check_labels(labels, tuple(inputs.shape), num_classes or 0)
+            check_labels(task, labels, tuple(inputs.shape), num_classes or 0)
+        except WrongResultError:
+            raise
         except ValueError as error:
             raise ValueError(f"{few.items.where}: {error}{hint}") from error
 

@@ -9,8 +9,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from flare_dist.errors import reason_in_code
+from flare_dist.named import WrongResultError
 from flare_dist.tasks.builtin import describe_tensor
-from flare_dist.tasks.task import Task
+from flare_dist.tasks.task import Shape, Task
 
 TOKENS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -87,6 +89,16 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
+def check_labels(task: Task, labels: Tensor, shape: Shape, num_classes: int) -> None:
+    """Raise ValueError if the task cannot learn from `labels`; WrongResultError if its own check fails at it."""
+    try:
+        task.check_labels(labels, shape, num_classes)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever somebody's code may raise
+        raise WrongResultError(f"task.name: check_labels fails: {reason_in_code(error)}") from error
+
+
 def check_examples(examples: Examples, num_classes: int, task: Task) -> None:
     """Raise ValueError if the task cannot learn from `examples`, for their types, shapes or values."""
     inputs = examples.inputs
@@ -102,7 +114,7 @@ def check_examples(examples: Examples, num_classes: int, task: Task) -> None:
         raise ValueError(f"inputs must be {kinds}, got {describe_tensor(inputs)}")
     if not len(inputs):
         raise ValueError("there are no examples")
-    task.check_labels(labels, tuple(inputs.shape), num_classes)
+    check_labels(task, labels, tuple(inputs.shape), num_classes)
     if labels.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"labels must be one for each of {len(inputs)} examples, got {describe_tensor(labels)}")
     if groups is not None and (groups.dtype != torch.int64 or groups.shape != inputs.shape[:1]):

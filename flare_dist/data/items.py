@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,9 +22,14 @@ class Items:
     group_names: tuple[Name, ...] = ()  # of the groups 0, 1, …
     strata: Tensor | None = None  # integers [n], the classes by which partitions divide
     chosen: Tensor | None = None  # int64 [n], the indices in `data`; None = all of them, in order
+    _n: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Count the examples once: partitions, groups and labels are of so many, whatever `data` says later."""
+        object.__setattr__(self, "_n", len(self.data) if self.chosen is None else len(self.chosen))
 
     def __len__(self) -> int:
-        return len(self.data) if self.chosen is None else len(self.chosen)
+        return self._n
 
     def index(self, number: int) -> int:
         """Return the index in `data` of example `number`."""

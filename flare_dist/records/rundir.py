@@ -14,6 +14,7 @@ import yaml
 from flare_dist.config.config import Config
 from flare_dist.config.saved import to_yaml, with_defaults
 from flare_dist.disk import existing
+from flare_dist.errors import check_choice
 from flare_dist.locks import HeldError, Lock, take
 from flare_dist.records.checkpoint import complete_rounds
 from flare_dist.records.clients_log import CLIENTS
@@ -53,9 +54,13 @@ def holds_run(directory: Path) -> bool:
     return (directory / CONFIG).exists() and holds_state
 
 
+WHICH = {"final": MODEL, "best": BEST}
+
+
 def find_model(directory: Path, which: str, command: str) -> Path:
     """Find the final or the best model of the run in `directory`; ValueError begins with `command` if it has none."""
-    path = directory / {"final": MODEL, "best": BEST}[which]
+    check_choice("which", which, WHICH)
+    path = directory / WHICH[which]
     for needed in (directory / CONFIG, path):
         if not needed.exists():
             raise ValueError(

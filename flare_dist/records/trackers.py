@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ PROJECT = "flare_dist"  # unless the environment names another
 PATIENCE_SECONDS = 30.0  # at the end of a run, for what has not been sent yet
 MOST_PARAMETERS = 100  # that MLflow takes at once
 MOST_METRICS = 1000
+OF_MLFLOW_DB = ("sqlalchemy", "alembic")
 
 
 class Point(NamedTuple):
@@ -149,11 +150,18 @@ def _mlflow_run(client: MlflowClient, run: TrackedRun) -> Run:
     return opened
 
 
-def check_installed(names: Iterable[str]) -> None:
-    """Raise ValueError that names tracking if a tracker's library is missing."""
+def check_installed(names: Collection[str]) -> None:
+    """Raise ValueError that names tracking if a tracker's library is missing, or what its store needs."""
     for name in names:
         if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise ValueError(str(not_installed("tracking", name, f"'flare_dist[{name}]', or leave it out")))
+    keeps_file = "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ
+    missing = [name for name in OF_MLFLOW_DB if importlib.util.find_spec(name) is None] if keeps_file else []
+    if missing:
+        raise ValueError(
+            f"tracking: mlflow's ./mlflow.db needs {' and '.join(missing)}, which mlflow-skinny does not bring; run "
+            "pip install 'flare_dist[mlflow]', or set MLFLOW_TRACKING_URI"
+        )
 
 
 TRACKERS = {

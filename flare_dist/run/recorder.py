@@ -18,6 +18,7 @@ from flare_dist.records.files import write_text
 from flare_dist.records.summary import is_best, summarise
 from flare_dist.records.tracking import Tracker
 from flare_dist.rounds.build_run import Loaded, Run
+from flare_dist.run.blame import blamed
 from flare_dist.run.evaluation import evaluator
 from flare_dist.run.export import save_global
 from flare_dist.run.preprocessing import as_json, describe, header
@@ -79,7 +80,7 @@ class Recorder:
         """Record the model before the first round, and what the beginning of masks took."""
         with on_all_ranks(self.run.world):
             if self.tracker:
-                self._write(self.tracker, {"round": 0} | self.evaluate() | beginning)
+                self._write(self.tracker, {"round": 0} | self._evaluated(0) | beginning)
 
     def write(self, row: dict[str, Any], is_saved: bool) -> None:
         """Record a round, with an evaluation if one is due; if a checkpoint follows, the logs are on the disk first."""
@@ -87,7 +88,7 @@ class Recorder:
         is_due = row["round"] == config.rounds or config.mode == "gradient" or row["round"] % config.eval_every == 0
         with on_all_ranks(self.run.world):
             if self.tracker:
-                row |= self.evaluate() if is_due else {}
+                row |= self._evaluated(row["round"]) if is_due else {}
                 self._write(self.tracker, row)
                 if is_saved:
                     self.tracker.sync()
@@ -105,6 +106,10 @@ class Recorder:
                 summary = summarise(self.tracker.rows, self.tracker.elapsed_seconds, hardware, self.run.task.best)
                 write_text(self.directory / rundir.SUMMARY, encoded(summary, indent=1))
         return summary
+
+    def _evaluated(self, round_: int) -> dict[str, Any]:
+        with blamed(self.config, round_, self.run.world.rank):
+            return self.evaluate()
 
     def _write(self, tracker: Tracker, row: dict[str, Any]) -> None:
         """Write one row to the logs, and the model if it is the best so far."""

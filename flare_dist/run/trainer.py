@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import open_world
-from flare_dist.config.config import Config
+from flare_dist.config.config import NAMED, Config
 from flare_dist.data.batches import check_enough
 from flare_dist.data.source import Source
 from flare_dist.named import WrongResultError
@@ -27,6 +27,7 @@ from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.gradient import gradient_round
 from flare_dist.rounds.skipped import skipped_on_all_ranks
 from flare_dist.rounds.stage_one import begin_masks, with_beginning
+from flare_dist.run.blame import blamed
 from flare_dist.run.checks import check_run
 from flare_dist.run.continuing import check_shared, resume, save_checkpoint
 from flare_dist.run.recorder import OnRound, open_recorder
@@ -112,10 +113,12 @@ def _play(given: Loaded, source: Path | None, run: Run, console: Console, on_rou
 def _play_round(round_: int, config: Config, run: Run) -> dict[str, Any]:
     """Play a round of the mode; returns its row. A fault that is not the user's is raised as RuntimeError."""
     try:
-        return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(run.world, run.source, config.data.on_error)
-    except WrongResultError:
-        raise
-    except ValueError as error:  # nothing that the user typed: keep the traceback, on whichever rank
+        with blamed(config, round_, run.world.rank):
+            return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(run.world, run.source, config.data.on_error)
+    except ValueError as error:
+        if isinstance(error, WrongResultError) or str(error).startswith(NAMED):
+            raise
+        # Nothing that the user typed: keep the traceback, on whichever rank.
         raise RuntimeError(f"round {round_} failed on rank {run.world.rank}") from error
 
 

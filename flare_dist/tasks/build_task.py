@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -116,14 +116,17 @@ def _metrics(config: TaskConfig, name: str, task: Task, classes: int) -> dict[st
             problem = f"the name {key} is taken by {owners[key]}, got {metric}"
             raise ValueError(f"task.metrics: {problem}; give your function another name")
         owners[key] = metric
-    return {metric.rpartition(":")[2]: _metric(metric, METRICS.get(name, {}), classes) for metric in asked}
+    built_in = METRICS.get(name, {})
+    return {metric.rpartition(":")[2]: _metric(metric, built_in, measured, classes) for metric in asked}
 
 
-def _metric(name: str, built_in: Mapping[str, Callable[[int], Metric]], classes: int) -> Metric:
-    """Make one metric; ValueError that names task.metrics if it is none of torchmetrics."""
+def _metric(
+    name: str, built_in: Mapping[str, Callable[[int], Metric]], measured: Sequence[str], classes: int
+) -> Metric:
+    """Make one metric; ValueError that names task.metrics if it is none of torchmetrics, or lists what there is."""
     import torchmetrics
 
-    make = find("task.metrics", name, built_in)
+    make = find("task.metrics", name, built_in, measured)
     try:
         metric = make(classes)
     except Exception as error:  # whatever somebody's code may raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from flare_dist.errors import check_choice
-from flare_dist.named import Options, is_own, made
+from flare_dist.named import Options, bind, find, is_own, made
 from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
 from flare_dist.tasks.chosen_losses import BALANCED, check_weight_values
 from flare_dist.tasks.task import ClassOf, Task
@@ -87,6 +87,12 @@ class TaskConfig:
             raise ValueError(
                 f"task.options.{next(iter(self.options))}: the data's own task takes no options; name yours in {KEY}"
             )
+        # Imported now, so that a run's configuration has the directory in which they were found.
+        if is_own(self.loss, ()):
+            bind("task.loss", self.loss, find("task.loss", self.loss, {}), self.loss_options, ["outputs", "labels"])
+        for metric in self.metrics:
+            if is_own(metric, ()):
+                find("task.metrics", metric, {})
         if isinstance(self.class_weights, str):
             check_choice("task.class_weights", self.class_weights, (NONE, BALANCED))
         else:
