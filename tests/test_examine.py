@@ -15,9 +15,11 @@ from flare_dist.data.datasets import DataSplits, load
 from flare_dist.data.examine import examine
 from flare_dist.data.partition import partition
 from flare_dist.data.parts import open_parts
+from flare_dist.rounds.build_run import load_parts
 from flare_dist.tasks.builtin import CLASSIFICATION
 from flare_dist.tasks.config import TaskConfig
-from tests.helpers.lazy import AsDict, Jittered, source
+from flare_dist.tasks.evaluation_config import EvaluationConfig
+from tests.helpers.lazy import AsDict, Jittered, config, source
 
 
 def loaded(given: Source, task: str = "auto", **values: Any) -> DataSplits:
@@ -114,6 +116,16 @@ def test_groups_that_are_not_tested_are_named(caplog: pytest.LogCaptureFixture) 
     loaded(given)
     assert not caplog.messages
     loaded(given, partition="natural")
+    assert caplog.messages == ["data: test has no example of 3 groups of train: site 0, site 2, site 4"]
+
+
+def test_groups_that_are_not_tested_are_named_if_groups_are_measured(caplog: pytest.LogCaptureFixture) -> None:
+    train = Part(Jittered(), groups=[f"site {number % 5}" for number in range(64)])
+    given = Source(train, Part(Jittered(24), groups=["site 1", "site 3"] * 12), classes=4)
+    by_group = dataclasses.replace(config(partition="iid"), evaluation=EvaluationConfig(by_group=True))
+    for measured in (config(partition="iid"), by_group):
+        assert not caplog.messages
+        load_parts(measured, given)
     assert caplog.messages == ["data: test has no example of 3 groups of train: site 0, site 2, site 4"]
 
 

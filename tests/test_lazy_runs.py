@@ -82,10 +82,11 @@ def test_datasets_of_hugging_face_just_work(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict(columns, features=features)
     train, test = table.select(range(48)), table.select(range(48, 64))
     for name, workers in (("plain", 0), ("read by workers", 1), ("torch", 0)):
-        given = (part.with_format(name) if name == "torch" else part for part in (train, test))
-        start(config(tmp_path / name, workers=workers), data=Source(*given))
+        given = [part.with_format(name) if name == "torch" else part for part in (train, test)]
+        start(config(tmp_path / name, workers=workers), data=Source(given[0], given[1]))
         assert_same_run(tmp_path / "plain", tmp_path / name)
-    twin = Source(*(TensorDataset(pixels[part], torch.arange(64)[part] % 4) for part in (slice(48), slice(48, 64))))
+    labels = torch.arange(64) % 4
+    twin = Source(TensorDataset(pixels[:48], labels[:48]), TensorDataset(pixels[48:], labels[48:]))
     start(config(tmp_path / "resident"), data=twin)
     models = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "resident")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])

@@ -19,6 +19,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.batches import SharedEpochs
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.data.examine import warn_of_untested
 from flare_dist.data.holdings import in_words
 from flare_dist.data.partition import Partition, hold_out_of_each, partition
 from flare_dist.data.source import Source
@@ -102,6 +103,8 @@ def load_parts(config: Config, source: Source | None = None) -> Loaded:
     data = load(config.data, config.seed, config.task, source)
     groups = data.test.groups
     refuse(EXCLUSIONS, evaluation=config.evaluation, test_groups=0 if groups is None else len(groups.unique()))
+    if config.evaluation.by_group and config.data.partition != "natural":  # of which load has warned
+        warn_of_untested(data.train, data.test)
     resolved = {"task.name": data.task_name, "task.best": ":".join(data.task.best)}
     config = resolve_num_clients(with_values(config, resolved), data)
     return Loaded(config, data, divide(config, data), build_for(config, data))
