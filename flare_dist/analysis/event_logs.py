@@ -27,13 +27,14 @@ def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+PARTS = ("test", "validation", "server_test", "server_validation")  # on which metrics are measured
 NAMED_BY_KEY = ("clients", "ranks", "masks")  # groups whose tags end in the key
 
 
 def key_of(tag: str) -> str | None:
     """Find the key of metrics.jsonl that is logged under one of our tags; None for any other tag."""
     group, _, name = tag.partition("/")
-    if group in ("accuracy", "loss", "bytes", "seconds"):
+    if group in ("accuracy", "loss", "bytes", "seconds") or name in PARTS:
         return f"{name}_{group}"
     return name if group in NAMED_BY_KEY else None
 

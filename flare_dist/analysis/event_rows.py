@@ -54,8 +54,9 @@ def rows_of(
 
 
 def _is_usable(scalar: Scalar, keys: Mapping[str, Sequence[str]]) -> bool:
-    """Tell whether a value counts: bytes, seconds and the like must be finite; an accuracy or a loss need not be."""
-    return math.isfinite(scalar.value) or all(key.endswith(("_accuracy", "_loss")) for key in keys[scalar.tag])
+    """Tell whether a value counts: bytes, seconds and the like must be finite; a metric or a loss need not be."""
+    measured = ("test_", "validation_", "train_", "server_")
+    return math.isfinite(scalar.value) or all(key.startswith(measured) for key in keys[scalar.tag])
 
 
 def _sessions(files: Sequence[EventFile], keys: Mapping[str, Sequence[str]]) -> list[list[EventFile]]:

@@ -50,7 +50,7 @@ def _row(line: str) -> Row | None:
         return None
     adds_up = (*STATES, "collectives", "steps", "time")
     amounts = [value for key, value in row.items() if key.endswith(("_bytes", "_seconds")) or key in adds_up]
-    measured = [value for key, value in row.items() if key.endswith(("_accuracy", "_loss"))]
+    measured = [v for key, v in row.items() if key.startswith(("test_", "validation_")) or key.endswith("_loss")]
     lists = [row.get(key, []) for key in ("bucket_sent_after", "bucket_wire")]
     buckets_are_right = all(isinstance(values, list) and all(map(_is_number, values)) for values in lists)
     if not buckets_are_right or not all(map(_is_number, amounts)):
