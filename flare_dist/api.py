@@ -18,8 +18,8 @@ from rich.console import Console
 from torch import nn
 
 from flare_dist.analysis.bandwidth import totals
+from flare_dist.analysis.bandwidth_table import csv_row
 from flare_dist.analysis.links import Link
-from flare_dist.analysis.report import csv_row
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.comm.launch import Launch
 from flare_dist.config.settings import Settings, as_text, make_config

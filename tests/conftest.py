@@ -129,3 +129,19 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Keep the figures instead of saving them; they are laid out, but not rendered, which takes a second."""
+    from flare_dist.analysis import figure_style
+
+    figures: list[Any] = []
+
+    def keep(figure: Any, path: Path) -> None:
+        figure.draw_without_rendering()
+        if figure not in figures:
+            figures.append(figure)
+
+    monkeypatch.setattr(figure_style, "_save", keep)
+    return figures

@@ -201,9 +201,9 @@ def test_sweep_trains_and_prints_where_the_results_are(tmp_path: Path, capsys: p
     sweep = ("sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
     status, output, _ = run(capsys, *sweep, "--grid", "clients.objective=none,flare", "--clients.lr", "0.1")
     assert status == 0
-    assert "clients.objective=flare" in output
+    assert "objective=flare" in output
     assert f"results: {tmp_path / 'results.csv'}" in output
-    assert (tmp_path / "accuracy_against_bytes.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "accuracy_against_uplink.png").read_bytes().startswith(b"\x89PNG")
     assert "lr: 0.1" in (tmp_path / "base.yaml").read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 

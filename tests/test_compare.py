@@ -17,6 +17,7 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
     command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
     command += ["--output_dir", str(tmp_path / "out"), "--ranks", "2"]
     command += ["--techniques", "full_precision,fp16,topk", "--link", "100Mbps/shared", "--target", "0.2"]
+    command += ["--x", "projected:100Mbps", "--latex"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     for word in ("full_precision", "fp16", "topk", "bytes up", "seconds computing", "100Mbps/shared"):
@@ -29,7 +30,10 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
     runs = {name: load_config(Path(row["directory"]) / "config.yaml") for name, row in rows.items()}
     same = {(r.clients, r.data, r.model, r.engine, r.eval_every, r.rounds, r.seed) for r in runs.values()}
     assert len(same) == 1
-    assert (tmp_path / "out" / "bandwidth.html").exists()
+    names = ("bandwidth.csv", "report.html", "means.csv", "means.tex", "accuracy_against_projected_100Mbps.png")
+    assert all((tmp_path / "out" / name).exists() for name in names)
+    with (tmp_path / "out" / "means.csv").open() as file:
+        assert [row["setting"] for row in csv.DictReader(file)] == ["full_precision", "fp16", "topk"]
     assert main(command) == 0  # finished runs are not repeated
 
 
@@ -45,11 +49,13 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
             "--tune: compression.value_codec tells techniques apart, so it cannot be tuned",
         ),
         (["--techniques", "fp16,topk", "--tune", "clients.lr=0.1,-1"], "clients.lr: out of range, got -1"),
-        (["--target", "2"], "--target: an accuracy is out of range, got 2.0; choose a number in (0, 1]"),
+        (["--target", "2"], "--target: out of range for accuracy, got 2.0; choose a number in (0, 1]"),
         (
             ["--gradients.hook", "fp32"],
             "gradients.hook: unknown choice, got 'fp32'; choose from sparse, fp16, bf16, powersgd",
         ),
+        (["--format", "jpg"], "--format: unknown choice, got 'jpg'; choose from png, svg, pdf"),
+        (["--x", "bytes"], "--x: unknown choice, got 'bytes'; choose from uplink, total, rounds"),
         (["--gradients.powersgd_rank", "0"], "gradients.powersgd_rank: out of range, got 0; choose at least 1"),
         (["--gradients.powersgd_start", "1"], "gradients.powersgd_start: out of range, got 1; choose at least 2"),
         (

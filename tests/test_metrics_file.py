@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flare_dist.analysis.bandwidth import totals
+from flare_dist.analysis.bandwidth_table import lines
 from flare_dist.analysis.links import TOPOLOGIES, Link
-from flare_dist.analysis.report import lines
 from flare_dist.analysis.run_logs import read_run
 from tests.helpers.run_logs import write_run
 

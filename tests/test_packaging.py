@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import itertools
 import re
 import sys
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,10 +16,23 @@ import yaml
 ROOT = Path(__file__).parent.parent
 
 
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
 def requirements() -> list[str]:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    return setup["options"]["install_requires"].split()
+    return setup()["options"]["install_requires"].split()
+
+
+def extras() -> dict[str, list[str]]:
+    return {name: listed.split() for name, listed in setup()["options.extras_require"].items()}
+
+
+def names_of(listed: Iterable[str]) -> set[str]:
+    """Return the names of requirements, without versions, as pip compares them."""
+    return {re.split(r"[\[>=<]", requirement)[0].lower().replace("_", "-") for requirement in listed}
 
 
 def test_environment_lists_the_dependencies_of_setup() -> None:
@@ -26,9 +41,9 @@ def test_environment_lists_the_dependencies_of_setup() -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = {re.split(r"[\[>=<]", requirement)[0].lower().replace("_", "-") for requirement in requirements()}
-    # Triton comes with the builds of torch that can use it.
-    optional = {"matplotlib", "pandas", "transformers", "peft", "triton", "wandb", "mlflow", "mlflow-skinny"}
+    declared = names_of(requirements())
+    optional = set(itertools.chain.from_iterable(map(names_of, extras().values())))
+    optional |= {"triton"}  # comes with the builds of torch that can use it
     distributions = packages_distributions()
     for path in (ROOT / "flare_dist").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

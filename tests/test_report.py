@@ -1,63 +1,84 @@
-"""The bandwidth command prints its table and writes CSV, plots and HTML."""
+"""`flare-dist report` groups seeds, and writes a page, a table and a figure."""
 
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flare_dist import cli
-from flare_dist.analysis import plots
-from flare_dist.analysis.bandwidth import metric_against_bytes, totals
-from flare_dist.analysis.run_logs import read_run
-from tests.helpers.run_logs import table_of, write_run
+from flare_dist.cli.report import find_runs
+from tests.helpers.run_logs import write_run
 
 
-def test_buffers_count_wherever_bytes_up_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """4.4 MB dense against .8 MB of payloads and buffers: 5.5 and not 10."""
-    directory = write_run(tmp_path / "run", buffer_bytes=400_000)
-    log = read_run(directory, {})
-    run = totals(log, [], "ranks", 0.15)
-    assert run.compression == pytest.approx(5.5)
-    assert run.target is not None
-    assert run.target["bytes_up"] == 2 * 800_000
-    assert metric_against_bytes(log) == [(800_000, 0.1), (1_600_000, 0.2), (2_400_000, 0.3)]
-    command = ["bandwidth", str(directory), "--target", "0.15", "--output_dir", str(tmp_path / "report")]
-    assert cli.main(command) == 0
-    printed = {cells[1].strip(): cells[2].strip() for cells in table_of(capsys.readouterr().out)}
-    assert printed["bytes up"] == "2.4 MB"
-    assert printed["of these, buffers"] == "1.2 MB"
-    assert printed["bytes up until then"] == "1.6 MB"
-    assert printed["compression of the uplink"] == "5.5 x"
-    with (tmp_path / "report/bandwidth.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    sizes = {key: float(row[key]) for key in ("bytes_up", "uplink_bytes", "compression", "until target: bytes_up")}
-    assert list(sizes.values()) == [2_400_000, 1_200_000, pytest.approx(5.5), 1_600_000]
-    assert "5.5 x" in (tmp_path / "report/bandwidth.html").read_text()
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two seeds of one setting and one of another, as directories."""
+    found = []
+    for name, seed, density in (("a", 0, 0.1), ("b", 1, 0.1), ("c", 0, 1.0)):
+        directory = write_run(tmp_path / "runs" / name)
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+        config |= {"seed": seed, "output_dir": name, "compression": {"density": density}}
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        found.append(str(directory))
+    return found
 
 
-def test_the_command_writes_a_table_csv_plots_and_one_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_seeds_are_grouped_and_everything_is_written(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [str(write_run(tmp_path / "[/dense]$x^")), str(write_run(tmp_path / "sparse", uplink_bytes=40_000))]
-    command = ["bandwidth", *runs, "--link", "1Mbps", "--target", "0.2", "--output_dir", str(tmp_path / "report")]
+    out = tmp_path / "out"
+    command = ["report", *runs, "--latex", "--format", "svg", "--x", "projected:1Mbps", "--output_dir", str(out)]
     assert cli.main(command) == 0
-    printed = capsys.readouterr().out
-    for words in ("bytes up", "120 kB (-90.0%)", "a round at 1Mbps", "5.9 s", "round with accuracy 0.2"):
-        assert words in printed
-    with (tmp_path / "report/bandwidth.csv").open() as file:
-        dense, sparse = csv.DictReader(file)
-    assert float(dense["uplink_bytes"]) == 1_200_000
-    assert float(sparse["seconds at 1Mbps"]) == pytest.approx(3 * 5.9)
-    page = (tmp_path / "report/bandwidth.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page
-    assert "full-duplex" in page
+    names = {"report.html", "means.csv", "means.tex", "accuracy_against_projected_1Mbps.svg"}
+    assert {path.name for path in out.iterdir()} == names
+    with (out / "means.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["setting"], row["seeds"]) for row in rows] == [("density=0.1", "2"), ("density=1", "1")]
+    assert "density=0.1" in capsys.readouterr().out
+    assert "2 seeds" in (out / "report.html").read_text()
 
-    def missing(width: float, height: float) -> None:
-        raise plots.MissingMatplotlibError("no matplotlib")
 
-    monkeypatch.setattr(plots, "_figure", missing)
-    assert cli.main([*command[:-1], str(tmp_path / "bare")]) == 0
-    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == ["bandwidth.csv", "bandwidth.html"]
+def test_different_work_is_told_and_not_refused(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(write_run(tmp_path / "other", batch_size=99))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["report", runs[0], other, "--output_dir", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "Beware of bytes and seconds: the runs differ in clients.batch_size" in said.err
+    assert "no plot: plots need matplotlib" in said.out
+
+
+def test_a_directory_of_runs_stands_for_them_without_those_that_tuned(runs: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/tuning/d")
+    assert find_runs([str(tmp_path / "runs"), runs[0]]) == [Path(run) for run in runs]
+    assert find_runs([str(tmp_path / "nothing")]) == [tmp_path / "nothing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "wide"], "--size: unknown choice, got 'wide'; choose from column, page"),
+        (["--x", "time"], "--x: unknown choice, got 'time'"),
+        (["--target", "2"], "--target: out of range for accuracy, got 2.0; choose a number in (0, 1]"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    arguments: list[str], message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", *runs, *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_plotly_the_rest_is_written_and_the_status_tells(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["report", *runs, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "pip install 'flare_dist[plots]'" in capsys.readouterr().err
+    assert (tmp_path / "out/means.csv").exists()

@@ -32,7 +32,7 @@ def test_different_work_is_refused_unless_allowed(tmp_path: Path, capsys: pytest
     assert cli.main(["bandwidth", *runs]) == 2
     assert "--allow_different compares them all the same" in capsys.readouterr().err
     assert cli.main(["bandwidth", *runs, "--allow_different", "--output_dir", str(tmp_path / "report")]) == 0
-    assert "Beware: the runs differ in clients.batch_size" in (tmp_path / "report/bandwidth.html").read_text()
+    assert "Beware: the runs differ in clients.batch_size" in capsys.readouterr().err
     (tmp_path / "10/config.yaml").write_text("[not, a, configuration")
     said = check_same_work([read_run(Path(run), {}) for run in runs])
     assert said is not None
@@ -45,3 +45,12 @@ def test_directories_without_a_log_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{")
     with pytest.raises(ValueError, match="has no readable line"):
         read_run(tmp_path, {})
+
+
+def test_without_a_task_the_metric_is_what_was_measured(tmp_path: Path) -> None:
+    assert read_run(write_run(tmp_path / "a"), {}).best == ("accuracy", "max")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/metrics.jsonl").write_text('{"round": 0, "test_loss": 2.0}\n')
+    assert read_run(tmp_path / "b", {}).best == ("loss", "min")
+    (tmp_path / "b/summary.json").write_text('{"metric": "perplexity", "better": "min"}')
+    assert read_run(tmp_path / "b", {}).best == ("perplexity", "min")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +55,7 @@ def totals(run: RunLog, links: Sequence[Link], topology: str, target: float | No
     played = sum("stage_one" not in row for row in rounds)  # what comes before the rounds costs, and is none
     keys = dict.fromkeys(key for row in run.rows for key in row if key.endswith(("_bytes", "_seconds")))
     amounts = {key: sum(row.get(key, 0.0) for row in run.rows) for key in keys if key != "elapsed_seconds"}
-    by_link = {link.text: [_project(run, row, link, topology) for row in run.rows] for link in links}
+    by_link = {link.text: [project_row(run, row, link, topology) for row in run.rows] for link in links}
     projected = {link: sum(seconds) for link, seconds in by_link.items()}
     metric, _ = run.best
     values = [row[f"test_{metric}"] for row in run.rows if f"test_{metric}" in row]
@@ -78,7 +77,7 @@ def _when_reached(run: RunLog, by_link: Mapping[str, Sequence[float]], target: f
     return None
 
 
-def _project(run: RunLog, row: Row, link: Link, topology: str) -> float:
+def project_row(run: RunLog, row: Row, link: Link, topology: str) -> float:
     """Project the seconds of a round on a link; 0 for an evaluation beside the rounds."""
     try:
         return project(row, link, topology) if _has_bytes(row) else 0.0
@@ -101,10 +100,3 @@ def unknown_slowest(run: RunLog) -> str | None:
     why = "older logs and clients trained as one batch lack them"
     added = "the star adds up the clients that a process trained in turn"
     return f"{run.name}: rounds without slowest_client_seconds: {count} ({why}); {added}" if count else None
-
-
-def metric_against_bytes(run: RunLog) -> list[tuple[float, float]]:
-    """List (bytes sent up so far, best metric of the task on the test set) of the evaluations after the first bytes."""
-    sent = itertools.accumulate(bytes_up([row]) for row in run.rows)
-    key = f"test_{run.best[0]}"
-    return [(x, row[key]) for x, row in zip(sent, run.rows) if x and key in row]

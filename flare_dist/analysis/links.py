@@ -35,14 +35,17 @@ class Link:
     duplex: str = "full"  # one of DUPLEX
 
     @staticmethod
-    def parse(text: str) -> Link:
-        """Parse RATE[/LATENCY][/DUPLEX], e.g. 100Mbps, 1Gbps/20ms or 10MBps/30ms/half; ValueError for anything else."""
+    def parse(text: str, option: str = "--link") -> Link:
+        """Parse RATE[/LATENCY][/DUPLEX], e.g. 100Mbps, 1Gbps/20ms or 10MBps/30ms/half; else raise.
+
+        ValueError names the `option`.
+        """
         rate, *options = text.split("/")
         latencies = [seconds for seconds in map(_seconds, options) if seconds is not None]
         duplex = [option for option in options if option in DUPLEX]
         bits = _bits(rate)
         if not bits or len(latencies) > 1 or len(duplex) > 1 or len(latencies) + len(duplex) < len(options):
-            raise ValueError(f"--link: expected RATE[/LATENCY][/full|half|shared], e.g. 1Gbps/20ms, got {text!r}")
+            raise ValueError(f"{option}: expected RATE[/LATENCY][/full|half|shared], e.g. 1Gbps/20ms, got {text!r}")
         return Link(text, bits, sum(latencies), duplex[0] if duplex else "full")
 
     def seconds(self, wire_bytes: float, collectives: float, ranks: int) -> float:

@@ -32,6 +32,8 @@ class RunLog:
     work: dict[str, Any] = field(default_factory=dict)  # values of SAME_WORK; empty without a configuration
     notes: list[str] = field(default_factory=list)  # damage and repeats in its logs, in words
     best: Best = ("accuracy", "max")  # the metric by which its task compares models
+    config: dict[str, Any] = field(default_factory=dict)  # nested, as it was saved; empty without one
+    summary: dict[str, Any] = field(default_factory=dict)  # of a finished run; else empty
 
 
 def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None) -> RunLog:
@@ -47,7 +49,8 @@ def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None)
         for row in rows:
             row.setdefault("ranks", ranks)
     config = _config(directory)
-    return RunLog(str(directory), rows, _work(config, rows), notes, _best(directory, config))
+    summary = _summary(directory)
+    return RunLog(str(directory), rows, _work(config, rows), notes, _best(config, summary, rows), config, summary)
 
 
 def check_same_work(runs: Sequence[RunLog]) -> str | None:
@@ -79,10 +82,19 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _best(directory: Path, config: Mapping[str, Any]) -> Best:
-    """Find the metric by which the run's task compares models; accuracy if nothing tells of a task.
+def _summary(directory: Path) -> dict[str, Any]:
+    """Read the run's summary; empty if there is none."""
+    try:
+        return dict(json.loads((directory / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
-    config.yaml has it but for older runs, of which the task tells, or, of a task of the user's, the summary.
+
+def _best(config: Mapping[str, Any], summary: Mapping[str, Any], rows: Sequence[Row]) -> Best:
+    """Find the metric by which the run's task compares models.
+
+    config.yaml has it but for older runs, of which the task tells, or, of a task of the user's, the summary. If nothing
+    tells of a task, accuracy is the metric if it was measured, and the loss if that alone was.
     """
     metric, _, direction = str(_value(config, "task.best")).partition(":")
     if direction:
@@ -90,11 +102,10 @@ def _best(directory: Path, config: Mapping[str, Any]) -> Best:
     name = _value(config, "task.name")
     if isinstance(name, str) and name in TASKS:
         return TASKS[name].best
-    try:
-        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    if "metric" in summary and "better" in summary:
         return str(summary["metric"]), str(summary["better"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ("accuracy", "max")
+    measured = {key for row in rows for key in row}
+    return ("loss", "min") if "test_loss" in measured and "test_accuracy" not in measured else ("accuracy", "max")
 
 
 def _work(config: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import compatibility, configs, doctor, reports, sweeps, training
+from flare_dist.cli import compatibility, configs, doctor, report, reports, sweeps, training
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.errors import ReportedError
@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "sweep": (sweeps.sweep_parser, sweeps.run_sweep),
     "compare": (sweeps.compare_parser, sweeps.run_compare),
     "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
+    "report": (report.report_parser, report.run_report),
     "densities": (reports.densities_parser, reports.run_densities),
     "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
     "configs": (configs.configs_parser, configs.run_configs),

@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flare_dist.analysis.bandwidth import totals, unknown_slowest
+from flare_dist.analysis.bandwidth_table import lines, terminal_table, write_csv
 from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
-from flare_dist.analysis.plots import plot_densities
-from flare_dist.analysis.report import lines, terminal_table, write_report
+from flare_dist.analysis.plots import plot_densities, plot_seconds
 from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
-from flare_dist.cli.console import make_plot, wide_console
+from flare_dist.cli.console import wide_console
+from flare_dist.cli.figures import add_look, parse_look, print_plots
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.errors import check_least
 
 log = logging.getLogger(__name__)
 
-DENSITIES = "densities.png"
+SHARES = {"accuracy", "balanced_accuracy", "iou", "f1", "precision", "auroc", "average_precision"}  # from 0 to 1
+
+DENSITIES = "densities"  # without the suffix of a format
+SECONDS = "seconds"
+CSV = "bandwidth.csv"
 
 
 def bandwidth_parser() -> Parser:
@@ -34,6 +38,17 @@ def bandwidth_parser() -> Parser:
     )
     parser.add_argument("runs", nargs="+", type=str, help="Directories with metrics.jsonl or TensorBoard event files.")
     add_projections(parser)
+    add_logs(parser)
+    add_look(parser)
+    parser.add_argument(
+        "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
+    )
+    parser.add_argument("--output_dir", type=str, default="runs/bandwidth", help="For CSV and plots.")
+    return parser
+
+
+def add_logs(parser: Any) -> None:
+    """Add the options that tell what the logs of other trainers mean."""
     parser.add_argument("--ranks", type=int | None, default=None, help="Number of ranks, if the logs do not tell it.")
     parser.add_argument(
         "--tag",
@@ -43,15 +58,10 @@ def bandwidth_parser() -> Parser:
         help="KEY=TAG: the TensorBoard tag under which another trainer logs a key of metrics.jsonl, e.g. "
         "uplink_bytes=comm/sent or test_accuracy=eval/acc; may be repeated.",
     )
-    parser.add_argument(
-        "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
-    )
-    parser.add_argument("--output_dir", type=str, default="runs/bandwidth", help="For CSV, HTML and plots.")
-    return parser
 
 
 def add_projections(parser: Any) -> None:
-    """Add the options of projections: other links, and an accuracy to be reached."""
+    """Add the options of projections: other links, and a value of the metric to be reached."""
     parser.add_argument(
         "--link",
         action="append",
@@ -70,12 +80,14 @@ def add_projections(parser: Any) -> None:
         "--target",
         type=float | None,
         default=None,
-        help="Test accuracy to be reached, in (0, 1], or a value of the metric by which the task compares models.",
+        help="Value to be reached on the test set, of the metric by which the task compares models: at least that "
+        "accuracy, at most that loss.",
     )
 
 
 def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     check_least("--ranks", options.ranks, 1)
+    parse_look(options)
     tags = parse_tags(options.tag)
     logs = [read_run(user_path(directory), tags, options.ranks) for directory in options.runs]
     links = parse_projections(options, {log.best[0] for log in logs})
@@ -83,31 +95,33 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
     if different and not options.allow_different:
         raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
     notes = [f"Beware: {different}."] if different else []
-    report(logs, links, options, user_path(options.output_dir), notes)
+    compare_bytes(logs, links, options, user_path(options.output_dir), notes)
 
 
 def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
     """Parse the links; ValueError if one of them is wrong, or if the target is out of range for one of `metrics`."""
     target = options.target
-    if target is not None and "accuracy" in metrics and not 0 < target <= 1:
-        raise ValueError(f"--target: an accuracy is out of range, got {target}; choose a number in (0, 1]")
+    share = next((metric for metric in sorted(metrics) if metric in SHARES), None)
+    if target is not None and share and not 0 < target <= 1:
+        raise ValueError(f"--target: out of range for {share}, got {target}; choose a number in (0, 1]")
     if target is not None and not math.isfinite(target):
         raise ValueError(f"--target: must be finite, got {target}; choose a number")
     return [Link.parse(text) for text in options.link]
 
 
-def report(logs: Sequence[RunLog], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]) -> None:
-    """Compare the runs with the first of them: print the table, log `notes`, and write the report to `directory`."""
+def compare_bytes(
+    logs: Sequence[RunLog], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]
+) -> None:
+    """Compare the runs with the first of them: print the table, log `notes`, write CSV and the plot of seconds."""
     runs = [totals(run, links, options.topology, options.target) for run in logs]
-    rows = lines(runs, options.target)
-    wide_console().print(terminal_table(runs, rows))
+    wide_console().print(terminal_table(runs, lines(runs, options.target)))
     if links and options.topology == "star":
         notes = [*notes, *filter(None, map(unknown_slowest, logs))]
     for note in notes:
         log.warning("%s", note)
-    damage = [note for run in logs for note in run.notes]  # logged when it was read
-    for path in write_report(directory, logs, runs, rows, [*notes, *damage]):
-        print(path)
+    write_csv(directory / CSV, runs)
+    print(directory / CSV)
+    print_plots(lambda: plot_seconds(runs, parse_look(options), directory / SECONDS))
 
 
 def densities_parser() -> Parser:
@@ -115,11 +129,13 @@ def densities_parser() -> Parser:
         description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
     )
     parser.add_argument("run", type=str, help="Run directory.")
+    add_look(parser)
     return parser
 
 
 def run_densities(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
+    look = parse_look(options)
     directory = user_path(options.run)
     densities = read_densities(directory)
     wide_console().print(densities_table(densities))
-    make_plot(directory / DENSITIES, partial(plot_densities, densities))
+    print_plots(lambda: plot_densities(densities, look, directory / DENSITIES))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.plots import plot_accuracy_against_bytes
+from flare_dist.analysis.means import means_table
+from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import RunLog, read_run
-from flare_dist.cli.console import make_plot, wide_console
-from flare_dist.cli.reports import add_projections, parse_projections, report
+from flare_dist.analysis.seed_groups import Group
+from flare_dist.cli.console import wide_console
+from flare_dist.cli.figures import add_curves, check_figures, draw_curves, save_means, save_page
+from flare_dist.cli.reports import CSV, add_projections, compare_bytes, parse_projections
+from flare_dist.cli.sweep_settings import finished_groups, settings_of
 from flare_dist.comm.launch import Launch
 from flare_dist.config.config import Config
 from flare_dist.config.config_parser import ConfigParser
@@ -22,8 +25,8 @@ from flare_dist.config.load import build_config, config_parser, with_arguments
 from flare_dist.engines.config import resolve_device
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.studies.grid import Grid, parse_values
-from flare_dist.studies.sweep import PLOT, RESULTS, check_settings, sweep
-from flare_dist.studies.sweep_results import by_point, results_table, write_csv
+from flare_dist.studies.sweep import RESULTS, check_settings, sweep
+from flare_dist.studies.sweep_results import best_of, write_csv
 from flare_dist.studies.techniques import DIFFERENCES, PLAIN, USUAL, find_techniques
 from flare_dist.tasks.config import AUTO, find_task
 
@@ -39,6 +42,7 @@ def sweep_parser() -> ConfigParser:
         "--grid", action="append", type=str, default=[], help="KEY=VALUE,VALUE,...: every combination is trained."
     )
     _add_repetitions(group, "combination of the grid", ranks=1)
+    add_curves(group)
     return parser
 
 
@@ -76,16 +80,22 @@ def run_sweep(parser: ConfigParser, options: Any, launch: Launch, console: Conso
     _begin("sweep", launch)
     grid = _parse_grid(options, parse_values("--grid", options.grid))
     config = build_config(parser, options)
+    check_figures(options)
     rows = sweep(config, grid, options.ranks)
-    keys = [*grid.grid, *grid.tune]
     directory = Path(config.output_dir)
-    wide_console().print(results_table(rows, keys))
+    _show(rows, [*grid.grid, *grid.tune], options, directory)
+
+
+def _show(rows: list[dict[str, Any]], keys: list[str], options: Any, directory: Path) -> list[Group]:
+    """Print the table of the settings, and write it and their curves to `directory`; returns the finished runs."""
+    settings = settings_of(rows, keys)
+    best = best_of(rows)
+    wide_console().print(means_table(settings, best))
     print(f"results: {directory / RESULTS}")
-    finished = {
-        name: [read_run(Path(row["directory"]), {}) for row in runs if row["status"] == "finished"]
-        for name, runs in by_point(rows, keys).items()
-    }
-    make_plot(directory / PLOT, partial(plot_accuracy_against_bytes, finished))
+    save_means(settings, best, options, directory)
+    groups = finished_groups(rows, keys)
+    draw_curves(groups, options, directory)
+    return groups
 
 
 def compare_parser() -> ConfigParser:
@@ -102,6 +112,7 @@ def compare_parser() -> ConfigParser:
     )
     _add_repetitions(group, "technique", ranks=2)
     add_projections(group)
+    add_curves(group)
     return parser
 
 
@@ -110,6 +121,7 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
     grid = _parse_grid(options, {})
     config = build_config(parser, options)
     links = parse_projections(options, {_metric(config)})
+    check_figures(options)
     if config.mode != "gradient":
         raise ValueError(f"mode: compare needs mode=gradient, got {config.mode}")
     fixed = [key for key in grid.tune if key in PLAIN]
@@ -121,12 +133,13 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
         for name, arguments in find_techniques(options.techniques, config).items()
     }
     rows = _train_each(techniques, grid, options.ranks, directory / RESULTS)
-    wide_console().print(results_table(rows, ["technique", *grid.tune]))
-    print(f"results: {directory / RESULTS}")
     logs = _read_finished(rows, grid.seeds[0])
+    groups = _show(rows, ["technique", *grid.tune], options, directory)
     if not logs:
         raise DivergedError("compare: every technique diverged; try a lower clients.lr")
-    report(logs, links, options, directory, _notes(list(techniques), [run.name for run in logs], grid))
+    notes = _notes(list(techniques), [run.name for run in logs], grid)
+    compare_bytes(logs, links, options, directory, notes)
+    save_page(sum_up(groups, links, options.topology, options.target), links, options, directory, [])
 
 
 def _metric(config: Config) -> str:
@@ -158,7 +171,7 @@ def _read_finished(rows: list[dict[str, Any]], seed: int) -> list[RunLog]:
 
 def _notes(techniques: list[str], finished: list[str], grid: Grid) -> list[str]:
     """Write notes for the reader of the report: its seed, the techniques that diverged, and the baseline."""
-    notes = [f"Bytes, seconds and curves are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
+    notes = [f"Bytes and seconds of {CSV} are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
     notes += [f"{name} diverged." for name in techniques if name not in finished]
     if finished[0] != techniques[0]:
         notes.append(f"Percentages are against {finished[0]}, not {techniques[0]}.")

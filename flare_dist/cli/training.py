@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from flare_dist.analysis.densities import read_densities
-from flare_dist.analysis.plots import MissingMatplotlibError, plot_densities, plot_holdings
-from flare_dist.cli.console import make_plot, wide_console
+from flare_dist.analysis.figure_style import Look, MissingMatplotlibError
+from flare_dist.analysis.partition_plot import plot_holdings
+from flare_dist.analysis.plots import plot_densities
+from flare_dist.cli.console import wide_console
+from flare_dist.cli.figures import add_look, parse_look, print_plots
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.launch import Launch
 from flare_dist.config.config_parser import ConfigParser
@@ -49,7 +51,7 @@ def run_train(parser: ConfigParser, options: Any, launch: Launch, console: Conso
     if launch.rank == 0 and config.sparse_training.is_sparse:
         directory = Path(config.output_dir)
         with contextlib.suppress(MissingMatplotlibError):
-            plot_densities(read_densities(directory), directory / DENSITIES)
+            plot_densities(read_densities(directory), Look(), directory / DENSITIES)
 
 
 def evaluate_parser() -> Parser:
@@ -95,10 +97,13 @@ def run_export(parser: Parser, options: Any, launch: Launch, console: Console) -
 
 
 def partition_parser() -> ConfigParser:
-    return config_parser(description="Show how the examples are divided among the clients, without training.")
+    parser = config_parser(description="Show how the examples are divided among the clients, without training.")
+    add_look(parser)
+    return parser
 
 
 def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: Console) -> None:
+    look = parse_look(options)
     config = build_config(parser, options)
     with parser.located():
         check_writable("output_dir", Path(config.output_dir))
@@ -110,5 +115,5 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     for line in lines:
         table.add_row(*map(escape, line))
     wide_console().print(table)
-    path = Path(config.output_dir) / "partition.png"
-    make_plot(path, partial(plot_holdings, held.counts, held.classes, held.groups))
+    stem = Path(config.output_dir) / "partition"
+    print_plots(lambda: plot_holdings(held.counts, held.classes, held.groups, look, stem))

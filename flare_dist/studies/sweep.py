@@ -1,7 +1,8 @@
 """Train a plain grid of runs, one after another: the same search for every method, and one table of the results.
 
     runs/my_sweep/results.csv                            a row for each run
-                  accuracy_against_bytes.png
+                  means.csv                            a row for each setting, over its seeds
+                  accuracy_against_uplink.png          or another metric, against what --x names
                   clients.lr=0.1,seed=0/                 an ordinary run directory for each run, with its output
                   clients.lr=0.1,seed=0.log              beside it
                   tuning/clients.lr=0.1,seed=0/          runs that only choose the value of a tuned key
@@ -32,7 +33,6 @@ from flare_dist.studies.tuning import choose
 log = logging.getLogger(__name__)
 
 RESULTS = "results.csv"
-PLOT = "accuracy_against_bytes.png"
 
 
 def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:

@@ -11,11 +11,11 @@ from flare_dist.config.config import Config
 from flare_dist.records import rundir
 from flare_dist.rounds.diverged import DIVERGED
 from flare_dist.studies.grid import Run, arguments
+from flare_dist.studies.sweep_results import UNKNOWN
 
 BASE = "base.yaml"  # the configuration of a sweep, in its directory
 TUNING_VALIDATION = 0.1  # held out while a key is tuned, if the configuration itself holds nothing out
 BYTES = ("uplink_bytes", "buffer_bytes", "downlink_bytes")
-MEASURED = ("validation_accuracy", "test_accuracy", "test_loss", *BYTES, "seconds")  # of every run
 
 
 def play(run: Run, config: Config, sweep: Path, ranks: int) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def _row(run: Run, directory: Path, summary: dict[str, Any] | None) -> dict[str,
     found = summary or {}
     row: dict[str, Any] = {**run.values, "seed": run.seed, "purpose": "tuning" if run.tuning else "result"}
     row["status"] = "diverged" if summary is None else "finished"
-    row |= {key: found.get(key) for key in MEASURED}
-    metric = found.get("metric", "accuracy")
-    if metric != "accuracy":
-        row |= {key: found.get(key) for key in (f"validation_{metric}", f"test_{metric}", "metric", "better")}
+    metric, better = found.get("metric", UNKNOWN[0]), found.get("better", UNKNOWN[1])
+    measured = (f"validation_{metric}", f"test_{metric}") if found else ()
+    row |= {key: found.get(key) for key in (*measured, "test_loss", *BYTES, "seconds")}
+    row |= {"metric": metric, "better": better} if found else {}
     return row | {"directory": str(directory)}
 
 

@@ -1,21 +1,15 @@
-"""Write the bandwidth report: a table for the terminal, the same as CSV, and one HTML file that holds everything."""
+"""Compare the bytes and seconds of runs with the first of them: a table for the terminal, and the same as CSV."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import csv
-import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from flare_dist.analysis import links
-from flare_dist.analysis import plots as plots_module
-from flare_dist.analysis.bandwidth import Totals, metric_against_bytes
-from flare_dist.analysis.run_logs import RunLog
+from flare_dist.analysis.bandwidth import Totals
 from flare_dist.units import show_bytes, show_seconds
 
 Lines = list[tuple[str, list[str]]]  # (title, a cell for each run)
@@ -94,34 +88,6 @@ def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
     return table
 
 
-def write_report(
-    directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals], rows: Lines, notes: Sequence[str]
-) -> list[Path]:
-    """Write CSV, plots and HTML to `directory`; returns their paths.
-
-    Without matplotlib there are no plots. Raises ValueError if a file cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        plots = _plots(directory, logs, runs)
-        write_csv(directory / "bandwidth.csv", runs)
-        write_html(directory / "bandwidth.html", runs, rows, plots, notes)
-    except OSError as error:
-        raise ValueError(f"output_dir: cannot write {directory}: {error.strerror}") from error
-    return [directory / "bandwidth.csv", *plots, directory / "bandwidth.html"]
-
-
-def _plots(directory: Path, logs: Sequence[RunLog], runs: Sequence[Totals]) -> list[Path]:
-    plots: list[Path] = []
-    with contextlib.suppress(plots_module.MissingMatplotlibError):
-        plots_module.plot_seconds(runs, directory / "seconds.png")
-        plots.append(directory / "seconds.png")
-        if any(map(metric_against_bytes, logs)):
-            plots_module.plot_accuracy_against_bytes({run.name: [run] for run in logs}, directory / "accuracy.png")
-            plots.append(directory / "accuracy.png")
-    return plots
-
-
 def csv_row(run: Totals) -> dict[str, object]:
     """Make the row of one run, in bytes and seconds; bytes_up counts payloads and buffers."""
     row: dict[str, object] = {"run": run.name, "rounds": run.rounds, "bytes_up": run.bytes_up, **run.amounts}
@@ -132,32 +98,13 @@ def csv_row(run: Totals) -> dict[str, object]:
 
 
 def write_csv(path: Path, runs: Sequence[Totals]) -> None:
-    """Write a row for each run."""
+    """Write a row for each run; ValueError if the file cannot be written."""
     table = [csv_row(run) for run in runs]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def write_html(path: Path, runs: Sequence[Totals], rows: Lines, plots: Sequence[Path], notes: Sequence[str]) -> None:
-    """Write one file without references to others: the table, the plots, the notes and the model of the links."""
-    head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
-    body = "".join(
-        f"<tr><th>{html.escape(title)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
-        for title, cells in rows
-    )
-    images = "".join(
-        f'<img alt="{html.escape(plot.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(plot.read_bytes()).decode()}">'
-        for plot in plots
-    )
-    model = (links.__doc__ or "").strip().split("\n\n")[1:]
-    paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in [*notes, *model])
-    style = "body{font:15px sans-serif;margin:2em;max-width:70em}td,th{padding:.2em .8em;text-align:right}"
-    style += "th:first-child{text-align:left}tr:nth-child(even){background:#f2f2f2}img{max-width:100%}"
-    path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Bandwidth</title><style>{style}</style>'
-        f"<h1>Bandwidth</h1><table><tr><th></th>{head}</tr>{body}</table>{images}{paragraphs}</html>\n",
-        encoding="utf-8",
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
+            writer.writeheader()
+            writer.writerows(table)
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write {path}: {error.strerror}") from error

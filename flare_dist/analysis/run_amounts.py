@@ -1,0 +1,63 @@
+"""What each run of a setting came to, in the columns of means.csv and of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from flare_dist.analysis.bandwidth import Totals, totals
+from flare_dist.analysis.links import Link
+from flare_dist.analysis.means import Setting
+from flare_dist.analysis.run_logs import RunLog
+from flare_dist.analysis.seed_groups import Group
+from flare_dist.tasks.metrics import goodness
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Hold a group of runs with the totals of each."""
+
+    group: Group
+    totals: Sequence[Totals]
+
+    @property
+    def setting(self) -> Setting:
+        """Gather the columns of all runs."""
+        rows = [amounts_of(run, found) for run, found in zip(self.group.runs, self.totals)]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        amounts = {column: [row[column] for row in rows if column in row] for column in columns}
+        return Setting(self.group.label, self.group.values, amounts, len(rows))
+
+
+def sum_up(groups: Sequence[Group], links: Sequence[Link], topology: str, target: float | None) -> list[Summed]:
+    """Add up the bytes and seconds of every run; ValueError if a log lacks what a link's projection needs."""
+    return [Summed(group, [totals(run, links, topology, target) for run in group.runs]) for group in groups]
+
+
+def amounts_of(run: RunLog, found: Totals) -> dict[str, float]:
+    """List what one run came to, by column; what its log lacks is left out."""
+    metric, _ = run.best
+    key = f"test_{metric}"
+    values = [float(row[key]) for row in run.rows if key in row]
+    held_out = [float(row[f"validation_{metric}"]) for row in run.rows if f"validation_{metric}" in row]
+    amounts: dict[str, float | None] = {
+        f"validation_{metric}": held_out[-1] if held_out else None,
+        key: found.value,
+        f"best_{metric}": max(values, key=partial(goodness, run.best), default=None),
+        "rounds": float(found.rounds),
+        "bytes_up": found.bytes_up,
+        "bytes_down": found.amounts.get("downlink_bytes"),
+        "compression": found.compression,
+        "seconds": run.rows[-1].get("elapsed_seconds", found.amounts.get("round_seconds")),
+        **{f"seconds at {link}": seconds for link, seconds in found.projected.items()},
+        **_until(found),
+    }
+    return {column: value for column, value in amounts.items() if value is not None}
+
+
+def _until(found: Totals) -> dict[str, float]:
+    """List what the run needed to reach the target; nothing if it did not, or if there is none."""
+    names = {"round": "rounds", "bytes_up": "bytes up", "downlink_bytes": "bytes down", "round_seconds": "seconds"}
+    until = found.target or {}
+    return {f"{names.get(key, f'seconds at {key}')} until target": value for key, value in until.items()}

@@ -1,0 +1,100 @@
+"""Options of figures and tables for papers, and what commands write by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flare_dist.analysis.curves_plot import plot_curves
+from flare_dist.analysis.figure_style import FORMATS, WIDTHS, Look, MissingMatplotlibError
+from flare_dist.analysis.links import Link
+from flare_dist.analysis.means import Setting, write_latex, write_means
+from flare_dist.analysis.page import MissingPlotlyError, write_page
+from flare_dist.analysis.run_amounts import Summed
+from flare_dist.analysis.seed_groups import Group
+from flare_dist.analysis.x_axis import CHOICES, XAxis
+from flare_dist.tasks.task import Best
+
+PAGE = "report.html"
+MEANS = "means.csv"
+LATEX = "means.tex"
+
+
+def add_look(parser: Any) -> None:
+    """Add the options of any figure: its formats and its size."""
+    parser.add_argument(
+        "--format", type=str, default="png", help=f"Formats of figures, separated by commas: {', '.join(FORMATS)}."
+    )
+    parser.add_argument(
+        "--size", type=str, default="page", help=f"Width of figures: that of a {' or of a '.join(WIDTHS)} of a paper."
+    )
+
+
+def add_curves(parser: Any) -> None:
+    """Add the options of curves and of tables of means."""
+    add_look(parser)
+    parser.add_argument(
+        "--x",
+        type=str,
+        default="uplink",
+        help=f"What the metric is drawn against: {', '.join(CHOICES)}, e.g. projected:100Mbps/20ms.",
+    )
+    parser.add_argument("--latex", action="store_true", help=f"Write the table of means for LaTeX as well, {LATEX}.")
+
+
+def parse_look(options: Any) -> Look:
+    """Read --size and --format."""
+    return Look.parse(options.size, options.format)
+
+
+def parse_axis(options: Any) -> XAxis:
+    """Read --x, on the topology of --topology if the command has it."""
+    return XAxis.parse(options.x, getattr(options, "topology", "ranks"))
+
+
+def check_figures(options: Any) -> None:
+    """Raise ValueError if an option of curves is wrong, before what they show is trained."""
+    parse_look(options)
+    parse_axis(options)
+
+
+def print_plots(plot: Callable[[], list[Path]]) -> None:
+    """Make a plot and print its paths; without matplotlib print the reason: the words beside it do not need it."""
+    try:
+        paths = plot()
+    except MissingMatplotlibError as error:
+        print(f"no plot: {error}")
+    else:
+        for path in paths:
+            print(f"plot: {path}")
+
+
+def draw_curves(groups: Sequence[Group], options: Any, directory: Path) -> None:
+    """Plot the metric of the groups against --x and print the paths."""
+    if any(group.runs for group in groups):
+        print_plots(lambda: plot_curves(groups, parse_axis(options), parse_look(options), directory))
+
+
+def save_means(settings: Sequence[Setting], best: Best, options: Any, directory: Path) -> None:
+    """Write means.csv, and means.tex if it is asked for; print the paths."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        print(f"means: {write_means(directory / MEANS, settings)}")
+        if options.latex:
+            print(f"means: {write_latex(directory / LATEX, settings, best)}")
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write to {directory}: {error.strerror}") from error
+
+
+def save_page(
+    found: Sequence[Summed], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]
+) -> bool:
+    """Write report.html and print its path, or the reason why there is none; tells if there is one."""
+    try:
+        path = write_page(directory / PAGE, found, links[0] if links else None, options.topology, notes)
+    except MissingPlotlyError as error:
+        print(f"no report: {error}")
+        return False
+    print(f"report: {path}")
+    return True
