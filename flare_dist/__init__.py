@@ -6,6 +6,8 @@ In your own loop: `flare_dist.attach`, or `ddp.register_comm_hook(flare_dist.Spa
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from flare_dist.algorithms.algorithm import Algorithm as Algorithm
     from flare_dist.algorithms.algorithm import LocalContext as LocalContext

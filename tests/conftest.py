@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.helpers.extras import in_a_line, missing_extras
 
 if TYPE_CHECKING:
     from tests.helpers.sweeps import Processes
@@ -43,6 +46,26 @@ settings.load_profile("here")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, or one of them comes last and one worker of pytest-xdist waits for it."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in a line which tests were skipped for want of an extra."""
+    missing = _missing_extras(terminalreporter)
+    if missing:
+        terminalreporter.write_line(in_a_line(missing), yellow=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail if tests were skipped for want of an extra where all of them must be there, as in CI."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("REQUIRE_EXTRAS") and exitstatus == 0 and reporter and _missing_extras(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _missing_extras(reporter: Any) -> Counter[str]:
+    """Count the tests that were skipped for want of an extra; a reason is the last part of where and why."""
+    return missing_extras(str(report.longrepr[2]) for report in reporter.stats.get("skipped", []))
 
 
 def pytest_collection_finish() -> None:

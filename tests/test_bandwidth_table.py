@@ -11,6 +11,7 @@ import pytest
 from flare_dist import cli
 from flare_dist.analysis.bandwidth import totals
 from flare_dist.analysis.run_logs import read_run
+from tests.helpers.extras import needs
 from tests.helpers.run_logs import table_of, write_run
 
 
@@ -35,6 +36,7 @@ def test_buffers_count_wherever_bytes_up_are_shown(tmp_path: Path, capsys: pytes
     assert list(sizes.values()) == [2_400_000, 1_200_000, pytest.approx(5.5), 1_600_000]
 
 
+@needs("plots")
 def test_the_command_writes_a_table_csv_and_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

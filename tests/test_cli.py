@@ -12,6 +12,7 @@ import torch
 
 from flare_dist import cli
 from flare_dist.run import trainer
+from tests.helpers.extras import needs
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -152,6 +153,7 @@ def test_diverged_training_ends_with_the_round_and_the_clients(
     assert "error: diverged: round 1: the losses or deltas of all clients (" in error
 
 
+@needs("plots")
 def test_train_evaluate_and_partition_print_their_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, error = run(capsys, *SMOKE, "--output_dir", str(tmp_path), "--engine.threads", "1")
     assert status == 0, error
@@ -197,6 +199,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.usefixtures("forked_runs")
+@needs("plots")
 def test_sweep_trains_and_prints_where_the_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ("sweep", "--config", "configs/smoke.yaml", "--output_dir", str(tmp_path))
     status, output, _ = run(capsys, *sweep, "--grid", "clients.objective=none,flare", "--clients.lr", "0.1")

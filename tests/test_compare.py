@@ -9,10 +9,12 @@ import pytest
 
 from flare_dist.cli import main
 from flare_dist.config.load import load_config
+from tests.helpers.extras import needs
 from tests.helpers.published import ROOT
 
 
 @pytest.mark.usefixtures("forked_runs")
+@needs("plots")
 def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--config", str(ROOT / "configs" / "quickstart_gradient.yaml"), "--rounds", "2"]
     command += ["--output_dir", str(tmp_path / "out"), "--ranks", "2"]

@@ -13,7 +13,10 @@ from flare_dist.analysis.figure_style import Look
 from flare_dist.analysis.run_logs import RunLog, read_run
 from flare_dist.analysis.seed_groups import Group
 from flare_dist.analysis.x_axis import XAxis
+from tests.helpers.extras import needs
 from tests.helpers.run_logs import write_run
+
+pytestmark = needs("plots")
 
 
 @pytest.fixture

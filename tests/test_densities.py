@@ -12,6 +12,7 @@ from flare_dist.analysis.bandwidth import totals
 from flare_dist.analysis.densities import read_densities
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.cli import main
+from tests.helpers.extras import needs
 from tests.helpers.masks import BASE
 from tests.helpers.run_logs import write_run
 from tests.helpers.sparse_runs import checkpointed
@@ -28,6 +29,7 @@ def test_damaged_densities_are_refused_with_the_path(tmp_path: Path, damage: str
         read_densities(directory)
 
 
+@needs("plots")
 def test_logs_and_the_plot_show_the_density_of_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = checkpointed(tmp_path / "run", BASE)
     events = EventAccumulator(str(directory)).Reload()

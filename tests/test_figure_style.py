@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
-from matplotlib import style
 from PIL import Image
 
 from flare_dist.analysis.figure_style import PALETTE, Look, class_colour, cut, figure_at, line_styles
+from tests.helpers.extras import needs
+
+pytestmark = needs("plots")
 
 
 def test_the_palette_is_that_of_petroff() -> None:
+    style = importlib.import_module("matplotlib.style")
     assert [entry["color"] for entry in style.library["petroff10"]["axes.prop_cycle"]] == list(PALETTE)
 
 

@@ -19,6 +19,7 @@ from flare_dist.clients.config import ClientsConfig
 from flare_dist.config.config import Config, with_values
 from flare_dist.data.config import DataConfig
 from flare_dist.rounds.build_run import load_parts
+from tests.helpers.extras import needs
 
 SITES = ["oslo", "bern", "rome", "oslo", "bern", "oslo"]
 TABLE = TensorDataset(torch.arange(12.0).view(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
@@ -89,6 +90,7 @@ def sites(tmp_path: Path) -> list[str]:
     ]
 
 
+@needs("plots")
 def test_a_run_of_sites_has_their_number_and_names_to_the_end(
     sites: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,8 @@ def test_a_built_package_holds_all_modules_and_configurations(
     built = tmp_path / "lib" / "flare_dist"
     modules = {path.relative_to(built) for path in built.rglob("*.py")}
     assert modules == {path.relative_to(ROOT / "flare_dist") for path in (ROOT / "flare_dist").rglob("*.py")}
+    data = {path.name for path in built.rglob("*.*") if path.suffix not in (".py", ".yaml")}
+    assert data == {"py.typed", "page.html", "page.css", "page.js"}
     names = list(packaged_configs())
     monkeypatch.setattr(packaged, "PACKAGE", built)
     packaged_configs.cache_clear()

@@ -8,10 +8,12 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import yaml
+
+import flare_dist
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,6 +40,15 @@ def names_of(listed: Iterable[str]) -> set[str]:
 def test_environment_lists_the_dependencies_of_setup() -> None:
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert listed[-1]["pip"] == requirements()
+    assert listed[0] == f"python{setup()['options']['python_requires']}"
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert setup()["metadata"]["version"] == "attr: flare_dist.__version__"
+    assert version("flare_dist") == flare_dist.__version__
+    citation = ROOT / "CITATION.cff"
+    if citation.exists():
+        assert str(yaml.safe_load(citation.read_text())["version"]) == flare_dist.__version__
 
 
 def test_every_import_is_a_declared_dependency() -> None:

@@ -16,7 +16,10 @@ from flare_dist.analysis.page import MissingPlotlyError, write_page
 from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.analysis.seed_groups import Group
+from tests.helpers.extras import needs
 from tests.helpers.run_logs import write_run
+
+pytestmark = needs("plots")
 
 
 def page_of(tmp_path: Path, link: Link | None = None, **changes: Any) -> tuple[str, dict[str, Any]]:

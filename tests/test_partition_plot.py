@@ -9,6 +9,9 @@ import torch
 
 from flare_dist.analysis.figure_style import PALETTE, Look
 from flare_dist.analysis.partition_plot import by_dominant_class, plot_holdings
+from tests.helpers.extras import needs
+
+pytestmark = needs("plots")
 
 COUNTS = torch.tensor([[2, 1], [0, 3], [0, 0]])
 

@@ -13,7 +13,10 @@ from flare_dist.analysis.figure_style import Look
 from flare_dist.analysis.links import Link
 from flare_dist.analysis.plots import plot_densities, plot_seconds, seconds_of_a_round
 from flare_dist.analysis.run_logs import read_run
+from tests.helpers.extras import needs
 from tests.helpers.run_logs import write_run
+
+pytestmark = needs("plots")
 
 
 def test_the_seconds_of_a_round_are_divided_by_activity(drawn: list[Any], tmp_path: Path) -> None:

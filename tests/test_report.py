@@ -11,7 +11,10 @@ import yaml
 
 from flare_dist import cli
 from flare_dist.cli.report import find_runs
+from tests.helpers.extras import needs
 from tests.helpers.run_logs import write_run
+
+pytestmark = needs("plots")
 
 
 @pytest.fixture
