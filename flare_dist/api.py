@@ -26,6 +26,7 @@ from flare_dist.config.settings import Settings, as_text, make_config
 from flare_dist.data.source import Source
 from flare_dist.errors import check_choice
 from flare_dist.given import given
+from flare_dist.progress import shown_on
 from flare_dist.records.rundir import CONFIG
 from flare_dist.run.evaluation import evaluate_run
 from flare_dist.run.finished import FinishedRun
@@ -79,16 +80,16 @@ def train(
     functions: list[Any] = list(on_round) if isinstance(on_round, list | tuple) else [on_round]
     if not all(map(callable, functions)):
         raise ValueError(f"on_round: must be a function of a row, or a list of them, got {on_round!r}; give print")
-    if launch.rank != 0 and not every_rank:
-        functions = []
+    functions = functions if launch.rank == 0 or every_rank else []
 
     def call(row: dict[str, Any]) -> None:
         for function in functions:
             function(dict(row))
 
-    with given(objects), machine_kept():
+    console = Console(stderr=True, quiet=launch.rank != 0 or not progress)
+    with given(objects), machine_kept(), shown_on(console):
         resolved = make_config(config, names_of(objects) | values)
-        train_run(resolved, launch, Console(stderr=True, quiet=launch.rank != 0 or not progress), call)
+        train_run(resolved, launch, console, call)
     return FinishedRun(Path(resolved.output_dir).absolute(), objects)
 
 
@@ -169,8 +170,7 @@ def bandwidth(
     Returns a row for each run, as bandwidth.csv has it. `flare-dist bandwidth` explains the arguments.
     """
     logs = [read_run(run.directory if isinstance(run, FinishedRun) else Path(run), {}, ranks) for run in runs]
-    found = [Link.parse(text) for text in links]
-    return [csv_row(totals(log, found, topology, target)) for log in logs]
+    return [csv_row(totals(log, list(map(Link.parse, links)), topology, target)) for log in logs]
 
 
 def _opened(run: FinishedRun | str | Path, objects: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -273,3 +273,17 @@ def test_rank_0_alone_shows_warnings_of_libraries_unless_python_is_asked_for_the
         run(capsys, *SMOKE, "--compression.density", "2")
         warnings.warn("a library's", UserWarning, stacklevel=1)
     assert len([warning for warning in met if str(warning.message) == "a library's"]) == shown
+
+
+def test_a_run_may_be_quiet_and_log_otherwise_when_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (*SMOKE, "--output_dir", str(tmp_path), "--engine.threads", "1")
+    status, _, error = run(capsys, *command, "--log_every", "1")
+    assert status == 0
+    assert "round 1/" in error
+    (tmp_path / "summary.json").unlink()
+    status, output, error = run(capsys, *command, "--log_every", "2", "--quiet")
+    assert (status, error) == (0, "")
+    assert "test accuracy" in output
+    assert run(capsys, *command, "--log_every", "-1")[0] == 2

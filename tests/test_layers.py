@@ -29,6 +29,7 @@ GROUND = {
     "vocabulary",
     "fixed",
     "json_lines",
+    "progress",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "fixed": set(),
     "seeding": set(),
     "json_lines": set(),
+    "progress": {"units"},
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},

@@ -39,3 +39,11 @@ def test_bytes_of_buffers_count_as_sent(monkeypatch: pytest.MonkeyPatch, caplog:
     with caplog.at_level("INFO", logger="flare_dist"):
         shown.update(row(1) | {"uplink_bytes": 10**9, "buffer_bytes": 4 * 10**7})
     assert "1.04 GB sent" in caplog.text
+
+
+def test_log_every_gives_every_so_many_rounds_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    shown = RoundProgress([], 7, QUIET, "accuracy", log_every=3)
+    with caplog.at_level("INFO", logger="flare_dist"):
+        for round_ in range(1, 8):
+            shown.update(row(round_))
+    assert [line.split()[1] for line in caplog.messages] == ["3/7", "6/7", "7/7"]

@@ -20,6 +20,7 @@ from flare_dist.cli import compatibility, configs, doctor, report, reports, swee
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser
 from flare_dist.errors import ReportedError
+from flare_dist.progress import shown_on
 from flare_dist.rounds.diverged import DIVERGED, DivergedError
 
 log = logging.getLogger("flare_dist")
@@ -60,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsers = _make_parsers(sys.argv[1:] if arguments is None else arguments)
         command, options = _parse(parsers, arguments)
-        COMMANDS[command][1](parsers[command], options, launch, console)
+        if options.quiet:
+            console.quiet = True
+            log.setLevel(max(log.level, logging.WARNING))
+        # Ranks share the work of decoding: whichever does it shows it.
+        with shown_on(Console(stderr=True, quiet=options.quiet) if launch.rank else console):
+            COMMANDS[command][1](parsers[command], options, launch, console)
     except (ArgumentError, ValueError, ReportedError) as error:
         return _fail(launch, " ".join(str(error).split()), 2)
     except DivergedError as error:
@@ -112,7 +118,12 @@ def _mark_warning(record: logging.LogRecord) -> bool:
 def _make_parsers(arguments: Sequence[str]) -> dict[str, Parser]:
     """Make the parser of the command that comes first, or else every command's: each takes a tenth of a second."""
     names = [name for name in arguments[:1] if name in COMMANDS] or list(COMMANDS)
-    return {name: COMMANDS[name][0]() for name in names}
+    parsers = {name: COMMANDS[name][0]() for name in names}
+    for parser in parsers.values():
+        parser.add_argument(
+            "--quiet", action="store_true", help="Show no progress: results, warnings and errors alone."
+        )
+    return parsers
 
 
 def _parse(parsers: dict[str, Parser], arguments: Sequence[str] | None) -> tuple[str, Any]:

@@ -23,6 +23,7 @@ from flare_dist.config.config import Config
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.load import build_config, config_parser, with_arguments
 from flare_dist.engines.config import resolve_device
+from flare_dist.progress import Steps
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.studies.grid import Grid, parse_values
 from flare_dist.studies.sweep import RESULTS, check_settings, sweep
@@ -155,10 +156,11 @@ def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: 
         resolve_device(own.engine)
         check_settings(own, grid)
     rows: list[dict[str, Any]] = []
-    for name, own in techniques.items():
-        log.info("%s", name)
-        rows += [{"technique": name} | row for row in sweep(own, grid, ranks)]
-        write_csv(results, rows)
+    with Steps("runs", len(techniques) * grid.num_runs, at_once=True, has_lines=False) as shown:
+        for name, own in techniques.items():
+            log.info("%s", name)
+            rows += [{"technique": name} | row for row in sweep(own, grid, ranks, shown)]
+            write_csv(results, rows)
     return rows
 
 

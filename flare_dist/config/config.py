@@ -80,6 +80,8 @@ class Config:
         code_dirs: directories in which package.module:callable is looked for, before the current one and those of the
             configuration files; a run's own config.yaml has those in which it found what it uses.
         tracking: where the curves are shown: any of tensorboard, wandb and mlflow, e.g. [tensorboard, wandb].
+        log_every: rounds between the lines of the log where there is no terminal; 0 = a line every ten seconds at most.
+            It may change when a run is continued.
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
         evaluation: on whom models are measured beside the test set as a whole.
@@ -101,6 +103,7 @@ class Config:
     output_dir: str = "runs/default"
     code_dirs: tuple[str, ...] = ()
     tracking: tuple[str, ...] = ("tensorboard",)
+    log_every: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -121,6 +124,7 @@ class Config:
             check_choice("tracking", name, TRACKERS)
         check_least("rounds", self.rounds, 1)
         check_least("eval_every", self.eval_every, 1)
+        check_least("log_every", self.log_every, 0)
         check_choice("clients.weighting", self.clients.weighting, WEIGHTINGS)
         if not self.output_dir:
             raise ValueError("output_dir: must name a directory, got nothing; choose one, e.g. runs/mine")

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import stat
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from flare_dist.data.groups import number_groups, read_groups
 from flare_dist.data.pixels import AS_THEY_ARE, ImageSpec, read_image
 from flare_dist.data.sites import list_sites
 from flare_dist.errors import printable, reason, refusal
+from flare_dist.progress import Steps
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _DECODING = "rgb 3"  # part of the cache's fingerprint: change it if the same fi
 _BLOCK = 256  # images decoded by one task
 _THREADED_BYTES = 8192  # mean file size from which threads pay; below it they only fight over the interpreter lock
 _DARK = 64  # the white of 14 bits of 16
-_PATIENCE_SECONDS = 2.0  # shorter work shows no progress bar
 
 
 def classes(root: Path) -> Tree:
@@ -102,32 +101,24 @@ def decode(paths: Sequence[str], threaded: bool, spec: ImageSpec = AS_THEY_ARE) 
 
 
 def _fill(paths: Sequence[str], threaded: bool, spec: ImageSpec) -> np.ndarray:
-    from rich.console import Console
-    from rich.progress import Progress
-
     images = _room(len(paths), paths[0], read_image(paths[0], spec).shape)
 
     def fill(start: int) -> int:
-        for i, path in enumerate(paths[start : start + _BLOCK], start):
+        block = paths[start : start + _BLOCK]
+        for i, path in enumerate(block, start):
             image = read_image(path, spec)
             if image.shape != images.shape[1:]:
                 raise _sizes_differ(path, image.shape, paths[0], images.shape[1:])
             images[i] = image
-        return min(start + _BLOCK, len(paths))
+        return len(block)
 
-    began = time.monotonic()
-    progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task(f"decoding {len(paths)} images", total=len(paths))
     pool = ThreadPoolExecutor(os.cpu_count() if threaded else 1)
     try:
-        for done in pool.map(fill, range(0, len(paths), _BLOCK)):
-            progress.update(task, completed=done)
-            if not progress.live.is_started and time.monotonic() - began > _PATIENCE_SECONDS:
-                progress.start()
+        with Steps("decoding images", len(paths)) as shown:
+            for count in pool.map(fill, range(0, len(paths), _BLOCK)):
+                shown.advance(count, count * images[0].nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
-        if progress.live.is_started:
-            progress.stop()
     return images
 
 

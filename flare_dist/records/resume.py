@@ -33,6 +33,7 @@ FREE_KEYS = {
     "output_dir",
     "code_dirs",
     "tracking",
+    "log_every",
     "data.root",
     "data.download",
     "data.workers",

@@ -66,7 +66,7 @@ class Tracker:
             self._clients = ClientsLog(directory)
             if "tensorboard" in config.tracking:
                 self._events = _begin_events(directory, config, best, points, texts)
-        self._progress = RoundProgress(self.rows, config.rounds, console, best[0])
+        self._progress = RoundProgress(self.rows, config.rounds, console, best[0], config.log_every)
         run = TrackedRun(directory, as_dict(config), points)
         names = [name for name in dict.fromkeys(config.tracking) if name in TRACKERS]
         self._others = [Background(name, TRACKERS[name](run)) for name in names]

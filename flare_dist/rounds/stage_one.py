@@ -21,6 +21,7 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.hosting import hosting_ranks
 from flare_dist.compression.payload import WORD
 from flare_dist.layout import Entry
+from flare_dist.progress import Steps
 from flare_dist.rounds.diverged import DivergedError
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.ledger import Stopwatch
@@ -79,7 +80,9 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     )
     log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
     watch = Stopwatch(world)
-    sensitivities = _train(fed, masks, drawn, watch)
+    own = list(hosting_ranks(drawn, world.size, stateful=False).values()).count(world.rank)
+    with Steps("stage 1: clients", own, console, at_once=True) as shown:
+        sensitivities = _train(fed, masks, drawn, watch, shown)
     world.wait_for_all()
     rows = world.all_reduce_(sensitivities).tolist()
     found = {client: row for client, row in zip(drawn, rows) if any(row)}
@@ -100,7 +103,7 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     }
 
 
-def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch) -> Tensor:
+def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch, shown: Steps) -> Tensor:
     """Train the drawn clients that this rank hosts; returns float32 [drawn, layers], the density of each layer.
 
     Rows of other ranks' clients, and of those that diverge, are zero.
@@ -128,7 +131,7 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
             if result.is_finite:
                 active = layer_counts(mask.mask, masks.entries)
                 sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, masks.entries)])
-        log.info("stage 1: client %d has trained", client)
+        shown.advance(1, WORD * len(masks.entries))
     return sensitivities
 
 

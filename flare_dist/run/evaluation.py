@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.placement import place
 from flare_dist.fixed import load_trained
 from flare_dist.layout import separate_buffers
+from flare_dist.progress import Steps
 from flare_dist.records.files import load_model
 from flare_dist.records.rundir import CONFIG, find_model
 from flare_dist.rounds.build_run import Run, build_for
 from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.skipped import skipped_here
+from flare_dist.run.counted import Counted
 from flare_dist.run.members import members_evaluator
 
 
@@ -89,7 +92,9 @@ def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, flo
     _, model = place(engine, model, device)
     test = data.batches(data.test, device)
     seed = evaluation_seed(config.seed, "test")
-    found = evaluate(model, test, data.task, seed, batch_size(data.is_resident, config.clients.batch_size))
+    at_once = batch_size(data.is_resident, config.clients.batch_size)
+    with Steps("evaluation: batches", math.ceil(len(test) / at_once)) as shown:
+        found = evaluate(model, Counted(test, shown), data.task, seed, at_once)
     if skipped := skipped_here(test):
         found["skipped_examples"] = skipped
     metric, _ = data.task.best

@@ -6,6 +6,7 @@ A new format is one function and one line in FORMATS.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,13 +24,17 @@ from flare_dist.engines.onnx_export import check_onnx, save_onnx
 from flare_dist.fixed import load_trained
 from flare_dist.layout import separate_buffers
 from flare_dist.models.trial import blank_of
+from flare_dist.progress import Steps
 from flare_dist.records.files import load_model, save_model, save_state, write_text
 from flare_dist.records.rundir import CONFIG, PREPROCESSING, RUN_FILES, find_model
 from flare_dist.rounds.build_run import build_for, construct
 from flare_dist.run.preprocessing import as_json, header, of_run
 from flare_dist.tasks.config import find_task
 from flare_dist.tasks.task import Task
+from flare_dist.units import show_bytes
 from flare_dist.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 KEY = "--to"
 SUFFIXES = {"safetensors": (".safetensors",), "pt": (".pt", ".pth"), "onnx": (".onnx",)}  # hf is a folder
@@ -125,12 +130,18 @@ def export_run(directory: Path, which: str, format_: str, to: Path, root: str | 
     """
     source = find_model(directory, which, "export")
     _check_target(directory, format_, to)
-    saved = read_saved(directory, source, root)
-    with explained(KEY, to):
-        to.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS[format_](saved, to)
-    beside = to / PREPROCESSING if format_ == "hf" else to.with_name(f"{_stem(to)}.{PREPROCESSING}")
-    write_text(beside, as_json(saved.preprocessing), KEY)
+    with Steps(f"export to {format_}: weights read, model written, inputs described", 3, at_once=True) as shown:
+        saved = read_saved(directory, source, root)
+        shown.advance(1, source.stat().st_size)
+        with explained(KEY, to):
+            to.parent.mkdir(parents=True, exist_ok=True)
+        FORMATS[format_](saved, to)
+        shown.advance()
+        beside = to / PREPROCESSING if format_ == "hf" else to.with_name(f"{_stem(to)}.{PREPROCESSING}")
+        write_text(beside, as_json(saved.preprocessing), KEY)
+        shown.advance()
+    written = sum(file.stat().st_size for file in (to.rglob("*") if to.is_dir() else [to]))
+    log.info("%s: %s", to, show_bytes(written))
     return [to, beside]
 
 

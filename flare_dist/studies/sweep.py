@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import with_arguments
 from flare_dist.config.saved import as_dict, differing_keys, to_yaml
 from flare_dist.errors import check_least
+from flare_dist.progress import Steps
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
+from flare_dist.records.summary import bytes_up
 from flare_dist.studies.grid import Grid, Run, arguments
 from flare_dist.studies.sweep_results import describe, write_csv
 from flare_dist.studies.sweep_run import BASE, play
@@ -35,8 +38,10 @@ log = logging.getLogger(__name__)
 RESULTS = "results.csv"
 
 
-def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
+def sweep(config: Config, grid: Grid, ranks: int, shown: Steps | None = None) -> list[dict[str, Any]]:
     """Train all runs that are not finished yet; returns the rows of results.csv, in order.
+
+    Each of them is a step of `shown`, or of a bar of its own.
 
     Before the first run starts, raises ValueError if the configuration of a run is not valid or if the directory holds
     another sweep; later, if a run cannot be started.
@@ -47,7 +52,9 @@ def sweep(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
     rundir.check_writable("output_dir", directory)
     with rundir.claim(directory):
         write_text(directory / BASE, to_yaml(config))
-        return _play_all(config, grid, ranks)
+        own = Steps("runs", grid.num_runs, at_once=True, has_lines=False) if shown is None else nullcontext(shown)
+        with own as bar:
+            return _play_all(config, grid, ranks, bar)
 
 
 def check_settings(config: Config, grid: Grid) -> None:
@@ -76,7 +83,7 @@ def _read_base(path: Path) -> dict[str, Any]:
         raise ValueError(f"output_dir: {path} is not the configuration of a sweep: {reason}") from error
 
 
-def _play_all(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
+def _play_all(config: Config, grid: Grid, ranks: int, shown: Steps) -> list[dict[str, Any]]:
     """Train the runs in order, and write results.csv after each of them."""
     directory = Path(config.output_dir)
     rows: list[dict[str, Any]] = []
@@ -86,6 +93,7 @@ def _play_all(config: Config, grid: Grid, ranks: int) -> list[dict[str, Any]]:
         row = play(run, config, directory, ranks)
         rows.append(row)
         write_csv(directory / RESULTS, rows)
+        shown.advance(1, bytes_up(row) if row["status"] == "finished" else 0)
         eta = (grid.num_runs - len(rows)) * (time.monotonic() - started) / len(rows)
         log.info("%d/%d  %s  ETA %.0f s", len(rows), grid.num_runs, describe(row), eta)
         return row
