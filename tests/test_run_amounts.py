@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flare_dist.analysis.links import Link
-from flare_dist.analysis.run_amounts import amounts_of, sum_up
+from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.analysis.seed_groups import Group
 from tests.helpers.run_logs import write_run
@@ -23,14 +23,14 @@ def test_amounts_are_those_of_every_run(tmp_path: Path) -> None:
     assert setting.amounts["validation_accuracy"] == [0.5, 0.5]
     assert setting.amounts["bytes_up"] == [1_200_000] * 2
     assert setting.amounts["seconds at 1Mbps"] == pytest.approx([17.7] * 2)
-    assert setting.amounts["rounds until target"] == [2, 2]
-    assert setting.amounts["seconds at 1Mbps until target"] == pytest.approx([11.8] * 2)
+    assert setting.amounts["rounds until 0.15"] == [2, 2]
+    assert setting.amounts["seconds at 1Mbps until 0.15"] == pytest.approx([11.8] * 2)
 
 
 def test_the_best_value_follows_the_direction(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "a"), {})
     (one,) = sum_up([Group("a", [run], {})], [], "ranks", None)
-    assert amounts_of(run, one.totals[0])["best_accuracy"] == 0.3
-    lower = replace(run, best=("accuracy", "min"))
-    assert amounts_of(lower, one.totals[0])["best_accuracy"] == 0.0
-    assert "seconds until target" not in one.setting.amounts
+    assert one.amounts_of(0)["best_accuracy"] == 0.3
+    lower = Group("a", [replace(run, best=("accuracy", "min"))], {})
+    assert sum_up([lower], [], "ranks", None)[0].amounts_of(0)["best_accuracy"] == 0.0
+    assert not any("until" in column for column in one.setting.amounts)

@@ -11,7 +11,7 @@ from flare_dist.analysis.links import Link
 from flare_dist.analysis.means import best_of_column, cell, unit_of
 from flare_dist.analysis.page_data import style_of
 from flare_dist.analysis.plots import ACTIVITIES, seconds_of_a_round
-from flare_dist.analysis.run_amounts import Summed, amounts_of
+from flare_dist.analysis.run_amounts import Summed
 from flare_dist.analysis.run_logs import RunLog
 from flare_dist.analysis.seed_groups import Group
 from flare_dist.analysis.x_axis import PROJECTED, XAxis
@@ -47,7 +47,7 @@ def _run_row(
     run: RunLog, one: Summed, place: int, columns: Sequence[str], stops: Sequence[Link], topology: str
 ) -> dict[str, Any]:
     """Make the row of one seed."""
-    amounts = amounts_of(run, one.totals[place])
+    amounts = one.amounts_of(place)
     name = f"seed {run.config['seed']}: {run.name}" if "seed" in run.config else run.name
     cells = [unit_of(column)(amounts[column]) if column in amounts else "-" for column in columns]
     if len(one.group.runs) == 1:

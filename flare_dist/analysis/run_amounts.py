@@ -20,23 +20,29 @@ class Summed:
 
     group: Group
     totals: Sequence[Totals]
+    target: float | None  # of the metric
 
     @property
     def setting(self) -> Setting:
         """Gather the columns of all runs."""
-        rows = [amounts_of(run, found) for run, found in zip(self.group.runs, self.totals)]
+        rows = [self.amounts_of(place) for place in range(len(self.totals))]
         columns = dict.fromkeys(column for row in rows for column in row)
         amounts = {column: [row[column] for row in rows if column in row] for column in columns}
         return Setting(self.group.label, self.group.values, amounts, len(rows))
 
+    def amounts_of(self, place: int) -> dict[str, float]:
+        """List what one of the runs came to, by column; what its log lacks is left out."""
+        found = self.totals[place]
+        return _amounts(self.group.runs[place], found) | _until(found, self.target)
+
 
 def sum_up(groups: Sequence[Group], links: Sequence[Link], topology: str, target: float | None) -> list[Summed]:
     """Add up the bytes and seconds of every run; ValueError if a log lacks what a link's projection needs."""
-    return [Summed(group, [totals(run, links, topology, target) for run in group.runs]) for group in groups]
+    return [Summed(group, [totals(run, links, topology, target) for run in group.runs], target) for group in groups]
 
 
-def amounts_of(run: RunLog, found: Totals) -> dict[str, float]:
-    """List what one run came to, by column; what its log lacks is left out."""
+def _amounts(run: RunLog, found: Totals) -> dict[str, float]:
+    """List the metric, bytes and seconds of a run."""
     metric, _ = run.best
     key = f"test_{metric}"
     values = [float(row[key]) for row in run.rows if key in row]
@@ -51,13 +57,12 @@ def amounts_of(run: RunLog, found: Totals) -> dict[str, float]:
         "compression": found.compression,
         "seconds": run.rows[-1].get("elapsed_seconds", found.amounts.get("round_seconds")),
         **{f"seconds at {link}": seconds for link, seconds in found.projected.items()},
-        **_until(found),
     }
     return {column: value for column, value in amounts.items() if value is not None}
 
 
-def _until(found: Totals) -> dict[str, float]:
+def _until(found: Totals, target: float | None) -> dict[str, float]:
     """List what the run needed to reach the target; nothing if it did not, or if there is none."""
     names = {"round": "rounds", "bytes_up": "bytes up", "downlink_bytes": "bytes down", "round_seconds": "seconds"}
     until = found.target or {}
-    return {f"{names.get(key, f'seconds at {key}')} until target": value for key, value in until.items()}
+    return {f"{names.get(key, f'seconds at {key}')} until {target:g}": value for key, value in until.items()}

@@ -130,7 +130,7 @@ def export_run(directory: Path, which: str, format_: str, to: Path, root: str | 
     """
     source = find_model(directory, which, "export")
     _check_target(directory, format_, to)
-    with Steps(f"export to {format_}: weights read, model written, inputs described", 3, at_once=True) as shown:
+    with Steps(f"export to {format_}", 3, at_once=True) as shown:
         saved = read_saved(directory, source, root)
         shown.advance(1, source.stat().st_size)
         with explained(KEY, to):
