@@ -42,6 +42,7 @@ def test_the_command_writes_a_table_csv_and_a_plot(
 ) -> None:
     runs = [str(write_run(tmp_path / "[/dense]$x^")), str(write_run(tmp_path / "sparse", uplink_bytes=40_000))]
     command = ["bandwidth", *runs, "--link", "1Mbps", "--target", "0.2", "--format", "svg"]
+    command += ["--x", "projected:1Mbps"]
     assert cli.main([*command, "--output_dir", str(tmp_path / "report")]) == 0
     printed = capsys.readouterr().out
     for words in ("bytes up", "120 kB (-90.0%)", "a round at 1Mbps", "5.9 s", "round with accuracy 0.2"):
@@ -50,7 +51,8 @@ def test_the_command_writes_a_table_csv_and_a_plot(
         dense, sparse = csv.DictReader(file)
     assert float(dense["uplink_bytes"]) == 1_200_000
     assert float(sparse["seconds at 1Mbps"]) == pytest.approx(3 * 5.9)
-    assert (tmp_path / "report/seconds.svg").exists()
+    names = {"bandwidth.csv", "seconds.svg", "accuracy_against_projected_1Mbps.svg"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == names
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert cli.main([*command, "--output_dir", str(tmp_path / "bare")]) == 0
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["bandwidth.csv"]

@@ -31,8 +31,8 @@ def add_look(parser: Any) -> None:
     )
 
 
-def add_curves(parser: Any) -> None:
-    """Add the options of curves and of tables of means."""
+def add_axis(parser: Any) -> None:
+    """Add the options of curves: those of any figure, and what the metric is drawn against."""
     add_look(parser)
     parser.add_argument(
         "--x",
@@ -40,6 +40,11 @@ def add_curves(parser: Any) -> None:
         default="uplink",
         help=f"What the metric is drawn against: {', '.join(CHOICES)}, e.g. projected:100Mbps/20ms.",
     )
+
+
+def add_curves(parser: Any) -> None:
+    """Add the options of curves and of tables of means."""
+    add_axis(parser)
     parser.add_argument("--latex", action="store_true", help=f"Write the table of means for LaTeX as well, {LATEX}.")
 
 
@@ -71,8 +76,8 @@ def print_plots(plot: Callable[[], list[Path]]) -> None:
 
 
 def draw_curves(groups: Sequence[Group], options: Any, directory: Path) -> None:
-    """Plot the metric of the groups against --x and print the paths."""
-    if any(group.runs for group in groups):
+    """Plot the metric of the groups against --x and print the paths; nothing if it was never measured."""
+    if any(f"test_{run.best[0]}" in row for group in groups for run in group.runs for row in run.rows):
         print_plots(lambda: plot_curves(groups, parse_axis(options), parse_look(options), directory))
 
 

@@ -17,8 +17,9 @@ from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities, plot_seconds
 from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
+from flare_dist.analysis.seed_groups import Group
 from flare_dist.cli.console import wide_console
-from flare_dist.cli.figures import add_look, parse_look, print_plots
+from flare_dist.cli.figures import add_axis, add_look, check_figures, draw_curves, parse_look, print_plots
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.errors import check_least
@@ -39,7 +40,7 @@ def bandwidth_parser() -> Parser:
     parser.add_argument("runs", nargs="+", type=str, help="Directories with metrics.jsonl or TensorBoard event files.")
     add_projections(parser)
     add_logs(parser)
-    add_look(parser)
+    add_axis(parser)
     parser.add_argument(
         "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
     )
@@ -87,7 +88,7 @@ def add_projections(parser: Any) -> None:
 
 def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
     check_least("--ranks", options.ranks, 1)
-    parse_look(options)
+    check_figures(options)
     tags = parse_tags(options.tag)
     logs = [read_run(user_path(directory), tags, options.ranks) for directory in options.runs]
     links = parse_projections(options, {log.best[0] for log in logs})
@@ -95,7 +96,9 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
     if different and not options.allow_different:
         raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
     notes = [f"Beware: {different}."] if different else []
-    compare_bytes(logs, links, options, user_path(options.output_dir), notes)
+    directory = user_path(options.output_dir)
+    compare_bytes(logs, links, options, directory, notes)
+    draw_curves([Group(run.name, [run], {}) for run in logs], options, directory)
 
 
 def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
