@@ -22,6 +22,7 @@ def test_cells_give_mean_and_deviation_with_units() -> None:
     assert cell(SETTINGS[2], "bytes_up") == "3.5 MB ± 707 kB"
     assert cell(SETTINGS[1], "test_rmse") == "0.5000 (1 diverged)"
     assert cell(SETTINGS[1], "seconds") == "-"
+    assert cell(Setting("a", {}, {"rounds until 0.9": [3.0]}, 3), "rounds until 0.9") == "3 (2 never)"
 
 
 def test_the_best_is_that_of_the_metrics_direction_and_no_run_of_it_diverged() -> None:

@@ -38,6 +38,14 @@ def test_the_same_seed_twice_and_runs_without_a_configuration_are_kept_apart() -
     assert [group.label for group in group_runs(runs, {"output_dir"})] == ["a", "b", "c", "d"]
 
 
+def test_names_of_runs_lose_the_directories_that_they_share() -> None:
+    runs = [RunLog("/data/of/mine/a/1", []), RunLog("/data/of/mine/b", [])]
+    assert [group.label for group in group_runs(runs, set())] == ["a/1", "b"]
+    assert [group.label for group in group_runs(runs[:1], set())] == ["/data/of/mine/a/1"]
+    mixed = [*runs[:1], RunLog("b", [])]
+    assert [group.label for group in group_runs(mixed, set())] == ["/data/of/mine/a/1", "b"]
+
+
 def test_labels_use_the_last_word_of_a_key_if_that_is_enough() -> None:
     assert label_of({"clients.lr": "0.1", "server.lr": "1", "compression.density": "0.01"}) == (
         "clients.lr=0.1, server.lr=1, density=0.01"

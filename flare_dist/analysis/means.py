@@ -88,12 +88,13 @@ def _whole(setting: Setting, column: str) -> Spread | None:
 
 
 def cell(setting: Setting, column: str, plus_minus: str = " ± ") -> str:
-    """Write one cell: mean ± deviation, and how many runs diverged; - without a value."""
+    """Write one cell: mean ± deviation, and how many runs diverged or never reached a target; - without a value."""
     values = setting.amounts.get(column, ())
     found = Spread.of(values)
     lost = setting.runs - len(values)
-    diverged = f" ({lost} diverged)" if lost and column.startswith("test_") else ""
-    return "-" if found is None else found.shown(unit_of(column), plus_minus) + diverged
+    words = "diverged" if column.startswith("test_") else "never" if " until " in column else ""
+    note = f" ({lost} {words})" if lost and words else ""
+    return "-" if found is None else found.shown(unit_of(column), plus_minus) + note
 
 
 def means_table(settings: Sequence[Setting], best: Best) -> Table:

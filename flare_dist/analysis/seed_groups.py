@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,13 +50,23 @@ def group_runs(runs: Sequence[RunLog], ignored: Collection[str]) -> list[Group]:
         repeats[own, seed] += 1
         groups.setdefault(key, []).append(run)
         settings[key] = setting
+    names = _without_common_path([run.name for run in runs])
     differing = _differing([settings[key] for key in groups])
     found = []
     for key, own_runs in groups.items():
         values = {name: as_word(settings[key].get(name)) for name in differing if settings[key]}
-        label = label_of(values) if values and key[1] == 0 else own_runs[0].name
+        label = label_of(values) if values and key[1] == 0 else names[own_runs[0].name]
         found.append(Group(label, own_runs, values))
     return found
+
+
+def _without_common_path(names: Sequence[str]) -> dict[str, str]:
+    """Shorten the directories of runs to what follows the one that holds them all."""
+    try:
+        common = os.path.commonpath(names)
+    except ValueError:  # no runs, or some with and some without a root
+        common = ""
+    return {name: name if common in ("", name) else os.path.relpath(name, common) for name in names}
 
 
 def _setting(run: RunLog, ignored: Collection[str]) -> dict[str, Any]:
