@@ -78,7 +78,7 @@ def test_the_readme_has_a_diff_for_each_library() -> None:
 
 
 def test_what_the_documentation_calls_is_there() -> None:
-    for name in ("README.md", "docs/optimizers.md"):
+    for name in ("README.md", "docs/guides/optimizers.md"):
         text = (ROOT / name).read_text()
         called = set(re.findall(r"\bflare_dist\.(\w+)\(", text))
         assert {"attach", "HookCallback", "LightningHookCallback"} <= called <= flare_dist._HOMES.keys()
