@@ -20,11 +20,12 @@ exclude_patterns = ["extensions", "README.md"]
 suppress_warnings = ["config.cache"]
 
 # Prose: GitHub shows the same files, so links are relative and headings have GitHub's anchors.
-myst_enable_extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-extensions += [path.stem for path in sorted((HERE / "extensions").glob("site_*.py"))]
+myst_enable_extensions = ["dollarmath", "deflist", "fieldlist", "attrs_inline"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/test_notebook.py runs the notebook; the page shows what is committed
 nb_render_image_options = {"alt": "a figure of the notebook"}
+
+highlight_language = "none"  # of blocks that name no language
 
 # Python: signatures as they are written; names of other libraries have no page here.
 add_module_names = False
@@ -41,4 +42,3 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
-html_baseurl = ""

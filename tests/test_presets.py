@@ -78,7 +78,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
             yield "train", arguments
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(CONFIGS.rglob("*.yaml"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(CONFIGS.rglob("*.yaml"))]
 DOCUMENTED = sorted({command for path in DOCUMENTS for command in commands(path.read_text(encoding="utf-8"))})
 
 
