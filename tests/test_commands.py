@@ -30,7 +30,7 @@ MACHINES = (
     "hours",
     "minutes",
     "core",
-    "line above",
+    "first line",
     "step above",
 )
 NEEDS = re.compile("|".join(DATA + MACHINES))
@@ -63,6 +63,7 @@ def shortened(words: list[str]) -> list[str]:
     return [*words, *SHORT] if trains else words
 
 
+@pytest.mark.usefixtures("forked_runs")
 @pytest.mark.parametrize("document", BY_DOCUMENT)
 def test_commands_run_as_they_are_written(
     document: str, clone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ import ast
 import configparser
 import re
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import yaml
@@ -39,6 +39,13 @@ def test_every_import_is_a_declared_dependency() -> None:
                 assert provided & (declared | optional), f"{path} imports {name}"
 
 
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation.keys() >= {"cff-version", "message", "title", "authors", "version", "license"}
+    assert citation["version"] == version("flare_dist")
+    assert f"version = {{{citation['version']}}}" in (ROOT / "docs" / "cite.md").read_text()
+
+
 def test_launch_scripts_are_short() -> None:
     for path in (ROOT / "launch").glob("*.s*"):
         assert len(path.read_text().splitlines()) <= 15
@@ -60,5 +67,6 @@ def test_the_readme_names_every_folder() -> None:
 
 def test_files_named_in_the_documentation_exist() -> None:
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for name in re.findall(r"(?:launch|configs|docs|benchmarks)/[\w./-]+\.\w+", path.read_text()):
+        # Links, in parentheses, are those of a page to another, which tests/test_site.py follows.
+        for name in re.findall(r"(?<![/(])\b(?:launch|configs|docs|benchmarks)/[\w./-]+\.\w+", path.read_text()):
             assert (ROOT / name).exists(), f"{path.name} mentions {name}"

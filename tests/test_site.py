@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -77,7 +79,7 @@ def test_every_link_leads_to_a_page_and_an_anchor_that_are_there(site: Path, pag
         for link in page.links:
             found = local(name, link)
             if found is None:
-                assert re.match(r"https://[\w.-]+/\S*$", link), f"{name} links to {link}"
+                assert re.match(r"https://[\w.-]+(/\S*)?$", link), f"{name} links to {link}"
                 continue
             target, anchor = found
             assert (site / target).exists(), f"{name} links to {link}"
@@ -147,3 +149,39 @@ def test_error_messages_are_those_of_the_package() -> None:
     source = "".join(path.read_text() for path in (ROOT / "flare_dist").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # a string that goes on in the next line
     assert not [message for message in messages if message not in source]
+
+
+def test_metrics_of_a_run_are_described(straight: Path) -> None:
+    text = (DOCS / "reference" / "metrics.md").read_text()
+    described = set(re.findall(r"`([a-z_<>]+)`", text))
+    patterns = [re.compile(re.escape(name).replace("<metric>", r"\w+")) for name in described]
+    patterns += [re.compile("(compute|select|communication|waiting)_seconds")]
+    for row in (straight / "metrics.jsonl").read_text().splitlines():
+        for key in json.loads(row):
+            assert any(pattern.fullmatch(key) for pattern in patterns), key
+
+
+def test_files_of_a_run_are_described(straight: Path) -> None:
+    text = (DOCS / "reference" / "files.md").read_text()
+    for path in straight.iterdir():
+        if not path.name.startswith((".", "events.")):
+            assert f"`{path.name}" in text, path.name
+
+
+def test_figures_are_drawn_from_numbers_of_the_tables(tmp_path: Path) -> None:
+    figures = DOCS / "figures"
+    subprocess.run([sys.executable, str(figures / "draw.py"), str(tmp_path)], check=True, timeout=120)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in figures.glob("*.svg")} - {"round.svg"}
+    frontier = (DOCS / "results" / "frontier.md").read_text()
+    for row in rows(figures / "frontier.csv"):
+        assert f"{row['accuracy']} ± {row['deviation']}" in frontier
+    summary = (DOCS / "results" / "index.md").read_text()
+    for row in rows(figures / "bytes.csv"):
+        assert f"({os.path.relpath(DOCS / row['page'], DOCS / 'results')}" in summary
+        assert all(re.search(rf"(?<!\d){re.escape(row[key])}(?!\d)", summary) for key in ("dense", "sparse"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
