@@ -70,7 +70,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
         goes_on = line.startswith("...")
         line = first + line.removeprefix("...") if goes_on else line
         found = COMMAND.search(line)
-        if found and NAMES_OURS.search(line):
+        if found and NAMES_OURS.search(line) and "--print_config" not in line:
             yield found[1] or "train", found[2] or found[3]
             first = first if goes_on else line
     for arguments in re.findall(r"`(--config [^`]+)`", text):
