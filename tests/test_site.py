@@ -24,7 +24,7 @@ from flare_dist.sparse_training.methods import METHODS
 from tests.helpers.pages import DOCS, ROOT, SOURCES, Page
 
 for needed in ("sphinx", "furo", "myst_nb", "latex2mathml"):
-    pytest.importorskip(needed)
+    pytest.importorskip(needed, reason="needs the extra docs")
 
 ASIDE = {"genindex.html", "search.html", "py-modindex.html"}
 SECTIONS = ["Formula", "When to use it", "Keys", "Command", "Measured"]
@@ -127,9 +127,9 @@ def test_every_method_by_name_has_a_page() -> None:
 
 
 def keys_of_the_configuration() -> Iterator[str]:
-    from site_keys import anchor, keys
+    from site_keys import anchor, every_key
 
-    return (anchor(key.name) for key in keys())
+    return (anchor(key.name) for key in every_key())
 
 
 def test_every_key_has_an_anchor(pages: dict[str, Page]) -> None:

@@ -36,7 +36,7 @@ class Key(NamedTuple):
     description: str
 
 
-def keys(config: type[Any] = Config, prefix: str = "") -> Iterator[Key]:
+def every_key(config: type[Any] = Config, prefix: str = "") -> Iterator[Key]:
     """Yield the keys of a dataclass in their order, nested sections after the keys beside them."""
     parameters = docstring_parser.parse(config.__doc__ or "").params
     described = {item.arg_name: " ".join((item.description or "").split()) for item in parameters}
@@ -50,7 +50,7 @@ def keys(config: type[Any] = Config, prefix: str = "") -> Iterator[Key]:
         else:
             yield Key(prefix + field.name, readable(str(field.type)), written(default), described[field.name])
     for section, name in nested:
-        yield from keys(section, name)
+        yield from every_key(section, name)
 
 
 def readable(annotation: str) -> str:
@@ -96,7 +96,7 @@ class Keys(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         section = self.arguments[0] if self.arguments else ""
-        found = [key for key in keys() if key.name.rpartition(".")[0] == section]
+        found = [key for key in every_key() if key.name.rpartition(".")[0] == section]
         if not found:
             raise self.error(f"{section} has no keys")
         return [definitions(found, anchored=True)]
@@ -108,7 +108,7 @@ class KeysNamed(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        by_name = {key.name: key for key in keys()}
+        by_name = {key.name: key for key in every_key()}
         chosen: dict[str, Key] = {}
         for pattern in " ".join(self.content).split():
             matching = fnmatch.filter(by_name, pattern)
