@@ -30,7 +30,7 @@ TABLE = (GUIDES / "extending.md").read_text()
 NAMES = ("extending", "data", "model", "loss", "algorithm", "optimizer", "sparsifier")
 PAGE = "\n".join((GUIDES / f"{name}.md").read_text() for name in NAMES)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-LINES = re.findall(r"^    (--.*)$", PAGE, re.MULTILINE)
+LINES = re.findall(r"^    (--.*)$", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL), re.MULTILINE)
 TINY = [
     *("--rounds=2", "--clients.num=4", "--clients.batch_size=20", "--clients.lr=0.05", "--engine.threads=1"),
     *("--engine.device=cpu", "--data.name=synthetic", "--compression.density=0.1"),
