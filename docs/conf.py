@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
+# The callbacks are described without the libraries that they are for, if those are not installed.
+autodoc_mock_imports = [name for name in ("transformers", "lightning") if importlib.util.find_spec(name) is None]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r".*")]
 
