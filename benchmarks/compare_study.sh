@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compare ways of exchanging gradients for docs/results.md: the same model, data, batches and learning rate for all, on an
+# Compare ways of exchanging gradients for docs/results/exchanges.md: the same model, data, batches and learning rate for all, on an
 # unlimited loopback; three seeds of those that a claim is made about; and, half as long, a loopback of 100 Mbit, which
 # needs root (see link.sh). The learning rate is the best of full precision on a validation split.
 #   bash benchmarks/compare_study.sh CIFAR10_FOLDER [KEYS]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study of server optimizers behind top-k of docs/results.md: every method at every density, tuned by the same search
+# Run the study of server optimizers behind top-k of docs/results/servers_topk.md: every method at every density, tuned by the same search
 # on a validation split with seed 0 (two learning rates of the clients by the server's, on a ladder that grows until the best
 # is inside), then three seeds on all training data.
 #   bash benchmarks/fedopt_sparse.sh MNIST_ROOT [KEYS]

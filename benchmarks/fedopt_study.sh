@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study of server optimizers of docs/results.md. Every method gets four trials on a validation split with seed 0, two
+# Run the study of server optimizers of docs/results/servers.md. Every method gets four trials on a validation split with seed 0, two
 # learning rates of the clients by two of the server on its own scale, then three seeds on all training data.
 #   bash benchmarks/fedopt_study.sh CIFAR10_FOLDER [KEYS]
 #   METHODS="fedadam fedyogi" bash benchmarks/fedopt_study.sh ...

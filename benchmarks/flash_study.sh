@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study of sparse models of docs/results.md: FLASH and the methods it is compared with, at equal rounds.
+# Run the study of sparse models of docs/results/flash.md: FLASH and the methods it is compared with, at equal rounds.
 # Every method's learning rate comes from the same search on a validation split with seed 0, for each density and
 # partition; then three seeds on all training data.
 #   bash benchmarks/flash_study.sh MNIST_ROOT CIFAR10_FOLDER [mnist_1|mnist_0.1|cifar10_1 ...] [-- KEYS]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the frontier study of docs/results.md: the accuracy of each method at equal rounds and densities. Every method's
+# Run the frontier study of docs/results/frontier.md: the accuracy of each method at equal rounds and densities. Every method's
 # learning rate comes from the same search on a validation split with seed 0; then three seeds train on all data. FLARE's
 # tau is tuned as well, between two values; the momentum of DGC and the tau of flare_dgc were fixed after a look at one seed.
 #   bash benchmarks/frontier.sh MNIST_ROOT CIFAR10_FOLDER [METHOD...] [-- KEYS]

@@ -1,4 +1,4 @@
-"""Put the output of a benchmark into docs/benchmarks.md, between the marks of its name; the rest stays as it is.
+"""Put the output of a benchmark into docs/benchmarks/index.md, between the marks of its name; the rest stays as it is.
 
 python benchmarks/selection.py | python benchmarks/report.py selection
 """
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks" / "index.md"
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all benchmarks, or those that are named, and write their tables into docs/benchmarks.md.
+# Run all benchmarks, or those that are named, and write their tables into docs/benchmarks/index.md.
 #   bash benchmarks/run.sh
 #   bash benchmarks/run.sh selection server_step
 #   MNIST=data bash benchmarks/run.sh rounds    # with MNIST in data/, as in data.root; installs the peers into PEERS

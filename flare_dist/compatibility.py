@@ -1,7 +1,8 @@
 """Refuse options that do not go together: the table of all refusals of combinations, with their reasons.
 
-`flare-dist compatibility` prints it together with cautions.py as docs/compatibility.md. A new restriction is one row;
-those of a method stand in its file under algorithms/. Rows read sections of `Config` by name (`c.clients`), and facts:
+`flare-dist compatibility` prints it together with cautions.py as docs/reference/compatibility.md. A new restriction is
+one row; those of a method stand in its file under algorithms/. Rows read sections of `Config` by name
+(`c.clients`), and facts:
 
 by_hook            the exchange is that of every optimizer step
 is_text            the data are text

@@ -21,7 +21,11 @@ TRAINED = (torch.float32, torch.bfloat16)  # weights that training may step
 
 @dataclass(frozen=True)
 class Entry:
-    """Give the place of one named tensor in the flat vector."""
+    """Give the place of one named tensor in the flat vector.
+
+    >>> Entry("weight", (2, 3), 10).end
+    16
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -28,6 +28,10 @@ def parse_schedule(text: Any, key: str, options: Options | None = None) -> Sched
     """Parse the schedule `text` into a function (round, rounds) -> factor, for rounds 1 … rounds.
 
     Raises ValueError that begins with the dotted `key` if the text is no schedule.
+
+    >>> halved = parse_schedule("step:0.5@2", "clients.lr_schedule")
+    >>> [halved(round_, 3) for round_ in (1, 2, 3)]
+    [1.0, 0.5, 0.5]
     """
     name, _, arguments = str(text).partition(":")
     if name not in SCHEDULES and is_own(text, SCHEDULES):

@@ -8,7 +8,11 @@ MOST_LISTED = 8  # numbers that a message names one by one
 
 
 def show_bytes(count: float) -> str:
-    """Write a number of bytes with three significant digits, e.g. 1.04 GB, and below 1,000 as it is."""
+    """Write a number of bytes with three significant digits, and below 1,000 as it is.
+
+    >>> show_bytes(1_036_000_000), show_bytes(999_999), show_bytes(12)
+    ('1.04 GB', '1 MB', '12 B')
+    """
     rounded = float(f"{count:.3g}")  # first, so that 999,999 B are 1 MB and not 1e+03 kB
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if rounded >= size:
@@ -17,7 +21,11 @@ def show_bytes(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """Write seconds with three significant digits, e.g. 5.9 s, 20 ms or 8.01 h."""
+    """Write seconds with three significant digits.
+
+    >>> show_seconds(5.9), show_seconds(0.02), show_seconds(28_836)
+    ('5.9 s', '20 ms', '8.01 h')
+    """
     if seconds >= 3600:
         return f"{_three_digits(seconds / 3600)} h"
     return f"{_three_digits(seconds)} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"

@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate
 LONG = {  # more than ten seconds of a processor
     "test_benchmarks.py",
     "test_cli.py",
+    "test_commands.py",
     "test_compare.py",
     "test_deepspeed.py",
     "test_deepspeed_hook.py",
@@ -36,6 +37,7 @@ LONG = {  # more than ten seconds of a processor
     "test_launch.py",
     "test_launchers.py",
     "test_notebook.py",
+    "test_site.py",
     "test_statedir.py",
 }
 

@@ -182,8 +182,8 @@ def test_the_page_of_the_documentation_is_what_the_command_prints(capsys: pytest
     assert cli.main(["compatibility"]) == 0
     printed = capsys.readouterr().out
     assert printed == page()
-    assert (Path(__file__).parent.parent / "docs" / "compatibility.md").read_text() == printed, (
-        "run flare-dist compatibility > docs/compatibility.md"
+    assert (Path(__file__).parent.parent / "docs" / "reference" / "compatibility.md").read_text() == printed, (
+        "run flare-dist compatibility > docs/reference/compatibility.md"
     )
     for row in (*EXCLUSIONS, *CAUTIONS):
         assert printed.count(f"| {row.condition} |") == 1

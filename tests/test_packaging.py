@@ -65,20 +65,34 @@ def test_every_import_is_a_declared_dependency() -> None:
                 assert provided & (declared | optional), f"{path} imports {name}"
 
 
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation.keys() >= {"cff-version", "message", "title", "authors", "version", "license"}
+    assert citation["version"] == version("flare_dist")
+    assert f"version = {{{citation['version']}}}" in (ROOT / "docs" / "cite.md").read_text()
+
+
 def test_launch_scripts_are_short() -> None:
     for path in (ROOT / "launch").glob("*.s*"):
         assert len(path.read_text().splitlines()) <= 15
         assert '"$@"' in path.read_text()
 
 
-def test_the_readme_tree_is_true() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_tree_of_the_documentation_is_true() -> None:
+    tree = (ROOT / "docs" / "code.md").read_text()
     for path in (ROOT / "flare_dist").rglob("*.py"):
         if not path.name.startswith("__"):
-            assert re.search(rf"\b{re.escape(path.name)}", readme), f"README.md does not mention {path.name}"
+            assert re.search(rf"\b{re.escape(path.name)}", tree), f"docs/code.md does not mention {path.name}"
+
+
+def test_the_readme_names_every_folder() -> None:
+    readme = (ROOT / "README.md").read_text().split("## Where the code is")[1]
+    folders = [path.parent.name for path in (ROOT / "flare_dist").glob("*/__init__.py")]
+    assert not [name for name in folders if f"{name}/" not in readme]
 
 
 def test_files_named_in_the_documentation_exist() -> None:
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for name in re.findall(r"(?:launch|configs|docs|benchmarks)/[\w./-]+\.\w+", path.read_text()):
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        # Links, in parentheses, are those of a page to another, which tests/test_site.py follows.
+        for name in re.findall(r"(?<![/(])\b(?:launch|configs|docs|benchmarks)/[\w./-]+\.\w+", path.read_text()):
             assert (ROOT / name).exists(), f"{path.name} mentions {name}"

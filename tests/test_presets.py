@@ -70,7 +70,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
         goes_on = line.startswith("...")
         line = first + line.removeprefix("...") if goes_on else line
         found = COMMAND.search(line)
-        if found and NAMES_OURS.search(line):
+        if found and NAMES_OURS.search(line) and "--print_config" not in line:
             yield found[1] or "train", found[2] or found[3]
             first = first if goes_on else line
     for arguments in re.findall(r"`(--config [^`]+)`", text):
@@ -78,7 +78,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
             yield "train", arguments
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(CONFIGS.rglob("*.yaml"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(CONFIGS.rglob("*.yaml"))]
 DOCUMENTED = sorted({command for path in DOCUMENTS for command in commands(path.read_text(encoding="utf-8"))})
 
 

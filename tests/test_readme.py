@@ -1,4 +1,4 @@
-"""The README's diffs, applied to ordinary scripts, give training that is sparse and resumes bitwise."""
+"""The lines that the documentation adds to ordinary scripts give training that is sparse and resumes bitwise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import flare_dist
+from tests.helpers.pages import DOCUMENTS, python_blocks
 from tests.helpers.ports import free_port
 from tests.ranks import rank_processes, results_of
 
@@ -22,12 +24,12 @@ SCRIPTS = {"DDP": "ddp_loop.py", "Accelerate": "accelerate_loop.py", "DeepSpeed"
 
 
 def diffs() -> dict[str, list[str]]:
-    """Find the lines of each diff in the README, by the bold word that begins the paragraph before it."""
-    before, *blocks = (ROOT / "README.md").read_text().split("```diff\n")
+    """Find the lines of each diff in the guide to one's own loop, by the heading before it."""
+    before, *blocks = (ROOT / "docs" / "guides" / "loops.md").read_text().split("```diff\n")
     found = {}
     for block in blocks:
         diff, after = block.split("```", 1)
-        name = re.findall(r"\*\*(\w+)\*\*", before)[-1]
+        name = re.findall(r"^## (\w+)$", before, re.MULTILINE)[-1]
         found[name] = diff.splitlines()
         before = after
     return found
@@ -42,7 +44,7 @@ def applied(script: str, diff: list[str]) -> str:
             lines.insert(place, text)
             place += 1
         elif text.strip() != "...":
-            place = lines.index(text, place) + 1  # ValueError: the README and the script do not fit any more
+            place = lines.index(text, place) + 1  # ValueError: the guide and the script do not fit any more
     return "\n".join(lines) + "\n"
 
 
@@ -71,19 +73,49 @@ def weights(ends: list[dict[str, Any]]) -> Tensor:
     return found
 
 
-def test_the_readme_has_a_diff_for_each_library() -> None:
+def test_the_guide_has_a_diff_for_each_library() -> None:
     assert diffs().keys() == SCRIPTS.keys()
     added = [line for line in diffs()["DDP"] if line.startswith("+")]
     assert len(added) == 5
 
 
 def test_what_the_documentation_calls_is_there() -> None:
-    for name in ("README.md", "docs/optimizers.md"):
-        text = (ROOT / name).read_text()
-        called = set(re.findall(r"\bflare_dist\.(\w+)\(", text))
-        assert {"attach", "HookCallback", "LightningHookCallback"} <= called <= flare_dist._HOMES.keys()
-        for block in text.split("```python\n")[1:]:
-            compile(block.split("```", 1)[0], name, "exec")
+    for path in DOCUMENTS:
+        called = set(re.findall(r"\bflare_dist\.([A-Za-z]\w+)\(", path.read_text()))
+        assert called <= flare_dist._HOMES.keys(), path
+        for block in python_blocks(path):
+            compile(block, str(path), "exec")
+    for name in ("README.md", "docs/guides/loops.md", "docs/guides/optimizers.md"):
+        called = set(re.findall(r"\bflare_dist\.(\w+)\(", (ROOT / name).read_text()))
+        assert {"attach", "HookCallback", "LightningHookCallback"} <= called
+
+
+def test_the_readme_is_short_and_in_order() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    own = ["Your data", "Your model", "Your loop"]
+    assert headings == ["Why", "Run it", *own, "Results", "Where the code is", "Cite"]
+    for heading in own:
+        section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+        assert len(max(python_blocks_of(section), key=len).splitlines()) <= 10
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / link).exists(), link
+
+
+def python_blocks_of(section: str) -> list[str]:
+    return re.findall(r"^```py(?:thon)?\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_data_and_model_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = TensorDataset(torch.randn(60, 1, 4, 4), torch.arange(60) % 2)
+    given = {"flare_dist": flare_dist, "nn": nn, "images": images, "other_images": images, "hospitals": ["a", "b"] * 30}
+    data, model, _ = python_blocks(ROOT / "README.md")
+    exec(compile(data, "README.md", "exec"), given)
+    exec(compile(model, "README.md", "exec"), given)
+    assert (tmp_path / "runs" / "mine" / "summary.json").exists()
+    assert (tmp_path / "runs" / "model" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -252,7 +252,7 @@ def test_the_trainer_s_defaults_are_refused_behind_a_preconditioner_with_the_arg
         (said,) = rank["told"]["defaults"]
         assert said.startswith("refused: HookCallback: preconditioner=adam returns updates, which AdamW would scale")
         assert "clipping to norm 1 would shrink" in said
-        assert said.endswith("write TrainingArguments(..., optim='sgd', max_grad_norm=0) (docs/optimizers.md)")
+        assert said.endswith("write TrainingArguments(..., optim='sgd', max_grad_norm=0) (docs/guides/optimizers.md)")
 
 
 def test_a_second_training_goes_on_with_the_same_memory(seen: Any) -> None:

@@ -1,4 +1,4 @@
-"""Print which options go together: the page docs/compatibility.md, made from the tables."""
+"""Print which options go together: the page docs/reference/compatibility.md, made from the tables."""
 
 from __future__ import annotations
 

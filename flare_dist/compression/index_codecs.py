@@ -130,7 +130,11 @@ ALL = candidates("auto", 4096)
 
 
 def positions_nbytes(n: int, k: int) -> int:
-    """Count the bytes of k positions below n by the cheapest codec."""
+    """Count the bytes of k positions below n by the cheapest codec.
+
+    >>> positions_nbytes(1_000_000, 1000), 4 * 1000  # one in a thousand; int32 takes the latter
+    (1495, 4000)
+    """
     return smallest(ALL, n, k).nbytes(n, k) if k else 0
 
 
@@ -141,5 +145,9 @@ def check_indices(indices: Tensor, n: int) -> None:
 
 
 def bound_bits(n: int, k: int) -> float:
-    """Return log2 C(n, k), the bits that k of n positions need if all sets are equally likely."""
+    """Return log2 C(n, k), the bits that k of n positions need if all sets are equally likely.
+
+    >>> round(bound_bits(1_000_000, 1000) / 8)
+    1425
+    """
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)

@@ -59,6 +59,9 @@ def largest(vector: Tensor, k: int) -> Tensor:
 
     Exact, but of a long vector little is looked at twice (`_largest_of_long`). On a GPU nothing waits for the device,
     so that a hook can select in backward. Raises NotFiniteError on a CPU if a value is NaN or infinite.
+
+    >>> largest(torch.tensor([0.1, -3.0, 2.0, -2.0]), 2)
+    tensor([1, 2])
     """
     if vector.is_cuda:
         return largest_on_gpu(vector, k) if pays(vector) else largest_unwaited(vector.abs(), k)

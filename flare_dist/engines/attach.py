@@ -35,7 +35,8 @@ def attach(
     `optimizer`, one or a list, is looked at: one line is logged if another suits this density better, with the line to
     write, and a warning comes once if it steps by other gradients than the hook returned, clipped ones for example.
     With `adapt` it also steps without momentum (beta1, Nesterov) wherever entries arrive late, whatever a scheduler or
-    load_state_dict sets; beta2 and the learning rate stay. Otherwise nothing of it is touched (docs/optimizers.md).
+    load_state_dict sets; beta2 and the learning rate stay. Otherwise nothing of it is touched
+    (docs/guides/optimizers.md).
 
     Raises ValueError if gradients would not go through the hook: the model is no DistributedDataParallel, or something
     else has taken its only hook. Never silently dense. One process has nobody to exchange with: if its model is not

@@ -47,7 +47,7 @@ def check_trainer(
     if clip_norm is not None and clips:
         raise ValueError(
             f"{user}.clip_norm: the trainer would clip once more, after the exchange, got {clip_norm:g} here and "
-            f"{clips:g} there; write {advice.around.format(advice.clipping)} (docs/optimizers.md)"
+            f"{clips:g} there; write {advice.around.format(advice.clipping)} (docs/guides/optimizers.md)"
         )
     _check_updates(user, settings, optimizer, model, clips, advice)
 
@@ -70,5 +70,5 @@ def _check_updates(
     if problems:
         raise ValueError(
             f"{user}: preconditioner={name} returns updates, which {' and '.join(problems)}; write "
-            f"{advice.around.format(', '.join(write))} (docs/optimizers.md)"
+            f"{advice.around.format(', '.join(write))} (docs/guides/optimizers.md)"
         )

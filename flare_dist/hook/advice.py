@@ -1,4 +1,4 @@
-"""Advice for the optimizer that steps by what the hook returns; docs/optimizers.md has the rule and its reasons."""
+"""Advise on the optimizer that steps by what the hook returns; docs/guides/optimizers.md has the rule and reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BETAS = (0.0, 0.999)  # of Adam, if entries arrive late
 _GPT = "for a GPT at density 0.01 on 2 ranks"
 _CLIP = f", with attach(..., clip_norm=0.5): 1.733 against 1.728 dense, {_GPT}"
 _DGC = ": accuracy .393 against .342 with momentum in SGD and .390 dense, for ResNet-18 at density 0.01 on 2 ranks"
-_DOCS = "(docs/optimizers.md)"
+_DOCS = "(docs/guides/optimizers.md)"
 _DENSE_ONLY = {
     "lion": "steps by the sign of a momentum, as far for entries that did not arrive as for those that did",
     "adafactor": "estimates second moments from whole rows and columns",

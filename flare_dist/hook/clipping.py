@@ -3,7 +3,7 @@
 Clipped after the exchange, a gradient has left the residual in full and arrives in part: what is cut off is lost. The
 norm of a rank's gradient is known once its last bucket is there, so with `clip_norm` all buckets wait for the last one,
 and no exchange overlaps with backward. Clipping by the norm of the step before would let them go, but a norm that
-jumps makes the factor meet the wrong step: docs/optimizers.md has what that cost.
+jumps makes the factor meet the wrong step: docs/guides/optimizers.md has what that cost.
 
 A rank clips its own gradient, as Deep Gradient Compression does (Lin et al. 2018, https://arxiv.org/abs/1712.01887).
 """

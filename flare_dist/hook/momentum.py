@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from flare_dist.compression.compressor import density_in
 from flare_dist.hook.state import SparseHookState
 
-LATE = 0.2  # A density between .3, at which beta1 .9 is better than 0, and .1, at which it is worse: docs/optimizers.md
+# A density between .3, at which beta1 .9 is better than 0, and .1, at which it is worse: docs/guides/optimizers.md
+LATE = 0.2
 
 
 def arrives_late(state: SparseHookState) -> bool:

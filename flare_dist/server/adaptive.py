@@ -1,4 +1,7 @@
-"""Adaptive federated optimisation, that of Reddi et al. 2021, equation for equation.
+"""Adaptive federated optimisation: the server steps as Adagrad, Adam or Yogi do, equation for equation.
+
+Sashank J. Reddi, Zachary Charles, Manzil Zaheer, Zachary Garrett, Keith Rush, Jakub Konecny, Sanjiv Kumar,
+H. Brendan McMahan, "Adaptive Federated Optimization", ICLR 2021, https://arxiv.org/abs/2003.00295
 
 torch.optim's Adam and Adagrad are other methods (bias correction, another place of the small constant) and have their
 own names.

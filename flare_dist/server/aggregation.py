@@ -1,6 +1,9 @@
 """Aggregation: the clients' payloads become one mean model delta.
 
-Weighted mean, McMahan et al. 2017: w_{t+1} - w_t = sum_k (n_k / n) Delta_k, over the clients that took part only.
+H. Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson, Blaise Aguera y Arcas, "Communication-Efficient Learning
+of Deep Networks from Decentralized Data", AISTATS 2017, https://arxiv.org/abs/1602.05629
+
+Weighted mean: w_{t+1} - w_t = sum_k (n_k / n) Delta_k, over the clients that took part only.
 """
 
 from __future__ import annotations

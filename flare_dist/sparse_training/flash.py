@@ -1,4 +1,7 @@
-"""FLASH (Babakniya et al., TMLR 2023): how many weights each layer keeps, and which mask that becomes.
+"""FLASH: how many weights each layer keeps, and which mask that becomes.
+
+Sara Babakniya, Souvik Kundu, Saurav Prakash, Yue Niu, Salman Avestimehr, "Revisiting Sparsity Hunting in Federated
+Learning: Why does Sparsity Consensus Matter?", TMLR 2023, https://arxiv.org/abs/2208.13092, and the authors' code.
 
 Stage 1: clients find layer sensitivities eta_l = active weights / weights of layer l, and the server makes densities
 of their means, d_l = min(eta_l * r, 1) with r = d * P / sum(eta_l * n_l). Later the server of jmwst keeps of what the

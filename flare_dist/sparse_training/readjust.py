@@ -1,4 +1,7 @@
-"""Readjustment by measured gradients (PruneFL, Jiang et al., TNNLS 2022): which weights are worth their time.
+"""Readjustment by measured gradients: which weights are worth their time.
+
+Yuang Jiang, Shiqiang Wang, Victor Valls, Bong Jun Ko, Wei-Han Lee, Kin K. Leung, Leandros Tassiulas, "Model Pruning
+Enables Efficient Federated Learning on Edge Devices", TNNLS 2022, https://arxiv.org/abs/1909.12326
 
 Every few rounds clients add up the squares of the gradients of all prunable weights, active or not, and send them. A
 weight's importance is that sum over the time that it takes; the largest weights of each layer stay, and the places of

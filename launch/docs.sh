@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Install the docs extra into .venv and build the site into build/site; warnings are errors. Arguments go to Sphinx:
+#   bash launch/docs.sh && python -m http.server -d build/site      # or open build/site/index.html
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/pip ] || python3 -m venv .venv || { python3 -m pip install -q --user virtualenv && python3 -m virtualenv -q .venv; }
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+exec .venv/bin/python -m sphinx --fail-on-warning --nitpicky --quiet -b html "$@" docs build/site
