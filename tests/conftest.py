@@ -32,6 +32,7 @@ LONG = {  # more than ten seconds of a processor
     "test_gradient.py",
     "test_launch.py",
     "test_launchers.py",
+    "test_leave.py",
     "test_notebook.py",
     "test_statedir.py",
 }

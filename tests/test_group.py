@@ -71,3 +71,25 @@ def test_a_single_rank_destroys_its_group_at_once() -> None:
     with pytest.raises(LookupError), open_world(Launch(), CPU, 30.0, alone=True):
         raise LookupError
     assert not dist.is_initialized()
+
+
+class OpenedError(Exception):
+    """Raised in place of a group that cannot be opened here."""
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_nccl_is_told_which_gpu_is_this_rank_s(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    def init(chosen: str, device_id: object, **settings: object) -> None:
+        told.extend([chosen, device_id])
+        raise OpenedError
+
+    gpu = torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(group.Place, "of", lambda device: Place("here", "", "cuda", "GPU-3"))
+    monkeypatch.setattr(group, "agree_on_backend", lambda places: backend)
+    monkeypatch.setattr(dist, "init_process_group", init)
+    with pytest.raises(OpenedError), open_world(Launch(), gpu, 30.0, alone=True):
+        pass
+    assert told == [backend, gpu if backend == "nccl" else None]

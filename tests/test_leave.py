@@ -42,6 +42,8 @@ def ended_with_its_traceback(process: subprocess.Popen[str] | Forked, notes: Pat
     assert process.returncode != 0
     assert "LookupError: rank 1 came to nothing" in output + error
     assert "in forward" in output + error  # where it was
+    assert "error: rank 1 has failed: LookupError: rank 1 came to nothing" in output + error  # says rank 0
+    assert "2 ranks on cpu with 1 thread each, over gloo" in output + error
     assert ended - float((notes / "failed").read_text()) < 10
 
 

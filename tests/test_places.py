@@ -81,9 +81,9 @@ def test_every_launcher_gives_each_rank_its_gpu_and_all_ranks_one_backend(
         launch = Launch.from_environment()
         assert (launch.rank, launch.size) == (rank, 4)
         here = neighbours(on_cpu, rank)
-        if not launch.tells_place:  # as with_neighbours does
+        if not launch.local_size:  # as with_neighbours does
             local_rank = launch.local_rank if launch.launched else here.index(rank)
-            launch = replace(launch, local_rank=local_rank, local_size=launch.local_size or len(here))
+            launch = replace(launch, local_rank=local_rank, local_size=len(here))
         assert launch.local_size == local_size == len(here)
         index = launch.device("cuda").index
         assert index is not None
@@ -93,6 +93,18 @@ def test_every_launcher_gives_each_rank_its_gpu_and_all_ranks_one_backend(
     with caplog.at_level(logging.WARNING):
         assert agree_on_backend(places) == backend
     assert ("share a GPU" in caplog.text) == (backend == "gloo")
+
+
+@pytest.mark.parametrize(("tasks", "names", "warns"), [("8", {}, True), ("1", {}, False), ("8", torchrun(0), False)])
+def test_tasks_of_srun_that_would_train_alone_are_warned_of(
+    tasks: str, names: Environment, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_STEP_NUM_TASKS": tasks, **names}.items():
+        monkeypatch.setenv(name, value)
+    Launch.from_environment().warn_of_tasks_alone()
+    assert ("WORLD_SIZE: not set, got 8 tasks of srun" in caplog.text) == warns
 
 
 def test_a_shared_gpu_is_named_with_its_ranks_and_host(caplog: pytest.LogCaptureFixture) -> None:

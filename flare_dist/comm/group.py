@@ -90,13 +90,13 @@ def open_world(
 
 def with_neighbours(launch: Launch, timeout_seconds: float, rendezvous: str = "env://") -> Launch:
     """Add what a launcher does not tell: which of how many ranks on this host this one is. All ranks call it."""
-    if launch.tells_place:
+    if launch.local_size:
         return launch
     store = _store_of_attempt(launch, rendezvous, timedelta(seconds=max(timeout_seconds, COLLECTIVE_SECONDS)))
     places = share_places(dist.PrefixStore("hosts", store), launch.rank, launch.size, Place.of(torch.device("cpu")))
     here = neighbours(places, launch.rank)
     local_rank = launch.local_rank if launch.launched else here.index(launch.rank)
-    return replace(launch, local_rank=local_rank, local_size=launch.local_size or len(here))
+    return replace(launch, local_rank=local_rank, local_size=len(here))
 
 
 def _store_of_attempt(launch: Launch, rendezvous: str, timeout: timedelta) -> dist.Store:

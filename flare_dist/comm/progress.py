@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 
@@ -70,8 +70,9 @@ class Progress:
 
         One thread reads.
         """
-        while self._pending and self._pending[0][1].query():
-            self._count(self._pending.popleft()[0])
+        with suppress(RuntimeError):  # of a GPU that has failed, which the thread that uses it reports
+            while self._pending and self._pending[0][1].query():
+                self._count(self._pending.popleft()[0])
         if self._busy > 0 or self._is_compiling:
             self._signs += 1
         return self._arrivals, self._signs

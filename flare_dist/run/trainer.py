@@ -64,6 +64,7 @@ def _train(
     directory = Path(config.output_dir)
     check_installed(config.tracking)
     held = rundir.holds_run(directory)
+    launch.warn_of_tasks_alone()
     launch = with_neighbours(launch, config.engine.timeout_seconds)
     config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
