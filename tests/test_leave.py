@@ -15,7 +15,7 @@ import pytest
 from flare_dist.comm.leave import destroy_or_leave, leave, run_and_leave
 from tests.helpers.failing import HOW, NOTES
 from tests.helpers.forked import Forked, running
-from tests.helpers.launching import ENVIRONMENT, launched, torchrun
+from tests.helpers.launching import ENVIRONMENT, RUNNING, launched, torchrun
 from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -35,21 +35,31 @@ def all_ranks_ended(notes: Path) -> float:
     return time.time()
 
 
-def ended_with_its_traceback(process: subprocess.Popen[str] | Forked, notes: Path) -> None:
-    """Check that the job ends soon after the failure that rank 1 has noted, and says where it was."""
+def ended_with_its_traceback(process: subprocess.Popen[str] | Forked, notes: Path) -> str:
+    """Check that the job ends soon after the failure that rank 1 has noted, and says where it was; returns it all."""
     ended = all_ranks_ended(notes)
     output, error = process.communicate(timeout=200)  # DeepSpeed's launcher takes its time to end on a busy machine
     assert process.returncode != 0
     assert "LookupError: rank 1 came to nothing" in output + error
     assert "in forward" in output + error  # where it was
     assert "error: rank 1 has failed: LookupError: rank 1 came to nothing" in output + error  # says rank 0
-    assert "2 ranks on cpu with 1 thread each, over gloo" in output + error
     assert ended - float((notes / "failed").read_text()) < 10
+    return output + error
 
 
 def test_a_rank_that_raises_ends_a_job_of_torchrun_within_ten_seconds(tmp_path: Path) -> None:
     environment = {NOTES: str(tmp_path), HOW: "raise"}
-    ended_with_its_traceback(torchrun(tmp_path / "run", *MODEL, environment=environment), tmp_path)
+    said = ended_with_its_traceback(torchrun(tmp_path / "run", *MODEL, environment=environment), tmp_path)
+    assert "2 ranks on cpu with 1 thread each, over gloo" in said
+
+
+def test_a_rank_that_raises_ends_a_script_of_one_s_own_within_ten_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = ENVIRONMENT | {NOTES: str(tmp_path), HOW: "raise"}
+    script = ["tests/scripts/train_failing.py", str(tmp_path / "run")]
+    process = Forked([*command, *script], environment, subprocess.PIPE, subprocess.PIPE)
+    RUNNING.append(process)
+    ended_with_its_traceback(process, tmp_path)
 
 
 @pytest.mark.parametrize("launcher", list(OTHERS))

@@ -164,7 +164,7 @@ def _give_up(silent: list[int], rank: int, timeout_seconds: float) -> None:
 def _end(problem: str, shows_stack: bool = False) -> None:
     """Report in one line why the run ends, behind the stacks of this process if it is to blame, and end it."""
     if shows_stack:
-        faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(2)  # standard error, also if Python has given sys.stderr to somebody else
     sys.stderr.write(f"error: {problem}; the run ends, and the same command continues from the last checkpoint\n")
     sys.stderr.flush()
     os._exit(1)
