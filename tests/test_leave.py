@@ -82,9 +82,10 @@ def test_out_of_memory_in_a_step_is_named_on_all_ranks(tmp_path: Path) -> None:
     assert "in _exhaust" in error
 
 
-def test_a_rank_whose_steps_stop_is_named_and_shows_where_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [(), STEPS], ids=["rounds", "steps"])
+def test_a_rank_whose_steps_stop_is_named_and_shows_where_it_stands(mode: tuple[str, ...], tmp_path: Path) -> None:
     limit = ("--engine.step_timeout_seconds", "4")
-    process = torchrun(tmp_path / "run", *MODEL, *limit, environment={NOTES: str(tmp_path), HOW: "stop"})
+    process = torchrun(tmp_path / "run", *MODEL, *limit, *mode, environment={NOTES: str(tmp_path), HOW: "stop"})
     ended = all_ranks_ended(tmp_path)
     _, error = process.communicate(timeout=200)
     assert process.returncode != 0

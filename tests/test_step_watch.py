@@ -12,6 +12,10 @@ from flare_dist.comm import heartbeat as module
 from flare_dist.comm.heartbeat import heartbeat
 from flare_dist.comm.progress import Progress
 from flare_dist.comm.step_watch import StepWatch
+from flare_dist.comm.world import World
+from flare_dist.rounds.build_run import build_run, load_parts, resolve_by_model
+from flare_dist.run.evaluation import evaluator
+from tests.helpers.rounds import DENSE
 
 LIMIT = 10.0
 
@@ -163,3 +167,12 @@ def test_a_live_process_whose_steps_stop_ends_the_run(monkeypatch: pytest.Monkey
         done.set()
     stepping.join()
     assert named[0] == "rank 1 has not advanced for 1.5 s (engine.step_timeout_seconds), and the others wait for it"
+
+
+def test_batches_of_an_evaluation_are_signs_too() -> None:
+    given = load_parts(DENSE)
+    run = build_run(resolve_by_model(given, "cpu"), World(), given.data, given.parts, given.model)
+    evaluate = evaluator(DENSE, run, given.data)
+    before = run.world.progress._signs
+    evaluate()
+    assert run.world.progress._signs >= before + 2  # that it begins, and its batches
