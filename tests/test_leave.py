@@ -15,7 +15,7 @@ import pytest
 from flare_dist.comm.leave import destroy_or_leave, leave, run_and_leave
 from tests.helpers.failing import HOW, NOTES
 from tests.helpers.forked import Forked, running
-from tests.helpers.launching import ENVIRONMENT, RUNNING, launched, torchrun
+from tests.helpers.launching import ENVIRONMENT, launched, torchrun
 from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -59,8 +59,7 @@ def test_a_rank_that_raises_ends_a_script_of_one_s_own_within_ten_seconds(tmp_pa
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = ENVIRONMENT | {NOTES: str(tmp_path), HOW: "raise"}
     script = ["tests/scripts/train_failing.py", str(tmp_path / "run")]
-    process = Forked([*command, *script], environment, subprocess.PIPE, subprocess.PIPE)
-    RUNNING.append(process)
+    process = launched([*command, *script], environment)  # a fresh interpreter, whose end is what matters
     ended_with_its_traceback(process, tmp_path)
 
 
