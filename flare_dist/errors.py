@@ -10,12 +10,30 @@ from pathlib import Path
 
 import torch
 
+# In errors of torch that have no class of their own.
+_NO_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA out of memory")
 # Folders that hold no code of the user's own.
 _NOT_THEIRS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class ReportedError(RuntimeError):
     """Raised if a run cannot go on for a reason outside of it; the message is one line for the user."""
+
+
+class AgreedError(ReportedError):
+    """Raised on every rank alike, so that none has to tell the others of it (comm/heartbeat.py)."""
+
+    is_agreed = True
+
+
+class OutOfMemoryError(RuntimeError):
+    """Raised if a step finds no memory; the message is one line for the user, and the traceback tells where."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell if no memory was left for tensors: of a GPU, of the CPU, or for a workspace of cuBLAS or cuDNN."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _NO_MEMORY)
 
 
 def printable(path: str | Path) -> str:

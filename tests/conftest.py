@@ -36,6 +36,7 @@ LONG = {  # more than ten seconds of a processor
     "test_gradient.py",
     "test_launch.py",
     "test_launchers.py",
+    "test_leave.py",
     "test_notebook.py",
     "test_site.py",
     "test_statedir.py",

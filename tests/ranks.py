@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from flare_dist.comm.group import open_world
 from flare_dist.comm.launch import Launch
-from flare_dist.comm.world import World, open_world
+from flare_dist.comm.world import World
 
 TIMEOUT_SECONDS = 60.0
 SECONDS_TO_END = 60.0  # for ranks that have returned

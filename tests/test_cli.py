@@ -74,7 +74,7 @@ def test_wrong_input_is_one_line_naming_the_key(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_process_group(*arguments: object) -> None:
+    def no_process_group(*arguments: object, **settings: object) -> None:
         raise AssertionError("a process group was started")
 
     monkeypatch.setattr(trainer, "open_world", no_process_group)

@@ -73,6 +73,7 @@ def test_a_gpu_is_taken_if_there_is_one(
         ("threads", {"threads": 0}),
         ("timeout_seconds", {"timeout_seconds": 0.0}),
         ("timeout_seconds", {"timeout_seconds": math.nan}),
+        ("step_timeout_seconds", {"step_timeout_seconds": 0.0}),
     ],
 )
 def test_errors_name_the_key(key: str, values: dict[str, Any]) -> None:

@@ -90,6 +90,12 @@ class Stopped:
         time.sleep(4 * TIMEOUT)
         return 0
 
+    def set(self, key: str, value: str, /) -> None:
+        self.add(key, 0)
+
+    def get(self, key: str, /) -> bytes:
+        return bytes(self.add(key, 0))
+
 
 @pytest.mark.parametrize(("ended", "named"), [(False, [0]), (True, None)])
 def test_a_store_that_does_not_answer_is_that_of_rank_0(

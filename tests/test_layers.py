@@ -98,7 +98,7 @@ READERS = {
     "exclusions_one_batch": {"rounds"},
 }
 ONLY_IN = {
-    "torch.distributed": {"comm/collectives.py", "comm/world.py"},
+    "torch.distributed": {"comm/collectives.py", "comm/world.py", "comm/group.py"},
     "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},

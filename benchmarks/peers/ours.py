@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from common import BATCH, CLIENTS, COHORT, LR, Clock, Task, options
 
+from flare_dist.comm.group import open_world
 from flare_dist.comm.launch import Launch
-from flare_dist.comm.world import open_world
 from flare_dist.config.load import load_config
 from flare_dist.rounds.build_run import set_up_federation
 from flare_dist.rounds.federated import federated_round

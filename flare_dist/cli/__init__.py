@@ -17,7 +17,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flare_dist.cli import compatibility, configs, doctor, report, reports, sweeps, training
+from flare_dist.comm.group import is_left_over
+from flare_dist.comm.last_words import PeerFailedError
 from flare_dist.comm.launch import Launch
+from flare_dist.comm.leave import run_and_leave
 from flare_dist.config.parser import Parser
 from flare_dist.errors import ReportedError
 from flare_dist.progress import shown_on
@@ -27,6 +30,7 @@ log = logging.getLogger("flare_dist")
 
 # Names a file for errors, which the scripts in launch/ print at the end, after the launcher's own output.
 ERRORS = "FLARE_DIST_ERRORS"
+SECONDS_FOR_LAUNCHER = 2.0  # to see which rank was the first to end
 SECONDS_FOR_RANK_0 = 5.0  # after which the launcher would have ended this rank if rank 0 had the same error
 
 Run = Callable[[Any, Any, Launch, Console], None]
@@ -50,9 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns the exit status: 0, 1 if training diverged, 2 for wrong input or a disk that cannot be written, 130 for
-    Ctrl-C.
+    Ctrl-C. A rank that fails among others ends its process instead, after its traceback (comm/leave.py).
     """
     launch = Launch.from_environment()
+    return run_and_leave(lambda: _run(launch, arguments), launch.rank, is_left_over)
+
+
+def _run(launch: Launch, arguments: Sequence[str] | None) -> int:
+    """Run one command; returns the exit status."""
     console = Console(stderr=True, quiet=launch.rank != 0)
     _start_logging(launch, console)
     if launch.size > 1:
@@ -67,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Ranks share the work of decoding: whichever does it shows it.
         with shown_on(Console(stderr=True, quiet=options.quiet) if launch.rank else console):
             COMMANDS[command][1](parsers[command], options, launch, console)
+    except PeerFailedError:
+        time.sleep(SECONDS_FOR_LAUNCHER)  # it has been reported
+        return 1
     except (ArgumentError, ValueError, ReportedError) as error:
         return _fail(launch, " ".join(str(error).split()), 2)
     except DivergedError as error:

@@ -76,7 +76,8 @@ def _machine(launch: Launch) -> Iterator[tuple[str, str]]:
     yield "host", socket.gethostname()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "cpu", f"{_cpu_model()}, {os.cpu_count()} cores, {cores} for this process"
-    yield "threads of a rank", f"{default_threads(launch.local_size)} (PyTorch's own choice: {torch.get_num_threads()})"
+    threads = default_threads(launch.local_size or launch.size)
+    yield "threads of a rank", f"{threads} (PyTorch's own choice: {torch.get_num_threads()})"
     yield "cpu capability", torch.backends.cpu.get_cpu_capability()
     devices = torch.cuda.device_count()
     for device in range(devices):
@@ -86,8 +87,6 @@ def _machine(launch: Launch) -> Iterator[tuple[str, str]]:
     yield "nvidia driver", _driver()
     if devices:
         yield "nccl", ".".join(map(str, torch.cuda.nccl.version()))
-    kind = "cuda" if devices else "cpu"
-    yield "backend", f"{launch.backend(torch.device(kind))} on {kind}"
 
 
 def _cpu_model() -> str:
@@ -120,14 +119,13 @@ def _environment() -> Iterator[tuple[str, str]]:
 
 
 def _checks(output_dir: Path, launch: Launch, seconds: float) -> Iterator[Check]:
-    """List the checks: the disk, and an exchange by each backend that runs here would use."""
+    """List the checks: the disk, and an exchange on each kind of device that runs here would use."""
     yield "disk", lambda: _output_dir(output_dir)
     kinds = ["cpu"] + ["cuda"] * (torch.cuda.device_count() >= 2)
     if launch.size > 1:
         kinds = ["cuda" if torch.cuda.device_count() else "cpu"]
     for kind in kinds:
-        backend = launch.backend(torch.device(kind))
-        yield f"exchange by {backend}", lambda kind=kind: _exchange(launch, kind, seconds)  # type: ignore[misc]
+        yield f"exchange on {kind}", lambda kind=kind: _exchange(launch, kind, seconds)  # type: ignore[misc]
 
 
 def _output_dir(directory: Path) -> str:
@@ -138,12 +136,10 @@ def _output_dir(directory: Path) -> str:
 
 
 def _exchange(launch: Launch, kind: str, seconds: float) -> str:
-    """Exchange a message between all ranks of the launch, or between two processes without one; returns whose."""
+    """Exchange a message between all ranks of the launch, or two processes without one; returns how, and whose."""
     if launch.size == 1:
-        try_two(kind, seconds)
-        return "two processes of this machine"
-    try_all(launch, kind, seconds)
-    return f"the {launch.size} ranks of this launch"
+        return f"{try_two(kind, seconds)} between two processes of this machine"
+    return f"{try_all(launch, kind, seconds)} between the {launch.size} ranks of this launch"
 
 
 OPTIONAL = (

@@ -78,18 +78,20 @@ def _drawn_inputs(model: nn.Module, blank: Tensor, draws: torch.Generator) -> Te
     return inputs.random_(0, min(known, default=1), generator=draws)
 
 
-def most_clients(model: nn.Module, blank: Tensor, batch_size: int, device: torch.device) -> int:
+def most_clients(model: nn.Module, blank: Tensor, batch_size: int, device: torch.device, is_fixed: bool = False) -> int:
     """Compute how many clients to train as one batch on `device`; `model` is on the CPU, `blank` one input, [1, ...].
 
     On a GPU they may take a quarter of its free memory (`ClientStates` leaves as much): six vectors of the model's size
     (values, gradients, two of Adam's, a temporary, deltas), and what an example keeps for its backward pass four times
-    over (gradients and workspaces; a rule of thumb).
+    over (gradients and workspaces; a rule of thumb). With `is_fixed` it is a quarter of all its memory, so that the
+    number, on which bits depend, does not depend on who else uses the GPU.
     """
     if device.type != "cuda":
         return MOST_ON_CPU
     total = sum(parameter.numel() for parameter in model.parameters())
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(MOST_ON_GPU, free // 4 // (4 * (6 * total + 4 * batch_size * kept_for_backward(model, blank)))))
+    free, capacity = torch.cuda.mem_get_info(device)
+    room = capacity if is_fixed else free
+    return max(1, min(MOST_ON_GPU, room // 4 // (4 * (6 * total + 4 * batch_size * kept_for_backward(model, blank)))))
 
 
 def kept_for_backward(model: nn.Module, blank: Tensor) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import DistStoreError as DistStoreError
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
+from torch.distributed import Store as Store
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from flare_dist.clients.client import ClientResult
 from flare_dist.comm.cohort import Cohort
 from flare_dist.comm.exchange import DenseUplink, SparseUplink
+from flare_dist.comm.group import open_world, with_neighbours
 from flare_dist.comm.launch import Launch
-from flare_dist.comm.world import World, open_world
+from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload
@@ -25,30 +26,32 @@ TOTAL = 1000  # entries of the model delta that is sent
 KEPT = 10
 
 
-def try_two(kind: str, seconds: float) -> None:
+def try_two(kind: str, seconds: float) -> str:
     """Try the exchange between two new processes of this machine, each with a device of `kind` cpu or cuda.
 
-    Raises RuntimeError, OSError or TimeoutError with what does not work.
+    Returns the backend. Raises RuntimeError, OSError or TimeoutError with what does not work.
     """
     with tempfile.TemporaryDirectory(prefix="flare_dist-") as folder:
         store = (Path(folder) / "store").as_uri()
         pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
         ranks = [pool.submit(try_all, Launch(rank, 2, rank, 2), kind, seconds, store) for rank in range(2)]
         try:
-            for rank in ranks:
-                rank.result(timeout=2 * seconds)  # the import of PyTorch takes its time as well
+            backends = [rank.result(timeout=2 * seconds) for rank in ranks]  # the import of PyTorch takes its time, too
+            return backends[0]
         finally:
             for process in list(pool._processes.values()):
                 process.kill()
             pool.shutdown(cancel_futures=True)
 
 
-def try_all(launch: Launch, kind: str, seconds: float, rendezvous: str = "env://") -> None:
-    """Try the exchange between the ranks of `launch`, all of which call it; raises as `try_two` does."""
+def try_all(launch: Launch, kind: str, seconds: float, rendezvous: str = "env://") -> str:
+    """Try the exchange between the ranks of `launch`, all of which call it; returns and raises as `try_two` does."""
+    launch = with_neighbours(launch, seconds, rendezvous)
     device = launch.device(kind)
     with open_world(launch, device, seconds, rendezvous, collective_seconds=seconds) as world:
         _exchange(world)
         world.wait_for_all()
+        return world.backend
 
 
 def _exchange(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The process group of a run and its collectives.
+"""The ranks of a run and their collectives.
 
 `World` is the ranks of this run. With one rank its collectives return their input, so nothing above this module asks
 whether there is a process group. It counts what the collectives moved: `wire_bytes` over all W ranks, padding
@@ -7,34 +7,38 @@ included, as all-gather W(W-1)B for B bytes a rank, ring all-reduce 2(W-1)B, bro
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from flare_dist.comm.collectives import start_gather
-from flare_dist.comm.heartbeat import heartbeat
-from flare_dist.comm.launch import Launch
+from flare_dist.comm.meeting import Meetings
+from flare_dist.comm.progress import Progress
 from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
-
-# Held beyond its end: a gloo thread that drops the last reference, with a callback, waits for itself and aborts.
-_last_group: list[Any] = []
 
 
 class World:
     """The ranks of a run, and the bytes that their collectives moved."""
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None, backend: str = "") -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        device: torch.device | None = None,
+        backend: str = "",
+        progress: Progress | None = None,
+        meetings: Meetings | None = None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.device = device or torch.device("cpu")
+        self.backend = backend
+        self.progress = progress or Progress()
+        self._meetings = meetings
         self._wire_device = self.device if backend == "nccl" else torch.device("cpu")
         self.traffic = Traffic()  # of the round: rounds/ledger.py begins anew
 
@@ -42,6 +46,7 @@ class World:
     def _collective(self, wire_bytes: int) -> Iterator[None]:
         """Count one collective's bytes and seconds."""
         start = self.now()
+        self.progress.arrive()
         yield
         self.traffic.communication_seconds += self.now() - start
         self.traffic.wire_bytes += wire_bytes
@@ -85,6 +90,7 @@ class World:
         maxima = torch.tensor(numbers, dtype=torch.float64, device=self._wire_device)
         if self.size > 1:
             self.traffic.collectives += 1
+            self.progress.arrive()
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
         return maxima.tolist()
 
@@ -97,48 +103,11 @@ class World:
         if self.size > 1:
             start = self.now()
             self.traffic.collectives += 1
-            dist.barrier()
+            self.meet()
             self.traffic.waiting_seconds += self.now() - start
 
-
-@contextmanager
-def open_world(
-    launch: Launch,
-    device: torch.device,
-    timeout_seconds: float,
-    rendezvous: str = "env://",
-    alone: bool = False,
-    collective_seconds: float = 1800.0,
-) -> Iterator[World]:
-    """Open the process group of this run, which is destroyed at the end whatever happens.
-
-    The ranks meet at `rendezvous`. A process without a launcher gets a group only with `alone`, which
-    DistributedDataParallel needs. A rank that gives no sign of life for `timeout_seconds` ends the run; one that lives
-    may keep the others waiting for `collective_seconds`, because it may be training or decoding a data set.
-
-    The store is prefixed by the launcher's attempt, and by how many groups it has served: a group that reuses the keys
-    of the group before it fails or hangs more often than not.
-    """
-    if launch.size == 1 and not launch.launched and not alone:
-        yield World(device=device)
-        return
-    backend = launch.backend(device)
-    timeout = timedelta(seconds=max(timeout_seconds, collective_seconds))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store: dist.Store = dist.HashStore()
-    rank = launch.rank
-    size = launch.size
-    if launch.launched or size > 1:
-        store, rank, size = next(dist.rendezvous(rendezvous, rank, size, timeout=timeout))
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store = dist.PrefixStore(f"group_{store.add(f'groups_of_{rank}', 1)}", store)
-    # The store of the signs of life is another connection, for a store serves one thread at a time.
-    with heartbeat(store.clone(), rank, size, timeout_seconds) if size > 1 else nullcontext():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        _last_group[:] = [dist.group.WORLD]
-        try:
-            yield World(rank, size, device, backend)
-        finally:
-            gc.collect()  # futures still alive here can abort the process when the group goes first
-            dist.destroy_process_group()
+    def meet(self) -> None:
+        """Wait for all ranks, however long one takes that lives and advances: the time of a collective is limited."""
+        if self._meetings:
+            self.progress.arrive()
+            self._meetings.meet()

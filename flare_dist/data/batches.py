@@ -7,7 +7,7 @@ are gathered, normalised and augmented at once and handed out as views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
 from typing import Protocol
@@ -29,6 +29,7 @@ class Batches(Protocol):
     """List what local training and evaluation need of batches: `BatchSource`'s, or `LazyBatches` of a Dataset."""
 
     device: torch.device
+    on_batch: Callable[[], None] | None  # called before each batch that is handed out
 
     def __len__(self) -> int: ...
 
@@ -72,6 +73,7 @@ class BatchSource:
         self.mean = mean.to(device).view(-1, 1, 1)
         self.std = std.to(device).view(-1, 1, 1)
         self.moves = AUGMENTATIONS[augment]
+        self.on_batch: Callable[[], None] | None = None
         self._sizes = cache(batch_sizes)  # clients with as many examples have the same batches
 
     def __len__(self) -> int:
@@ -101,7 +103,10 @@ class BatchSource:
             start = first * batch_size
             chunk = order[start : start + sum(own)]
             inputs, labels = self.prepare(chunk, None if moves is None else moves[start : start + sum(own)])
-            yield from zip(inputs.split(own), labels.split(own))
+            for batch in zip(inputs.split(own), labels.split(own)):
+                if self.on_batch:
+                    self.on_batch()
+                yield batch
 
     def passes(
         self, draws: Iterable[Draw], batch_size: int, smallest: int = 1, steps: int | None = None
@@ -121,6 +126,8 @@ class BatchSource:
 
     def prepare(self, chosen: Tensor, moves: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalise and move the examples at `chosen` (int64 [b] on the device): inputs [b, C, H, W] and labels."""
+        if self.on_batch:
+            self.on_batch()
         inputs = self.inputs.index_select(0, chosen)
         labels = self.labels[chosen]
         if self.is_text:

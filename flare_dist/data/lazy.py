@@ -6,7 +6,7 @@ of workers, on any number of ranks and after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -29,6 +29,7 @@ class LazyBatches:
         `seed` decides what is drawn if no generator is given.
         """
         self.device = torch.device(device)
+        self.on_batch: Callable[[], None] | None = None
         self.skipped = 0  # reads that failed since `take_skipped` was called
         self._reader = reader
         self._seed = derive_seed(seed, "examples in order")
@@ -103,6 +104,8 @@ class LazyBatches:
         """Yield the batch of each key on the device, or None if too few of its examples can be read."""
         self._asked.keys = keys
         for read in self._loader:
+            if self.on_batch:
+                self.on_batch()
             if read.problem:
                 raise ExampleError(read.problem)
             self.skipped += len(read.skipped)

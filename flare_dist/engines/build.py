@@ -57,6 +57,11 @@ def _prepare_deepspeed(world: World) -> None:
     ours = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
     for name, value in ours.items():
         os.environ.setdefault(name, str(value))
+    if world.device.type == "cuda":
+        # DeepSpeed takes this for the number of the GPU; a rank that sees one GPU alone has another local rank.
+        os.environ["LOCAL_RANK"] = str(world.device.index)
+        if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:  # which must be the same
+            os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(world.device.index)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ["DS_ACCELERATOR"] = world.device.type

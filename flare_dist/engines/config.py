@@ -36,6 +36,11 @@ class EngineConfig:
         threads: intra-op threads of each rank (null = cores divided by the ranks of this machine); the bits of a run
             depend on it, so a resumed run keeps what it started with.
         timeout_seconds: how long a rank may give no sign of life before it counts as hung and the run ends.
+        step_timeout_seconds: how long a rank may take no step while the others wait for it before it is named and the
+            run ends (null = off: as long as a collective may take, half an hour). Batches of evaluations count as
+            steps, and saving and torch.compile's compiling do not count; choose several times the slowest step.
+        deterministic: whether a GPU computes the same bits every time, at a cost (cuBLAS and cuDNN deterministic, no
+            TF32, clients.together by the GPU's whole memory); an operation that cannot is named, and the run ends.
     """
 
     name: str = "accelerate"
@@ -46,6 +51,8 @@ class EngineConfig:
     deepspeed_config: str | dict[str, Any] = "deepspeed_config.json"
     threads: int | None = None
     timeout_seconds: float = 60.0
+    step_timeout_seconds: float | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_choice("engine.name", self.name, NAMES)
@@ -55,6 +62,7 @@ class EngineConfig:
         check_choice("engine.recorded", self.recorded, RECORDED)
         check_range("engine.threads", self.threads, "[1, 1024]")
         check_range("engine.timeout_seconds", self.timeout_seconds, "[1, 1e7]")
+        check_range("engine.step_timeout_seconds", self.step_timeout_seconds, "[1, 1e7]")
 
 
 def resolve_device(config: EngineConfig) -> str:

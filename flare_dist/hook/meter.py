@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 
@@ -26,6 +27,7 @@ class StepClock:
     """When the buckets of a step were handed over, sent and back again. A GPU is behind this clock: on a CPU only."""
 
     def __init__(self) -> None:
+        self.on_send: Callable[[], None] | None = None  # called for each bucket that is sent
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -43,6 +45,8 @@ class StepClock:
         now = time.perf_counter()
         self.select_seconds += now - self._handed
         self.sent.append((now, wire_bytes))
+        if self.on_send:
+            self.on_send()
 
     def come_back(self) -> None:
         """Note that a bucket's mean is there; on whichever thread."""

@@ -23,6 +23,7 @@ from flare_dist.clients.state import ClientStates
 from flare_dist.comm.world import World
 from flare_dist.compression.compressor import Compressor
 from flare_dist.config.config import Config
+from flare_dist.data.batches import Batches
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits
 from flare_dist.data.holdings import client_groups
@@ -53,7 +54,8 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
     if config.clients.together == "always":
         assert isinstance(data.blank, Tensor), "examples of a Dataset are read for one client after another"
-        room = most_clients(model, data.blank, config.clients.largest_batch(parts.sizes), world.device)
+        largest = config.clients.largest_batch(parts.sizes)
+        room = most_clients(model, data.blank, largest, world.device, is_fixed=config.engine.deterministic)
     feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
     server_ = config.server
     algorithm = algorithm_of(config.clients, server_.aggregator, feedback, server_.aggregator_options)
@@ -79,9 +81,15 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
         server,
         Downlink(config.exchanged, layout, server.parameters.data),
         masks,
-        None if data.validation is None else data.batches(data.validation, world.device),
+        None if data.validation is None else _noted(data.batches(data.validation, world.device), world),
         algorithm.wraps or WholeUplink,
     )
+
+
+def _noted(source: Batches, world: World) -> Batches:
+    """Count the batches of `source` as signs that this rank advances."""
+    source.on_batch = world.progress.advance
+    return source
 
 
 def _personalised(config: Config, data: DataSplits, parts: Partition, trainer: LocalTrainer) -> Personalised | None:

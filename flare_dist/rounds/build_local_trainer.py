@@ -41,4 +41,5 @@ def build_local_trainer(
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
+    source.on_batch = world.progress.advance
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)

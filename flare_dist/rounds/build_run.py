@@ -126,6 +126,8 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     ranks = counted(world.size, "rank")
     threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"
+    if world.size > 1:
+        machine = f"{machine}, over {world.backend}"
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, run.model.layout.total, machine)
     return run
 
@@ -139,6 +141,7 @@ def build_data_parallel(
     trainer = build_local_trainer(config, world, data, local, FEDAVG)
     report_break_even(config, Compressor(config.exchanged, local.layout, config.seed, world.device), world.size)
     hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))
+    hook.clock.on_send = world.progress.arrive
     epochs = SharedEpochs(len(trainer.source), config.clients.batch_size, world.size, config.seed)
     server = Server(local.parameters, local.buffers, config.server, config.rounds)
     return DataParallel(config, world, data.task, trainer, server, hook, epochs)

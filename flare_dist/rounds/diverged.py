@@ -7,3 +7,5 @@ DIVERGED = "diverged: "  # how the command line begins its message; a sweep look
 
 class DivergedError(RuntimeError):
     """Nothing usable from any client, in a round or before; raised on every rank alike."""
+
+    is_agreed = True  # so that no rank has to tell the others of it

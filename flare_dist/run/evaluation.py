@@ -37,6 +37,8 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     held_out = {"test": data.test} | ({} if data.validation is None else {"validation": data.validation})
     device = run.world.device
     sources = {name: data.batches(split, device) for name, split in held_out.items()}
+    for source in sources.values():
+        source.on_batch = run.world.progress.advance
 
     views = {"": run.view}
     if run.view.data_ptr() != run.server.parameters.data_ptr():
@@ -53,6 +55,10 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     evaluate_members = members_evaluator(config, run, data.test, measure)
 
     def evaluate_global() -> dict[str, Any]:
+        with run.world.progress.watched():
+            return measure_views()
+
+    def measure_views() -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         for (prefix, view), name in itertools.product(views.items(), sources):
             run.model.load(view, run.server.buffers)

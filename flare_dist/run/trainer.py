@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from flare_dist.comm.group import open_world, with_neighbours
 from flare_dist.comm.launch import Launch
-from flare_dist.comm.world import open_world
+from flare_dist.comm.world import World
 from flare_dist.config.config import NAMED, Config
 from flare_dist.data.batches import check_enough
 from flare_dist.data.source import Source
+from flare_dist.engines.determinism import deterministic
+from flare_dist.errors import OutOfMemoryError, is_out_of_memory, reason
 from flare_dist.named import WrongResultError
 from flare_dist.records import rundir, statedir
 from flare_dist.records.resume import resolve
@@ -51,9 +54,18 @@ def train(
     Raises ValueError for what the user can put right, before any process group starts if one rank alone can tell, and
     DivergedError on every rank if no client of a round brings a usable update.
     """
+    with deterministic(config.engine.deterministic):
+        return _train(config, launch, console, on_round, data)
+
+
+def _train(
+    config: Config, launch: Launch, console: Console, on_round: OnRound | None, data: Source | None
+) -> dict[str, Any]:
     directory = Path(config.output_dir)
     check_installed(config.tracking)
     held = rundir.holds_run(directory)
+    launch.warn_of_tasks_alone()
+    launch = with_neighbours(launch, config.engine.timeout_seconds)
     config, source = resolve(config, launch.local_size)
     summary = rundir.read_summary(directory) if source == directory else None
     config = statedir.resolve(config, source, is_finished=summary is not None)
@@ -65,12 +77,13 @@ def train(
         source = None
     given = _load(config, launch, data) if summary is None else None
     config = given.config if given else config
+    steps = config.engine.step_timeout_seconds
     needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
         draws_kept(device),
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
         statedir.claim(config) if launch.rank == 0 and given else nullcontext(),
-        open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group) as world,
+        open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group, step_seconds=steps) as world,
     ):
         check_shared(directory, world, [source is None, summary is None])
         if given:
@@ -112,14 +125,30 @@ def _play(given: Loaded, source: Path | None, run: Run, console: Console, on_rou
 
 def _play_round(round_: int, config: Config, run: Run) -> dict[str, Any]:
     """Play a round of the mode; returns its row. A fault that is not the user's is raised as RuntimeError."""
+    world = run.world
     try:
-        with blamed(config, round_, run.world.rank):
-            return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(run.world, run.source, config.data.on_error)
+        with blamed(config, round_, world.rank), _memory_named(config, round_, world), world.progress.watched():
+            return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(world, run.source, config.data.on_error)
     except ValueError as error:
         if isinstance(error, WrongResultError) or str(error).startswith(NAMED):
             raise
         # Nothing that the user typed: keep the traceback, on whichever rank.
-        raise RuntimeError(f"round {round_} failed on rank {run.world.rank}") from error
+        raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
+
+
+@contextmanager
+def _memory_named(config: Config, round_: int, world: World) -> Iterator[None]:
+    """Raise OutOfMemoryError with what to do, in one line, if the block finds no memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = f"round {round_} on rank {world.rank} ({world.device}: {reason(error)[:200]})"
+        raise OutOfMemoryError(
+            f"clients.batch_size: out of memory in {place}, got {config.clients.batch_size}; lower it, or raise "
+            "engine.gradient_accumulation_steps"
+        ) from error
 
 
 ROUNDS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.helpers.forked import RANKS, Forked
 
@@ -22,10 +24,14 @@ def launched(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def torchrun(
-    directory: Path, *arguments: str, options: tuple[str, ...] = (), config: str = "configs/smoke.yaml"
+    directory: Path,
+    *arguments: str,
+    options: tuple[str, ...] = (),
+    config: str = "configs/smoke.yaml",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Forked:
     """Train a small configuration on two ranks of torchrun, all of them forks; see `noted_ranks`."""
-    environment = ENVIRONMENT | {RANKS: str(noted_ranks(directory))}
+    environment = {**ENVIRONMENT, RANKS: str(noted_ranks(directory)), **environment}
     pipe = subprocess.PIPE
     process = Forked(training(directory, *arguments, options=options, config=config), environment, pipe, pipe)
     RUNNING.append(process)

@@ -89,7 +89,7 @@ def start_rank(world: World, config: Config, kill_in_round: int | None = None, d
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trainer.ROUNDS, config.mode, play_or_die)
         patch.setattr(recorder, "save_global", save_or_die)
-        patch.setattr(trainer, "open_world", lambda *arguments: Group())
+        patch.setattr(trainer, "open_world", lambda *arguments, **settings: Group())
         try:
             train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True), data=data)
         except Killed:
