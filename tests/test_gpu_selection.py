@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.compression import gpu_selection
-from flare_dist.compression.gpu_selection import largest_on_gpu, pays
+from flare_dist.compression import gpu_selection, gpu_sums, gpu_trial
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_trial import pays
 from flare_dist.compression.sparsifiers import largest
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -29,6 +30,7 @@ KERNELS: list[tuple[str, dict[str, int]]] = [
     *(("count_digits", {"place": place, "tile": 2048}) for place in range(4)),
     ("count_kept", {"tile": 2048}),
     ("write_positions", {"tile": 1024}),
+    ("add_runs", {"tile": 256}),
 ]
 
 
@@ -124,6 +126,27 @@ def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecut
     assert candidates("sampled ones are small") > 19_000
 
 
+def _add(places: Tensor, values: Tensor) -> Tensor:
+    total = torch.zeros(3000)
+    gpu_sums.add_runs(total, places, values)
+    return total
+
+
+@needs_triton
+@pytest.mark.parametrize(("rows", "k"), [(1, 5), (2, 1), (8, 300), (40, 128)])
+def test_rows_are_added_up_in_their_order(interpreter: ProcessPoolExecutor, rows: int, k: int) -> None:
+    """Positions that all rows share, some share and none shares; of -0, subnormal and large values the bits as well."""
+    draws = torch.Generator().manual_seed(rows)
+    shared = torch.arange(k // 2)
+    own = [torch.randperm(2700, generator=draws)[: k - len(shared)] + 300 for _ in range(rows)]
+    places = torch.stack([torch.cat([shared, each.sort().values]) for each in own])
+    values = torch.randn(rows, k, generator=draws) * 10.0 ** torch.randint(-40, 30, (rows, k), generator=draws)
+    values[:, 0] = -0.0
+    expected = torch.zeros(3000)
+    gpu_sums.add_row_by_row(expected, places, values)
+    assert torch.equal(interpreter.submit(_add, places, values).result().view(torch.int32), expected.view(torch.int32))
+
+
 @needs_triton
 @pytest.mark.parametrize("integers", ["i32", "i64"])
 @pytest.mark.parametrize(("name", "constants"), KERNELS)
@@ -141,7 +164,7 @@ def test_the_compiler_takes_the_kernels(
     kernel = getattr(gpu_kernels, name)
     types = dict.fromkeys(kernel.arg_names, integers) | dict.fromkeys(constants, "constexpr")
     pointers = {"vector": "*i32", "found": "*i32", "scratch": "*i64", "totals": "*i64", "places": "*i64"}
-    pointers["positions"] = "*i64"
+    pointers |= {"positions": "*i64", "ordered": "*i32", "order": "*i64", "values": "*fp32", "total": "*fp32"}
     types |= {argument: pointers[argument] for argument in kernel.arg_names if argument in pointers}
     values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, argument in enumerate(kernel.arg_names) if argument in pointers}
@@ -150,7 +173,7 @@ def test_the_compiler_takes_the_kernels(
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": 32 if name == "find_bound" else 4, **gpu_selection._INTEGERS},
     )
-    if name != "find_bound":  # which reads a sample
+    if name not in ("find_bound", "add_runs"):  # which read a sample, and what lies side by side only at first
         assert re.search(r"ld\.global(\.\w+)*\.v4", compiled.asm["ptx"])
 
 
@@ -158,7 +181,7 @@ def test_a_cpu_needs_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(gpu_selection, "_works", refuse)
+    monkeypatch.setattr(gpu_trial, "works", refuse)
     assert not pays(torch.zeros(2**20))
 
 
@@ -180,11 +203,11 @@ def test_where_triton_does_not_work_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(gpu_selection, "largest_on_gpu", kernels)
-    gpu_selection._works.cache_clear()
+    monkeypatch.setattr(gpu_trial, "largest_on_gpu", kernels)
+    gpu_trial.works.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [gpu_selection._works(torch.device("cpu")) for _ in range(2)] == [False, False]
-    gpu_selection._works.cache_clear()
+        assert [gpu_trial.works(torch.device("cpu")) for _ in range(2)] == [False, False]
+    gpu_trial.works.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         f"top-k on cpu by torch.topk, as Triton cannot be used: {reason}"
     ]

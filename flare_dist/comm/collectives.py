@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistStoreError as DistStoreError
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
 from torch.distributed import Store as Store
+from torch.distributed import Work as Work
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
 
@@ -48,7 +48,10 @@ def alone_group() -> tuple[int, ProcessGroup]:
 
 
 def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dist.Work]:
-    """Start to gather the tensors of every rank one after another; they are there once the work is done."""
+    """Start to gather the tensors of every rank one after another; they are there once the work is done.
+
+    gloo moves tensors of a GPU through the CPU, where it leaves the result.
+    """
     if local.is_cuda and dist.get_backend(group) == "gloo":
         local = local.cpu()
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
@@ -57,17 +60,8 @@ def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dis
     return gathered, work
 
 
-def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
-    """Gather the tensors of every rank one after another; also a future of their arrival, for a hook inside backward.
-
-    gloo moves tensors of a GPU through the CPU, where it leaves the result: its futures are not aware of streams.
-    """
-    gathered, work = start_gather(local, group)
-    return gathered, work.get_future()
-
-
-def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.futures.Future[Any]:
-    """Return a future of the sum of `tensor` over the ranks, in place; for a hook inside backward."""
+def start_reduce(tensor: Tensor, group: ProcessGroup | None) -> dist.Work:
+    """Start to sum `tensor` over the ranks, in place; the sum is there once the work is done."""
     work = dist.all_reduce(tensor, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"
-    return work.get_future()
+    return work

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flare_dist.compression.packing import Encoding
+from flare_dist.compression.packing import Encoding, Packing
 from flare_dist.compression.payload import WORD, Encoded
 
 HEADER_NBYTES = 16
@@ -119,6 +119,14 @@ def unpack(
             raise ValueError(f"{kind} {sender}: {error}") from error
         messages.append(Message(sender, header[NOTE], payload, body[: WORD * buffers].view(torch.float32)))
     return messages
+
+
+def unpack_rows(slots: Tensor, packing: Packing, kept: int) -> tuple[Tensor, Tensor]:
+    """Read the messages of all ranks at once on a GPU, uint8 [W, slot], none with buffers, each of `kept` entries.
+
+    Returns their positions, int64 [W, kept], and values; no header is looked at, for that would be waited for.
+    """
+    return packing.unpack_rows(slots[:, HEADER_NBYTES : HEADER_NBYTES + packing.sizes(kept).nbytes], kept)
 
 
 def _headers(slots: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:

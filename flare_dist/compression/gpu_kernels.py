@@ -194,3 +194,20 @@ def write_positions(vector, scratch, totals, found, places, positions, n, k, cap
             tl.store(positions + above + tl.minimum(tied, ties) + rank, place, mask=kept)
         above += count & 0xFFFF
         tied += count >> 16
+
+
+@triton.jit(do_not_specialize=["pairs", "rows"])
+def add_runs(ordered, order, values, total, pairs, rows, tile: tl.constexpr):
+    """Sum up the values of each run of equal positions, in their order, by the lane at its first; at most `rows`."""
+    lanes = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
+    place = tl.load(ordered + lanes, mask=lanes < pairs, other=-1)
+    before = tl.load(ordered + lanes - 1, mask=(lanes < pairs) & (lanes > 0), other=-1)
+    begins = (lanes < pairs) & (place != before)
+    goes_on = begins
+    run = tl.zeros([tile], tl.float32)
+    for row in range(rows):
+        inside = goes_on & (lanes + row < pairs)
+        goes_on = inside & (tl.load(ordered + lanes + row, mask=inside, other=-1) == place)
+        source = tl.load(order + lanes + row, mask=goes_on, other=0)
+        run = tl.where(goes_on, run + tl.load(values + source, mask=goes_on, other=0.0), run)
+    tl.store(total + place, run, mask=begins)

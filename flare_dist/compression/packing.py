@@ -118,6 +118,24 @@ class Packing:
         decoded = self.codecs.values.decode(values, self._grouped(indices))
         return Sparse(indices.int(), decoded, data)
 
+    def unpack_rows(self, data: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, int64 [rows, kept], and values.
+
+        With codecs that take rows the number of operations does not depend on how many rows there are.
+        """
+        sizes = self.sizes(kept)
+        codec = self.codecs.values
+        if not (sizes.index_codec.takes_rows and codec.takes_rows):
+            payloads = [self.unpack(row, kept) for row in data]
+            positions = torch.stack([payload.indices for payload in payloads])
+            return positions.long(), torch.stack([payload.values for payload in payloads])
+        chosen = kept - self.whole.numel()
+        coded, values = data.split([sizes.index_nbytes, sizes.nbytes - sizes.index_nbytes], -1)
+        indices = self.whole.expand(len(data), -1)
+        if chosen:
+            indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), indices], -1)
+        return indices, codec.decode(values, self._grouped(indices))
+
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
         """Decode data that may be broken; waits for a GPU. Raises ValueError if it holds no such payload."""
         nbytes = self.sizes(kept).nbytes
@@ -129,11 +147,11 @@ class Packing:
 
     def _grouped(self, indices: Tensor) -> Groups:
         """Return the group of each entry; nothing if the codec does not look at it."""
-        kept = indices.numel()
+        kept = indices.shape[-1]
         if not self.codecs.values.looks_at_groups:
             return Groups(self.ends.new_empty(0), 0)
         if self.codecs.value_block:
-            of = torch.arange(kept, device=indices.device) // self.codecs.value_block
+            of = torch.arange(kept, device=indices.device).expand_as(indices) // self.codecs.value_block
         else:
             of = self.tensors_of(indices)
         return Groups(of, count_tables(self.codecs.value_block, self.ends.numel(), kept))

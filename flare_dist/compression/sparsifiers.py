@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flare_dist.compression.bits import positions_unwaited
-from flare_dist.compression.gpu_selection import largest_on_gpu, pays
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_trial import pays
 
 _LONG = 2**16  # entries from which on a sample pays
 _SAMPLE = 2**13  # entries of a sample at least

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flare_dist.compression import gpu_trial
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.selection import BucketSelection
@@ -87,10 +89,23 @@ class BucketMemory:
             mean.mul_(scale)
         return mean, touched
 
+    def mean_on_gpu(
+        self, buffer: Tensor, places: Tensor, values: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Take the mean as `mean_of` does, of rows of positions and values; in `buffer` itself if that is float32."""
+        mean = buffer.zero_() if buffer.dtype == torch.float32 else torch.zeros(buffer.shape, device=buffer.device)
+        add = add_runs if gpu_trial.works(buffer.device) else add_row_by_row
+        add(mean, places, values / len(values))
+        if scale is not None:
+            mean.mul_(scale)
+        return mean, places.flatten()
+
     def is_used(self, gradient: Tensor) -> Tensor:
         """Return 1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
         if gradient.is_cuda:
-            return torch.stack([own.count_nonzero() > 0 for _, own in self.layout.views(gradient)]).float()
+            one = gradient.new_zeros(1)  # in place of a tensor without entries, which has no largest one
+            tensors = [own if own.numel() else one for _, own in self.layout.views(gradient)]
+            return torch.stack(torch._foreach_norm(tensors, torch.inf)).ne(0).float()  # NaN is other than zero
         values = gradient.numpy()
         flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
         return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few are enough

@@ -1,0 +1,52 @@
+"""A trial of Triton: whether the kernels of `gpu_kernels` run on a GPU and are right there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 2**16  # entries; for shorter vectors launching is what takes time, whatever is launched
+
+
+def pays(vector: Tensor) -> bool:
+    """Tell if `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
+    return vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= SMALLEST and works(vector.device)
+
+
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Tell if Triton is there, runs on this GPU (it needs a C compiler and Python's headers besides) and is right.
+
+    Tried once in a process, on a vector long enough for every kernel, of few distinct values so that ties count.
+    """
+    draws = torch.Generator(device).manual_seed(0)
+    normal = torch.randn(2 * SMALLEST, generator=draws, device=device)
+    try:
+        for vector, k in ((normal, 500), (normal.mul(8).round(), 500), (normal, SMALLEST)):
+            expected = vector.abs().sort(descending=True, stable=True).indices[:k].sort().values
+            if not torch.equal(largest_on_gpu(vector, k), expected):
+                raise RuntimeError("its selection is not the one of a sort")
+        _try_sums(normal[:3000].view(3, 1000))
+    except Exception as error:  # whatever it is, there is another way
+        log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
+        return False
+    return True
+
+
+def _try_sums(values: Tensor) -> None:
+    """Raise RuntimeError if rows are not added up in their order."""
+    places = torch.arange(1000, device=values.device) + 400 * torch.arange(3, device=values.device)[:, None]
+    sums = []
+    for add in (add_runs, add_row_by_row):
+        sums.append(torch.zeros(2000, device=values.device))
+        add(sums[-1], places, values)
+    if not torch.equal(*sums):
+        raise RuntimeError("its sums are not those of one row after another")
