@@ -30,6 +30,7 @@ GROUND = {
     "fixed",
     "json_lines",
     "progress",
+    "devices",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "seeding": set(),
     "json_lines": set(),
     "progress": {"units"},
+    "devices": {"units"},
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},

@@ -92,7 +92,6 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
 
 def positions_unwaited(flags: Tensor, count: int) -> Tensor:
     """Return the positions of true booleans in each row, by operations whose results have known sizes."""
-    numel = flags.shape[-1]
-    places = torch.where(flags, flags.cumsum(-1) - 1, count).clamp_(max=count)  # those not wanted: behind the end
-    found = torch.full((*flags.shape[:-1], count + 1), numel, dtype=torch.int64, device=flags.device)
-    return found.scatter_(-1, places, torch.arange(numel, device=flags.device).expand_as(places))[..., :count]
+    counted = flags.cumsum(-1, dtype=torch.int32)
+    wanted = torch.arange(1, count + 1, dtype=torch.int32, device=flags.device)
+    return torch.searchsorted(counted, wanted.expand(*flags.shape[:-1], count).contiguous())

@@ -123,7 +123,8 @@ class Compressor:
     def select(self, plan_: Plan, round_: int, client: int, model_delta: Tensor, memory: State) -> Sparse:
         """Select by a plan, with error feedback around it; updates `memory` in place."""
         draws = generator(self.seed, "sparsifier", round_, client)
-        rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
+        at_random = plan_.packing.looks_at_draws and not self.state_names
+        rounding = generator(self.seed, "rounding", round_, client) if at_random else None
 
         def sparsify(vector: Tensor) -> Sparse:
             indices = plan_.choose(vector, lambda segment: draws)

@@ -21,6 +21,7 @@ from torch import Tensor
 from flare_dist.compression.index_codecs import IndexCodec, check_indices, smallest
 from flare_dist.compression.payload import WORD, Encoded, Sparse, check_positions
 from flare_dist.compression.value_codecs import Groups, ValueCodec
+from flare_dist.devices import moved_unwaited
 from flare_dist.layout import Entry, ParameterLayout
 
 
@@ -71,7 +72,7 @@ class Packing:
         positions = [torch.arange(entry.offset, entry.end) for entry in whole]
         always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
         ends = torch.tensor([entry.end for entry in layout.entries])
-        return Packing(config.codecs, layout.total, always.to(device), ends.to(device))
+        return Packing(config.codecs, layout.total, moved_unwaited(always, device), moved_unwaited(ends, device))
 
     def sizes(self, kept: int) -> Sizes:
         """Size a payload of `kept` entries, those that are always sent included.
@@ -106,6 +107,11 @@ class Packing:
         if chosen.numel():
             parts = [self.sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
         return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
+
+    @property
+    def looks_at_draws(self) -> bool:
+        """Tell if `pack` makes anything of its draws."""
+        return self.codecs.values.looks_at_draws
 
     def unpack(self, data: Tensor, kept: int) -> Sparse:
         """Decode the payload of `kept` entries in `data`, uint8 [nbytes]; its indices are not looked at."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.bits import pack, packed_nbytes, unpack
+from flare_dist.devices import moved_unwaited
 
 
 class Groups(NamedTuple):
@@ -36,6 +37,7 @@ class ValueCodec(NamedTuple):
     decode: Callable[[Tensor, Groups], Tensor]  # (data, groups) -> float32 [k]
     looks_at_groups: bool = True  # if not, it is given empty ones, which cost nothing
     takes_rows: bool = False
+    looks_at_draws: bool = True  # if not, none are made
 
 
 def sized(bits: int, table: int) -> Callable[[int, int], int]:
@@ -54,7 +56,9 @@ def cast(dtype: torch.dtype) -> ValueCodec:
     def decode(data: Tensor, groups: Groups) -> Tensor:
         return data.clone().view(dtype).float()  # a clone is aligned, a slice may not be
 
-    return ValueCodec(sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False, takes_rows=True)
+    return ValueCodec(
+        sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False, takes_rows=True, looks_at_draws=False
+    )
 
 
 def int8() -> ValueCodec:
@@ -66,7 +70,7 @@ def int8() -> ValueCodec:
         table = _rounded_up(largest.scatter_reduce_(0, groups.of, values.abs(), "amax"))
         scaled = values / table.float()[groups.of].clamp_min(torch.finfo(torch.float32).tiny) * levels
         if draws is not None:
-            scaled = (scaled + draws.to(values.device)).floor_()
+            scaled = (scaled + moved_unwaited(draws, values.device)).floor_()
         codes = scaled.round_().clamp_(-levels, levels).to(torch.int8)
         return torch.cat([table.view(torch.uint8), codes.view(torch.uint8)])
 
@@ -104,7 +108,7 @@ def binned(bits: int) -> ValueCodec:
         magnitudes = _levels(table).gather(-1, groups.of * bins + codes % bins)
         return torch.where(codes >= bins, -magnitudes, magnitudes)
 
-    return ValueCodec(sized(bits, bins), encode, decode, takes_rows=True)
+    return ValueCodec(sized(bits, bins), encode, decode, takes_rows=True, looks_at_draws=False)
 
 
 def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:

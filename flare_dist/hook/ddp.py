@@ -146,9 +146,8 @@ def _compress(
         if not buffer.is_cuda:
             check_finite(values)  # those of whole tensors, which nobody has looked at
         # Values are rounded at random if no error feedback makes up for what rounding loses.
-        return packing.pack(
-            indices, values, None if state.config.feedback.state_names else bucket.selection.draws(draw)
-        )
+        at_random = packing.looks_at_draws and not state.config.feedback.state_names
+        return packing.pack(indices, values, bucket.selection.draws(draw) if at_random else None)
 
     try:
         payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
