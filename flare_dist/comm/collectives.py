@@ -5,8 +5,10 @@ Everything works without a process group, too, as a single rank. Those of a run 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistStoreError as DistStoreError
@@ -28,13 +30,22 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
-    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
+def backend_of(group: ProcessGroup | None) -> str:
+    """Return what a group (None = all ranks) communicates by, gloo or nccl."""
+    return str(dist.get_backend(group))
+
+
+def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | None = None) -> list[Any]:
+    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together.
+
+    NCCL moves it through the current GPU, which is made `device`: by default all ranks of a machine have the first.
+    """
     size = rank_and_size(group)[1]
     if size == 1:
         return [own]
     gathered: list[Any] = [None] * size
-    dist.all_gather_object(gathered, own, group)
+    with nullcontext() if device is None or device.type != "cuda" else torch.cuda.device(device):
+        dist.all_gather_object(gathered, own, group)
     return gathered
 
 
@@ -52,7 +63,7 @@ def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dis
 
     gloo moves tensors of a GPU through the CPU, where it leaves the result.
     """
-    if local.is_cuda and dist.get_backend(group) == "gloo":
+    if local.is_cuda and backend_of(group) == "gloo":
         local = local.cpu()
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
     work = all_gather_flat(gathered, local, group=group, async_op=True)
