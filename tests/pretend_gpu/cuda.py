@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +15,7 @@ from tests.pretend_gpu.futures import PretendFuture
 from tests.pretend_gpu.log import LOG, Log, RefusedError
 from tests.pretend_gpu.operations import run
 from tests.pretend_gpu.streams import STREAMS, Event
-from tests.pretend_gpu.tensors import DEVICE, Pretend, moved_by, on_gpu, pinned
+from tests.pretend_gpu.tensors import Pretend, moved_by, on_gpu, pinned
 
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like)
 
@@ -87,8 +86,9 @@ class _Properties:
     total_memory = 80 * 2**30
 
 
-def _replaced(gpus: int, set_to: list[int]) -> dict[str, Any]:
-    """Return what stands for the functions of torch.cuda; `set_to` gets what set_device is called with."""
+def _replaced(gpus: int, current: int) -> dict[str, Any]:
+    """Return what stands for the functions of torch.cuda, where this GPU is the current one."""
+    chosen = [current]
 
     def synchronize(device: Any = None) -> None:
         LOG.wait("torch.cuda.synchronize")
@@ -97,7 +97,14 @@ def _replaced(gpus: int, set_to: list[int]) -> dict[str, Any]:
         index = device if isinstance(device, int) else torch.device(device).index or 0
         if not 0 <= index < gpus:
             raise RefusedError(f"CUDA error: invalid device ordinal ({index} of {gpus})")
-        set_to.append(index)
+        chosen[-1] = index
+
+    @contextmanager
+    def on_device(device: Any) -> Iterator[None]:
+        chosen.append(chosen[-1])
+        set_device(device)
+        yield
+        chosen.pop()
 
     def on_stream(stream: PretendStream | None) -> AbstractContextManager[None]:
         return nullcontext() if stream is None else STREAMS.on(stream.number)
@@ -108,9 +115,9 @@ def _replaced(gpus: int, set_to: list[int]) -> dict[str, Any]:
         "_lazy_init": lambda: None,
         "init": lambda: None,
         "device_count": lambda: gpus,
-        "current_device": lambda: DEVICE.index,
+        "current_device": lambda: chosen[-1],
         "set_device": set_device,
-        "device": lambda index: nullcontext(),
+        "device": on_device,
         "device_of": lambda tensor: nullcontext(),
         "synchronize": synchronize,
         "Stream": PretendStream,
@@ -129,8 +136,8 @@ def _replaced(gpus: int, set_to: list[int]) -> dict[str, Any]:
     }
 
 
-def _patches(gpus: int, set_to: list[int]) -> Iterator[AbstractContextManager[Any]]:
-    for name, value in _replaced(gpus, set_to).items():
+def _patches(gpus: int, current: int) -> Iterator[AbstractContextManager[Any]]:
+    for name, value in _replaced(gpus, current).items():
         yield patch.object(torch.cuda, name, value)
     yield patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
@@ -149,14 +156,13 @@ def _patches(gpus: int, set_to: list[int]) -> Iterator[AbstractContextManager[An
 
 
 @contextmanager
-def pretend_gpu(gpus: int = 8, set_to: list[int] | None = None) -> Iterator[Log]:
-    """Let torch see so many GPUs in the block, of which device="cuda" is the first; yields what the block does."""
+def pretend_gpu(gpus: int = 8, current: int = 0) -> Iterator[Log]:
+    """Let torch see so many GPUs in the block; yields what it does.
+
+    device="cuda" is the first of them, whichever is `current`, by which NCCL moves what has no device.
+    """
     STREAMS.reset()
     with ExitStack() as stack, LOG.fresh() as own:
-        for each in _patches(gpus, [] if set_to is None else set_to):
+        for each in _patches(gpus, current):
             stack.enter_context(each)
         yield own
-
-
-def is_gpu(tensor: Tensor) -> bool:
-    return isinstance(tensor, Pretend)

@@ -15,7 +15,7 @@ from flare_dist.comm import collectives, world
 from tests.pretend_gpu.futures import PretendFuture
 from tests.pretend_gpu.log import LOG, RefusedError, where
 from tests.pretend_gpu.streams import NCCL, STREAMS, Event
-from tests.pretend_gpu.tensors import Pretend, raw
+from tests.pretend_gpu.tensors import DEVICE, Pretend, raw
 
 
 class PretendWork(dist.Work):
@@ -58,6 +58,15 @@ class PretendNccl:
     def init_process_group(self, backend: str, **options: Any) -> None:
         assert backend == "nccl", backend
         dist.init_process_group("gloo", **{key: value for key, value in options.items() if key != "device_id"})
+
+    def all_gather_object(self, gathered: list[Any], own: Any, group: Any = None) -> None:
+        if torch.cuda.current_device() != DEVICE.index:
+            raise RefusedError(f"ranks meet on cuda:{torch.cuda.current_device()}, this one's is {DEVICE}: {where()}")
+        LOG.wait("all_gather_object")
+        if self._size:
+            gathered[:] = [own] * self._size
+        else:
+            dist.all_gather_object(gathered, own, group)
 
     def all_gather_into_tensor(self, output: Tensor, tensor: Tensor, group: Any = None, async_op: bool = False) -> Any:
         def work(out: Tensor, local: Tensor) -> None:
