@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -17,7 +18,7 @@ from tests.pretend_gpu.tensors import raw
 GIB = 2**30
 
 
-def room(free: int, capacity: int = 80 * GIB) -> object:
+def room(free: int, capacity: int = 80 * GIB) -> Any:
     return patch("torch.cuda.mem_get_info", lambda device=None: (free, capacity))
 
 

@@ -58,7 +58,7 @@ def pack(messages: Sequence[Message], slots: int, slot: int, device: torch.devic
 
 
 def write(message: Message, slot: Tensor) -> None:
-    """Write a message to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is.
+    """Write a message to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is, and a check on a GPU.
 
     Raises ValueError, and writes nothing, if the message is longer.
     """
@@ -73,10 +73,11 @@ def write(message: Message, slot: Tensor) -> None:
     header[1].fill_(payload.values.numel() if payload else REJECTED)
     slot[NOTE].copy_(message.note)
     start = HEADER_NBYTES
-    for part in parts:
+    for part in filter(Tensor.numel, parts):
         slot[start : start + part.numel()].copy_(part)
         start += part.numel()
-    header[3].fill_(0 if slot.is_cuda else _check(slot[:end]))
+    if not slot.is_cuda:
+        header[3].fill_(_check(slot[:end]))
 
 
 def unpack(

@@ -6,6 +6,8 @@ numbers in as many bytes as each has bits. Nothing here waits for a GPU.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     rest = bits % 8
     planes = [(numbers >> shift).to(torch.uint8) for shift in range(0, bits - rest, 8)]
     if rest:
-        high = (numbers >> (bits - rest)) & ((1 << rest) - 1)
+        high = (numbers >> (bits - rest) if bits > rest else numbers) & ((1 << rest) - 1)
         octets = torch.nn.functional.pad(high.to(torch.int64), (0, -count % 8)).view(-1, 8)
         words = (octets << torch.arange(0, 8 * rest, rest, device=numbers.device)).sum(1)
         planes.append(words.view(torch.uint8).view(-1, 8)[:, :rest].reshape(-1)[: -(-count * rest // 8)])
@@ -33,9 +35,7 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """Read the int64 [..., count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [..., packed_nbytes]."""
     rest = bits % 8
     whole = bits // 8
-    numbers = torch.zeros(*data.shape[:-1], count, dtype=torch.int64, device=data.device)
-    for plane in range(whole):
-        numbers |= data.narrow(-1, plane * count, count).to(torch.int64) << (8 * plane)
+    planes = [data.narrow(-1, plane * count, count).to(torch.int64) << (8 * plane) for plane in range(whole)]
     if rest:
         groups = -(-count // 8)
         left = data.shape[-1] - whole * count
@@ -43,8 +43,11 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
         words = torch.nn.functional.pad(packed.unflatten(-1, (groups, rest)), (0, 8 - rest)).view(torch.int64)
         shifts = torch.arange(0, 8 * rest, rest, device=data.device)
         octets = (words >> shifts) & ((1 << rest) - 1)
-        numbers |= octets.flatten(-2).narrow(-1, 0, count) << (8 * whole)
-    return numbers
+        high = octets.flatten(-2).narrow(-1, 0, count)
+        planes.append(high << (8 * whole) if whole else high)
+    if not planes:
+        return torch.zeros(*data.shape[:-1], count, dtype=torch.int64, device=data.device)
+    return functools.reduce(torch.Tensor.bitwise_or_, planes)
 
 
 def set_bits(positions: Tensor, size: int) -> Tensor:
@@ -58,11 +61,8 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
 
 def pack_bits_unwaited(flags: Tensor) -> Tensor:
     """Pack bits (uint8 [count], 0 or 1) into uint8 [count / 8] on any device; numpy's packbits is for CPUs."""
-    octets = flags.view(-1, 8)
-    data = octets.new_zeros(len(octets))
-    for place in range(8):
-        data |= octets[:, place] << place
-    return data
+    shifts = torch.arange(8, dtype=torch.uint8, device=flags.device)
+    return (flags.view(-1, 8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(data: Tensor) -> Tensor:

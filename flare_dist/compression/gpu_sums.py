@@ -12,7 +12,7 @@ _TILE = 256  # pairs of a program
 
 
 def add_row_by_row(total: Tensor, places: Tensor, values: Tensor) -> None:
-    """Add `values`, float32 [rows, k], at `places`, int64 with no position twice in a row, to zeros, row after row."""
+    """Add `values`, float32 [rows, k], to `total` at `places`, int64, none twice in a row, row after row."""
     for place, value in zip(places, values):
         total.index_add_(0, place, value)
 
@@ -22,7 +22,7 @@ def add_runs(total: Tensor, places: Tensor, values: Tensor) -> None:
 
     Sorted, the pairs of a position lie side by side, in the order of the rows.
     """
-    from flare_dist.compression import gpu_kernels as kernels
+    from flare_dist.compression import gpu_sum_kernel as kernels
 
     if not places.numel():
         return

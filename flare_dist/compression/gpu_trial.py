@@ -8,8 +8,10 @@ import logging
 import torch
 from torch import Tensor
 
+from flare_dist.compression.gpu_segments import largest_of_segments, parts_of
 from flare_dist.compression.gpu_selection import largest_on_gpu
 from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
+from flare_dist.compression.segments import Segment
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,20 @@ def works(device: torch.device) -> bool:
             expected = vector.abs().sort(descending=True, stable=True).indices[:k].sort().values
             if not torch.equal(largest_on_gpu(vector, k), expected):
                 raise RuntimeError("its selection is not the one of a sort")
+        _try_segments(normal.mul(8).round())
         _try_sums(normal[:3000].view(3, 1000))
     except Exception as error:  # whatever it is, there is another way
         log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
         return False
     return True
+
+
+def _try_segments(vector: Tensor) -> None:
+    """Raise RuntimeError if what is selected from segments is not what is selected from each."""
+    segments = [Segment(3, 70_000, 500), Segment(70_003, 5, 2), Segment(70_008, 2000, 2000)]
+    expected = [largest_on_gpu(vector[s.offset : s.offset + s.numel], s.k) + s.offset for s in segments]
+    if not torch.equal(largest_of_segments(vector, parts_of(segments, vector.device)), torch.cat(expected)):
+        raise RuntimeError("its selection from segments is not the one from each")
 
 
 def _try_sums(values: Tensor) -> None:

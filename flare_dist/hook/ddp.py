@@ -83,7 +83,8 @@ def exchange_gradients(
     def take() -> Tensor:
         slots = gathered.to(buffer.device).view(world_size, -1)[:, :slot]
         if buffer.is_cuda:
-            mean, touched = bucket.mean_on_gpu(buffer, *unpack_rows(slots, packing, kept), scale)
+            mean = bucket.mean_on_gpu(buffer, slots, lambda some: unpack_rows(some, packing, kept), kept, scale)
+            touched: Tensor | slice = slice(None)
         else:
             mean, touched = bucket.mean_of(_payloads(slots, own, packing, kept), scale)
         rounded = mean if mean.dtype == buffer.dtype else buffer.copy_(mean)
@@ -131,12 +132,13 @@ def _compress(
 ) -> tuple[Sparse, Tensor]:
     """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
     gradient = _unscaled(buffer, scale)
-    failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
     used = bucket.is_used(gradient)
     bucket.precondition(gradient)
     if buffer.is_cuda:  # so that nothing waits for the answer
         failed = ~is_finite(gradient if state.preconditioning.applies else buffer)
         gradient.nan_to_num_(0, 0, 0)
+    else:
+        failed = torch.zeros((), dtype=torch.bool)
     packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 

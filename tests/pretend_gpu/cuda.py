@@ -131,6 +131,8 @@ def _replaced(gpus: int, current: int) -> dict[str, Any]:
         "get_device_capability": lambda device=None: (_Properties.major, _Properties.minor),
         "get_device_name": lambda device=None: _Properties.name,
         "is_bf16_supported": lambda including_emulation=True: True,
+        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=None: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
     }

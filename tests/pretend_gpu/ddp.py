@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ class PretendDDP(DistributedDataParallel):
         self.module = module
         self.process_group = process_group
         self.mixed_precision = None
+        self._use_python_reducer = False
+        self._delay_all_reduce_params: list[Tensor] = []
+        self._join_config = SimpleNamespace(enable=False, throw_on_early_termination=False)
+        self._divide_by_initial_world_size = True
+        self.reducer: Any = object()
         self._comm_hooks: list[Any] = []
         self._synchronises = True
         self._is_queued = False

@@ -36,6 +36,7 @@ class Found:
     """What the last step did, and all steps to the streams."""
 
     buckets: int
+    bucket_nbytes: int  # of the gradients of the largest in float32, which the hook's memory is of, too
     waits: Counter[tuple[str, str]]
     launches: int
     places: Counter[str]  # of the launches
@@ -55,15 +56,20 @@ def hook_steps(
     dtype: torch.dtype = torch.float32,
     works: bool = True,
     scaled: bool = False,
+    compiled: bool = False,
     **settings: Any,
 ) -> Found:
-    """Take `steps` of the hook among `world` equal ranks; with `scaled` gradients there is a GradScaler."""
+    """Take `steps` of the hook among `world` equal ranks.
+
+    With `scaled` gradients there is a GradScaler; the state of a `compiled` model is made as DDP around it makes it.
+    """
     draws = torch.Generator().manual_seed(1)
     with pretend_gpu(), nccl(world), triton(works):
         model = Parameters(shapes, dtype).to("cuda")
         groups = buckets_of(list(model.parameters()))
         scaler = torch.amp.GradScaler("cuda", init_scale=1024.0) if scaled else None
-        state = SparseHookState(model, **({"density": 0.01, "scaler": scaler} | settings))
+        wrapped: Any = torch.compile(model) if compiled else model
+        state = SparseHookState(wrapped, **({"density": 0.01, "scaler": scaler} | settings))
         for _ in range(steps):
             with LOG.fresh() as own:
                 futures = []
@@ -74,6 +80,9 @@ def hook_steps(
                 for future in futures:
                     future.wait()
         state.begin_step()
-        found = Found(len(groups), own.waits, own.launches.total(), own.launches, Counter(), dict(STREAMS.peak))
+        largest = 4 * max(sum(p.numel() for p in group) for group in groups)
+        found = Found(
+            len(groups), largest, own.waits, own.launches.total(), own.launches, Counter(), dict(STREAMS.peak)
+        )
         found.hazards.update(STREAMS.hazards)
     return found

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from flare_dist.compression import gpu_selection, gpu_sums, gpu_trial, sparsifiers
+from flare_dist.compression import compressor, gpu_segments, gpu_selection, gpu_sums, gpu_trial, sparsifiers
 from flare_dist.hook import memory
 from tests.pretend_gpu.log import LOG, where
 from tests.pretend_gpu.streams import STREAMS
@@ -37,7 +37,7 @@ class _Kernel:
 
 
 class _Kernels(ModuleType):
-    """flare_dist.compression.gpu_kernels, without Triton."""
+    """A module of kernels, without Triton."""
 
     SCRATCH = 2 + 4 * 256
     MOST_PROGRAMS = SimpleNamespace(value=1024)
@@ -66,11 +66,25 @@ def triton(works: bool = True) -> Iterator[None]:
         with torch._C._DisableTorchDispatch():
             gpu_sums.add_row_by_row(raw(total), raw(places), raw(values))
 
-    kernels = _Kernels("flare_dist.compression.gpu_kernels")
+    of_segments = gpu_segments.largest_of_segments
+
+    def largest_of_segments(vector: Tensor, parts: gpu_segments.Parts) -> Tensor:
+        positions = of_segments(vector, parts)
+        programs, segments = raw(parts.programs).T.tolist(), raw(parts.segments).T.tolist()
+        with torch._C._DisableTorchDispatch():
+            for number, (k, begin) in enumerate(segments):
+                own = [program for program in programs if program[0] == number]
+                found = sparsifiers.largest(raw(vector)[own[0][1] : own[-1][2]], k) + own[0][1]
+                raw(positions)[begin : begin + k].copy_(found)
+        return positions
+
     with ExitStack() as stack:
-        stack.enter_context(patch.dict("sys.modules", {kernels.__name__: kernels}))
-        stack.enter_context(patch("flare_dist.compression.gpu_kernels", kernels, create=True))
+        for name in ("gpu_kernels", "gpu_part_kernels", "gpu_sum_kernel"):
+            kernels = _Kernels(f"flare_dist.compression.{name}")
+            stack.enter_context(patch.dict("sys.modules", {kernels.__name__: kernels}))
+            stack.enter_context(patch(kernels.__name__, kernels, create=True))
         stack.enter_context(patch.object(sparsifiers, "largest_on_gpu", largest))
         stack.enter_context(patch.object(memory, "add_runs", add))
+        stack.enter_context(patch.object(compressor, "largest_of_segments", largest_of_segments))
         stack.enter_context(patch.object(gpu_trial, "works", lambda device: works))
         yield

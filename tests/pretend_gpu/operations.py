@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.pretend_gpu.log import LOG, RefusedError, where
 from tests.pretend_gpu.streams import STREAMS
-from tests.pretend_gpu.tensors import DEVICE, Pretend, is_pinned, on_gpu, raw
+from tests.pretend_gpu.tensors import DEVICE, Pretend, is_pinned, on_gpu, pinned, raw
 
 aten = torch.ops.aten
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
@@ -41,6 +41,8 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run one operation, below autograd and functorch."""
     if func is torch.ops.prim.device.default:
         return DEVICE
+    if func is aten._pin_memory.default:
+        return pinned(args[0].clone())
     name = func._schema.name.removeprefix("aten::")
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
@@ -49,6 +51,8 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     on_device = device is not None and torch.device(device).type == "cuda"
     makes = on_device or (bool(ours) and (device is None or name in _NEW or func is aten._to_copy.default))
     if not ours and not makes:
+        if kwargs.get("pin_memory"):
+            return pinned(func(*args, **kwargs | {"pin_memory": False}))
         return func(*args, **kwargs)
     _refuse(func, name, tensors, ours, kwargs.get("generator") if makes else None)
     _note_wait(func, name, args, kwargs, makes)
@@ -114,8 +118,6 @@ def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[Tensor], makes: 
     """Compute on the CPU."""
     if "device" in kwargs and makes:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    if kwargs.get("pin_memory"):
-        kwargs = kwargs | {"pin_memory": False}
     with torch._C._DisableTorchDispatch():
         if func is not aten._to_copy.default or len(ours) == (1 if makes else 0):
             return func(*tree_map_only(Pretend, raw, args), **tree_map_only(Pretend, raw, kwargs))
