@@ -62,9 +62,10 @@ def largest_of_segments(vector: Tensor, parts: Parts) -> Tensor:
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=vector.device)
     positions = torch.empty(kept, dtype=torch.int64, device=vector.device)
     sizes = (grid[0], segments.shape[1])
+    whole = {"tile": _TILE, "enable_fp_fusion": True}  # Triton 3.9 warns of a launch that leaves the latter open
     with torch.cuda.device_of(vector):
         for place in range(4):
-            kernels.count_digits_of_parts[grid](bits, scratch, programs, segments, *sizes, place, _TILE)
-        kernels.count_kept_of_parts[grid](bits, scratch, totals, programs, segments, *sizes, _TILE)
-        kernels.write_positions_of_parts[grid](bits, scratch, totals, positions, programs, segments, *sizes, _TILE)
+            kernels.count_digits_of_parts[grid](bits, scratch, programs, segments, *sizes, place, **whole)
+        kernels.count_kept_of_parts[grid](bits, scratch, totals, programs, segments, *sizes, **whole)
+        kernels.write_positions_of_parts[grid](bits, scratch, totals, positions, programs, segments, *sizes, **whole)
     return positions

@@ -29,4 +29,6 @@ def add_runs(total: Tensor, places: Tensor, values: Tensor) -> None:
     ordered, order = places.flatten().int().sort(stable=True)
     grid = (-(-ordered.numel() // _TILE),)
     with torch.cuda.device_of(total):
-        kernels.add_runs[grid](ordered, order, values.contiguous(), total, ordered.numel(), len(places), _TILE)
+        kernels.add_runs[grid](
+            ordered, order, values.contiguous(), total, ordered.numel(), len(places), _TILE, enable_fp_fusion=True
+        )
