@@ -119,6 +119,9 @@ def bind_parameters(model: nn.Module, layout: ParameterLayout) -> tuple[Tensor, 
 
     Returns (parameters, gradient), float32 vectors of `layout.total` entries on the parameters' device. Parameters of
     bfloat16 stay where they are, and the vector holds copies of them. Raises ValueError for other precisions.
+
+    On a GPU cuDNN takes the weights of a GRU or LSTM from one piece in an order of its own, and so copies them at every
+    forward pass, with a warning (from PyTorch's source; nobody has measured it here).
     """
     named = dict(model.named_parameters())
     device = next(iter(named.values())).device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import multiprocessing
 import re
@@ -16,8 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.compression import gpu_selection
-from flare_dist.compression.gpu_selection import largest_on_gpu, pays
+from flare_dist.compression import gpu_selection, gpu_sums, gpu_trial
+from flare_dist.compression.gpu_segments import largest_of_segments, parts_of
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_trial import pays
+from flare_dist.compression.segments import Segment
 from flare_dist.compression.sparsifiers import largest
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -29,6 +33,10 @@ KERNELS: list[tuple[str, dict[str, int]]] = [
     *(("count_digits", {"place": place, "tile": 2048}) for place in range(4)),
     ("count_kept", {"tile": 2048}),
     ("write_positions", {"tile": 1024}),
+    ("add_runs", {"tile": 256}),
+    *(("count_digits_of_parts", {"place": place, "tile": 1024}) for place in (0, 3)),
+    ("count_kept_of_parts", {"tile": 1024}),
+    ("write_positions_of_parts", {"tile": 1024}),
 ]
 
 
@@ -124,6 +132,48 @@ def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecut
     assert candidates("sampled ones are small") > 19_000
 
 
+def _select_from_segments(x: Tensor, segments: list[Segment]) -> Tensor:
+    return largest_of_segments(x, parts_of(segments, x.device))
+
+
+def segments_of(numels: list[int], density: float) -> list[Segment]:
+    ends = list(itertools.accumulate(numels, initial=7))
+    return [Segment(start, numel, max(1, round(density * numel))) for start, numel in zip(ends, numels)]
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["normal", "ties", "nearly all zero", "all equal", "subnormal", "huge"])
+@pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
+def test_segments_are_selected_from_as_if_alone(interpreter: ProcessPoolExecutor, kind: str, density: float) -> None:
+    """Of one entry, of less and more than a tile, and of several programs; the first begins at an odd place."""
+    segments = segments_of([1, 5, 1024, 1025, 3000, 33_000, 2], density)
+    x = vector(kind, 40_000)
+    expected = torch.cat([largest(x[s.offset : s.offset + s.numel], s.k) + s.offset for s in segments])
+    assert torch.equal(interpreter.submit(_select_from_segments, x, segments).result(), expected)
+
+
+def _add(places: Tensor, values: Tensor) -> Tensor:
+    total = torch.zeros(3000)
+    for some in (slice(0, 3), slice(3, None)):
+        gpu_sums.add_runs(total, places[some], values[some])
+    return total
+
+
+@needs_triton
+@pytest.mark.parametrize(("rows", "k"), [(1, 5), (2, 1), (8, 300), (40, 128)])
+def test_rows_are_added_up_in_their_order(interpreter: ProcessPoolExecutor, rows: int, k: int) -> None:
+    """Positions that all rows share, some share and none shares; of -0, subnormal and large values the bits as well."""
+    draws = torch.Generator().manual_seed(rows)
+    shared = torch.arange(k // 2)
+    own = [torch.randperm(2700, generator=draws)[: k - len(shared)] + 300 for _ in range(rows)]
+    places = torch.stack([torch.cat([shared, each.sort().values]) for each in own])
+    values = torch.randn(rows, k, generator=draws) * 10.0 ** torch.randint(-40, 30, (rows, k), generator=draws)
+    values[:, 0] = -0.0
+    expected = torch.zeros(3000)
+    gpu_sums.add_row_by_row(expected, places, values)
+    assert torch.equal(interpreter.submit(_add, places, values).result().view(torch.int32), expected.view(torch.int32))
+
+
 @needs_triton
 @pytest.mark.parametrize("integers", ["i32", "i64"])
 @pytest.mark.parametrize(("name", "constants"), KERNELS)
@@ -136,12 +186,14 @@ def test_the_compiler_takes_the_kernels(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from flare_dist.compression import gpu_kernels
+    from flare_dist.compression import gpu_kernels, gpu_part_kernels, gpu_sum_kernel
 
-    kernel = getattr(gpu_kernels, name)
+    modules = (gpu_kernels, gpu_part_kernels, gpu_sum_kernel)
+    kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
     types = dict.fromkeys(kernel.arg_names, integers) | dict.fromkeys(constants, "constexpr")
     pointers = {"vector": "*i32", "found": "*i32", "scratch": "*i64", "totals": "*i64", "places": "*i64"}
-    pointers["positions"] = "*i64"
+    pointers |= {"positions": "*i64", "ordered": "*i32", "order": "*i64", "values": "*fp32", "total": "*fp32"}
+    pointers |= {"programs": "*i64", "segments": "*i64"}
     types |= {argument: pointers[argument] for argument in kernel.arg_names if argument in pointers}
     values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, argument in enumerate(kernel.arg_names) if argument in pointers}
@@ -150,7 +202,7 @@ def test_the_compiler_takes_the_kernels(
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": 32 if name == "find_bound" else 4, **gpu_selection._INTEGERS},
     )
-    if name != "find_bound":  # which reads a sample
+    if name != "find_bound" and "parts" not in name and name != "add_runs":  # which begin anywhere
         assert re.search(r"ld\.global(\.\w+)*\.v4", compiled.asm["ptx"])
 
 
@@ -158,7 +210,7 @@ def test_a_cpu_needs_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(gpu_selection, "_works", refuse)
+    monkeypatch.setattr(gpu_trial, "works", refuse)
     assert not pays(torch.zeros(2**20))
 
 
@@ -180,11 +232,11 @@ def test_where_triton_does_not_work_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(gpu_selection, "largest_on_gpu", kernels)
-    gpu_selection._works.cache_clear()
+    monkeypatch.setattr(gpu_trial, "largest_on_gpu", kernels)
+    gpu_trial.works.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [gpu_selection._works(torch.device("cpu")) for _ in range(2)] == [False, False]
-    gpu_selection._works.cache_clear()
+        assert [gpu_trial.works(torch.device("cpu")) for _ in range(2)] == [False, False]
+    gpu_trial.works.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         f"top-k on cpu by torch.topk, as Triton cannot be used: {reason}"
     ]

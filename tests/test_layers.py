@@ -30,6 +30,7 @@ GROUND = {
     "fixed",
     "json_lines",
     "progress",
+    "devices",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "seeding": set(),
     "json_lines": set(),
     "progress": {"units"},
+    "devices": {"units"},
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},
@@ -109,7 +111,7 @@ ONLY_IN = {
     "matplotlib": {"analysis/figure_style.py"},
     "plotly": {"analysis/page.py"},
     "jinja2": {"analysis/page.py"},
-    "triton": {"compression/gpu_kernels.py"},
+    "triton": {f"compression/gpu_{name}.py" for name in ("kernels", "part_kernels", "sum_kernel")},
     "transformers": {"data/tokenizer.py", "models/hugging_face.py", "engines/transformers_hook.py"},
     "peft": {"models/adapters.py"},
     "lightning": {"engines/lightning_hook.py"},

@@ -51,6 +51,23 @@ def test_masks_are_the_same_on_one_rank_and_on_two(criterion: str, scope: str) -
     assert row["clients"] == (3 if asks else 0)
 
 
+def stage_with_noise(world: World, used: Config) -> Tensor:
+    """The mask of a rank whose own scores are a little different, as those of another GPU may be."""
+    own = CRITERIA["magnitude"]
+    draws = torch.Generator().manual_seed(world.rank)
+
+    def noisy(weight: Tensor, measured: Tensor) -> Tensor:
+        return own.finish(weight, measured) + 1e-3 * torch.rand(weight.shape, generator=draws)
+
+    CRITERIA["magnitude"] = own._replace(finish=noisy)
+    return stage(world, used)[0]
+
+
+def test_all_ranks_have_the_mask_of_the_first() -> None:
+    first, second = run_ranks(stage_with_noise, 2, pruned(criterion="magnitude"))
+    assert torch.equal(first, second)
+
+
 def test_a_federated_score_is_that_of_the_clients_mean_gradient() -> None:
     used = pruned(frac=1.0, batches=100, criterion="snip")
     fed = set_up_federation(used, World())

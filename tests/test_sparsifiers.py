@@ -11,7 +11,8 @@ from torch import Tensor
 from flare_dist.compression import sparsifiers
 from flare_dist.compression.compressor import Draws
 from flare_dist.compression.segments import SCOPES, Segment, count_kept
-from flare_dist.compression.sparsifiers import SPARSIFIERS, NotFiniteError, largest_unwaited, randk, threshold_k, topk
+from flare_dist.compression.sparsifiers import SPARSIFIERS, NotFiniteError, randk, threshold_k, topk
+from flare_dist.compression.unwaited import largest_unwaited
 from flare_dist.layout import ParameterLayout
 from tests.helpers.plans import chosen
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flare_dist.comm.collectives import all_reduce_async
+from flare_dist.comm.collectives import start_reduce
 from flare_dist.comm.group import open_world
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.world import World
@@ -80,7 +80,7 @@ class FirstEntry:
 def leave_a_callback_behind(rank: int, store: str) -> float:
     with open_world(Launch(rank, 2, rank, 2), torch.device("cpu"), 30.0, store):
         large = torch.ones(3_000_000)  # still on its way where the callback is added: gloo's thread runs and drops it
-        total = float(all_reduce_async(large, None).then(FirstEntry()).wait())
+        total = float(start_reduce(large, None).get_future().then(FirstEntry()).wait())
     time.sleep(1.0)
     return total
 

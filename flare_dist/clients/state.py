@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.devices import roomy
+
 
 @contextmanager
 def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -35,7 +37,8 @@ class ClientStates:
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:
         if client not in self.clients:
-            self.clients[client] = {name: torch.zeros(self.total, device=self._roomy_device()) for name in self.names}
+            home = roomy(self.device, 4 * self.total * len(self.names))
+            self.clients[client] = {name: torch.zeros(self.total, device=home) for name in self.names}
         return self.clients[client]
 
     @contextmanager
@@ -63,11 +66,3 @@ class ClientStates:
 
     def release(self, oldest: int) -> None:
         """Forget what only checkpoints before that of round `oldest` need: nothing, for each holds its own states."""
-
-    def _roomy_device(self) -> torch.device:
-        """Choose the training device while a quarter of its memory stays free for activations, otherwise the CPU."""
-        if self.device.type == "cuda":
-            free, capacity = torch.cuda.mem_get_info(self.device)
-            if free - 4 * self.total * len(self.names) < capacity // 4:
-                return torch.device("cpu")
-        return self.device

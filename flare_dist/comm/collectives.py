@@ -5,6 +5,7 @@ Everything works without a process group, too, as a single rank. Those of a run 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.distributed import DistStoreError as DistStoreError
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
 from torch.distributed import Store as Store
+from torch.distributed import Work as Work
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
 
@@ -28,13 +30,22 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def gather_objects(own: Any, group: ProcessGroup | None) -> list[Any]:
-    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together."""
+def backend_of(group: ProcessGroup | None) -> str:
+    """Return what a group (None = all ranks) communicates by, gloo or nccl."""
+    return str(dist.get_backend(group))
+
+
+def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | None = None) -> list[Any]:
+    """Gather what every rank of the group (None = all) gives, by rank; pickled, and all of them call it together.
+
+    NCCL moves it through the current GPU, which is made `device`: by default all ranks of a machine have the first.
+    """
     size = rank_and_size(group)[1]
     if size == 1:
         return [own]
     gathered: list[Any] = [None] * size
-    dist.all_gather_object(gathered, own, group)
+    with nullcontext() if device is None or device.type != "cuda" else torch.cuda.device(device):
+        dist.all_gather_object(gathered, own, group)
     return gathered
 
 
@@ -48,8 +59,11 @@ def alone_group() -> tuple[int, ProcessGroup]:
 
 
 def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dist.Work]:
-    """Start to gather the tensors of every rank one after another; they are there once the work is done."""
-    if local.is_cuda and dist.get_backend(group) == "gloo":
+    """Start to gather the tensors of every rank one after another; they are there once the work is done.
+
+    gloo moves tensors of a GPU through the CPU, where it leaves the result.
+    """
+    if local.is_cuda and backend_of(group) == "gloo":
         local = local.cpu()
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
     work = all_gather_flat(gathered, local, group=group, async_op=True)
@@ -57,17 +71,8 @@ def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dis
     return gathered, work
 
 
-def all_gather_async(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, torch.futures.Future[Any]]:
-    """Gather the tensors of every rank one after another; also a future of their arrival, for a hook inside backward.
-
-    gloo moves tensors of a GPU through the CPU, where it leaves the result: its futures are not aware of streams.
-    """
-    gathered, work = start_gather(local, group)
-    return gathered, work.get_future()
-
-
-def all_reduce_async(tensor: Tensor, group: ProcessGroup | None) -> torch.futures.Future[Any]:
-    """Return a future of the sum of `tensor` over the ranks, in place; for a hook inside backward."""
+def start_reduce(tensor: Tensor, group: ProcessGroup | None) -> dist.Work:
+    """Start to sum `tensor` over the ranks, in place; the sum is there once the work is done."""
     work = dist.all_reduce(tensor, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"
-    return work.get_future()
+    return work

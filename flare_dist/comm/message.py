@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flare_dist.compression.packing import Encoding
+from flare_dist.compression.packing import Encoding, Packing
 from flare_dist.compression.payload import WORD, Encoded
 
 HEADER_NBYTES = 16
@@ -58,7 +58,7 @@ def pack(messages: Sequence[Message], slots: int, slot: int, device: torch.devic
 
 
 def write(message: Message, slot: Tensor) -> None:
-    """Write a message to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is.
+    """Write a message to the front of `slot`, uint8 [slot_nbytes]; the rest stays as it is, and a check on a GPU.
 
     Raises ValueError, and writes nothing, if the message is longer.
     """
@@ -73,10 +73,11 @@ def write(message: Message, slot: Tensor) -> None:
     header[1].fill_(payload.values.numel() if payload else REJECTED)
     slot[NOTE].copy_(message.note)
     start = HEADER_NBYTES
-    for part in parts:
+    for part in filter(Tensor.numel, parts):
         slot[start : start + part.numel()].copy_(part)
         start += part.numel()
-    header[3].fill_(0 if slot.is_cuda else _check(slot[:end]))
+    if not slot.is_cuda:
+        header[3].fill_(_check(slot[:end]))
 
 
 def unpack(
@@ -119,6 +120,14 @@ def unpack(
             raise ValueError(f"{kind} {sender}: {error}") from error
         messages.append(Message(sender, header[NOTE], payload, body[: WORD * buffers].view(torch.float32)))
     return messages
+
+
+def unpack_rows(slots: Tensor, packing: Packing, kept: int) -> tuple[Tensor, Tensor]:
+    """Read the messages of all ranks at once on a GPU, uint8 [W, slot], none with buffers, each of `kept` entries.
+
+    Returns their positions, int64 [W, kept], and values; no header is looked at, for that would be waited for.
+    """
+    return packing.unpack_rows(slots[:, HEADER_NBYTES : HEADER_NBYTES + packing.sizes(kept).nbytes], kept)
 
 
 def _headers(slots: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:

@@ -6,6 +6,8 @@ numbers in as many bytes as each has bits. Nothing here waits for a GPU.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     rest = bits % 8
     planes = [(numbers >> shift).to(torch.uint8) for shift in range(0, bits - rest, 8)]
     if rest:
-        high = (numbers >> (bits - rest)) & ((1 << rest) - 1)
+        high = (numbers >> (bits - rest) if bits > rest else numbers) & ((1 << rest) - 1)
         octets = torch.nn.functional.pad(high.to(torch.int64), (0, -count % 8)).view(-1, 8)
         words = (octets << torch.arange(0, 8 * rest, rest, device=numbers.device)).sum(1)
         planes.append(words.view(torch.uint8).view(-1, 8)[:, :rest].reshape(-1)[: -(-count * rest // 8)])
@@ -30,20 +32,22 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
 
 
 def unpack(data: Tensor, bits: int, count: int) -> Tensor:
-    """Read the int64 [count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [packed_nbytes]."""
+    """Read the int64 [..., count] numbers of `bits` bits that `pack` wrote to `data`, uint8 [..., packed_nbytes]."""
     rest = bits % 8
     whole = bits // 8
-    numbers = torch.zeros(count, dtype=torch.int64, device=data.device)
-    for plane in range(whole):
-        numbers |= data[plane * count : (plane + 1) * count].to(torch.int64) << (8 * plane)
+    planes = [data.narrow(-1, plane * count, count).to(torch.int64) << (8 * plane) for plane in range(whole)]
     if rest:
         groups = -(-count // 8)
-        packed = torch.nn.functional.pad(data[whole * count :], (0, groups * rest - (data.numel() - whole * count)))
-        words = torch.nn.functional.pad(packed.view(groups, rest), (0, 8 - rest)).view(torch.int64)
+        left = data.shape[-1] - whole * count
+        packed = torch.nn.functional.pad(data.narrow(-1, whole * count, left), (0, groups * rest - left))
+        words = torch.nn.functional.pad(packed.unflatten(-1, (groups, rest)), (0, 8 - rest)).view(torch.int64)
         shifts = torch.arange(0, 8 * rest, rest, device=data.device)
-        octets = (words.view(-1, 1) >> shifts) & ((1 << rest) - 1)
-        numbers |= octets.view(-1)[:count] << (8 * whole)
-    return numbers
+        octets = (words >> shifts) & ((1 << rest) - 1)
+        high = octets.flatten(-2).narrow(-1, 0, count)
+        planes.append(high << (8 * whole) if whole else high)
+    if not planes:
+        return torch.zeros(*data.shape[:-1], count, dtype=torch.int64, device=data.device)
+    return functools.reduce(torch.Tensor.bitwise_or_, planes)
 
 
 def set_bits(positions: Tensor, size: int) -> Tensor:
@@ -57,11 +61,8 @@ def set_bits(positions: Tensor, size: int) -> Tensor:
 
 def pack_bits_unwaited(flags: Tensor) -> Tensor:
     """Pack bits (uint8 [count], 0 or 1) into uint8 [count / 8] on any device; numpy's packbits is for CPUs."""
-    octets = flags.view(-1, 8)
-    data = octets.new_zeros(len(octets))
-    for place in range(8):
-        data |= octets[:, place] << place
-    return data
+    shifts = torch.arange(8, dtype=torch.uint8, device=flags.device)
+    return (flags.view(-1, 8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(data: Tensor) -> Tensor:
@@ -72,17 +73,17 @@ def unpack_bits(data: Tensor) -> Tensor:
 
 
 def unpack_bits_unwaited(data: Tensor) -> Tensor:
-    """Unpack bits on any device; numpy's unpackbits, a tenth of its time, is for CPUs."""
+    """Unpack bits on any device; numpy's unpackbits, a tenth of its time, is for CPUs and one dimension."""
     shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
-    return ((data.view(-1, 1) >> shifts) & 1).view(-1).bool()
+    return ((data.unsqueeze(-1) >> shifts) & 1).flatten(-2).bool()
 
 
 def bit_positions(data: Tensor, count: int) -> Tensor:
-    """Return ascending int64 [count] positions of the bits that are 1, the first `count` of them, in uint8 `data`.
+    """Return ascending int64 [..., count] positions of the first `count` bits that are 1 in uint8 [..., n] `data`.
 
     If there are fewer the last ones are filled up with the position behind the end.
     """
-    if data.is_cuda:
+    if data.is_cuda or data.dim() > 1:
         return positions_unwaited(unpack_bits_unwaited(data), count)
     flags = np.unpackbits(data.numpy(), bitorder="little").view(bool)
     positions = torch.from_numpy(np.flatnonzero(flags)[:count])
@@ -90,7 +91,7 @@ def bit_positions(data: Tensor, count: int) -> Tensor:
 
 
 def positions_unwaited(flags: Tensor, count: int) -> Tensor:
-    """Return the positions of true booleans, by operations whose results have known sizes (`nonzero` has not)."""
-    places = torch.where(flags, flags.cumsum(0) - 1, count).clamp_(max=count)  # those not wanted: behind the end
-    found = torch.full((count + 1,), flags.numel(), dtype=torch.int64, device=flags.device)
-    return found.scatter_(0, places, torch.arange(flags.numel(), device=flags.device))[:count]
+    """Return the positions of true booleans in each row, by operations whose results have known sizes."""
+    counted = flags.cumsum(-1, dtype=torch.int32)
+    wanted = torch.arange(1, count + 1, dtype=torch.int32, device=flags.device)
+    return torch.searchsorted(counted, wanted.expand(*flags.shape[:-1], count).contiguous())

@@ -12,12 +12,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from flare_dist.compression import gpu_trial
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.error_feedback import State
+from flare_dist.compression.gpu_segments import LONG, Parts, largest_of_segments, parts_of
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.segments import SCOPES, Segment
-from flare_dist.compression.sparsifiers import Sparsifier, check_finite, largest_unwaited, topk
+from flare_dist.compression.sparsifiers import Sparsifier, check_finite, largest, topk
+from flare_dist.compression.unwaited import largest_unwaited
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
 
@@ -44,6 +47,8 @@ class Plan:
         `draws` gives the generator of each segment. `vector` must be finite: raises NotFiniteError on a CPU and by
         magnitude if it is not.
         """
+        if vector.is_cuda and self.sparsifier is topk and self._parts and gpu_trial.works(vector.device):
+            return self._choose_on_gpu(vector)
         chosen = []
         for segment in self.segments:
             offset, numel, k, blocks = segment
@@ -57,6 +62,27 @@ class Plan:
                 for place, row in enumerate(rows):
                     chosen.append(self.sparsifier(row, k, generator, self.threshold) + (offset + place * numel))
         return torch.cat([*chosen, self.packing.whole])
+
+    @cached_property
+    def _parts(self) -> Parts | None:
+        """Divide the segments that are selected from together on a GPU; None if there are blocks."""
+        short = [segment for segment in self.segments if segment.numel < LONG]
+        has_blocks = any(segment.blocks > 1 for segment in self.segments)
+        return parts_of(short, self.packing.whole.device) if short and not has_blocks else None
+
+    def _choose_on_gpu(self, vector: Tensor) -> Tensor:
+        """Choose as `choose` does by magnitude, from all but very long segments at once."""
+        assert self._parts
+        chosen = largest_of_segments(vector, self._parts)
+        counts = [segment.k for segment in self.segments if segment.numel < LONG]
+        if len(counts) == len(self.segments):
+            return torch.cat([chosen, self.packing.whole]) if self.packing.whole.numel() else chosen
+        short = iter(chosen.split(counts))
+        parts = [
+            next(short) if numel < LONG else largest(vector[offset : offset + numel], k) + offset
+            for offset, numel, k, _ in self.segments
+        ]
+        return torch.cat([*parts, self.packing.whole])
 
 
 def density_in(config: CompressionConfig, round_: int) -> float:
@@ -123,7 +149,8 @@ class Compressor:
     def select(self, plan_: Plan, round_: int, client: int, model_delta: Tensor, memory: State) -> Sparse:
         """Select by a plan, with error feedback around it; updates `memory` in place."""
         draws = generator(self.seed, "sparsifier", round_, client)
-        rounding = None if self.state_names else generator(self.seed, "rounding", round_, client)
+        at_random = plan_.packing.looks_at_draws and not self.state_names
+        rounding = generator(self.seed, "rounding", round_, client) if at_random else None
 
         def sparsify(vector: Tensor) -> Sparse:
             indices = plan_.choose(vector, lambda segment: draws)

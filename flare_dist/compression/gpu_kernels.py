@@ -6,7 +6,7 @@ well. A key's four digits have eight bits each, the highest first. The vector li
 The kernels run one after another and communicate through `scratch`, int64 [SCRATCH] that begins as zeros: the bound
 that makes a key a candidate, the number of candidates, a histogram of each digit; and through `totals`, int64 [2,
 programs], what each program has counted. Offsets that may pass 2^31 are int64 scalars added to pointers; within a tile
-int32 is enough. Names that begin with an underscore are called by the kernels.
+int32 is enough. What is compiled but no kernel is called by the kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNIT = tl.constexpr(1024)  # entries; programs begin at multiples of it, so tha
 
 
 @triton.jit
-def _load(source, start, stop, tile: tl.constexpr):
+def load_keys(source, start, stop, tile: tl.constexpr):
     """Load the keys of a tile, zeros from `stop` on. A whole tile takes no mask, which would forbid 16-byte loads."""
     lanes = tl.arange(0, tile)
     if start + tile <= stop:
@@ -47,7 +47,7 @@ def _counted_before(totals):
 
 
 @triton.jit
-def _histogram_of(keys, prefix, place: tl.constexpr):
+def histogram_of(keys, prefix, place: tl.constexpr):
     """Counts of digit `place` of the keys that begin with `prefix`; the other keys are counted under digit zero."""
     digits = keys >> (24 - 8 * place)
     return tl.histogram(tl.where((digits >> 8) == prefix, digits & 255, 0).to(tl.int32), 256)
@@ -65,7 +65,7 @@ def _descend(histogram, rank):
 
 
 @triton.jit
-def _begin_of_kth(scratch, k, digits: tl.constexpr):
+def begin_of_kth(scratch, k, digits: tl.constexpr):
     """Find the first digits of the k-th largest key, and its rank among the keys that begin with them."""
     prefix = tl.full((), 0, tl.uint32)
     rank = k.to(tl.int64)
@@ -99,7 +99,7 @@ def find_bound(vector, scratch, stride, rank, most, sample: tl.constexpr):
     prefix = tl.full((), 0, tl.uint32)
     left = rank.to(tl.int64)
     for place in tl.static_range(2):
-        digit, left = _descend(_histogram_of(keys, prefix, place), left)
+        digit, left = _descend(histogram_of(keys, prefix, place), left)
         prefix = prefix * 256 + digit
     bound = prefix << 16
     reaching = tl.sum((keys >= bound).to(tl.int32))
@@ -114,7 +114,7 @@ def count_candidates(vector, scratch, totals, n, tile: tl.constexpr):
     stop = tl.where(bound < 0, first, stop)
     count = tl.full((), 0, tl.int64)
     for start in range(first, stop, tile):
-        keys = _load(vector, start, stop, tile)
+        keys = load_keys(vector, start, stop, tile)
         reached = (tl.arange(0, tile) < stop - start) & (keys >= bound.to(tl.uint32))
         count += tl.sum(reached.to(tl.int32))
     tl.store(totals + tl.program_id(0), count)
@@ -131,7 +131,7 @@ def gather_candidates(vector, scratch, totals, found, places, n, k, capacity, ti
     first, stop = _share(n)
     stop = tl.where(suffice, stop, first)
     for start in range(first, stop, tile):
-        keys = _load(vector, start, stop, tile)
+        keys = load_keys(vector, start, stop, tile)
         reached = (lanes < stop - start) & (keys >= bound)
         count = tl.sum(reached.to(tl.int32))
         if count > 0:
@@ -144,12 +144,12 @@ def gather_candidates(vector, scratch, totals, found, places, n, k, capacity, ti
 @triton.jit(do_not_specialize=["n", "k", "capacity"])
 def count_digits(vector, scratch, found, n, k, capacity, place: tl.constexpr, tile: tl.constexpr):
     """Count digit `place` of the keys that begin as the k-th largest does."""
-    prefix, _rank = _begin_of_kth(scratch, k, place)
+    prefix, _rank = begin_of_kth(scratch, k, place)
     source, length, _suffice = _selected_from(vector, scratch, found, n, k, capacity)
     counts = tl.zeros([256], tl.int32)
     first, stop = _share(length)
     for start in range(first, stop, tile):
-        counts += _histogram_of(_load(source, start, stop, tile), prefix, place)
+        counts += histogram_of(load_keys(source, start, stop, tile), prefix, place)
     digits = tl.arange(0, 256)
     tl.atomic_add(scratch + 2 + place * 256 + digits, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
 
@@ -157,13 +157,13 @@ def count_digits(vector, scratch, found, n, k, capacity, place: tl.constexpr, ti
 @triton.jit(do_not_specialize=["n", "k", "capacity"])
 def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexpr):
     """Count in the first row of `totals` the keys above the k-th largest, in the second those that equal it."""
-    kth, _ties = _begin_of_kth(scratch, k, 4)
+    kth, _ties = begin_of_kth(scratch, k, 4)
     source, length, _suffice = _selected_from(vector, scratch, found, n, k, capacity)
     above = tl.full((), 0, tl.int64)
     tied = tl.full((), 0, tl.int64)
     first, stop = _share(length)
     for start in range(first, stop, tile):
-        keys = _load(source, start, stop, tile)
+        keys = load_keys(source, start, stop, tile)
         above += tl.sum((keys > kth).to(tl.int32))
         tied += tl.sum(((tl.arange(0, tile) < stop - start) & (keys == kth)).to(tl.int32))
     tl.store(totals + tl.program_id(0), above)
@@ -174,13 +174,13 @@ def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexp
 def write_positions(vector, scratch, totals, found, places, positions, n, k, capacity, tile: tl.constexpr):
     """Write the ascending positions of the keys above the k-th largest and of the first that equal it, k together."""
     lanes = tl.arange(0, tile)
-    kth, ties = _begin_of_kth(scratch, k, 4)
+    kth, ties = begin_of_kth(scratch, k, 4)
     source, length, suffice = _selected_from(vector, scratch, found, n, k, capacity)
     above = _counted_before(totals)
     tied = _counted_before(totals + tl.num_programs(0))
     first, stop = _share(length)
     for start in range(first, stop, tile):
-        keys = _load(source, start, stop, tile)
+        keys = load_keys(source, start, stop, tile)
         higher = keys > kth
         equal = (lanes < stop - start) & (keys == kth)
         both = higher.to(tl.int32) + (equal.to(tl.int32) << 16)  # two counts in one scan

@@ -11,45 +11,16 @@ This module does not import Triton, so that selecting on a CPU needs none and co
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
 _SAMPLE = 2**14  # entries that one program holds at once
-_SMALLEST = 4 * _SAMPLE  # entries; for shorter vectors launching is what takes time, whatever is launched
 _PROGRAMS_PER_PROCESSOR = 7  # as many as the registers of the kernels that read everything leave room for
 _TILE = 1024  # entries that a program scans at once, eight a thread
 _READ = 2048  # the same of kernels that only count
 _INTEGERS = {"enable_fp_fusion": True}  # of no effect on them, but Triton 3.9 warns of a launch that leaves it open
-
-
-def pays(vector: Tensor) -> bool:
-    """Tell if `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
-    return vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= _SMALLEST and _works(vector.device)
-
-
-@functools.cache
-def _works(device: torch.device) -> bool:
-    """Tell if Triton is there, runs on this GPU (it needs a C compiler and Python's headers besides) and is right.
-
-    Tried once in a process, on a vector long enough for every kernel, of few distinct values so that ties count.
-    """
-    draws = torch.Generator(device).manual_seed(0)
-    normal = torch.randn(2 * _SMALLEST, generator=draws, device=device)
-    try:
-        for vector, k in ((normal, 500), (normal.mul(8).round(), 500), (normal, _SMALLEST)):
-            expected = vector.abs().sort(descending=True, stable=True).indices[:k].sort().values
-            if not torch.equal(largest_on_gpu(vector, k), expected):
-                raise RuntimeError("its selection is not the one of a sort")
-    except Exception as error:  # whatever it is, there is another way
-        log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
-        return False
-    return True
 
 
 def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int | None = None) -> Tensor:

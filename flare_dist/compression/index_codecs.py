@@ -19,11 +19,15 @@ from flare_dist.compression.bits import bit_positions, pack, packed_nbytes, set_
 
 
 class IndexCodec(NamedTuple):
-    """`encode` takes ascending integers [k] and n; `decode` is its inverse for data of `nbytes(n, k)`."""
+    """`encode` takes ascending integers [k] and n; `decode` is its inverse for data of `nbytes(n, k)`.
+
+    Those that take rows decode several payloads at once, uint8 [rows, nbytes], as int64 [rows, k].
+    """
 
     nbytes: Callable[[int, int], int]
     encode: Callable[[Tensor, int], Tensor]  # (indices, n) -> uint8 [nbytes]
     decode: Callable[[Tensor, int, int], Tensor]  # (data, n, k) -> int64 [k]
+    takes_rows: bool = False
 
 
 def int32() -> IndexCodec:
@@ -32,6 +36,7 @@ def int32() -> IndexCodec:
         lambda n, k: 4 * k,
         lambda indices, n: indices.to(torch.int32).view(torch.uint8),
         lambda data, n, k: data.clone().view(torch.int32).to(torch.int64),  # a clone is aligned, a slice may not be
+        takes_rows=True,
     )
 
 
@@ -51,15 +56,17 @@ def blockwise(block: int) -> IndexCodec:
 
     def decode(data: Tensor, n: int, k: int) -> Tensor:
         blocks = math.ceil(n / block)
-        counts, offsets = data.split([packed_nbytes(blocks, width), packed_nbytes(k, bits)])
-        ends = unpack(counts, width, blocks).cumsum(0)
-        places = torch.searchsorted(ends, torch.arange(k, device=data.device), right=True)
+        counts, offsets = data.split([packed_nbytes(blocks, width), packed_nbytes(k, bits)], -1)
+        ends = unpack(counts, width, blocks).cumsum(-1)
+        numbers = torch.arange(k, device=data.device).expand(*data.shape[:-1], k).contiguous()
+        places = torch.searchsorted(ends, numbers, right=True)
         return places * block + unpack(offsets, bits, k)
 
     return IndexCodec(
         lambda n, k: packed_nbytes(math.ceil(n / block), width) + packed_nbytes(k, bits),
         encode,
         decode,
+        takes_rows=True,
     )
 
 
@@ -88,11 +95,11 @@ def elias_fano() -> IndexCodec:
 
     def decode(data: Tensor, n: int, k: int) -> Tensor:
         low, low_nbytes, high_nbytes = sizes(n, k)
-        lows, highs = data.split([low_nbytes, high_nbytes])
+        lows, highs = data.split([low_nbytes, high_nbytes], -1)
         high = bit_positions(highs, k) - torch.arange(k, device=data.device)
         return (high << low) | unpack(lows, low, k)
 
-    return IndexCodec(lambda n, k: sum(sizes(n, k)[1:]), encode, decode)
+    return IndexCodec(lambda n, k: sum(sizes(n, k)[1:]), encode, decode, takes_rows=True)
 
 
 def bitmap() -> IndexCodec:
@@ -101,6 +108,7 @@ def bitmap() -> IndexCodec:
         lambda n, k: -(-n // 8),
         lambda indices, n: set_bits(indices.to(torch.int64), n),
         lambda data, n, k: bit_positions(data, k),
+        takes_rows=True,
     )
 
 

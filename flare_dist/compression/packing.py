@@ -21,6 +21,7 @@ from torch import Tensor
 from flare_dist.compression.index_codecs import IndexCodec, check_indices, smallest
 from flare_dist.compression.payload import WORD, Encoded, Sparse, check_positions
 from flare_dist.compression.value_codecs import Groups, ValueCodec
+from flare_dist.devices import moved_unwaited
 from flare_dist.layout import Entry, ParameterLayout
 
 
@@ -71,7 +72,7 @@ class Packing:
         positions = [torch.arange(entry.offset, entry.end) for entry in whole]
         always = torch.cat([torch.empty(0, dtype=torch.int64), *positions])
         ends = torch.tensor([entry.end for entry in layout.entries])
-        return Packing(config.codecs, layout.total, always.to(device), ends.to(device))
+        return Packing(config.codecs, layout.total, moved_unwaited(always, device), moved_unwaited(ends, device))
 
     def sizes(self, kept: int) -> Sizes:
         """Size a payload of `kept` entries, those that are always sent included.
@@ -107,6 +108,11 @@ class Packing:
             parts = [self.sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
         return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
+    @property
+    def looks_at_draws(self) -> bool:
+        """Tell if `pack` makes anything of its draws."""
+        return self.codecs.values.looks_at_draws
+
     def unpack(self, data: Tensor, kept: int) -> Sparse:
         """Decode the payload of `kept` entries in `data`, uint8 [nbytes]; its indices are not looked at."""
         chosen = kept - self.whole.numel()
@@ -117,6 +123,24 @@ class Packing:
             indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), self.whole])
         decoded = self.codecs.values.decode(values, self._grouped(indices))
         return Sparse(indices.int(), decoded, data)
+
+    def unpack_rows(self, data: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, int64 [rows, kept], and values.
+
+        With codecs that take rows the number of operations does not depend on how many rows there are.
+        """
+        sizes = self.sizes(kept)
+        codec = self.codecs.values
+        if not (sizes.index_codec.takes_rows and codec.takes_rows):
+            payloads = [self.unpack(row, kept) for row in data]
+            positions = torch.stack([payload.indices for payload in payloads])
+            return positions.long(), torch.stack([payload.values for payload in payloads])
+        chosen = kept - self.whole.numel()
+        coded, values = data.split([sizes.index_nbytes, sizes.nbytes - sizes.index_nbytes], -1)
+        indices = self.whole.expand(len(data), -1)
+        if chosen:
+            indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), indices], -1)
+        return indices, codec.decode(values, self._grouped(indices))
 
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
         """Decode data that may be broken; waits for a GPU. Raises ValueError if it holds no such payload."""
@@ -129,11 +153,11 @@ class Packing:
 
     def _grouped(self, indices: Tensor) -> Groups:
         """Return the group of each entry; nothing if the codec does not look at it."""
-        kept = indices.numel()
+        kept = indices.shape[-1]
         if not self.codecs.values.looks_at_groups:
             return Groups(self.ends.new_empty(0), 0)
         if self.codecs.value_block:
-            of = torch.arange(kept, device=indices.device) // self.codecs.value_block
+            of = torch.arange(kept, device=indices.device).expand_as(indices) // self.codecs.value_block
         else:
             of = self.tensors_of(indices)
         return Groups(of, count_tables(self.codecs.value_block, self.ends.numel(), kept))

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flare_dist.compression.bits import positions_unwaited
-from flare_dist.compression.gpu_selection import largest_on_gpu, pays
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_trial import pays
+from flare_dist.compression.unwaited import largest_unwaited
+from flare_dist.devices import moved_unwaited
 
 _LONG = 2**16  # entries from which on a sample pays
 _SAMPLE = 2**13  # entries of a sample at least
@@ -43,7 +45,7 @@ def topk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 
 
 def randk(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
     """Draw k positions without replacement, independent of the values, which are sent unscaled."""
-    return torch.randperm(vector.numel(), generator=generator)[:k].sort().values.to(vector.device)
+    return moved_unwaited(torch.randperm(vector.numel(), generator=generator)[:k].sort().values, vector.device)
 
 
 def threshold_k(vector: Tensor, k: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
@@ -171,15 +173,6 @@ def _with_first_ties(array: Array, above: Array, tie: float, k: int) -> Array:
             tied.append(found + start)
             left -= len(found)
     return np.sort(np.concatenate([above, *tied]))
-
-
-def largest_unwaited(magnitudes: Tensor, k: int) -> Tensor:
-    """Select as `_largest` without waiting for a GPU; of [rows, numel] k of each row, as positions in all of them."""
-    smallest_kept = magnitudes.topk(k, sorted=False).values.amin(-1, keepdim=True)
-    above = magnitudes > smallest_kept
-    tied = magnitudes == smallest_kept
-    kept = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
-    return positions_unwaited(kept.flatten(), k * magnitudes[..., 0].numel())
 
 
 SPARSIFIERS: dict[str, Sparsifier] = {"topk": topk, "randk": randk, "threshold": threshold_k, "auto": topk}

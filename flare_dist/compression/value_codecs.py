@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.compression.bits import pack, packed_nbytes, unpack
+from flare_dist.devices import moved_unwaited
 
 
 class Groups(NamedTuple):
@@ -27,13 +28,16 @@ class ValueCodec(NamedTuple):
     """`decode` gives float32 [k] for data of `nbytes(k, number of groups)` bytes.
 
     `encode` takes (values float32 [k], groups, draws): with draws, uniform in [0, 1), int8 rounds what lies between two
-    levels at random so that its mean is right; without, to the nearer one.
+    levels at random so that its mean is right; without, to the nearer one. Those that take rows decode several payloads
+    at once, uint8 [rows, nbytes] with groups of [rows, k], as float32 [rows, k].
     """
 
     nbytes: Callable[[int, int], int]
     encode: Callable[[Tensor, Groups, Tensor | None], Tensor]  # (values, groups, draws) -> uint8 [nbytes]
     decode: Callable[[Tensor, Groups], Tensor]  # (data, groups) -> float32 [k]
     looks_at_groups: bool = True  # if not, it is given empty ones, which cost nothing
+    takes_rows: bool = False
+    looks_at_draws: bool = True  # if not, none are made
 
 
 def sized(bits: int, table: int) -> Callable[[int, int], int]:
@@ -52,7 +56,9 @@ def cast(dtype: torch.dtype) -> ValueCodec:
     def decode(data: Tensor, groups: Groups) -> Tensor:
         return data.clone().view(dtype).float()  # a clone is aligned, a slice may not be
 
-    return ValueCodec(sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False)
+    return ValueCodec(
+        sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False, takes_rows=True, looks_at_draws=False
+    )
 
 
 def int8() -> ValueCodec:
@@ -64,15 +70,15 @@ def int8() -> ValueCodec:
         table = _rounded_up(largest.scatter_reduce_(0, groups.of, values.abs(), "amax"))
         scaled = values / table.float()[groups.of].clamp_min(torch.finfo(torch.float32).tiny) * levels
         if draws is not None:
-            scaled = (scaled + draws.to(values.device)).floor_()
+            scaled = (scaled + moved_unwaited(draws, values.device)).floor_()
         codes = scaled.round_().clamp_(-levels, levels).to(torch.int8)
         return torch.cat([table.view(torch.uint8), codes.view(torch.uint8)])
 
     def decode(data: Tensor, groups: Groups) -> Tensor:
-        table, codes = data.split([2 * groups.number, data.numel() - 2 * groups.number])
-        return codes.view(torch.int8).float() * (_levels(table, 1).squeeze(1)[groups.of] / levels)
+        table, codes = data.split([2 * groups.number, data.shape[-1] - 2 * groups.number], -1)
+        return codes.view(torch.int8).float() * (_levels(table).gather(-1, groups.of) / levels)
 
-    return ValueCodec(sized(8, 1), encode, decode)
+    return ValueCodec(sized(8, 1), encode, decode, takes_rows=True)
 
 
 def binned(bits: int) -> ValueCodec:
@@ -97,11 +103,12 @@ def binned(bits: int) -> ValueCodec:
 
     def decode(data: Tensor, groups: Groups) -> Tensor:
         nbytes = 2 * bins * groups.number
-        codes = unpack(data[nbytes:], bits, groups.of.numel())
-        magnitudes = _levels(data[:nbytes], bins).view(-1)[groups.of * bins + codes % bins]
+        table, coded = data.split([nbytes, data.shape[-1] - nbytes], -1)
+        codes = unpack(coded, bits, groups.of.shape[-1])
+        magnitudes = _levels(table).gather(-1, groups.of * bins + codes % bins)
         return torch.where(codes >= bins, -magnitudes, magnitudes)
 
-    return ValueCodec(sized(bits, bins), encode, decode)
+    return ValueCodec(sized(bits, bins), encode, decode, takes_rows=True, looks_at_draws=False)
 
 
 def _means(values: Tensor, part: Tensor, parts: int) -> Tensor:
@@ -123,9 +130,9 @@ def _rounded_up(levels: Tensor) -> Tensor:
     return torch.where((nearest.float() < levels) & above.isfinite(), above, nearest)
 
 
-def _levels(data: Tensor, entries: int) -> Tensor:
-    """Read float32 [groups, entries] from the bytes of a table."""
-    return data.clone().view(torch.bfloat16).float().view(-1, entries)
+def _levels(data: Tensor) -> Tensor:
+    """Read the levels of all groups, float32, one group after another, from the bytes of a table."""
+    return data.clone().view(torch.bfloat16).float()
 
 
 VALUE_CODECS: dict[str, ValueCodec] = {

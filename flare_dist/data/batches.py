@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flare_dist.data.augmentation import AUGMENTATIONS, move
 from flare_dist.data.examples import Examples
+from flare_dist.devices import check_room, moved_unwaited
 from flare_dist.seeding import generator as seeded_generator
 from flare_dist.tasks.task import Batch
 
@@ -65,6 +66,10 @@ class BatchSource:
         outside of the image are labelled so.
         """
         self.device = torch.device(device)
+        what = "data.root: the examples, which are kept on the device,"
+        check_room(
+            what, examples.inputs.nbytes + examples.labels.nbytes, self.device, "use fewer, or engine.device=cpu"
+        )
         self.outside = outside
         self.is_text = examples.is_text
         self.as_is = examples.as_is
@@ -94,8 +99,8 @@ class BatchSource:
         moves = None
         if generator is not None:
             order, moves = self.draw(order, generator)
-        order = order.to(self.labels.device)
-        moves = None if moves is None else moves.to(order.device)
+        order = moved_unwaited(order, self.device)
+        moves = None if moves is None else moved_unwaited(moves, self.device)
         sizes = self._sizes(len(order), batch_size, smallest)
         count = max(1, _CHUNK // (4 * self.inputs[0].numel() * batch_size))  # batches of a chunk
         for first in range(0, len(sizes), count):

@@ -14,6 +14,7 @@ from weakref import proxy
 import torch
 from torch import Tensor, nn
 
+from flare_dist.compression.payload import check_positions
 from flare_dist.hook.checks import refuse_sparse_gradients
 from flare_dist.hook.clipping import Bucket, clip
 from flare_dist.hook.ddp import exchange_gradients
@@ -50,6 +51,7 @@ def attach_engine(engine: Engine, **settings: Any) -> SparseHookState:
     _check_stage(engine)
     _check_settings(engine)
     _check_clipping(engine, settings.get("clip_norm"))
+    _check_length(engine, settings.get("density", 0.01))
     refuse_sparse_gradients(engine.module)
     group = engine.data_parallel_group
     state = SparseHookState(engine.module, process_group=group, scaler=EngineScale(engine), **settings)
@@ -103,6 +105,13 @@ def _check_clipping(engine: Engine, clip_norm: float | None) -> None:
         )
 
 
+def _check_length(engine: Engine, density: float) -> None:
+    """Raise ValueError if all gradients together, which stage 0 exchanges as one vector, have too many positions."""
+    if engine.zero_optimization_stage() == 0 and density < 1:
+        trained = [parameter.numel() for parameter in engine.module.parameters() if parameter.requires_grad]
+        check_positions(sum(trained), "all gradients, which ZeRO stage 0 exchanges together")
+
+
 def _reduce(engine: Engine, state: SparseHookState) -> None:
     """Exchange all gradients at stage 0, and write the mean to where DeepSpeed reads them."""
     state.begin_step()
@@ -127,6 +136,7 @@ def _replace_average(optimizer: Any, state: SparseHookState) -> None:
 
     def average_tensor(tensor: Tensor, communication_data_type: torch.dtype) -> None:
         bucket = optimizer.ipg_buckets[communication_data_type]
+        _wait_for_copies(bucket, tensor)
         parameters = [optimizer.bit16_groups[group][index] for group, index, _ in bucket.params]
         mean = exchange_gradients(state, parameters, tensor).wait()
         if mean is not tensor:
@@ -134,3 +144,18 @@ def _replace_average(optimizer: Any, state: SparseHookState) -> None:
 
     optimizer.reduce_gradients = begin_and_reduce
     optimizer.average_tensor = average_tensor
+
+
+def _wait_for_copies(bucket: Any, tensor: Tensor) -> None:
+    """Let the current stream wait for the copies into a bucket, made on others if the optimizer is on the CPU.
+
+    So does the function that is replaced (DeepSpeed#8061); DeepSpeed before 0.19 notes neither events nor streams.
+    """
+    if not tensor.is_cuda:
+        return
+    stream = torch.cuda.current_stream(tensor.device)
+    for event in getattr(bucket, "ready_events", {}).values():
+        stream.wait_event(event)
+    for other in getattr(bucket, "copy_streams", ()):
+        stream.wait_stream(other)
+    tensor.record_stream(stream)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flare_dist.comm.collectives import all_gather_async, rank_and_size
+from flare_dist.comm.collectives import rank_and_size, start_gather
 
 
 class Shards:
@@ -35,8 +35,8 @@ class Shards:
         """Join `parts`, shaped as the weights, and the other ranks' into one vector; all ranks call it together."""
         own = torch.cat([part.detach().flatten() for part in parts]).to(self.device)
         if self.shards > 1:
-            own, arrival = all_gather_async(own, None)
-            arrival.wait()
+            own, work = start_gather(own, None)
+            work.wait()
         return own[: self.total].clone()
 
     def scatter(self, vector: Tensor, parts: list[Tensor]) -> None:

@@ -24,8 +24,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flare_dist.comm.collectives import GradBucket, all_gather_async, rank_and_size
-from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack
+from flare_dist.comm.collectives import GradBucket, rank_and_size, start_gather
+from flare_dist.comm.message import NOTE, Message, pack, slot_nbytes, unpack, unpack_rows
 from flare_dist.comm.traffic import all_gather_wire
 from flare_dist.compression.error_feedback import ec
 from flare_dist.compression.packing import Packing
@@ -75,24 +75,31 @@ def exchange_gradients(
     slot = slot_nbytes(packing.most_nbytes(kept), 0)
     packed = pack([own], 1, slot, buffer.device)
     state.count(all_gather_wire(world_size, packed.nbytes), own.nbytes, kept)
-    gathered, arrived = all_gather_async(packed, state.process_group)
-    state.held += [packed, gathered] if scale is None else [packed, gathered, scale]
+    # Of this stream, which reads it at the next step; made before the work, for its memory may still be in use here.
+    verdict = torch.empty((), dtype=torch.bool, device=buffer.device)
+    gathered, work = start_gather(packed, state.process_group)
+    state.side_streams.hold(packed, gathered, scale)
 
-    def take(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-        future.wait()
+    def take() -> Tensor:
         slots = gathered.to(buffer.device).view(world_size, -1)[:, :slot]
-        mean, touched = bucket.mean_of(_payloads(slots, own, packing, kept), scale)
-        rounded = mean if not buffer.is_cuda and buffer.dtype == torch.float32 else buffer.copy_(mean)
+        if buffer.is_cuda:
+            mean = bucket.mean_on_gpu(buffer, slots, lambda some: unpack_rows(some, packing, kept), kept, scale)
+            touched: Tensor | slice = slice(None)
+        else:
+            mean, touched = bucket.mean_of(_payloads(slots, own, packing, kept), scale)
+        rounded = mean if mean.dtype == buffer.dtype else buffer.copy_(mean)
         state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
         # Scaled up again, a residual may be too large for float16.
-        anywhere = failed_anywhere(slots[:, NOTE]) | ~is_finite(rounded[touched])
+        anywhere = torch.logical_or(failed_anywhere(slots[:, NOTE]), ~is_finite(rounded[touched]), out=verdict)
         state.failures.note(anywhere)
-        if buffer.is_cuda or anywhere:
-            rounded = buffer.copy_(rounded).masked_fill_(anywhere, math.inf)
+        if buffer.is_cuda:
+            rounded.masked_fill_(anywhere, math.inf)
+        elif anywhere:
+            rounded = buffer.copy_(rounded).fill_(math.inf)
         state.clock.come_back()
         return rounded
 
-    return arrived.then(take)
+    return state.side_streams.behind(work, buffer.device, take)
 
 
 def _exchange_densely(
@@ -100,18 +107,19 @@ def _exchange_densely(
 ) -> torch.futures.Future[torch.Tensor]:
     """Take the mean of all entries; those of a preconditioner's update come back times the loss scale, as others do."""
     if not state.state_names:
-        return exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+        return exchange_densely(
+            buffer, state.process_group, state.count, state.side_streams, lambda mean: state.clock.come_back()
+        )
     update = _unscaled(buffer, scale)
     state.bucket_of(parameters).precondition(update)
     buffer.copy_(update if scale is None else update.mul_(scale))
-    exchanged = exchange_densely(buffer, state.process_group, state.count, state.clock.come_back)
+    verdict = torch.empty((), dtype=torch.bool, device=buffer.device)  # of this stream, which reads it at the next step
 
-    def look(future: torch.futures.Future[Tensor]) -> Tensor:
-        mean = future.value()
-        state.failures.note(~is_finite(mean))
-        return mean
+    def look(mean: Tensor) -> None:
+        state.failures.note(torch.logical_not(is_finite(mean), out=verdict))
+        state.clock.come_back()
 
-    return exchanged.then(look)
+    return exchange_densely(buffer, state.process_group, state.count, state.side_streams, look)
 
 
 def _unscaled(buffer: Tensor, scale: Tensor | None) -> Tensor:
@@ -124,12 +132,13 @@ def _compress(
 ) -> tuple[Sparse, Tensor]:
     """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
     gradient = _unscaled(buffer, scale)
-    failed = torch.zeros((), dtype=torch.bool, device=buffer.device)
     used = bucket.is_used(gradient)
     bucket.precondition(gradient)
     if buffer.is_cuda:  # so that nothing waits for the answer
         failed = ~is_finite(gradient if state.preconditioning.applies else buffer)
         gradient.nan_to_num_(0, 0, 0)
+    else:
+        failed = torch.zeros((), dtype=torch.bool)
     packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)
 
@@ -139,9 +148,8 @@ def _compress(
         if not buffer.is_cuda:
             check_finite(values)  # those of whole tensors, which nobody has looked at
         # Values are rounded at random if no error feedback makes up for what rounding loses.
-        return packing.pack(
-            indices, values, None if state.config.feedback.state_names else bucket.selection.draws(draw)
-        )
+        at_random = packing.looks_at_draws and not state.config.feedback.state_names
+        return packing.pack(indices, values, bucket.selection.draws(draw) if at_random else None)
 
     try:
         payload = state.rule(state.config, gradient, bucket.kept, compress, bucket.draft())
@@ -154,11 +162,8 @@ def _compress(
 
 
 def _payloads(slots: Tensor, own: Message, packing: Packing, kept: int) -> list[Encoded]:
-    """Decode what the ranks have sent, in their order; on a CPU what this rank has sent itself is taken as it is.
-
-    On a GPU that may be gone, because this runs on another stream.
-    """
-    ranks = [rank for rank in range(len(slots)) if slots.is_cuda or rank != own.sender]
+    """Decode what the ranks have sent, in their order, on a CPU; what this rank has sent itself is taken as it is."""
+    ranks = [rank for rank in range(len(slots)) if rank != own.sender]
     received = unpack([slots[rank] for rank in ranks], ranks, lambda _: packing, kept=kept, kind="rank")
     messages = {message.sender: message for message in [own, *received]}
     payloads = [messages[rank].payload for rank in range(len(slots))]

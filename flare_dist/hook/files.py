@@ -65,7 +65,18 @@ def _is_memory(saved: Any) -> bool:
     )
 
 
-def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]:
+class Ranks(NamedTuple):
+    """The ranks of a model, and this one's device, through which NCCL moves what they tell each other."""
+
+    group: ProcessGroup | None
+    device: torch.device | None
+
+    @classmethod
+    def of(cls, group: ProcessGroup | None, parameters: Sequence[torch.Tensor]) -> Ranks:
+        return cls(group, parameters[0].device if parameters else None)
+
+
+def on_all_ranks(ranks: Ranks, action: Callable[[], T]) -> list[T]:
     """Return the results of `action` by rank; a ValueError or OSError of one rank is raised as ValueError on all."""
     result = None
     problem = None
@@ -73,14 +84,14 @@ def on_all_ranks(group: ProcessGroup | None, action: Callable[[], T]) -> list[T]
         result = action()
     except (ValueError, OSError) as error:
         problem = str(error)
-    gathered = gather_objects((result, problem), group)
+    gathered = gather_objects((result, problem), *ranks)
     problems = [problem for _, problem in gathered if problem is not None]
     if problems:
         raise ValueError(problems[0])
     return [result for result, _ in gathered]
 
 
-def newest_set(candidates: Sequence[SavedSet], seen: Seen, group: ProcessGroup | None) -> SavedSet:
+def newest_set(candidates: Sequence[SavedSet], seen: Seen, ranks: Ranks) -> SavedSet:
     """Choose the set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
     if len(candidates) == 1:
         return candidates[0]
@@ -92,7 +103,7 @@ def newest_set(candidates: Sequence[SavedSet], seen: Seen, group: ProcessGroup |
             if key in seen
         }
 
-    by_rank = on_all_ranks(group, times)
+    by_rank = on_all_ranks(ranks, times)
     return max(candidates, key=lambda key: (max(own.get(key, 0.0) for own in by_rank), key.step, key.size))
 
 

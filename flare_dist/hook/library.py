@@ -11,7 +11,8 @@ from flare_dist.comm.traffic import all_reduce_wire
 from flare_dist.hook.meter import HookTraffic, StepClock
 
 # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo ranks
-# and ends the run; with one bucket there is one order.
+# and ends the run; with one bucket there is one order. Under NCCL callbacks run where they are added, in one order on
+# all ranks, and one bucket would take away what overlaps with backward (from the source; nobody has tried it here).
 ONE_BUCKET_MB = 100_000
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from flare_dist.compression import gpu_trial
 from flare_dist.compression.config import CompressionConfig
+from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.selection import BucketSelection
 from flare_dist.layout import ParameterLayout
 
 _FEW = 64  # entries of a gradient that are looked at first
+_ROOM = 2**28  # bytes
+_PAIR = 36  # bytes that a GPU takes to decode an entry and to add it
+
+Decode = Callable[[Tensor], tuple[Tensor, Tensor]]  # messages -> positions and values, a row each
 
 
 def lengths_of(config: CompressionConfig, preconditioning: Preconditioning, layout: ParameterLayout) -> dict[str, int]:
@@ -87,10 +93,27 @@ class BucketMemory:
             mean.mul_(scale)
         return mean, touched
 
+    def mean_on_gpu(self, buffer: Tensor, slots: Tensor, decode: Decode, kept: int, scale: Tensor | None) -> Tensor:
+        """Take the mean as `mean_of` does of messages of `kept` entries, uint8 [W, slot], which `decode` reads.
+
+        It is `buffer` itself if that is float32. Ranks are taken together as far as that needs no more memory than two
+        buckets, or _ROOM if they are smaller.
+        """
+        mean = buffer.zero_() if buffer.dtype == torch.float32 else torch.zeros(buffer.shape, device=buffer.device)
+        add = add_runs if gpu_trial.works(buffer.device) else add_row_by_row
+        at_once = max(1, max(_ROOM, 8 * self.layout.total) // (_PAIR * kept))
+        for some in slots.split(at_once):
+            places, values = decode(some)
+            add(mean, places, values / len(slots))
+            del places, values  # before the next are decoded
+        return mean if scale is None else mean.mul_(scale)
+
     def is_used(self, gradient: Tensor) -> Tensor:
-        """Return 1.0 for each tensor of the layout whose gradient is not all zero, else 0.0."""
+        """Tell of each tensor of the layout if its gradient is other than zero, as 1.0 or 0.0; a boolean on a GPU."""
         if gradient.is_cuda:
-            return torch.stack([own.count_nonzero() > 0 for _, own in self.layout.views(gradient)]).float()
+            # A tensor without entries has no largest one: the first entry of all stands for it.
+            tensors = [own if own.numel() else gradient[:1] for _, own in self.layout.views(gradient)]
+            return torch.stack(torch._foreach_norm(tensors, torch.inf)).ne(0)  # NaN is other than zero
         values = gradient.numpy()
         flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
         return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few are enough

@@ -14,6 +14,7 @@ from flare_dist.compression.preconditioners import second_moment_scale
 from flare_dist.errors import check_choice
 from flare_dist.hook.checks import check_saved
 from flare_dist.hook.files import (
+    Ranks,
     SavedSet,
     Seen,
     Views,
@@ -33,21 +34,21 @@ def load_named(
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     check_choice("missing", missing, ("raise", "zero"))
     place = Path(directory)
-    group = state.process_group
-    rank, size = rank_and_size(group)
+    ranks = Ranks.of(state.process_group, state.parameters)
+    rank, size = rank_and_size(state.process_group)
     seen: Seen = {}
 
     def look() -> dict[SavedSet, set[int]]:
         seen.update(find_sets(place, name, old_name))
         return {key: set(files) for key, files in seen.items()}
 
-    views = on_all_ranks(group, look)
+    views = on_all_ranks(ranks, look)
     candidates = _candidates(place, name, old_name, step, views)
     if not candidates:
         _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")
         state.load_state_dict({"step": state.step, "memory": {}})
         return
-    chosen = newest_set(candidates, seen, group)
+    chosen = newest_set(candidates, seen, ranks)
     wanted = _wanted(chosen, size)
     lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
     saved: list[dict[str, Any]] = []
@@ -56,7 +57,7 @@ def load_named(
         saved.extend(_read_own(seen[chosen][number], state) for number in sorted(wanted[rank] - set(lost)))
         return _Head.of(saved, state)
 
-    heads = on_all_ranks(group, read)
+    heads = on_all_ranks(ranks, read)
     found = _common_step(place, chosen, step, heads)
     if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"

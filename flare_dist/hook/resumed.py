@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.hook.checkpoint import NAME, load_hook_state
-from flare_dist.hook.files import find_sets, on_all_ranks
+from flare_dist.hook.files import Ranks, find_sets, on_all_ranks
 from flare_dist.hook.state import SparseHookState
 
 
@@ -20,7 +20,8 @@ def resume_hook_state(state: SparseHookState, directory: str | Path, step: int |
     missing are its warning.
     """
     place = Path(directory)
-    found = set().union(*on_all_ranks(state.process_group, lambda: set(find_sets(place, NAME))))
+    ranks = Ranks.of(state.process_group, state.parameters)
+    found = set().union(*on_all_ranks(ranks, lambda: set(find_sets(place, NAME))))
     if found:
         _refuse_other_steps(place, {key.step for key in found} - {None}, step)
         load_hook_state(state, place, missing="zero", step=step)

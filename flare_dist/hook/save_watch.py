@@ -81,5 +81,5 @@ class SaveWatch:
 
 
 def failed_anywhere(notes: Tensor) -> Tensor:
-    """Tell from the notes of all ranks, uint8 [ranks, 4], if a gradient was not finite; a boolean scalar there."""
-    return (notes[:, 0] & 1).bool().any()
+    """Tell from the notes of all ranks, uint8 [ranks, 4], if a gradient was not finite; a scalar there, uint8."""
+    return (notes[:, 0] & 1).any()

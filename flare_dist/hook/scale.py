@@ -54,9 +54,14 @@ class Failures:
 
 
 def is_finite(vector: Tensor) -> Tensor:
-    """Tell if all entries are finite, a boolean scalar on the device; two passes, a tenth of the time of isfinite()."""
+    """Tell if all entries are finite, a boolean scalar on the device; two passes, a tenth of the time of isfinite().
+
+    On a GPU it is two launches, by the largest magnitude, which is NaN if there is one.
+    """
     if not vector.numel():
         return torch.ones((), dtype=torch.bool, device=vector.device)
+    if vector.is_cuda:
+        return torch.linalg.vector_norm(vector, torch.inf) < torch.inf
     return torch.stack([vector.amax(), vector.amin()]).isfinite().all()
 
 

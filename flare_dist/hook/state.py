@@ -19,6 +19,7 @@ from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.scale import Failures, LossScaler
+from flare_dist.hook.side_streams import SideStreams
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
 
 
@@ -90,7 +91,7 @@ class SparseHookState:
         self.memory = ModelMemory(self.config, self.preconditioning)
         self.held_back = HeldBack()
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
-        self.held: list[Tensor] = []  # until the next step, for the GPU may still be using them when Python is done
+        self.side_streams = SideStreams()
         self.failures = Failures()
         self.unapplied = Unapplied(OptimizerSteps(self._names))
         self.held_means = HeldMeans(self._names if own.vectors else {})
@@ -131,8 +132,7 @@ class SparseHookState:
     def rule_name(self) -> str:
         """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
         rule = "none" if self.config.is_dense else self.config.rule
-        name = self.preconditioning.preconditioner
-        return rule if name == "none" else f"{name} and {rule}"
+        return f"{self.preconditioning.preconditioner} and {rule}" if self.preconditioning.applies else rule
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
@@ -150,7 +150,7 @@ class SparseHookState:
         """Start a step: what the one before it remembered counts from now on, unless it was not finite or not whole."""
         failed = self._commit()
         self.unapplied.begin(failed if self.state_names else None)
-        self.held.clear()
+        self.side_streams.join()
         self.clock.begin_step()
         self.saves.look()
         self.step += 1

@@ -89,10 +89,13 @@ def _new_folder(folder: Path, world: World) -> Iterator[Path]:
 
 
 def _compact(value: Any) -> Any:
-    """Move all tensors to the CPU; views are copied, for torch.save would write their whole storage."""
+    """Copy views, for torch.save would write their whole storage.
+
+    What is whole on a GPU stays there: torch.save copies one storage after another to the CPU, and not all at once.
+    """
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
-        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        tensor = value.detach()
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.cpu().clone()
     if isinstance(value, dict):
         return {key: _compact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

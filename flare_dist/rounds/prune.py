@@ -69,6 +69,8 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
         downlink_nbytes += len(drawn) * positions_nbytes(prunable, active) if step > 1 else 0
         uplink_nbytes += WORD * active * asked
         mask = highest(scores, entries, left, mask, layer_shares(settings.scope, entries))
+    if not criterion.needs_data:  # each rank has scored for itself, and GPUs need not agree to the last bit
+        world.broadcast_(mask)
     masks.begin_with(mask)
     log.info("pruned by %s: %d of %d weights are kept", settings.criterion, left, prunable)
     federated = settings.data == "clients"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.compression.payload import Dense, Payload
+from flare_dist.devices import roomy
 from flare_dist.layout import ParameterLayout
 from flare_dist.schedules import FACTOR, parse_schedule
 from flare_dist.seeding import generator
@@ -74,8 +75,10 @@ class Server:
         """Add what one client sent, times its weight, to `total` in place; call in client order, for the bits' sake."""
         if self.estimate and not isinstance(payload, Dense):
             if client not in self.estimates:
-                self.estimates[client] = torch.zeros_like(self.parameters.data)
-            payload = Dense(self.estimate(self.estimates[client], payload.indices, payload.values))
+                self.estimates[client] = torch.zeros_like(self.parameters.data, device=self._home())
+            own = self.estimates[client]
+            changed = self.estimate(own, payload.indices.to(own.device), payload.values.to(own.device))
+            payload = Dense(changed.to(self.parameters.device))
         mean(total, payload, weight)
 
     def step(self, round_: int, mean_delta: DeltaSum) -> None:
@@ -132,10 +135,13 @@ class Server:
         self.parameters.data.copy_(state["parameters"])
         self.buffers.copy_(state["buffers"])
         if self.estimate:
-            device = self.parameters.device
             saved = state.get("estimates", {})
-            self.estimates = {client: estimate.to(device, copy=True) for client, estimate in saved.items()}
+            self.estimates = {client: estimate.to(self._home(), copy=True) for client, estimate in saved.items()}
         saved = state.get("algorithm", state)  # older checkpoints have these vectors beside the rest
         for name, vector in self.memory.items():
             if saved.get(name) is not None:
                 vector.copy_(saved[name])
+
+    def _home(self) -> torch.device:
+        """Choose where the estimate of one more client is kept: on the GPU as long as there is room."""
+        return roomy(self.parameters.device, self.parameters.nbytes)

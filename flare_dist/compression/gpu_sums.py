@@ -1,0 +1,34 @@
+"""Sums of what all ranks sent, on a GPU, in the order of the ranks, so that every rank gets the same bits.
+
+Adding up all pairs at once by index_add_ would leave the order of equal positions to the device, and with it the bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TILE = 256  # pairs of a program
+
+
+def add_row_by_row(total: Tensor, places: Tensor, values: Tensor) -> None:
+    """Add `values`, float32 [rows, k], to `total` at `places`, int64, none twice in a row, row after row."""
+    for place, value in zip(places, values):
+        total.index_add_(0, place, value)
+
+
+def add_runs(total: Tensor, places: Tensor, values: Tensor) -> None:
+    """Do what `add_row_by_row` does in launches whose number does not depend on the rows; needs Triton.
+
+    Sorted, the pairs of a position lie side by side, in the order of the rows.
+    """
+    from flare_dist.compression import gpu_sum_kernel as kernels
+
+    if not places.numel():
+        return
+    ordered, order = places.flatten().int().sort(stable=True)
+    grid = (-(-ordered.numel() // _TILE),)
+    with torch.cuda.device_of(total):
+        kernels.add_runs[grid](
+            ordered, order, values.contiguous(), total, ordered.numel(), len(places), _TILE, enable_fp_fusion=True
+        )

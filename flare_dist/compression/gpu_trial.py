@@ -1,0 +1,63 @@
+"""A trial of Triton: whether the kernels of `gpu_kernels` run on a GPU and are right there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from flare_dist.compression.gpu_segments import largest_of_segments, parts_of
+from flare_dist.compression.gpu_selection import largest_on_gpu
+from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
+from flare_dist.compression.segments import Segment
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 2**16  # entries; for shorter vectors launching is what takes time, whatever is launched
+
+
+def pays(vector: Tensor) -> bool:
+    """Tell if `largest_on_gpu` can and should be used for this vector; the first call for a GPU compiles kernels."""
+    return vector.is_cuda and vector.dtype == torch.float32 and vector.numel() >= SMALLEST and works(vector.device)
+
+
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Tell if Triton is there, runs on this GPU (it needs a C compiler and Python's headers besides) and is right.
+
+    Tried once in a process, on a vector long enough for every kernel, of few distinct values so that ties count.
+    """
+    draws = torch.Generator(device).manual_seed(0)
+    normal = torch.randn(2 * SMALLEST, generator=draws, device=device)
+    try:
+        for vector, k in ((normal, 500), (normal.mul(8).round(), 500), (normal, SMALLEST)):
+            expected = vector.abs().sort(descending=True, stable=True).indices[:k].sort().values
+            if not torch.equal(largest_on_gpu(vector, k), expected):
+                raise RuntimeError("its selection is not the one of a sort")
+        _try_segments(normal.mul(8).round())
+        _try_sums(normal[:3000].view(3, 1000))
+    except Exception as error:  # whatever it is, there is another way
+        log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
+        return False
+    return True
+
+
+def _try_segments(vector: Tensor) -> None:
+    """Raise RuntimeError if what is selected from segments is not what is selected from each."""
+    segments = [Segment(3, 70_000, 500), Segment(70_003, 5, 2), Segment(70_008, 2000, 2000)]
+    expected = [largest_on_gpu(vector[s.offset : s.offset + s.numel], s.k) + s.offset for s in segments]
+    if not torch.equal(largest_of_segments(vector, parts_of(segments, vector.device)), torch.cat(expected)):
+        raise RuntimeError("its selection from segments is not the one from each")
+
+
+def _try_sums(values: Tensor) -> None:
+    """Raise RuntimeError if rows are not added up in their order."""
+    places = torch.arange(1000, device=values.device) + 400 * torch.arange(3, device=values.device)[:, None]
+    sums = []
+    for add in (add_runs, add_row_by_row):
+        sums.append(torch.zeros(2000, device=values.device))
+        add(sums[-1], places, values)
+    if not torch.equal(*sums):
+        raise RuntimeError("its sums are not those of one row after another")
