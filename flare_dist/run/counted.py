@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class Counted:
         self._source = source
         self._shown = shown
         self.device = source.device
+        self.on_batch: Callable[[], None] | None = None  # that of the source is called
 
     def __len__(self) -> int:
         return len(self._source)
