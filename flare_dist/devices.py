@@ -24,11 +24,15 @@ def roomy(device: torch.device, nbytes: int) -> torch.device:
     return device
 
 
-def check_room(what: str, nbytes: int, device: torch.device, remedy: str) -> None:
-    """Raise ValueError, `what` first, if so many bytes are more than a GPU has free."""
+def check_room(nbytes: int, device: torch.device) -> torch.device:
+    """Return `device`; ValueError that names data.root if so many bytes of examples are more than it has free."""
     if device.type != "cuda":
-        return
+        return device
     free, capacity = torch.cuda.mem_get_info(device)
     if nbytes > free:
         room = f"{show_bytes(free)} free of {show_bytes(capacity)} on {device}"
-        raise ValueError(f"{what} take {show_bytes(nbytes)}, got {room}; {remedy}")
+        raise ValueError(
+            f"data.root: the examples, which are kept on the device, take {show_bytes(nbytes)}, got {room}; use fewer, "
+            "or engine.device=cpu"
+        )
+    return device

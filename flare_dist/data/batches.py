@@ -65,11 +65,7 @@ class BatchSource:
         `augment` is a key of AUGMENTATIONS. With `outside` each pixel has a label, which moves with it; pixels from
         outside of the image are labelled so.
         """
-        self.device = torch.device(device)
-        what = "data.root: the examples, which are kept on the device,"
-        check_room(
-            what, examples.inputs.nbytes + examples.labels.nbytes, self.device, "use fewer, or engine.device=cpu"
-        )
+        self.device = check_room(examples.inputs.nbytes + examples.labels.nbytes, torch.device(device))
         self.outside = outside
         self.is_text = examples.is_text
         self.as_is = examples.as_is
@@ -90,7 +86,6 @@ class BatchSource:
         """Yield one epoch over `indices` (int64 on the CPU; None = all): inputs float32 [b, C, H, W], labels [b, ...].
 
         Inputs of text are int64 [b, T]; those of a user's Dataset have any shape.
-
         With a CPU `generator` examples are shuffled and augmented, all draws made on it at the start of the epoch.
         Without one they come in order, as they are. The last batch may be smaller; if it has fewer than `smallest`
         examples, it joins the one before it. Batches are views of one chunk: use them, do not keep many.

@@ -83,6 +83,7 @@ class _Properties:
     major = 9
     minor = 0
     name = "pretended H100"
+    uuid = "GPU-0"
     total_memory = 80 * 2**30
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flare_dist.comm import collectives, world
+from flare_dist.comm import collectives, group, world
 from tests.pretend_gpu.futures import PretendFuture
 from tests.pretend_gpu.log import LOG, RefusedError, where
 from tests.pretend_gpu.streams import NCCL, STREAMS, Event
@@ -137,7 +137,7 @@ def nccl(size: int | None = None) -> Iterator[None]:
     """Let the collectives of comm/ be NCCL's in the block, among `size` equal ranks if given."""
     pretended = PretendNccl(size)
     with ExitStack() as stack:
-        for module in (collectives, world):
+        for module in (collectives, group, world):
             stack.enter_context(patch.object(module, "dist", pretended))
         stack.enter_context(patch.object(collectives, "all_gather_flat", pretended.all_gather_into_tensor))
         yield
