@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import DistStoreError as DistStoreError
 from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
 from torch.distributed import Store as Store

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from flare_dist.comm.heartbeat import heartbeat
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.leave import destroy_or_leave
-from flare_dist.comm.meeting import Meetings
 from flare_dist.comm.places import Place, agree_on_backend, neighbours, share_places
 from flare_dist.comm.progress import Progress
 from flare_dist.comm.world import World
@@ -27,6 +26,7 @@ _last_group: list[Any] = []
 # By place; rank 0's may be the server of all others, who come back to it for the next run of the same processes.
 _stores: dict[tuple[str, str, str], dist.Store] = {}
 
+AS_LONG_AS_IT_TAKES = timedelta(days=365)  # for a group wants a limit
 COLLECTIVE_SECONDS = 1800.0  # for which one rank may keep the others waiting in a collective
 
 
@@ -73,10 +73,12 @@ def open_world(
         backend = agree_on_backend(share_places(store, rank, size, Place.of(device)))
         own_gpu = device if backend == "nccl" else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=own_gpu)
-        _last_group[:] = [dist.group.WORLD]
-        meetings = Meetings(store.clone(), size) if size > 1 else None
+        # On gloo whatever the backend: rank 0 may train, evaluate or save alone for hours while no GPU waits, and the
+        # broken connection of a rank that dies is an error at once.
+        meeting_group: Any = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if size > 1 else None
+        _last_group[:] = [dist.group.WORLD, meeting_group]
         try:
-            yield World(rank, size, device, backend, progress, meetings)
+            yield World(rank, size, device, backend, progress, meeting_group)
         except BaseException:
             if size == 1:
                 _destroy_left_over()

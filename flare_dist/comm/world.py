@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flare_dist.comm.collectives import start_gather
-from flare_dist.comm.meeting import Meetings
+from flare_dist.comm.collectives import ProcessGroup, start_gather
 from flare_dist.comm.progress import Progress
 from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 
@@ -31,14 +30,14 @@ class World:
         device: torch.device | None = None,
         backend: str = "",
         progress: Progress | None = None,
-        meetings: Meetings | None = None,
+        meeting_group: ProcessGroup | None = None,
     ) -> None:
         self.rank = rank
         self.size = size
         self.device = device or torch.device("cpu")
         self.backend = backend
         self.progress = progress or Progress()
-        self._meetings = meetings
+        self._meeting_group = meeting_group
         self._wire_device = self.device if backend == "nccl" else torch.device("cpu")
         self.traffic = Traffic()  # of the round: rounds/ledger.py begins anew
 
@@ -107,7 +106,10 @@ class World:
             self.traffic.waiting_seconds += self.now() - start
 
     def meet(self) -> None:
-        """Wait for all ranks, however long one takes that lives and advances: the time of a collective is limited."""
-        if self._meetings:
+        """Wait for all ranks, however long one takes that lives and advances: the time of a collective is limited.
+
+        Raises RuntimeError if one of them dies, and the heartbeat finds one that has stopped.
+        """
+        if self._meeting_group is not None:
             self.progress.arrive()
-            self._meetings.meet()
+            dist.barrier(group=self._meeting_group)

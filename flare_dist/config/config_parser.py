@@ -64,6 +64,12 @@ class ConfigParser(Parser):
         finally:
             self._documents = {}
 
+    def dump(self, cfg: Namespace, **options: Any) -> str:
+        """Write the keys of the configuration, without the command's own options, which no file may hold."""
+        keys = {key.partition(".")[0] for key in self.hints}
+        own = Namespace({key: value for key, value in vars(cfg).items() if key in keys or key == "config"})
+        return super().dump(own, **options)
+
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
         document = self._documents.get(str(path)) or self._read(str(path))
         return self.parse_string(dump_quoted(document.nested()), *args, **options)

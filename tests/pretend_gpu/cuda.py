@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from accelerate.state import AcceleratorState
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -168,4 +169,5 @@ def pretend_gpu(gpus: int = 8, current: int = 0) -> Iterator[Log]:
     with ExitStack() as stack, LOG.fresh() as own:
         for each in _patches(gpus, current):
             stack.enter_context(each)
+        stack.callback(AcceleratorState._reset_state, True)  # which would hold the device for all tests to come
         yield own

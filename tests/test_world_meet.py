@@ -1,10 +1,13 @@
-"""Ranks wait for each other over the store for longer than a collective may take."""
+"""Ranks wait for each other for longer than a collective may take, and not at all for one that has died."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import time
 
+import pytest
 import torch
 
 from flare_dist.comm.group import open_world
@@ -69,3 +72,21 @@ def leave_times(world: World) -> tuple[float, float]:
 def test_nobody_leaves_before_the_last_has_come() -> None:
     times = run_ranks(leave_times, 3)  # monotonic clocks of one machine are one clock
     assert min(left for _, left in times) >= max(came for came, _ in times)
+
+
+def meet_or_die(world: World) -> str:
+    world.meet()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        world.meet()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_a_rank_that_dies_is_not_waited_for() -> None:
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"terminated abruptly|Connection"):
+        run_ranks(meet_or_die, 2)
+    assert time.monotonic() - begun < 20
