@@ -43,7 +43,7 @@ def heartbeat(
 
     A rank is watched from its first sign to the end of its block; `store` is used from another thread.
     """
-    watch = _Watch(store, rank, size, timeout_seconds, progress or Progress(), step_seconds)
+    watch = _Watch(store, rank, size, timeout_seconds, progress, step_seconds)
     threads = [threading.Thread(target=work, daemon=True) for work in (watch.exchange_signs, watch.look_at_the_clock)]
     for thread in threads:
         thread.start()
