@@ -31,7 +31,7 @@ def main() -> None:
         every_rank="all" in sys.argv,
         output_dir=sys.argv[1],
     )
-    print("rounds", rounds)
+    sys.stdout.write(f"rounds {rounds}\n")  # print may write the words and the line's end apart, between another rank's
 
 
 if __name__ == "__main__":
