@@ -5,6 +5,9 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+import accelerate.commands.accelerate_cli  # noqa: F401
+import deepspeed.launcher.launch
+import deepspeed.launcher.runner
 import deepspeed.runtime.zero.muon.muon_optimizer  # (DeepSpeed looks for it in every start)
 import sklearn.datasets  # noqa: F401  (a second of importing, for the digits of many tests)
 import torch._dynamo  # noqa: F401  (DistributedDataParallel and the optimizers import it when first made)

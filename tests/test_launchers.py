@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers.launching import ENVIRONMENT, finished, launched, torchrun
+from tests.helpers.launching import ENVIRONMENT, finished, forked, launched, torchrun
 from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -72,11 +72,9 @@ def test_a_launch_ends_with_the_error_of_the_rank_that_failed(tmp_path: Path, ho
         assert "local_rank: 1" in error
 
 
-@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh"])  # Accelerate starts ranks as torchrun does
-def test_a_wrong_key_is_the_last_line_of_every_launcher(tmp_path: Path, script: str) -> None:
-    command = ["bash", f"launch/{script}", "--clients.lrr", "1", "--output_dir", str(tmp_path)]
-    port = {"MASTER_PORT": str(free_port()), "NPROC_PER_NODE": "2"}
-    process = launched(command, ENVIRONMENT | port)
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "deepspeed"])
+def test_a_wrong_key_is_the_last_line_of_every_launcher(tmp_path: Path, launcher: str) -> None:
+    process = forked(launcher, "--clients.lrr", "1", "--output_dir", str(tmp_path))
     output, error = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "Traceback" not in error + output

@@ -15,8 +15,7 @@ import pytest
 from flare_dist.comm.leave import destroy_or_leave, leave, run_and_leave
 from tests.helpers.failing import HOW, NOTES
 from tests.helpers.forked import Forked, running
-from tests.helpers.launching import ENVIRONMENT, launched, torchrun
-from tests.helpers.ports import free_port
+from tests.helpers.launching import ENVIRONMENT, forked, launched, torchrun
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
@@ -65,10 +64,9 @@ def test_a_rank_that_raises_ends_a_script_of_one_s_own_within_ten_seconds(tmp_pa
 
 @pytest.mark.parametrize("launcher", list(OTHERS))
 def test_a_rank_that_raises_ends_the_jobs_of_other_launchers_within_ten_seconds(launcher: str, tmp_path: Path) -> None:
-    environment = {"MASTER_PORT": str(free_port()), "NPROC_PER_NODE": "2", NOTES: str(tmp_path), HOW: "raise"}
-    command = ["bash", f"launch/{launcher}.sh", "--config", "configs/smoke.yaml", *MODEL, *OTHERS[launcher]]
-    process = launched([*command, "--output_dir", str(tmp_path / "run")], ENVIRONMENT | environment)
-    ended_with_its_traceback(process, tmp_path)
+    environment = {NOTES: str(tmp_path), HOW: "raise"}
+    arguments = ["--config", "configs/smoke.yaml", *MODEL, *OTHERS[launcher], "--output_dir", str(tmp_path / "run")]
+    ended_with_its_traceback(forked(launcher, *arguments, environment=environment), tmp_path)
 
 
 def test_out_of_memory_in_a_step_is_named_on_all_ranks(tmp_path: Path) -> None:

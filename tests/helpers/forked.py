@@ -1,8 +1,9 @@
 """Programs of Python in forks of a server that has imported everything: a tenth of a second each, instead of five.
 
 `Forked` stands in for `subprocess.Popen` for commands that begin with this Python. The process has a session, streams,
-an environment and an exit status of its own, and so have the ranks of a torchrun in it, whose agent is torchrun's. What
-it cannot show is that a fresh interpreter imports what it needs; tests/test_launch.py starts one of those too.
+an environment and an exit status of its own, and so have the ranks that it starts by torchrun, Accelerate's launcher or
+DeepSpeed's. What it cannot show is that a fresh interpreter imports what it needs: tests/test_launch.py and
+tests/test_launchers.py start those too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 RANKS = "FLARE_DIST_TEST_RANKS"  # the file in which the ranks of a launch note their process ids
 NAMESPACE = "FLARE_DIST_TEST_NAMESPACE"  # of the network in which a launch and its ranks are, made by `ip netns`
 CLONE_NEWNET = 0x40000000
+LAUNCHERS = ("torch.distributed.run", "deepspeed.launcher.launch")  # as `__main__` they would not be those of `_become`
 SERVER = ("_forkserver_address", "_forkserver_authkey")  # the latter since Python 3.14
 
 
@@ -124,6 +127,9 @@ def _become(
     vars(forkserver._forkserver).update(server, ensure_running=lambda: None)  # or an agent would start another server
     agent: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.subprocess_handler")
     agent.SubprocessHandler._popen = _popen
+    for name in ("runner", "launch"):
+        launcher: Any = importlib.import_module(f"deepspeed.launcher.{name}")
+        launcher.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": Forked})
     _run([argument for argument in arguments if argument != "-u"])
     atexit._run_exitfuncs()
 
@@ -134,7 +140,7 @@ def _popen(handler: Any, command: Sequence[str], environment: Mapping[str, str])
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments[:2] == ["-m", "torch.distributed.run"]:  # as `__main__` it would be run again by every rank
+    if arguments[0] == "-m" and arguments[1] in LAUNCHERS:
         sys.argv = arguments[1:]
         importlib.import_module(arguments[1]).main()
     elif arguments[0] == "-m":

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.helpers.forked import RANKS, Forked
+from tests.helpers.ports import free_port
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+CONFIGURED = ("--config_file", "launch/accelerate.yaml")
 RUNNING: list[subprocess.Popen[str] | Forked] = []
 
 
@@ -34,6 +36,22 @@ def torchrun(
     environment = {**ENVIRONMENT, RANKS: str(noted_ranks(directory)), **environment}
     pipe = subprocess.PIPE
     process = Forked(training(directory, *arguments, options=options, config=config), environment, pipe, pipe)
+    RUNNING.append(process)
+    return process
+
+
+def forked(launcher: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Forked:
+    """Train on two ranks that launch/run.py starts as launch/*.sh let it, all of them forks."""
+    port = str(free_port())
+    options = {
+        "torchrun": ["--standalone", "--nproc_per_node", "2", "-m"],
+        "accelerate": ["launch", *CONFIGURED, "--num_processes", "2", "--main_process_port", port, "--module"],
+        "deepspeed": ["--num_gpus", "2", "--master_port", port, "--no_local_rank", "--module"],
+    }
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", **environment}
+    command = [sys.executable, "launch/run.py", launcher, *options[launcher], "flare_dist", "train", *arguments]
+    pipe = subprocess.PIPE
+    process = Forked(command, environment, pipe, pipe)
     RUNNING.append(process)
     return process
 
