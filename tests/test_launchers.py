@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers.launching import ENVIRONMENT, finished, forked, launched, torchrun
-from tests.helpers.ports import free_port
+from tests.helpers.launching import ENVIRONMENT, finished, forked, launched, options_of, torchrun
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 
@@ -28,18 +30,51 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("script", "engine"),
-    [("accelerate.sh", "accelerate"), ("deepspeed.sh", "deepspeed")],
-)
-def test_other_launchers_train_the_same(expected: dict[str, Tensor], tmp_path: Path, script: str, engine: str) -> None:
-    command = ["bash", f"launch/{script}", "--config", "configs/smoke.yaml", "--engine.name", engine]
-    port = {"MASTER_PORT": str(free_port())}
-    output = finished(launched([*command, "--output_dir", str(tmp_path)], ENVIRONMENT | port))
+@pytest.mark.parametrize("launcher", ["accelerate", "deepspeed"])
+def test_other_launchers_train_the_same(expected: dict[str, Tensor], tmp_path: Path, launcher: str) -> None:
+    arguments = ["--config", "configs/smoke.yaml", "--engine.name", launcher, "--output_dir", str(tmp_path)]
+    output = finished(forked(launcher, *arguments))
     assert output.count("compression against dense") == 1
     model = load_file(tmp_path / "model.safetensors")
     assert all(torch.allclose(model[name], expected[name], rtol=0, atol=1e-6) for name in expected)
     assert json.loads((tmp_path / "summary.json").read_text())["hardware"]["ranks"] == 2
+
+
+PYTHON = """#!/bin/sh
+# Stands in for a Python that sees $GPUS devices, and shows how it would start ranks.
+if [ "$1" = -c ]; then echo "$GPUS"; exit; fi
+echo "ACCELERATE_USE_CPU=$ACCELERATE_USE_CPU DS_ACCELERATOR=$DS_ACCELERATOR OMP_NUM_THREADS=$OMP_NUM_THREADS"
+echo "$@"
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    """A copy of launch/ beside an environment whose Python only shows what it is given."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return Path(shutil.copytree("launch", tmp_path / "launch"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "shown"),
+    [
+        ("torchrun", 0, "ACCELERATE_USE_CPU= DS_ACCELERATOR= OMP_NUM_THREADS=1"),
+        ("accelerate", 0, "ACCELERATE_USE_CPU=true DS_ACCELERATOR= OMP_NUM_THREADS=1"),
+        ("accelerate", 8, "ACCELERATE_USE_CPU= DS_ACCELERATOR= OMP_NUM_THREADS=1"),
+        ("deepspeed", 0, "ACCELERATE_USE_CPU= DS_ACCELERATOR=cpu OMP_NUM_THREADS=1"),
+        ("deepspeed", 8, "ACCELERATE_USE_CPU= DS_ACCELERATOR= OMP_NUM_THREADS=1"),
+    ],
+)
+def test_a_script_starts_the_ranks_that_the_tests_start(scripts: Path, launcher: str, gpus: int, shown: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "GPUS": str(gpus), "MASTER_PORT": "1234"}
+    command = ["bash", str(scripts / f"{launcher}.sh"), "--rounds", "3"]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    ranks = "auto" if launcher == "torchrun" else str(gpus or 2)
+    started = ["launch/run.py", launcher, *options_of(launcher, "1234", ranks), "flare_dist", "train", "--rounds", "3"]
+    assert output.replace(f"{scripts.parent}/", "").splitlines() == [shown, " ".join(started)]
 
 
 RANKS = """
@@ -121,9 +156,9 @@ def test_a_signal_is_reported_in_one_line(
     assert line.startswith(said)
 
 
-@pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh", "deepspeed.sh"])
-def test_a_wrong_number_of_ranks_starts_nothing(script: str) -> None:
-    process = launched(["bash", f"launch/{script}"], {**ENVIRONMENT, "NPROC_PER_NODE": "two"})
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "deepspeed"])
+def test_a_wrong_number_of_ranks_starts_nothing(launcher: str) -> None:
+    process = launched([sys.executable, "launch/run.py", launcher], {**ENVIRONMENT, "NPROC_PER_NODE": "two"})
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error == "error: NPROC_PER_NODE: expected a number of ranks of at least 1, got 'two'\n"

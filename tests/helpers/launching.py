@@ -13,7 +13,6 @@ from tests.helpers.forked import RANKS, Forked
 from tests.helpers.ports import free_port
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-CONFIGURED = ("--config_file", "launch/accelerate.yaml")
 RUNNING: list[subprocess.Popen[str] | Forked] = []
 
 
@@ -40,16 +39,21 @@ def torchrun(
     return process
 
 
+def options_of(launcher: str, port: str, ranks: str = "2") -> list[str]:
+    """Write the options that launch/*.sh gives to a launcher of launch/run.py, the last of which takes a module."""
+    configured = ["--config_file", "launch/accelerate.yaml"]
+    return {
+        "torchrun": ["--standalone", "--nproc_per_node", ranks, "-m"],
+        "accelerate": ["launch", *configured, "--num_processes", ranks, "--main_process_port", port, "--module"],
+        "deepspeed": ["--num_gpus", ranks, "--master_port", port, "--no_local_rank", "--module"],
+    }[launcher]
+
+
 def forked(launcher: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Forked:
-    """Train on two ranks that launch/run.py starts as launch/*.sh let it, all of them forks."""
-    port = str(free_port())
-    options = {
-        "torchrun": ["--standalone", "--nproc_per_node", "2", "-m"],
-        "accelerate": ["launch", *CONFIGURED, "--num_processes", "2", "--main_process_port", port, "--module"],
-        "deepspeed": ["--num_gpus", "2", "--master_port", port, "--no_local_rank", "--module"],
-    }
+    """Train on two ranks of a launcher of launch/run.py, all of them forks."""
+    options = options_of(launcher, str(free_port()))
     environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", **environment}
-    command = [sys.executable, "launch/run.py", launcher, *options[launcher], "flare_dist", "train", *arguments]
+    command = [sys.executable, "launch/run.py", launcher, *options, "flare_dist", "train", *arguments]
     pipe = subprocess.PIPE
     process = Forked(command, environment, pipe, pipe)
     RUNNING.append(process)
