@@ -10,7 +10,7 @@ from torch.distributed import HashStore
 
 from flare_dist.comm import heartbeat as module
 from flare_dist.comm.heartbeat import heartbeat
-from flare_dist.comm.progress import Progress
+from flare_dist.comm.rank_progress import RankProgress
 from flare_dist.comm.step_watch import StepWatch
 from flare_dist.comm.world import World
 from flare_dist.rounds.build_run import build_run, load_parts, resolve_by_model
@@ -24,7 +24,7 @@ class Ranks:
     """Ranks that tell each other of their progress, on a clock of their own."""
 
     def __init__(self, size: int) -> None:
-        self.progress = [Progress() for _ in range(size)]
+        self.progress = [RankProgress() for _ in range(size)]
         store = HashStore()
         self.watches = [StepWatch(store, rank, size, own, LIMIT) for rank, own in enumerate(self.progress)]
         self.alive = dict.fromkeys(range(size), 1)
@@ -86,7 +86,7 @@ def test_loading_saving_and_compiling_are_signs_of_life() -> None:
 def test_compiling_is_noticed_by_torch_s_own_callbacks() -> None:
     from torch._dynamo.callback import CallbackTrigger, callback_handler
 
-    progress = Progress()
+    progress = RankProgress()
     with progress.watched():
         with callback_handler.install_callbacks(CallbackTrigger.DYNAMO, "0/0"):
             assert progress.read() != progress.read()
@@ -113,7 +113,7 @@ def test_a_mark_counts_once_the_gpu_has_got_there() -> None:
         marks.append(OnGpu())
         return marks[-1]
 
-    progress = Progress(mark)
+    progress = RankProgress(mark)
     with progress.watched():
         for _ in range(3):
             progress.arrive()
@@ -150,7 +150,7 @@ def test_a_live_process_whose_steps_stop_ends_the_run(monkeypatch: pytest.Monkey
     named: list[str] = []
     monkeypatch.setattr(module, "_end", lambda problem, shows_stack=False: named.append(problem))
     store = HashStore()
-    progress = [Progress(), Progress()]
+    progress = [RankProgress(), RankProgress()]
     done = threading.Event()
 
     def step_alone() -> None:
@@ -172,6 +172,7 @@ def test_a_live_process_whose_steps_stop_ends_the_run(monkeypatch: pytest.Monkey
 def test_batches_of_an_evaluation_are_signs_too() -> None:
     given = load_parts(DENSE)
     run = build_run(resolve_by_model(given, "cpu"), World(), given.data, given.parts, given.model)
+    run.world.size = 2  # nobody is told of the only rank
     evaluate = evaluator(DENSE, run, given.data)
     before = run.world.progress._signs
     evaluate()

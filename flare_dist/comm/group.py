@@ -18,7 +18,7 @@ from flare_dist.comm.heartbeat import heartbeat
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.leave import destroy_or_leave
 from flare_dist.comm.places import Place, agree_on_backend, neighbours, share_places
-from flare_dist.comm.progress import Progress
+from flare_dist.comm.rank_progress import RankProgress
 from flare_dist.comm.world import World
 
 # Held beyond its end: a gloo thread that drops the last reference, with a callback, waits for itself and aborts.
@@ -65,7 +65,7 @@ def open_world(
     if launch.launched or size > 1:
         store = _store_of_attempt(launch, rendezvous, timeout)
     store = dist.PrefixStore(f"group_{store.add(f'groups_of_{rank}', 1)}", store)
-    progress = Progress(_marks_on(device) if size > 1 and step_seconds else None)
+    progress = RankProgress(_marks_on(device) if size > 1 and step_seconds else None)
     watched: AbstractContextManager[None] = nullcontext()
     if size > 1:  # the store of the signs of life is another connection, for a store serves one thread at a time
         watched = heartbeat(store.clone(), rank, size, timeout_seconds, progress, step_seconds or collective_seconds)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flare_dist.comm.last_words import LastWords, PeerFailedError, Store
-from flare_dist.comm.progress import Progress
+from flare_dist.comm.rank_progress import RankProgress
 from flare_dist.comm.step_watch import StepWatch
 from flare_dist.errors import OutOfMemoryError, ReportedError
 
@@ -33,7 +33,7 @@ def heartbeat(
     rank: int,
     size: int,
     timeout_seconds: float,
-    progress: Progress | None = None,
+    progress: RankProgress | None = None,
     step_seconds: float | None = None,
 ) -> Iterator[None]:
     """End this process if another rank gives no sign of life for `timeout_seconds` while the block runs.
@@ -76,7 +76,7 @@ class _Watch:
         rank: int,
         size: int,
         timeout_seconds: float,
-        progress: Progress | None = None,
+        progress: RankProgress | None = None,
         step_seconds: float | None = None,
     ) -> None:
         self.store = store
@@ -88,7 +88,7 @@ class _Watch:
         self.seen = dict.fromkeys(self.counts, time.monotonic())
         self.answered: float | None = time.monotonic()  # by the store; None once it has ended
         self.words = LastWords(store, rank, size)
-        self.steps = StepWatch(store, rank, size, progress or Progress(), step_seconds)
+        self.steps = StepWatch(store, rank, size, progress or RankProgress(), step_seconds)
 
     def exchange_signs(self) -> None:
         """Count up, and note whose count has changed; in between listen to whoever fails.

@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 
 from flare_dist.comm.last_words import Store
-from flare_dist.comm.progress import Progress
+from flare_dist.comm.rank_progress import RankProgress
 
 
 class StepWatch:
     """One rank's view of how far all have come, itself among them, and since when each has not advanced."""
 
-    def __init__(self, store: Store, rank: int, size: int, progress: Progress, seconds: float | None) -> None:
+    def __init__(self, store: Store, rank: int, size: int, progress: RankProgress, seconds: float | None) -> None:
         self.store = store
         self.rank = rank
         self.progress = progress

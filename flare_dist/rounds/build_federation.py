@@ -88,7 +88,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
 
 def _noted(source: Batches, world: World) -> Batches:
     """Count the batches of `source` as signs that this rank advances."""
-    source.on_batch = world.progress.advance if world.size > 1 else None
+    source.on_batch = world.on_batch
     return source
 
 

@@ -41,5 +41,5 @@ def build_local_trainer(
 ) -> LocalTrainer:
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
-    source.on_batch = world.progress.advance if world.size > 1 else None
+    source.on_batch = world.on_batch
     return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)

@@ -38,7 +38,7 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
     device = run.world.device
     sources = {name: data.batches(split, device) for name, split in held_out.items()}
     for source in sources.values():
-        source.on_batch = run.world.progress.advance
+        source.on_batch = run.world.on_batch
 
     views = {"": run.view}
     if run.view.data_ptr() != run.server.parameters.data_ptr():

@@ -20,7 +20,7 @@ class Event(Protocol):
         """Tell whether the GPU has got there."""
 
 
-class Progress:
+class RankProgress:
     """Count this rank's exchanges, and its signs: steps and batches of evaluations. Any thread may read it.
 
     Outside of `watched` blocks, and inside of `busy` ones within them, the rank counts as advancing: it may be loading
