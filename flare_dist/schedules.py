@@ -75,6 +75,12 @@ def remember_factors(optimizer: Optimizer, lr: float) -> None:
         group[FACTOR] = group.get("lr", lr) / lr
 
 
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give each group of parameters the learning rate `lr`, times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1)
+
+
 def _plain(factor: Callable[[float], float]) -> Callable[[str], Callable[[int, int], float]]:
     """Make a schedule without parameters from a function of the progress in [0, 1)."""
 

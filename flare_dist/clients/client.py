@@ -20,7 +20,7 @@ from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.data.batches import Batches
-from flare_dist.schedules import FACTOR, parse_schedule
+from flare_dist.schedules import parse_schedule, set_lr
 from flare_dist.seeding import derive_seed, generator, seed_draws
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.tasks.task import Batch, Count
@@ -79,8 +79,7 @@ class LocalTrainer:
 
     def set_lr(self, round_: int) -> None:
         """Give the local optimizer the learning rate of a round."""
-        for group in self.model.optimizer.param_groups:
-            group["lr"] = self.lr(round_) * group.get(FACTOR, 1)
+        set_lr(self.model.optimizer, self.lr(round_))
 
     def work(self, round_: int, num_examples: int) -> LocalWork:
         """Return the numbers of a client's round on so many examples, as the algorithm has them."""

@@ -15,7 +15,7 @@ from flare_dist.algorithms.algorithm import FEDAVG, Algorithm
 from flare_dist.compression.payload import Dense, Payload
 from flare_dist.devices import roomy
 from flare_dist.layout import ParameterLayout
-from flare_dist.schedules import FACTOR, parse_schedule
+from flare_dist.schedules import parse_schedule, set_lr
 from flare_dist.seeding import generator
 from flare_dist.server.aggregation import DeltaSum, SparseSum, mean
 from flare_dist.server.config import ServerConfig
@@ -88,8 +88,7 @@ class Server:
             assert self.is_plain, "only a plain step can be taken entry by entry"
             mean_delta.add_to_(self.parameters.data, lr)
             return
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get(FACTOR, 1)
+        set_lr(self.optimizer, lr)
         stepped = self._stepped.values()
         gradients = mean_delta.neg_().split([parameter.numel() for parameter in stepped])
         for parameter, gradient in zip(stepped, gradients):
