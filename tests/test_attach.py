@@ -203,6 +203,9 @@ def refusals(world: World, directory: str) -> list[str]:
     refused(lambda: flare_dist.attach(delayed))
     refused(lambda: flare_dist.attach(DistributedDataParallel(Tables(sparse=True))))
     refused(lambda: flare_dist.attach(DistributedDataParallel(Tables(sparse=True)), density=1, value_codec="fp16"))
+    refused(lambda: flare_dist.attach(DistributedDataParallel(net()), process_group=None))
+    prepared = accelerator.prepare(net())
+    refused(lambda: flare_dist.attach(accelerator, prepared, scaler=torch.amp.GradScaler("cpu")))
     return said
 
 
@@ -342,6 +345,8 @@ def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
             "attach: DDP exchanges delay_all_reduce_named_params without its hook",
             "the gradients of bags.weight, words.weight are sparse tensors, which the hook exchanges at density 1 only",
             "the gradients of bags.weight, words.weight are sparse tensors",
+            "attach: process_group is that of what the hook is attached to, got NoneType; leave it out",
+            "attach: scaler is that of what the hook is attached to, got GradScaler; leave it out",
         ],
         strict=True,
     ):

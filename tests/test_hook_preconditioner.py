@@ -375,6 +375,23 @@ def test_attach_logs_the_memory_that_it_takes(
     assert sum(vector.nbytes for vector in held if vector.numel() > 1) == 100 * bytes_  # but for numbers of steps
 
 
+def logged(world: World) -> list[str]:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flare_dist")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    attached()
+    return lines
+
+
+def test_one_rank_logs_the_memory_for_all() -> None:
+    first, second = run_ranks(logged, 2)
+    assert [line[:28] for line in first] == ["the hook keeps 12 bytes a pa"]
+    assert second == []
+
+
 def show(count: int) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000:g} kB"
 

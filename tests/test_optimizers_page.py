@@ -11,6 +11,8 @@ from adamw_plan import read_grid
 from adamw_rows import Row, read_rows
 from adamw_table import at_best, by_setting, divided, is_inside, results, with_spread
 
+from flare_dist.hook import advice
+
 ROOT = Path(__file__).parent.parent
 ROWS = read_rows(RESULTS)
 PAGE = (ROOT / "docs" / "guides" / "optimizers.md").read_text(encoding="utf-8")
@@ -72,6 +74,8 @@ def test_beta1_by_density_is_that_of_the_runs() -> None:
             (own,) = [rows for key, rows in runs.items() if (key.density, key.beta1) == (float(density), beta1)]
             edge = "" if is_inside(own) else "*"
             assert loss == with_spread([row.loss for row in at_best(own)]) + edge
+            if float(density) in advice._BY_BETA1:  # what attach says of it
+                assert loss.startswith(f"{advice._BY_BETA1[float(density)][beta1 > 0]:.3f}")
 
 
 def test_one_percent_is_the_part_of_dense_bytes_that_is_named() -> None:

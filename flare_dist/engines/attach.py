@@ -86,6 +86,7 @@ def _attach(
     target: Any, model: nn.Module | None = None, world_of_one: WorldOfOne = "raise", **settings: Any
 ) -> SparseHookState:
     """Exchange the gradients of one kind of target sparsely from now on."""
+    _refuse_own(settings, "process_group")
     if isinstance(unwrapped(target), DistributedDataParallel):
         return attach_ddp(target, **settings)
     if isinstance(target, nn.Module) and world_of_one == "warn" and is_alone() and not is_engine(target):
@@ -95,6 +96,7 @@ def _attach(
     if isinstance(target, Accelerator):
         if model is None:
             raise ValueError("attach: give it the model that accelerator.prepare returned, too")
+        _refuse_own(settings, "scaler")
         if target.distributed_type == "DEEPSPEED":
             check_held(target, model)
             state = _attach(model, **settings)
@@ -104,12 +106,21 @@ def _attach(
     if is_engine(target):
         from flare_dist.engines.deepspeed_hook import attach_engine
 
+        _refuse_own(settings, "scaler")
         inner = getattr(target, "optimizer", None)
         if settings.get("preconditioner", "none") != "none" and inner is not None:
             handed_over(inner, target, settings["preconditioner"])  # known, though nobody handed it over
         return attach_engine(target, **settings)
     kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
     raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{hint_if_alone()}")
+
+
+def _refuse_own(settings: dict[str, Any], key: str) -> None:
+    """Raise ValueError if a setting of the hook is given that what it is attached to has itself."""
+    if key in settings:
+        raise ValueError(
+            f"attach: {key} is that of what the hook is attached to, got {type(settings[key]).__name__}; leave it out"
+        )
 
 
 def is_engine(target: Any) -> bool:

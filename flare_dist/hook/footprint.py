@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from flare_dist.comm.collectives import ProcessGroup, rank_and_size
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.units import show_bytes
@@ -14,12 +15,17 @@ from flare_dist.units import show_bytes
 log = logging.getLogger(__name__)
 
 
-def report_memory(parameters: Iterable[Tensor], config: CompressionConfig, preconditioning: Preconditioning) -> None:
-    """Log how much the hook keeps between steps of these parameters, beside their gradients."""
+def report_memory(
+    parameters: Iterable[Tensor],
+    config: CompressionConfig,
+    preconditioning: Preconditioning,
+    process_group: ProcessGroup | None,
+) -> None:
+    """Log on rank 0 how much the hook keeps between steps of these parameters, beside their gradients."""
     numels = [(parameter.numel(), parameter.device.type) for parameter in parameters]
     names = (*config.feedback.state_names, *preconditioning.record.vectors)
     means = ("mean",) if numels and numels[0][1] == "cpu" and not config.is_dense else ()
     each = 8 * len(names) + 4 * len(means)  # float32, and a draft of everything but the mean until the next step
     total = show_bytes(each * sum(numel for numel, _ in numels))
-    if numels and each:
+    if numels and each and rank_and_size(process_group)[0] == 0:
         log.info("the hook keeps %d bytes a parameter, %s in all (%s)", each, total, ", ".join([*names, *means]))

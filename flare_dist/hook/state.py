@@ -95,7 +95,7 @@ class SparseHookState:
         self.failures = Failures()
         self.unapplied = Unapplied(OptimizerSteps(self._names))
         self.held_means = HeldMeans(self._names if own.vectors else {})
-        report_memory(self._names, self.config, self.preconditioning)
+        report_memory(self._names, self.config, self.preconditioning, process_group)
 
     @property
     def wire_bytes(self) -> int:
