@@ -78,6 +78,24 @@ def test_beta1_by_density_is_that_of_the_runs() -> None:
                 assert loss.startswith(f"{advice._BY_BETA1[float(density)][beta1 > 0]:.3f}")
 
 
+def test_the_best_rates_by_density_and_ranks_are_those_of_the_runs() -> None:
+    table = PAGE.partition("| density | beta1 | rate, 2 ranks |")[2].partition("\n\n")[0].splitlines()[2:]
+    settings = [
+        {"way": "dense", "beta1": 0.9},
+        {"way": "ec", "density": 0.01, "value_codec": "fp32", "settings": "clip_norm=0.5", "beta1": 0.0},
+        {"way": "ec", "density": 0.002, "beta1": 0.0},
+        {"way": "p", "density": 0.01, "beta1": 0.0},
+    ]
+    runs = by_setting([row for row in ROWS if row.run.setting.task == "char_gpt" and row.run.setting.steps == 1000])
+    for line, wanted in zip(table, settings, strict=True):
+        _, beta1, *rates = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert float(beta1) == wanted["beta1"]
+        for ranks, rate in zip((2, 8), rates, strict=True):
+            own = [rows for key, rows in runs.items() if (wanted | {"ranks": ranks}).items() <= vars(key).items()]
+            assert [f"{at_best(rows)[0].run.lr:g}" for rows in own if is_inside(rows)] == [rate][: len(own)]
+            assert own or rate == "the same"
+
+
 def test_one_percent_is_the_part_of_dense_bytes_that_is_named() -> None:
     def sent(**wanted: object) -> float:
         """Return the bytes a step of the GPT's first run with these settings."""
