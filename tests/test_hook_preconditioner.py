@@ -447,3 +447,11 @@ def attaches(world: World) -> int:
 
 def test_attach_takes_its_settings() -> None:
     assert run_ranks(attaches, 2) == [2, 2]
+
+
+def test_a_script_without_logging_reads_it_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    SparseHookState(nn.Linear(10, 10, bias=False))
+    assert capsys.readouterr().err.startswith("the hook keeps 12 bytes a parameter, ")

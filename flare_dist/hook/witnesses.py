@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flare_dist.comm.collectives import rank_and_size
 from flare_dist.hook.scale import scale_of
 from flare_dist.hook.state import SparseHookState
 
@@ -138,7 +139,9 @@ class GradientWatch:
     def _warn(self, how: str, why: str) -> None:
         self._has_warned = True
         self._witnesses.clear()
-        warnings.warn(f"the gradients that the optimizer steps by {how}: {why}", stacklevel=2)
+        state = None if self._state is None else self._state()
+        if state is None or rank_and_size(state.process_group)[0] == 0:  # what changes them does so on all ranks
+            warnings.warn(f"the gradients that the optimizer steps by {how}: {why}", stacklevel=2)
 
 
 def _is_of_scaler(factor: float) -> bool:
