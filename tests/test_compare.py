@@ -34,8 +34,9 @@ def test_each_technique_is_trained_with_the_same_settings(tmp_path: Path, capsys
     assert len(same) == 1
     names = ("bandwidth.csv", "report.html", "means.csv", "means.tex", "accuracy_against_projected_100Mbps.png")
     assert all((tmp_path / "out" / name).exists() for name in names)
-    with (tmp_path / "out" / "means.csv").open() as file:
-        assert [row["setting"] for row in csv.DictReader(file)] == ["full_precision", "fp16", "topk"]
+    for name, column in (("means.csv", "setting"), ("bandwidth.csv", "run")):
+        with (tmp_path / "out" / name).open() as file:
+            assert [row[column] for row in csv.DictReader(file)] == ["full_precision", "fp16", "topk"]
     assert main(command) == 0  # finished runs are not repeated
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
+import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from flare_dist import Part, Source
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.data.holdings import as_markdown, holdings, in_words, rows
+from flare_dist.data.holdings import as_markdown, holdings, in_words, rows, write_csv
 from flare_dist.data.partition import Partition
 from flare_dist.tasks.config import TaskConfig
 
@@ -54,10 +58,26 @@ def test_markdown_lists_the_first_clients() -> None:
     assert as_markdown(holdings(PARTS, data(GROUPS))).splitlines()[-1] == r"| 2 | a\|b | 1 (100 %) | 0 | 1 |"
 
 
-def test_markdown_of_a_thousand_classes_has_no_column_for_each() -> None:
-    lines = as_markdown(holdings(PARTS, data(GROUPS, 1000))).splitlines()
-    assert lines[0] == "| client | group | examples |"
-    assert lines[2] == "| 0 | bern, oslo | 3 |"
+def test_a_table_of_many_classes_counts_them_and_names_those_held_most() -> None:
+    held = holdings(PARTS, data(GROUPS, 1000))
+    head, first, second, _ = rows(held)
+    assert head == ["client", "group", "classes", "most of", "examples"]
+    assert first == ["0", "bern, oslo", "2", "0: 2 (67 %), 1: 1 (33 %)", "3"]
+    assert second == ["1", "bern", "1", "1: 2 (100 %)", "2"]
+    assert as_markdown(held).splitlines()[0] == "| client | group | classes | most of | examples |"
+    names = [*"abcdefghijklmnopqrstuvwxyz"]
+    assert rows(holdings(PARTS, data(classes=names)))[0] == ["client", *names, "examples"]
+
+
+def test_the_file_has_every_class(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "partition.csv", holdings(PARTS, data(GROUPS, 1000)))
+    with path.open(newline="") as file:
+        first, *_ = csv.DictReader(file)
+    assert len(first) == 1003
+    shown = {"client": "0", "group": "bern, oslo", "examples": "3", "0": "2", "1": "1", "999": "0"}
+    assert shown.items() <= first.items()
+    with pytest.raises(ValueError, match="output_dir: cannot write"):
+        write_csv(tmp_path / "none/partition.csv", holdings(PARTS, data()))
 
 
 def test_numbers_have_no_classes() -> None:

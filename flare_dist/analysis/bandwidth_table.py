@@ -1,4 +1,4 @@
-"""Compare the bytes and seconds of runs with the first of them: a table for the terminal, and the same as CSV."""
+"""Compare the bytes and seconds of settings with the first of them: a table for the terminal, and each run as CSV."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _target_lines(runs: Sequence[Totals], metric: str, target: float) -> Lines:
     titles |= {link: f"the same at {link}" for link in runs[0].projected}
     rows: Lines = []
     for key, title in titles.items():
-        show = show_bytes if "bytes" in key else "{:.0f}".format if key == "round" else show_seconds
+        show = show_bytes if "bytes" in key else "{:.4g}".format if key == "round" else show_seconds
         rows.append((title, [show(run.target[key]) if run.target else "not reached" for run in runs]))
     return rows
 
@@ -81,7 +81,7 @@ def _against_first(values: Sequence[float | None], show: Callable[[float], str])
 
 
 def terminal_table(runs: Sequence[Totals], rows: Lines) -> Table:
-    """Build the table for the terminal, a column for each run."""
+    """Build the table for the terminal, a column for each setting."""
     table = Table("", *[escape(run.name) for run in runs])
     for title, cells in rows:
         table.add_row(escape(title), *map(escape, cells))

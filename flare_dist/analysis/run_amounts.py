@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 from flare_dist.analysis.bandwidth import Totals, totals
 from flare_dist.analysis.links import Link
@@ -30,6 +31,22 @@ class Summed:
         amounts = {column: [row[column] for row in rows if column in row] for column in columns}
         return Setting(self.group.label, self.group.values, amounts, len(rows))
 
+    @property
+    def mean(self) -> Totals:
+        """Average the totals of all runs, under the label of the group; a target counts if all of them reached it."""
+        first = self.totals[0]
+        values = [found.value for found in self.totals if found.value is not None]
+        reached = [found.target for found in self.totals if found.target is not None]
+        return Totals(
+            name=self.group.label,
+            rounds=round(fmean(found.rounds for found in self.totals)),
+            amounts=_means([found.amounts for found in self.totals]),
+            projected=_means([found.projected for found in self.totals]),
+            metric=first.metric,
+            value=fmean(values) if values else None,
+            target=_means(reached) if len(reached) == len(self.totals) else None,
+        )
+
     def amounts_of(self, place: int) -> dict[str, float]:
         """List what one of the runs came to, by column; what its log lacks is left out."""
         found = self.totals[place]
@@ -39,6 +56,12 @@ class Summed:
 def sum_up(groups: Sequence[Group], links: Sequence[Link], topology: str, target: float | None) -> list[Summed]:
     """Add up the bytes and seconds of every run; ValueError if a log lacks what a link's projection needs."""
     return [Summed(group, [totals(run, links, topology, target) for run in group.runs], target) for group in groups]
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each value over the runs that have it."""
+    keys = dict.fromkeys(key for values in found for key in values)
+    return {key: fmean(values[key] for values in found if key in values) for key in keys}
 
 
 def _amounts(run: RunLog, found: Totals) -> dict[str, float]:

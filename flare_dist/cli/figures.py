@@ -31,8 +31,8 @@ def add_look(parser: Any) -> None:
     )
 
 
-def add_axis(parser: Any) -> None:
-    """Add the options of curves: those of any figure, and what the metric is drawn against."""
+def add_curves(parser: Any) -> None:
+    """Add the options of curves and of tables of means: those of any figure, and what the metric is drawn against."""
     add_look(parser)
     parser.add_argument(
         "--x",
@@ -40,11 +40,6 @@ def add_axis(parser: Any) -> None:
         default="uplink",
         help=f"What the metric is drawn against: {', '.join(CHOICES)}, e.g. projected:100Mbps/20ms.",
     )
-
-
-def add_curves(parser: Any) -> None:
-    """Add the options of curves and of tables of means."""
-    add_axis(parser)
     parser.add_argument("--latex", action="store_true", help=f"Write the table of means for LaTeX as well, {LATEX}.")
 
 

@@ -16,7 +16,7 @@ from flare_dist.analysis.metrics_file import METRICS
 from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import check_same_work, read_run
 from flare_dist.analysis.seed_groups import group_runs
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import print_table
 from flare_dist.cli.figures import add_curves, check_figures, draw_curves, save_means, save_page
 from flare_dist.cli.reports import add_logs, add_projections, parse_projections
 from flare_dist.comm.launch import Launch
@@ -55,7 +55,7 @@ def run_report(parser: Parser, options: Any, launch: Launch, console: Console) -
     found = sum_up(groups, links, options.topology, options.target)
     settings = [one.setting for one in found]
     best = logs[0].best
-    wide_console().print(means_table(settings, best))
+    print_table(means_table(settings, best))
     for note in notes:
         log.warning("%s", note)
     directory = user_path(options.output_dir)

@@ -10,19 +10,21 @@ from typing import Any
 
 from rich.console import Console
 
-from flare_dist.analysis.bandwidth import totals, unknown_slowest
+from flare_dist.analysis.bandwidth import unknown_slowest
 from flare_dist.analysis.bandwidth_table import lines, terminal_table, write_csv
 from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
 from flare_dist.analysis.plots import plot_densities, plot_seconds
-from flare_dist.analysis.run_logs import RunLog, check_same_work, read_run
-from flare_dist.analysis.seed_groups import Group
-from flare_dist.cli.console import wide_console
-from flare_dist.cli.figures import add_axis, add_look, check_figures, draw_curves, parse_look, print_plots
+from flare_dist.analysis.run_amounts import Summed, sum_up
+from flare_dist.analysis.run_logs import check_same_work, read_run
+from flare_dist.analysis.seed_groups import group_runs
+from flare_dist.cli.console import print_table
+from flare_dist.cli.figures import add_curves, add_look, check_figures, draw_curves, parse_look, print_plots, save_means
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.errors import check_least
+from flare_dist.records.resume import FREE_KEYS
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +37,17 @@ CSV = "bandwidth.csv"
 
 def bandwidth_parser() -> Parser:
     parser = Parser(
-        description="Compare bytes and seconds of runs, and project them on other links, from their logs.",
+        description="Compare bytes and seconds of runs, their seeds as one, from their logs, and project them on other "
+        "links.",
     )
     parser.add_argument("runs", nargs="+", type=str, help="Directories with metrics.jsonl or TensorBoard event files.")
     add_projections(parser)
     add_logs(parser)
-    add_axis(parser)
+    add_curves(parser)
     parser.add_argument(
         "--allow_different", action="store_true", help="Compare runs of different batch size or accumulation as well."
     )
-    parser.add_argument("--output_dir", type=str, default="runs/bandwidth", help="For CSV and plots.")
+    parser.add_argument("--output_dir", type=str, default="runs/bandwidth", help="For tables and plots.")
     return parser
 
 
@@ -97,8 +100,11 @@ def run_bandwidth(parser: Parser, options: Any, launch: Launch, console: Console
         raise ValueError(f"bandwidth: {different}; --allow_different compares them all the same")
     notes = [f"Beware: {different}."] if different else []
     directory = user_path(options.output_dir)
-    compare_bytes(logs, links, options, directory, notes)
-    draw_curves([Group(run.name, [run], {}) for run in logs], options, directory)
+    groups = group_runs(logs, FREE_KEYS)
+    found = sum_up(groups, links, options.topology, options.target)
+    compare_bytes(found, links, options, directory, notes)
+    save_means([one.setting for one in found], logs[0].best, options, directory)
+    draw_curves(groups, options, directory)
 
 
 def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
@@ -113,18 +119,21 @@ def parse_projections(options: Any, metrics: Collection[str]) -> list[Link]:
 
 
 def compare_bytes(
-    logs: Sequence[RunLog], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]
+    found: Sequence[Summed], links: Sequence[Link], options: Any, directory: Path, notes: Sequence[str]
 ) -> None:
-    """Compare the runs with the first of them: print the table, log `notes`, write CSV and the plot of seconds."""
-    runs = [totals(run, links, options.topology, options.target) for run in logs]
-    wide_console().print(terminal_table(runs, lines(runs, options.target)))
+    """Compare the settings with the first of them, each the mean over its seeds.
+
+    Prints the table, logs `notes`, and writes the plot of seconds, and all runs as CSV.
+    """
+    settings = [one.mean for one in found]
+    print_table(terminal_table(settings, lines(settings, options.target)))
     if links and options.topology == "star":
-        notes = [*notes, *filter(None, map(unknown_slowest, logs))]
+        notes = [*notes, *filter(None, (unknown_slowest(run) for one in found for run in one.group.runs))]
     for note in notes:
         log.warning("%s", note)
-    write_csv(directory / CSV, runs)
+    write_csv(directory / CSV, [run for one in found for run in one.totals])
     print(directory / CSV)
-    print_plots(lambda: plot_seconds(runs, parse_look(options), directory / SECONDS))
+    print_plots(lambda: plot_seconds(settings, parse_look(options), directory / SECONDS))
 
 
 def densities_parser() -> Parser:
@@ -140,5 +149,5 @@ def run_densities(parser: Parser, options: Any, launch: Launch, console: Console
     look = parse_look(options)
     directory = user_path(options.run)
     densities = read_densities(directory)
-    wide_console().print(densities_table(densities))
+    print_table(densities_table(densities))
     print_plots(lambda: plot_densities(densities, look, directory / DENSITIES))

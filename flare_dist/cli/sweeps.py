@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ from rich.console import Console
 
 from flare_dist.analysis.means import means_table
 from flare_dist.analysis.run_amounts import sum_up
-from flare_dist.analysis.run_logs import RunLog, read_run
 from flare_dist.analysis.seed_groups import Group
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import print_table
 from flare_dist.cli.figures import add_curves, check_figures, draw_curves, save_means, save_page
-from flare_dist.cli.reports import CSV, add_projections, compare_bytes, parse_projections
-from flare_dist.cli.sweep_settings import finished_groups, settings_of
+from flare_dist.cli.reports import add_projections, compare_bytes, parse_projections
+from flare_dist.cli.sweep_settings import TECHNIQUE, finished_groups, settings_of
 from flare_dist.comm.launch import Launch
 from flare_dist.config.config import Config
 from flare_dist.config.config_parser import ConfigParser
@@ -91,7 +91,7 @@ def _show(rows: list[dict[str, Any]], keys: list[str], options: Any, directory: 
     """Print the table of the settings, and write it and their curves to `directory`; returns the finished runs."""
     settings = settings_of(rows, keys)
     best = best_of(rows)
-    wide_console().print(means_table(settings, best))
+    print_table(means_table(settings, best))
     print(f"results: {directory / RESULTS}")
     save_means(settings, best, options, directory)
     groups = finished_groups(rows, keys)
@@ -134,13 +134,12 @@ def run_compare(parser: ConfigParser, options: Any, launch: Launch, console: Con
         for name, arguments in find_techniques(options.techniques, config).items()
     }
     rows = _train_each(techniques, grid, options.ranks, directory / RESULTS)
-    logs = _read_finished(rows, grid.seeds[0])
-    groups = _show(rows, ["technique", *grid.tune], options, directory)
-    if not logs:
+    groups = list(map(_with_short_names, _show(rows, [TECHNIQUE, *grid.tune], options, directory)))
+    if not groups:
         raise DivergedError("compare: every technique diverged; try a lower clients.lr")
-    notes = _notes(list(techniques), [run.name for run in logs], grid)
-    compare_bytes(logs, links, options, directory, notes)
-    save_page(sum_up(groups, links, options.topology, options.target), links, options, directory, [])
+    found = sum_up(groups, links, options.topology, options.target)
+    compare_bytes(found, links, options, directory, _notes(list(techniques), rows))
+    save_page(found, links, options, directory, [])
 
 
 def _metric(config: Config) -> str:
@@ -159,22 +158,25 @@ def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: 
     with Steps("runs", len(techniques) * grid.num_runs, at_once=True, has_lines=False) as shown:
         for name, own in techniques.items():
             log.info("%s", name)
-            rows += [{"technique": name} | row for row in sweep(own, grid, ranks, shown)]
+            rows += [{TECHNIQUE: name} | row for row in sweep(own, grid, ranks, shown)]
             write_csv(results, rows)
     return rows
 
 
-def _read_finished(rows: list[dict[str, Any]], seed: int) -> list[RunLog]:
-    """Read the logs of the finished runs of one seed, each under the name of its technique."""
-    own = [row for row in rows if row["purpose"] == "result" and row["seed"] == seed]
-    finished = [row for row in own if row["status"] == "finished"]
-    return [replace(read_run(Path(row["directory"]), {}), name=row["technique"]) for row in finished]
+def _with_short_names(group: Group) -> Group:
+    """Name the runs of a technique by it, and by their own directories if there are several."""
+    names = [group.label if len(group.runs) == 1 else f"{group.label}/{Path(run.name).name}" for run in group.runs]
+    return replace(group, runs=[replace(run, name=name) for run, name in zip(group.runs, names)])
 
 
-def _notes(techniques: list[str], finished: list[str], grid: Grid) -> list[str]:
-    """Write notes for the reader of the report: its seed, the techniques that diverged, and the baseline."""
-    notes = [f"Bytes and seconds of {CSV} are those of seed {grid.seeds[0]}."] if len(grid.seeds) > 1 else []
-    notes += [f"{name} diverged." for name in techniques if name not in finished]
+def _notes(techniques: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Write notes for the reader of the report: the techniques that diverged, and the baseline."""
+    finished = list(dict.fromkeys(row[TECHNIQUE] for row in rows if _has_result(row)))
+    notes = [f"{name} diverged." for name in techniques if name not in finished]
     if finished[0] != techniques[0]:
         notes.append(f"Percentages are against {finished[0]}, not {techniques[0]}.")
     return notes
+
+
+def _has_result(row: dict[str, Any]) -> bool:
+    return row["purpose"] == "result" and row["status"] == "finished"

@@ -14,7 +14,7 @@ from flare_dist.analysis.densities import read_densities
 from flare_dist.analysis.figure_style import Look, MissingMatplotlibError
 from flare_dist.analysis.partition_plot import plot_holdings
 from flare_dist.analysis.plots import plot_densities
-from flare_dist.cli.console import wide_console
+from flare_dist.cli.console import print_table
 from flare_dist.cli.figures import add_look, parse_look, print_plots
 from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.launch import Launch
@@ -23,7 +23,7 @@ from flare_dist.config.load import build_config, config_parser
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.config.values import expand_home
 from flare_dist.data.datasets import load
-from flare_dist.data.holdings import holdings, rows
+from flare_dist.data.holdings import holdings, rows, write_csv
 from flare_dist.records.rundir import check_writable
 from flare_dist.records.summary import summary_table
 from flare_dist.rounds.build_run import divide
@@ -114,6 +114,8 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     table = Table(*map(escape, head))
     for line in lines:
         table.add_row(*map(escape, line))
-    wide_console().print(table)
+    print_table(table)
     stem = Path(config.output_dir) / "partition"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    print(f"counts: {write_csv(stem.with_suffix('.csv'), held)}")
     print_plots(lambda: plot_holdings(held.counts, held.classes, held.groups, look, stem))

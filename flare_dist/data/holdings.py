@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,7 +17,8 @@ from flare_dist.errors import printable
 from flare_dist.units import counted
 
 CARD_CLIENTS = 100  # that a text of TensorBoard lists
-_CARD_CLASSES = 100  # with more it has no column for each class
+NAMED_CLASSES = 26  # with more a table has no column for each class
+_MOST_HELD = 3  # classes that it names instead
 
 
 class Holdings(NamedTuple):
@@ -67,20 +71,43 @@ def with_share(count: int, share: float) -> str:
 
 
 def rows(held: Holdings) -> list[list[str]]:
-    """Write a table: the heading, then a line for each client with its groups, its classes and its examples."""
+    """Write a table: the heading, then a line for each client with its groups, its classes and its examples.
+
+    Of many classes it has how many a client holds, and those that it holds most of.
+    """
     has_groups = any(held.groups)
+    has_few = len(held.classes) <= NAMED_CLASSES
     shares = held.shares.tolist()
-    lines = [["client", *(["group"] if has_groups else []), *held.classes, "examples"]]
+    titles = held.classes if has_few else ["classes", "most of"]
+    lines = [["client", *(["group"] if has_groups else []), *titles, "examples"]]
     for client, (counts, own) in enumerate(zip(held.counts.tolist(), shares)):
-        cells = map(with_share, counts, own)
+        cells = list(map(with_share, counts, own)) if has_few else _in_short(held.classes, counts, own)
         lines.append([str(client), *held.groups[client : client + has_groups], *cells, str(held.examples[client])])
     return lines
 
 
+def _in_short(classes: Sequence[str], counts: Sequence[int], shares: Sequence[float]) -> list[str]:
+    """Count the classes that a client holds, and name those that it holds most of."""
+    held = sorted((place for place, count in enumerate(counts) if count), key=lambda place: -counts[place])
+    most = [f"{classes[place]}: {with_share(counts[place], shares[place])}" for place in held[:_MOST_HELD]]
+    return [str(len(held)), ", ".join(most)]
+
+
+def write_csv(path: Path, held: Holdings) -> Path:
+    """Write a line for each client with the count of every class; ValueError if the file cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["client", "group", "examples", *held.classes])
+            for client, counts in enumerate(held.counts.tolist()):
+                writer.writerow([client, held.groups[client], held.examples[client], *counts])
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write {path}: {error.strerror}") from error
+    return path
+
+
 def as_markdown(held: Holdings) -> str:
     """Write the table as Markdown, which TensorBoard shows."""
-    if len(held.classes) > _CARD_CLASSES:
-        held = held._replace(classes=[], counts=held.counts[:, :0])
     head, *lines = ([cell.replace("|", r"\|") for cell in line] for line in rows(held))
     listed = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
     left_out = held.clients - len(held.examples)
