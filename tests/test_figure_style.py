@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flare_dist.analysis.figure_style import PALETTE, Look, class_colour, cut, figure_at, line_styles
+from flare_dist.analysis.figure_style import PALETTE, Look, cut, figure_at, line_styles
 from tests.helpers.extras import needs
 
 pytestmark = needs("plots")
@@ -55,10 +55,6 @@ def test_an_unknown_size_or_format_is_refused(size: str, formats: str, message: 
 
 def test_forty_lines_differ_in_colour_or_dash() -> None:
     assert len({pair for pair, _ in zip(line_styles(), range(40))}) == 40
-
-
-def test_colours_of_many_classes_differ() -> None:
-    assert len({class_colour(place, 100) for place in range(100)}) == 100
 
 
 def test_labels_are_broken_and_not_cut() -> None:

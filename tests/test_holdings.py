@@ -33,6 +33,8 @@ def test_counts_and_shares_of_each_client() -> None:
     assert held.shares.dtype == torch.float64
     assert held.shares.tolist() == [[2 / 3, 1 / 3], [0, 1], [1, 0]]
     assert held.examples == [3, 2, 1]
+    assert held.counted == "examples"
+    assert held._replace(examples=[1, 1, 1]).counted == "labels"  # as of pixels or tokens
 
 
 def test_the_table_names_classes_and_the_groups_of_each_client() -> None:

@@ -36,15 +36,24 @@ def test_holdings_are_stacked_as_counts_and_as_shares(drawn: list[Any], tmp_path
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cat", "dog"]
 
 
-def test_long_names_are_cut_and_many_are_left_out(drawn: list[Any], tmp_path: Path) -> None:
+def test_long_names_are_cut(drawn: list[Any], tmp_path: Path) -> None:
     plot_holdings(COUNTS[:, :1], ["c" * 30], ["s" * 30, "", ""], Look(), tmp_path / "a")
     assert drawn[0].axes[1].get_xticklabels()[0].get_text() == "0 " + "s" * 23 + "…"
     assert drawn[0].legends[0].get_texts()[0].get_text() == "c" * 23 + "…"
-    plot_holdings(torch.ones(60, 27, dtype=torch.int64), list(map(str, range(27))), ["x"] * 60, Look(), tmp_path / "b")
-    assert not drawn[1].legends
-    assert len(drawn[1].axes[0].collections) == 27
-    colours = {tuple(band.get_facecolor()[0]) for band in drawn[1].axes[0].collections}
-    assert len(colours) == 27
+
+
+def test_more_classes_than_colours_are_the_rows_of_a_map(drawn: list[Any], tmp_path: Path) -> None:
+    counts = torch.ones(3, 27, dtype=torch.int64)
+    counts[1, 5] = 10
+    plot_holdings(counts, list(map(str, range(27))), ["x", "y", "z"], Look(), tmp_path / "b", "labels")
+    of_counts, of_shares = drawn[0].axes[:2]
+    assert not drawn[0].legends
+    assert of_counts.get_ylabel() == "labels"
+    assert [bar.get_height() for bar in of_counts.patches] == [27, 36, 27]
+    (image,) = of_shares.images
+    assert image.get_array().shape == (27, 3)
+    assert image.get_clim() == (0, 10 / 36)
+    assert [label.get_text() for label in of_shares.get_xticklabels()] == ["0 x", "1 y", "2 z"]
 
 
 def test_a_thousand_clients_are_a_curve_and_a_map(drawn: list[Any], tmp_path: Path) -> None:

@@ -118,15 +118,6 @@ def line_styles() -> Iterator[tuple[str, str]]:
     return itertools.cycle((colour, dash) for dash in DASHES for colour in PALETTE)
 
 
-def class_colour(place: int, count: int) -> Any:
-    """Return one of `count` colours; of more than the palette has, those that lie far apart from their neighbours."""
-    if count <= len(PALETTE):
-        return PALETTE[place]
-    import matplotlib
-
-    return matplotlib.colormaps["turbo"](place % 2 / 2 + place / count / 2)
-
-
 def show_ticks(axis: Any, show: Callable[[float], str]) -> None:
     """Label the ticks of an axis by a function from a value to its text."""
     from matplotlib.ticker import FuncFormatter

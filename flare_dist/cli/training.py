@@ -118,4 +118,4 @@ def run_partition(parser: ConfigParser, options: Any, launch: Launch, console: C
     stem = Path(config.output_dir) / "partition"
     stem.parent.mkdir(parents=True, exist_ok=True)
     print(f"counts: {write_csv(stem.with_suffix('.csv'), held)}")
-    print_plots(lambda: plot_holdings(held.counts, held.classes, held.groups, look, stem))
+    print_plots(lambda: plot_holdings(held.counts, held.classes, held.groups, look, stem, held.counted))

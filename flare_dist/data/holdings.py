@@ -31,6 +31,11 @@ class Holdings(NamedTuple):
     clients: int  # all that there are, of whom the first may be listed alone
 
     @property
+    def counted(self) -> str:
+        """Name what is counted: examples, or the labels of which each may have several."""
+        return "examples" if self.counts.sum(1).tolist() == self.examples else "labels"
+
+    @property
     def shares(self) -> Tensor:
         """Return the share of each class in what a client holds: float64 [clients, classes], adding up to 1."""
         return self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
