@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.helpers.browser import NO_BROWSER
 from tests.helpers.extras import in_a_line, missing_extras
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say in a line which tests were skipped for want of an extra."""
+    """Say in a line which tests were skipped for want of an extra, and in another how many for want of a browser."""
     missing = _missing_extras(terminalreporter)
     if missing:
         terminalreporter.write_line(in_a_line(missing), yellow=True)
+    unseen = sum(NO_BROWSER in reason for reason in _reasons(terminalreporter))
+    if unseen:
+        terminalreporter.write_line(f"skipped for want of a browser: {unseen}; apt-get install chromium", yellow=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,8 +71,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def _missing_extras(reporter: Any) -> Counter[str]:
-    """Count the tests that were skipped for want of an extra; a reason is the last part of where and why."""
-    return missing_extras(str(report.longrepr[2]) for report in reporter.stats.get("skipped", []))
+    """Count the tests that were skipped for want of an extra."""
+    return missing_extras(_reasons(reporter))
+
+
+def _reasons(reporter: Any) -> list[str]:
+    """List why tests were skipped; a reason is the last part of where and why."""
+    return [str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])]
 
 
 def pytest_collection_finish() -> None:

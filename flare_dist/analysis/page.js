@@ -58,16 +58,29 @@ function drawProjected() {
 
 function drawMembers() {
   if (!data.members) return;
-  const marks = data.members.settings.map((values, n) => ({
-    x: values, y: data.members.names, type: "scatter", mode: "markers", name: data.groups[n].short,
-    visible: !hidden.has(n), marker: {color: data.groups[n].colour, size: 9, symbol: n % 10, line: {width: 1, color: "#fff"}},
-    hovertemplate: "%{fullData.name}<br>%{y}: %{x:.4f}<extra></extra>",
+  const {names, settings} = data.members;
+  const beside = n => 0.6 * ((n + 0.5) / settings.length - 0.5);  // equal values would hide each other
+  const marks = settings.map((values, n) => ({
+    x: values, y: values.map((_, i) => i + beside(n)), customdata: names, type: "scatter", mode: "markers",
+    name: data.groups[n].short, visible: !hidden.has(n),
+    marker: {color: data.groups[n].colour, size: 9, symbol: n % 10, line: {width: 1, color: "#fff"}},
+    hovertemplate: "%{fullData.name}<br>%{customdata}: %{x:.4f}<extra></extra>",
   }));
   const shown = layout({title: data.metric});
   shown.xaxis.nticks = 5;
-  shown.yaxis = {tickfont: {size: 11}, type: "category", autorange: "reversed", automargin: true, gridcolor: "#e6e6e6", dtick: 1};
-  shown.height = 90 + 22 * data.members.names.length;
+  shown.yaxis = {tickfont: {size: 11}, tickvals: names.map((_, i) => i), ticktext: names, automargin: true,
+    range: [names.length - 0.5, -0.5], gridcolor: "#e6e6e6", zeroline: false};
+  shown.height = 90 + Math.max(22, 9 * settings.length) * names.length;
   Plotly.react("members", marks, shown, config);
+}
+
+// A table that is wider than its place becomes a grid of labelled values; without this script it scrolls.
+function fitTables() {
+  document.querySelectorAll("table.cards").forEach(table => {
+    table.classList.remove("grid");
+    const isWide = window.innerWidth > 700 && table.scrollWidth > table.parentElement.clientWidth;
+    table.classList.toggle("grid", isWide);
+  });
 }
 
 function drawAll() { drawCurves(); drawProjected(); drawMembers(); }
@@ -84,5 +97,8 @@ document.querySelectorAll("button[data-group]").forEach(button => button.addEven
   const open = button.getAttribute("aria-expanded") !== "true";
   button.setAttribute("aria-expanded", String(open));
   document.querySelectorAll(`tr.seed[data-of="${button.dataset.group}"]`).forEach(row => { row.hidden = !open; });
+  fitTables();
 }));
+window.addEventListener("resize", fitTables);
 drawAll();
+fitTables();

@@ -68,7 +68,7 @@ def _context(found: Sequence[Summed], link: Link, topology: str, notes: Sequence
         "groups": result_rows(found, columns, stops, topology),
         "rates": data["rates"],
         "start": next((n for n, stop in enumerate(stops) if stop.rate == link.rate), 0),
-        "link_words": _link_words(link, topology),
+        "link_words": _link_words(link, topology, any(row.get("wire_bytes") for run in runs for row in run.rows)),
         "metric_title": f"{data['metric'].capitalize()} against what it takes",
         "axes": [(kind, axis["title"]) for kind, axis in data["axes"].items()],
         "differences": list(dict.fromkeys(key for group in groups for key in group.values)),
@@ -102,12 +102,16 @@ def _results_words(groups: Sequence[Group]) -> str:
     return " ".join(words)
 
 
-def _link_words(link: Link, topology: str) -> str:
-    """Describe the link beside its rate."""
+def _link_words(link: Link, topology: str, has_traffic: bool) -> str:
+    """Describe the link beside its rate; without traffic between ranks, tell that it makes no difference to them."""
     whose = {"ranks": "Every rank has such a link", "star": "Every client has such a link to the server"}[topology]
     ways = {"full": "both ways at once", "half": "one way after the other", "shared": "all take turns on one medium"}
     latency = f", latency {show_seconds(link.latency)}" if link.latency else ", without latency"
-    return f"{whose}: {ways[link.duplex]}{latency}. Drag the slider to choose its rate."
+    words = f"{whose}: {ways[link.duplex]}{latency}. Drag the slider to choose its rate."
+    if topology == "ranks" and not has_traffic:
+        words += " These runs had one rank, which sends nothing, so no rate makes a difference; with --topology star"
+        words += " every client sends."
+    return words
 
 
 def _members_words(members: Mapping[str, Any] | None) -> str:
