@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +44,23 @@ def test_skips_for_want_of_an_extra_are_counted_and_others_are_not() -> None:
     ]
     missing = missing_extras(reasons)
     assert missing == {"hf": 2, "plots": 1}
+    assert missing_extras(["Skipped: needs the extra docs"]) == {"docs": 1}
     assert in_a_line(missing) == (
         "skipped for want of extras: hf (2), plots (1); pip install --editable '.[hf,plots,test]' runs them"
     )
+
+
+def test_what_tests_skip_for_is_a_library_of_an_extra() -> None:
+    own = {
+        "site_codecs",
+        "site_docstrings",
+        "site_keys",
+        "site_methods",
+        "setuptools",
+    }  # not of an extra, or with reasons
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for library in re.findall(r'importorskip\("(\w+)', path.read_text()):
+            assert library in EXTRA_OF.keys() | own, f"{path.name}: a skip for want of {library} is not counted"
 
 
 @pytest.mark.parametrize("is_required", [False, True])

@@ -21,10 +21,11 @@ from flare_dist.compression.index_codecs import INDEX_CODECS
 from flare_dist.compression.value_codecs import VALUE_CODECS
 from flare_dist.sparse_training.criteria import CRITERIA
 from flare_dist.sparse_training.methods import METHODS
+from tests.helpers.browser import Browser
+from tests.helpers.extras import needs
 from tests.helpers.pages import DOCS, ROOT, SOURCES, Page
 
-for needed in ("sphinx", "furo", "myst_nb", "latex2mathml"):
-    pytest.importorskip(needed, reason="needs the extra docs")
+pytestmark = needs("docs")
 
 ASIDE = {"genindex.html", "search.html", "py-modindex.html"}
 SECTIONS = ["Formula", "When to use it", "Keys", "Command", "Measured"]
@@ -106,6 +107,26 @@ def test_formulas_are_shown_by_the_browser_alone(pages: dict[str, Page]) -> None
         text = "".join(page.text)
         assert not re.search(r"\$\$|\\\(|\\frac|\\sum", text), name
         assert not any("mathjax" in source.lower() or "katex" in source.lower() for source in page.fetched), name
+
+
+def test_the_font_of_formulas_is_in_the_site(site: Path) -> None:
+    (font,) = re.findall(r'url\("([^"]+)"\)', (DOCS / "static" / "site.css").read_text())
+    assert (site / "_static" / font).stat().st_size > 100_000
+
+
+def test_pages_in_a_browser_are_as_wide_as_the_screen_and_show_formulas(site: Path, tmp_path: Path) -> None:
+    names = ("index", "start", "guides/loops", "methods/topk", "results/index", "how", "reference/keys")
+    with Browser(tmp_path) as browser:
+        browser.resize(400)
+        for name in names:
+            browser.open(site / f"{name}.html")
+            assert browser.too_wide() == [], name
+            assert browser.errors() == [], name
+            assert all(url.startswith(site.as_uri()) for url in browser.fetched()), name
+        browser.open(site / "methods" / "topk.html")
+        brace = "[...document.querySelectorAll('div.math mo')].find(operator => operator.textContent === '{')"
+        height = browser.run(f"document.fonts.ready.then(() => {brace}.getBoundingClientRect().height)")
+        assert height > 30  # of the two rows behind it, in a font for mathematics
 
 
 @pytest.mark.parametrize("path", METHOD_PAGES, ids=lambda path: path.stem)

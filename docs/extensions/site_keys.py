@@ -85,7 +85,15 @@ def definitions(chosen: Iterable[Key], anchored: bool = False) -> nodes.definiti
         term += nodes.literal(text=key.default)
         if anchored:
             term["ids"].append(anchor(key.name))
-        found += nodes.definition_list_item("", term, nodes.definition("", nodes.paragraph(text=key.description)))
+        found += nodes.definition_list_item("", term, nodes.definition("", paragraph(key.description)))
+    return found
+
+
+def paragraph(text: str) -> nodes.paragraph:
+    """Write text, in which what stands between backticks is code."""
+    found = nodes.paragraph()
+    for place, part in enumerate(text.split("`")):
+        found += nodes.literal(text=part) if place % 2 else nodes.Text(part)
     return found
 
 

@@ -18,28 +18,15 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from flare_dist.analysis.figure_style import PALETTE, STYLE, show_ticks
+from flare_dist.units import show_bytes
+
 HERE = Path(__file__).parent
-# Okabe and Ito's colours, which people who see fewer colours tell apart; markers differ as well.
-COLOURS = {
-    "dense": "#000000",
-    "EC": "#0072B2",
-    "EF21": "#009E73",
-    "DGC": "#E69F00",
-    "FLARE": "#D55E00",
-    "sparse": "#D55E00",
-}
+DENSE, SPARSE = PALETTE[8], PALETTE[2]
+COLOURS = {"dense": DENSE, "sparse": SPARSE, "EC": PALETTE[0], "EF21": PALETTE[1], "DGC": PALETTE[4], "FLARE": SPARSE}
 MARKERS = {"dense": "s", "EC": "o", "EF21": "^", "DGC": "D", "FLARE": "v", "sparse": "o"}
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "flare_dist",
-}
+OWN: dict[Any, Any] = {"axes.grid": True, "savefig.facecolor": "white", "svg.fonttype": "none"}
+WIDTH = 5.0  # inches: on a telephone the words can still be read
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -50,10 +37,11 @@ def read(name: str) -> list[dict[str, str]]:
 def quickstart(axes: Any) -> None:
     """Show accuracy against bytes of the quickstart, dense and with 1 % of the entries."""
     for name, rows in groupby(read("quickstart"), key=lambda row: row["updates"]):
-        points = [(float(row["bytes_up"]) / 1e6, float(row["test_accuracy"])) for row in rows]
+        points = [(float(row["bytes_up"]), float(row["test_accuracy"])) for row in rows]
         axes.plot(*zip(*points), label={"dense": "dense", "sparse": "1 % of the entries"}[name], color=COLOURS[name])
-    axes.set(xscale="log", xlabel="MB up", ylabel="test accuracy")
-    axes.legend(frameon=False)
+    axes.set(xscale="log", xlabel="bytes up", ylabel="test accuracy")
+    show_ticks(axes.xaxis, show_bytes)
+    axes.legend()
 
 
 def frontier(axes: Any) -> None:
@@ -68,40 +56,40 @@ def frontier(axes: Any) -> None:
         high = [mean + deviation for mean, deviation in zip(means, deviations)]
         axes.plot(densities, means, label=name, color=COLOURS[name], marker=MARKERS[name])
         axes.fill_between(densities, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-    axes.set(xscale="log", xlabel="density: fraction of the entries that is sent", ylabel="test accuracy")
+    axes.set(xscale="log", xlabel="density: share of the entries that is sent", ylabel="test accuracy")
+    show_ticks(axes.xaxis, lambda density: f"{100 * density:.10g} %")
     axes.invert_xaxis()
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def sent(axes: Any) -> None:
     """Show the bytes of five settings, dense and sparse, with the figure that each ended at."""
     rows = read("bytes")[::-1]
     for place, row in enumerate(rows):
-        ends = [float(row["sparse_mb"]), float(row["dense_mb"])]
-        axes.plot(ends, [place, place], color="#999999", linewidth=2, zorder=1)
+        ends = [1e6 * float(row["sparse_mb"]), 1e6 * float(row["dense_mb"])]
+        axes.plot(ends, [place, place], color=PALETTE[3], linewidth=2, zorder=1)
         for name, end in zip(("sparse", "dense"), ends):
             axes.scatter(
                 end, place, color=COLOURS[name], marker=MARKERS[name], zorder=2, label=name if not place else None
             )
-            axes.annotate(row[name], (end, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-        axes.text(
-            0.0, place + 0.42, f"{row['setting']} ({row['measure']})", transform=axes.get_yaxis_transform(), fontsize=9
-        )
-    axes.set(xscale="log", xlabel="MB sent", ylim=(-0.5, len(rows) - 0.2), xlim=(1, 60000))
+            axes.annotate(row[name], (end, place), xytext=(0, 6), textcoords="offset points", ha="center")
+        axes.text(0.0, place + 0.46, f"{row['setting']} ({row['measure']})", transform=axes.get_yaxis_transform())
+    axes.set(xscale="log", xlabel="bytes sent", ylim=(-0.5, len(rows) - 0.2), xlim=(1e6, 6e10))
+    show_ticks(axes.xaxis, show_bytes)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(loc="lower right")
 
 
-FIGURES = {"quickstart": (quickstart, (6.4, 3.2)), "frontier": (frontier, (6.4, 3.8)), "bytes": (sent, (7.2, 4.2))}
+FIGURES = {"quickstart": (quickstart, 2.6), "frontier": (frontier, 3.0), "bytes": (sent, 3.6)}
 
 
 def main() -> None:
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    with plt.rc_context(STYLE):
-        for name, (draw, size) in FIGURES.items():
-            figure, axes = plt.subplots(figsize=size, layout="constrained")
+    with plt.rc_context(STYLE | OWN):
+        for name, (draw, height) in FIGURES.items():
+            figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
             draw(axes)
             figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Creator": None})
             plt.close(figure)

@@ -13,11 +13,12 @@ EXTRA_OF = {  # library -> extra of setup.cfg
     **dict.fromkeys(("matplotlib", "plotly", "jinja2"), "plots"),
     **dict.fromkeys(("transformers", "peft", "tokenizers"), "hf"),
     **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
-    **dict.fromkeys(("sphinx", "myst_nb", "furo"), "docs"),
+    **dict.fromkeys(("sphinx", "myst_nb", "furo", "latex2mathml", "ziamath"), "docs"),
     **dict.fromkeys(("pandas", "datasets", "onnxruntime", "nbformat", "nbclient", "ipykernel"), "test"),
     **{name: name for name in ("lightning", "wandb", "mlflow")},
 }
 _REASON = re.compile(r"could not import '(\w+)|(\w+) is not installed")
+_EXTRA = re.compile(r"needs the extra (\w+)")
 
 
 def needs(extra: str) -> pytest.MarkDecorator:
@@ -29,9 +30,16 @@ def needs(extra: str) -> pytest.MarkDecorator:
 
 def missing_extras(reasons: Iterable[str]) -> Counter[str]:
     """Count by extra the tests that were skipped for want of it, given why each test was skipped."""
-    found = (_REASON.search(reason) for reason in reasons)
-    libraries = (match[1] or match[2] for match in found if match)
-    return Counter(EXTRA_OF[library] for library in libraries if library in EXTRA_OF)
+    return Counter(filter(None, map(_extra, reasons)))
+
+
+def _extra(reason: str) -> str | None:
+    """Read from the reason of a skip which extra was missing; None if it was something else."""
+    library = _REASON.search(reason)
+    if library:
+        return EXTRA_OF.get(library[1] or library[2])
+    extra = _EXTRA.search(reason)
+    return extra and extra[1]
 
 
 def in_a_line(missing: Counter[str]) -> str:
