@@ -56,6 +56,18 @@ def test_different_work_is_told_and_not_refused(
     assert "no plot: plots need matplotlib" in said.out
 
 
+def test_a_target_that_no_run_reached_is_told(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    command = ["report", *runs, "--output_dir", str(tmp_path / "out"), "--target"]
+    assert cli.main([*command, "0.9"]) == 0
+    assert "No run reached the target, accuracy 0.9." in capsys.readouterr().err
+    assert "No run reached the target, accuracy 0.9." in (tmp_path / "out/report.html").read_text()
+    assert cli.main([*command, "0.2"]) == 0
+    assert "reached the target" not in capsys.readouterr().err
+
+
 def test_a_directory_of_runs_stands_for_them_without_those_that_tuned(runs: list[str], tmp_path: Path) -> None:
     write_run(tmp_path / "runs/tuning/d")
     assert find_runs([str(tmp_path / "runs"), runs[0]]) == [Path(run) for run in runs]

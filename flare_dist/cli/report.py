@@ -53,6 +53,8 @@ def run_report(parser: Parser, options: Any, launch: Launch, console: Console) -
         notes += filter(None, map(unknown_slowest, logs))
     groups = group_runs(logs, FREE_KEYS)
     found = sum_up(groups, links, options.topology, options.target)
+    if options.target is not None and not any(run.target for one in found for run in one.totals):
+        notes.append(f"No run reached the target, {logs[0].best[0]} {options.target:g}.")
     settings = [one.setting for one in found]
     best = logs[0].best
     print_table(means_table(settings, best))
