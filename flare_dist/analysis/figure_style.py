@@ -126,10 +126,10 @@ def show_ticks(axis: Any, show: Callable[[float], str]) -> None:
 
 
 def limit_ticks(axis: Any, most: int = 7, whole: bool = False) -> None:
-    """Keep an axis to so many ticks, at `whole` numbers if it counts something."""
+    """Keep an axis to so many ticks at round numbers, `whole` ones if it counts something."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(most, integer=whole))
+    axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 5, 10]))
 
 
 def use_log_scale(axes: Axes, factors: tuple[float, ...]) -> None:

@@ -37,6 +37,7 @@ def plot_seconds(runs: Sequence[Totals], look: Look, stem: Path) -> list[Path]:
         axes = figure.add_subplot(xlabel="mean seconds of a round")
         axes.grid(True, axis="x")
         show_ticks(axes.xaxis, show_seconds)
+        limit_ticks(axes.xaxis, 5)
         places = [place + place // (1 + len(links)) for place in range(len(bars))]
         for place, (run, link) in zip(places, bars):
             _draw_round(axes, place, run, link)
