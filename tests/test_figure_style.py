@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flare_dist.analysis.figure_style import PALETTE, Look, cut, figure_at, line_styles
+from flare_dist.analysis.figure_style import PALETTE, Look, cut, figure_at, limit_ticks, line_styles
 from tests.helpers.extras import needs
 
 pytestmark = needs("plots")
@@ -55,6 +55,16 @@ def test_an_unknown_size_or_format_is_refused(size: str, formats: str, message: 
 
 def test_forty_lines_differ_in_colour_or_dash() -> None:
     assert len({pair for pair, _ in zip(line_styles(), range(40))}) == 40
+
+
+def test_ticks_are_few_and_round() -> None:
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    axis = matplotlib.Figure().add_subplot().xaxis
+    for most in (4.1e6, 0.084, 37.0):
+        limit_ticks(axis, 5)
+        ticks = axis.get_major_locator().tick_values(0, most)
+        assert 3 <= len(ticks) <= 6
+        assert f"{ticks[1]:e}"[:3] in ("1.0", "2.0", "5.0")
 
 
 def test_labels_are_broken_and_not_cut() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,6 @@ def test_the_seconds_of_a_round_are_divided_by_activity(drawn: list[Any], tmp_pa
     assert widths == pytest.approx([*parts.values(), 5.9] * 2)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["measured", "1Mbps"] * 2
     assert len(drawn[0].legends[0].get_texts()) == 5
-
-
-def test_the_ticks_of_seconds_have_room_in_a_column(drawn: list[Any], tmp_path: Path) -> None:
-    seconds: Any = {
-        "round_seconds": 0.08,
-        "compute_seconds": 0.07,
-        "select_seconds": 0.005,
-        "communication_seconds": 0.001,
-    }
-    run = totals(read_run(write_run(tmp_path / "run", **seconds), {}), [], "ranks", None)
-    plot_seconds([run], Look("column"), tmp_path / "seconds")
-    (axes,) = drawn[0].axes
-    left, right = axes.get_xlim()
-    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if left <= label.get_position()[0] <= right]
-    assert len(boxes) > 2
-    assert all(other.x0 - one.x1 > one.width / 2 for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("size", ["column", "page"])
