@@ -1,4 +1,4 @@
-"""The figures of docs/guides/optimizers.md are those that docs/adamw.csv gives, and a grid makes each of its runs."""
+"""The figures of docs/results/adamw.md are those that docs/adamw.csv gives, and a grid makes each of its runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from flare_dist.hook import advice
 ROOT = Path(__file__).parent.parent
 ROWS = read_rows(RESULTS)
 PAGE = (ROOT / "docs" / "guides" / "optimizers.md").read_text(encoding="utf-8")
-MEASURED = PAGE.partition("## What it costs")[2].partition("**Time.**")[0]
+STUDY = (ROOT / "docs" / "results" / "adamw.md").read_text(encoding="utf-8")
+MEASURED = STUDY.partition("**Time.**")[0]
 SETTINGS_ALONE = {"0.999", "0.004", "0.008", "0.002", "0.016"}  # betas and rates
 
 
@@ -62,6 +63,13 @@ def test_each_loss_of_the_page_is_one_of_the_file() -> None:
             known |= {part for losses in runs.values() for part in with_spread(losses).split()}
     unknown = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", MEASURED)) - known
     assert not unknown
+
+
+def test_the_guide_has_figures_of_the_study() -> None:
+    summary = PAGE.partition("## What it costs")[2].partition("## Why")[0]
+    figures = re.findall(r"\d\.\d{3} ± \d\.\d{3}|one \d+th|1\.32 times", summary)
+    assert len(figures) == 10
+    assert not [figure for figure in figures if figure not in STUDY]
 
 
 def test_beta1_by_density_is_that_of_the_runs() -> None:
