@@ -19,7 +19,7 @@ SETTINGS = [
 def test_cells_give_mean_and_deviation_with_units() -> None:
     assert cell(SETTINGS[0], "test_rmse") == "1.5000 ± 0.7071"
     assert cell(SETTINGS[0], "bytes_up") == "1 MB"  # the same for all
-    assert cell(SETTINGS[2], "bytes_up") == "3.5 MB ± 707 kB"
+    assert cell(SETTINGS[2], "bytes_up") == "3.5 ± 0.707 MB"
     assert cell(SETTINGS[1], "test_rmse") == "0.5000 (1 diverged)"
     assert cell(SETTINGS[1], "seconds") == "-"
     assert cell(Setting("a", {}, {"rounds until 0.9": [3.0]}, 3), "rounds until 0.9") == "3 (2 never)"

@@ -19,6 +19,8 @@ from flare_dist.units import show_bytes, show_seconds
 LATEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"}
 LATEX_ESCAPES |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
+SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "ms": 1e-3, "s": 1, "h": 3600, "x": 1}  # of units
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -45,8 +47,14 @@ class Spread:
         return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
     def shown(self, show: Callable[[float], str], plus_minus: str = " ± ") -> str:
-        """Write mean ± deviation; of values that are all the same, as bytes often are, the mean alone."""
-        return show(self.mean) + (plus_minus + show(self.deviation) if self.deviation else "")
+        """Write mean ± deviation in one unit; of values that are all the same, as bytes often are, the mean alone."""
+        mean = show(self.mean)
+        if not self.deviation:
+            return mean
+        number, _, unit = mean.partition(" ")
+        if unit not in SIZES:
+            return f"{mean}{plus_minus}{show(self.deviation)}"
+        return f"{number}{plus_minus}{self.deviation / SIZES[unit]:.3g} {unit}"
 
 
 def unit_of(column: str) -> Callable[[float], str]:
