@@ -167,6 +167,7 @@ def test_train_evaluate_and_partition_print_their_results(tmp_path: Path, capsys
     first = next(line for line in output.splitlines() if line.startswith("│ 0"))
     assert first.split()[-2] == "60"  # 240 examples over 4 clients
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "partition.csv").read_text().startswith("client,group,examples,0,1,")
 
 
 def test_the_compression_shown_counts_batchnorm_bytes_on_both_sides(
