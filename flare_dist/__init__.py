@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from flare_dist.hook.checkpoint import load_hook_state as load_hook_state
     from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
+    from flare_dist.hook.outer import outer as outer
+    from flare_dist.hook.outer_steps import OuterSteps as OuterSteps
     from flare_dist.hook.state import SparseHookState as SparseHookState
     from flare_dist.run.finished import FinishedRun as FinishedRun
     from flare_dist.schedules import Schedule as Schedule
@@ -56,6 +58,7 @@ _HOMES = {
     "FinishedRun": "flare_dist.run.finished",
     "Part": "flare_dist.data.source",
     "Source": "flare_dist.data.source",
+    "OuterSteps": "flare_dist.hook.outer_steps",
     "SparseHookState": "flare_dist.hook.state",
     "Sparsifier": "flare_dist.compression.choices",
     "Task": "flare_dist.tasks.task",
@@ -67,6 +70,7 @@ _HOMES = {
     "evaluate": "flare_dist.api",
     "export": "flare_dist.api",
     "load_hook_state": "flare_dist.hook.checkpoint",
+    "outer": "flare_dist.hook.outer",
     "save_hook_state": "flare_dist.hook.checkpoint",
     "sparse_hook": "flare_dist.hook.ddp",
     "sweep": "flare_dist.api",

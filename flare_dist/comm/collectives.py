@@ -48,6 +48,16 @@ def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | 
     return gathered
 
 
+def ranks_of(group: ProcessGroup | None) -> list[int]:
+    """Return the ranks of a group (None = all), as they are numbered among all."""
+    return dist.get_process_group_ranks(group)
+
+
+def broadcast_from_first(tensor: Tensor, group: ProcessGroup | None) -> None:
+    """Make a tensor that of the first rank of the group (None = all), in place."""
+    dist.broadcast(tensor, src=ranks_of(group)[0], group=group)
+
+
 def alone_group() -> tuple[int, ProcessGroup]:
     """Return this rank and a group of it alone; all ranks call it together."""
     rank, size = rank_and_size(None)

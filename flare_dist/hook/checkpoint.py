@@ -21,13 +21,13 @@ from flare_dist.hook.files import (
     SavedSet,
     find_sets,
 )
+from flare_dist.hook.remembering import Remembering
 from flare_dist.hook.restore import load_named
-from flare_dist.hook.state import SparseHookState
 
 NAME = "sparse-hook"
 
 
-def save_hook_state(state: SparseHookState, directory: str | Path, name: str = NAME) -> None:
+def save_hook_state(state: Remembering, directory: str | Path, name: str = NAME) -> None:
     """Write this rank's memory to `directory`; call it on every rank, between steps. It waits for no other rank.
 
     Several hooks, or several process groups, need a `name` each if they save to one directory. Older files there are
@@ -35,10 +35,10 @@ def save_hook_state(state: SparseHookState, directory: str | Path, name: str = N
     """
     rank, size = rank_and_size(state.process_group)
     saved = state.state_dict() | {"ranks": size, "saved_at": time.time()}
-    own = SavedSet(name, size, saved["step"])  # without a backward that was broken off
+    own = SavedSet(name + state.suffix, size, saved["step"])  # without a backward that was broken off
     path = Path(directory) / own.file(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for broken_off in path.parent.glob(f"{glob.escape(name)}-{rank:05d}-of-*.part"):
+    for broken_off in path.parent.glob(f"{glob.escape(own.name)}-{rank:05d}-of-*.part"):
         broken_off.unlink(missing_ok=True)
     temporary = path.with_suffix(".part")
     torch.save(saved, temporary)
@@ -49,7 +49,7 @@ def save_hook_state(state: SparseHookState, directory: str | Path, name: str = N
     state.saves.count(path)
 
 
-def _outdated(state: SparseHookState, own: SavedSet, path: Path) -> list[Path]:
+def _outdated(state: Remembering, own: SavedSet, path: Path) -> list[Path]:
     """List the files beside `path`, which has just been written, that no whole set can need any more.
 
     If all ranks write to one disk, the last of them sees that the set is whole. A rank with a disk of its own never
@@ -70,7 +70,7 @@ def _outdated(state: SparseHookState, own: SavedSet, path: Path) -> list[Path]:
 
 
 def load_hook_state(
-    state: SparseHookState, directory: str | Path, name: str = NAME, missing: str = "raise", step: int | None = None
+    state: Remembering, directory: str | Path, name: str = NAME, missing: str = "raise", step: int | None = None
 ) -> None:
     """Restore what `save_hook_state` wrote last; call it on every rank. Raises the same ValueError on all of them.
 
@@ -82,4 +82,4 @@ def load_hook_state(
             memory, and a warning names them).
         step: the `state.step` that the rest of the checkpoint is of; files of another step are refused.
     """
-    load_named(state, directory, name, name, missing, step)
+    load_named(state, directory, name + state.suffix, name, missing, step)

@@ -24,12 +24,12 @@ from flare_dist.hook.files import (
     read_file,
     whole_sets,
 )
-from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.remembering import Remembering
 from flare_dist.units import show_numbered
 
 
 def load_named(
-    state: SparseHookState, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
+    state: Remembering, directory: str | Path, name: str, old_name: str, missing: str, step: int | None = None
 ) -> None:
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     check_choice("missing", missing, ("raise", "zero"))
@@ -46,7 +46,7 @@ def load_named(
     candidates = _candidates(place, name, old_name, step, views)
     if not candidates:
         _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")
-        state.load_state_dict({"step": state.step, "memory": {}})
+        state.load_state_dict({"step": state.finished_steps, "memory": {}})
         return
     chosen = newest_set(candidates, seen, ranks)
     wanted = _wanted(chosen, size)
@@ -63,9 +63,10 @@ def load_named(
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
     count = 1 if chosen.size == size else chosen.size
-    memory = _mean([one["memory"] for one in saved], count, state.config.feedback.state_names)
+    memory = _mean([one["memory"] for one in saved], count, state.fed_back)
     rescale_second_moments(memory, chosen.size, size)
-    state.load_state_dict({"step": state.step if found is None else found, "memory": memory})
+    shared = {"shared": saved[0]["shared"]} if saved and "shared" in saved[0] else {}
+    state.load_state_dict({"step": state.finished_steps if found is None else found, "memory": memory} | shared)
     _warn_of_gaps(place, chosen, heads)
 
 
@@ -99,7 +100,7 @@ class _Head(NamedTuple):
     added: set[str]  # parameters that are trained now, and were not
 
     @classmethod
-    def of(cls, saved: list[dict[str, Any]], state: SparseHookState) -> _Head:
+    def of(cls, saved: list[dict[str, Any]], state: Remembering) -> _Head:
         return cls(
             steps={one["step"] for one in saved},
             remembers=any(own for one in saved for own in one["memory"].values()),
@@ -146,7 +147,7 @@ def _candidates(place: Path, name: str, old_name: str, step: int | None, views: 
     return whole or old
 
 
-def _read_own(path: Path, state: SparseHookState) -> dict[str, Any]:
+def _read_own(path: Path, state: Remembering) -> dict[str, Any]:
     """Read one file; raises ValueError if it is of another rule or model than this state's."""
     saved = read_file(path)
     try:

@@ -35,22 +35,20 @@ class SparseHookState:
         seed: of the randk sparsifier, and of rounding at random.
         preconditioner: none, or adam: each rank's gradient becomes Adam's update before error feedback, and what comes
             back is a mean of updates, to be stepped by torch.optim.SGD without momentum; its weight_decay is AdamW's.
-        betas: of adam; beta1 must be 0.
-        eps: of adam.
+        betas, eps: of adam; beta1 must be 0.
         update_clip: largest magnitude of an entry of adam's update.
         clip_norm: without preconditioner, the norm to which each rank clips its whole gradient before error feedback;
             it is known with the last bucket, so that no exchange overlaps with backward. None for none.
         compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
-            none), momentum, residual_decay, count, scope (tensor or block), block, dense_below, index_codec,
-            value_codec, warmup and warmup_rounds, which here count steps: see `help(flare_dist.CompressionConfig)`.
+            none), residual_decay, scope (tensor or block), block, dense_below, codecs, warmup and warmup_rounds, which
+            here count steps, and others: see `help(flare_dist.CompressionConfig)`.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
     rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
 
-    Raises ValueError for settings that make no sense here: scope global would make results depend on DDP's bucket
-    sizes, a threshold gives payloads of unknown size, EF21 and compressed downlinks need a server, and blocks of values
-    would cross tensors. So do complex parameters and sparse gradients, but for density 1 without preconditioner, and
-    with one float16 parameters and dgc.
+    Raises ValueError for settings that make no sense here: scope global (results would depend on DDP's bucket sizes), a
+    threshold (payloads of unknown size), EF21 and compressed downlinks (there is no server), blocks of values; and for
+    complex parameters and sparse gradients, but at density 1 without preconditioner, and float16 or dgc with one.
     """
 
     def __init__(
@@ -79,7 +77,8 @@ class SparseHookState:
         self.clock = StepClock()  # of this step
         self.rule = self.config.feedback.rule
         own = self.preconditioning.record
-        self.state_names = (*self.config.feedback.state_names, *own.vectors, *own.counts)
+        self.fed_back = self.config.feedback.state_names
+        self.state_names = (*self.fed_back, *own.vectors, *own.counts)
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         check_parameters(module, self.config, self.preconditioning)
         trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -88,6 +87,7 @@ class SparseHookState:
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
+        self.suffix = ""
         self.memory = ModelMemory(self.config, self.preconditioning)
         self.held_back = HeldBack()
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
@@ -136,8 +136,8 @@ class SparseHookState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
-        settings = {"seed": self.seed} | vars(self.preconditioning)
-        return {"config": self.config, "settings": settings, "saved": self.state_dict()}
+        own = {"seed": self.seed} | vars(self.preconditioning)
+        return {"config": self.config, "settings": own, "saved": self.state_dict()}
 
     def __setstate__(self, copied: dict[str, Any]) -> None:
         settings = copied.get("settings") or {"seed": copied["seed"]}  # the latter in older versions

@@ -1,0 +1,139 @@
+"""A part of a replica's weights that travels as one: its global values, what is on the way, and the outer optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flare_dist.comm.collectives import ProcessGroup
+from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.state import SparseHookState
+from flare_dist.layout import ParameterLayout
+
+
+class Shards(nn.Module):
+    """Parameters under their names in another model, of which they may be one rank's shards."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._named = dict(named)
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the names as they are in the model, with their dots."""
+        yield from self._named.items()
+
+
+class Fragment:
+    """Some of the weights; what they have moved since the last outer step goes through the exchange of the hook."""
+
+    def __init__(
+        self,
+        named: Mapping[str, Tensor],
+        group: ProcessGroup | None,
+        home: torch.device | None,
+        make_optimizer: Callable[[Sequence[Tensor]], Optimizer],
+        seed: int,
+        compression: Mapping[str, Any],
+    ) -> None:
+        """Begin where `named`, the local weights, are now; `home` is where the global ones lie, by default there."""
+        self.local = dict(named)
+        self._parameters = {name: nn.Parameter(tensor) for name, tensor in named.items()}
+        self.layout = ParameterLayout.of(named.items())
+        self.device = next(iter(named.values())).device
+        flat = torch.cat([tensor.flatten().float() for tensor in named.values()])
+        self.start = flat.to(home or self.device, copy=True)  # the global weights, as of the last outer step
+        self.weights = {name: nn.Parameter(view) for name, view in self.layout.views(self.start)}
+        self.optimizer = make_optimizer(list(self.weights.values()))
+        self.exchange = SparseHookState(Shards(self._parameters), process_group=group, seed=seed, **compression)
+        self._on_the_way: torch.futures.Future[Tensor] | None = None
+        self._arrived: Tensor | None = None
+
+    def send(self) -> None:
+        """Begin to exchange the pseudo-gradient, the global weights minus the local ones."""
+        local = torch.cat([tensor.flatten().float() for tensor in self.local.values()])
+        moved = torch.sub(self.start.to(self.device), local, out=local)
+        self.exchange.begin_step()
+        self._on_the_way = exchange_gradients(self.exchange, list(self._parameters.values()), moved)
+
+    @property
+    def is_on_the_way(self) -> bool:
+        """Tell if something was sent that has not been applied."""
+        return self._on_the_way is not None or self._arrived is not None
+
+    def arrived(self) -> Tensor | None:
+        """Return the mean pseudo-gradient that was sent, float32 [total], once it is there; None if none is on the way.
+
+        Raises FloatingPointError, on all replicas alike, if the weights of one of them were not finite.
+        """
+        if self._on_the_way is not None:
+            self._arrived = self._on_the_way.wait()
+            self._on_the_way = None
+            if self.exchange.failures.of_step(True):
+                raise FloatingPointError(
+                    "outer: the weights of a replica are not finite; lower the inner learning rate, or resume from "
+                    "before"
+                )
+        return self._arrived
+
+    def apply(self, mix: float) -> None:
+        """Take the outer step with what has arrived, and set the local weights; `mix` of them stay local."""
+        mean = self.arrived()
+        assert mean is not None, "nothing was sent"
+        self._arrived = None
+        for (_, gradient), weight in zip(self.layout.views(mean.to(self.start.device)), self.weights.values()):
+            weight.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for weight, local in zip(self.weights.values(), self.local.values()):
+            moved = weight.detach().to(local.device)
+            local.copy_(moved.lerp(local.float(), mix) if mix else moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy what is the same on all replicas: global weights, the outer optimizer's state, and what has arrived."""
+        mean = self.arrived()
+        own = self.optimizer.state
+        return {
+            "start": {name: weight.detach().clone() for name, weight in self.weights.items()},
+            "optimizer": {name: _copied(own.get(weight, {})) for name, weight in self.weights.items()},
+            "arrived": {} if mean is None else {name: view.clone() for name, view in self.layout.views(mean)},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what `state_dict` gave, of these weights and perhaps of others."""
+        for name, weight in self.weights.items():
+            weight.data.copy_(saved["start"][name])
+            self.optimizer.state[weight] = {
+                key: value.to(weight.device) if isinstance(value, Tensor) and value.dim() else value
+                for key, value in _copied(saved["optimizer"][name]).items()
+            }
+        self._on_the_way = None
+        self._arrived = None
+        if all(name in saved["arrived"] for name in self.weights):
+            self._arrived = torch.cat([saved["arrived"][name].flatten() for name in self.weights]).to(self.device)
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def divided(weights: Mapping[str, Tensor], number: int) -> list[dict[str, Tensor]]:
+    """Divide weights, in their order, into parts of about equally many entries, the same on all replicas."""
+    if number > len(weights):
+        raise ValueError(
+            f"outer.fragments: each needs a tensor of its own, got {number} for {len(weights)} tensors; choose fewer"
+        )
+    total = sum(tensor.numel() for tensor in weights.values())
+    parts: list[dict[str, Tensor]] = [{}]
+    passed = 0
+    for place, (name, tensor) in enumerate(weights.items()):
+        left = len(weights) - place
+        is_full = passed >= total * len(parts) / number
+        if parts[-1] and len(parts) < number and (is_full or left == number - len(parts)):
+            parts.append({})
+        parts[-1][name] = tensor
+        passed += tensor.numel()
+    return parts

@@ -1,0 +1,92 @@
+"""The settings of outer steps, and those that papers give them.
+
+local_sgd    averages of weights: Stich, "Local SGD Converges Fast and Communicates Little",
+             https://arxiv.org/abs/1805.09767
+diloco       Nesterov momentum outside: Douillard et al., "DiLoCo: Distributed Low-Communication Training of
+             Language Models", https://arxiv.org/abs/2311.08105
+sparseloco   error feedback in place of that momentum, 64 entries of each 4096 in two bits: Sarfi et al.,
+             "Communication Efficient LLM Pre-training with SparseLoCo", https://arxiv.org/abs/2508.15706
+muloco       DiLoCo whose inner optimizer is Muon: Therien et al., "MuLoCo: Muon is a practical inner optimizer for
+             DiLoCo", https://arxiv.org/abs/2505.23725
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from flare_dist.compression.config import CompressionConfig
+from flare_dist.errors import check_choice, check_least, check_range, unknown_choice
+from flare_dist.named import bind, find
+
+NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
+SPARSE = {"density": 64 / 4096, "scope": "block", "block": 4096, "value_codec": "2bit", "residual_decay": 0.95}
+PRESETS: dict[str, dict[str, Any]] = {
+    "local_sgd": {"every": 30, "outer_options": {"lr": 1.0}, "density": 1.0},
+    "diloco": {"every": 500, "outer_options": NESTEROV, "density": 1.0},
+    "sparseloco": {"every": 30, "outer_options": {"lr": 1.0}, **SPARSE},
+    "muloco": {"every": 30, "outer_options": NESTEROV, "density": 1.0},
+}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class OuterSettings:
+    """When replicas exchange what they have moved, and what is made of it."""
+
+    every: int = 30
+    outer_optimizer: Any = "sgd"
+    outer_options: Mapping[str, Any] = field(default_factory=lambda: dict(NESTEROV))
+    fragments: int = 1
+    delay: int = 0
+    mix: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_least("outer.every", self.every, 1)
+        check_least("outer.fragments", self.fragments, 1)
+        check_least("outer.delay", self.delay, 0)
+        check_range("outer.mix", self.mix, "[0, 1)")
+        if self.every % self.fragments:
+            raise ValueError(
+                f"outer.fragments: one is sent every `every` / fragments steps, got {self.fragments} in "
+                f"{self.every}; choose a divisor of {self.every}"
+            )
+        if self.delay >= self.every:
+            raise ValueError(
+                f"outer.delay: a fragment must have arrived before it is sent again, got {self.delay} with every "
+                f"{self.every}; choose less than {self.every}"
+            )
+        self.make_optimizer([torch.zeros(1, requires_grad=True)])
+
+    def make_optimizer(self, weights: Any) -> Optimizer:
+        """Make the outer optimizer of some weights; raises ValueError that names what is wrong with its options."""
+        key = "outer.outer_optimizer"
+        found = find(key, self.outer_optimizer, OPTIMIZERS)
+        made = bind(key, self.outer_optimizer, found, dict(self.outer_options), ["params"])(weights)
+        if not isinstance(made, Optimizer):
+            raise ValueError(f"{key}: must make a torch.optim.Optimizer, got {type(made).__name__}")
+        return made
+
+    def sends(self, step: int) -> int | None:
+        """Return the number of the fragment that is sent behind local step `step`, counted from 1; None if none is."""
+        interval = self.every // self.fragments
+        return None if step % interval else (step // interval - 1) % self.fragments
+
+
+def settings_of(preset: str | None, given: Mapping[str, Any]) -> tuple[OuterSettings, dict[str, Any]]:
+    """Divide what was given over a preset into settings of outer steps and of compression; dense by default."""
+    if preset is not None:
+        check_choice("outer.preset", preset, PRESETS)
+    values = {"density": 1.0} | (PRESETS[preset] if preset else {}) | dict(given)
+    names = [each.name for each in dataclasses.fields(OuterSettings)]
+    others = [each.name for each in dataclasses.fields(CompressionConfig)]
+    for name in values:
+        if name not in names + others:
+            raise unknown_choice("outer", name, names + others)
+    own = {name: value for name, value in values.items() if name in names}
+    return OuterSettings(**own), {name: value for name, value in values.items() if name in others}

@@ -1,0 +1,168 @@
+"""What a replica remembers between outer steps (outer.py), and when it exchanges and applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_dist.comm.collectives import gather_objects
+from flare_dist.hook.fragment import Fragment, divided
+from flare_dist.hook.meter import HookTraffic
+from flare_dist.hook.outer_settings import OuterSettings
+from flare_dist.hook.replicas import Replicas
+from flare_dist.hook.save_watch import SaveWatch
+
+
+class OuterSteps:
+    """The place of a replica between two outer steps, and the memory of its exchange."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        replicas: Replicas,
+        settings: OuterSettings,
+        compression: Mapping[str, Any],
+        seed: int = 0,
+        offload: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.process_group = replicas.group
+        self.suffix = replicas.suffix
+        self.parameters = tuple(weights.values())
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        self.finished_steps = 0  # of the inner optimizer
+        self.saves = SaveWatch()
+        home = torch.device("cpu") if offload else None
+        parts = divided(weights, settings.fragments)
+        self.fragments = [
+            Fragment(part, self.process_group, home, settings.make_optimizer, seed, compression) for part in parts
+        ]
+        exchange = self.fragments[0].exchange
+        self.fed_back = exchange.config.feedback.state_names
+        self.state_names = (*exchange.state_names, "local")
+        self.rule_name = f"outer {exchange.rule_name}"
+        for fragment in self.fragments:
+            fragment.exchange.saves = self.saves
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count a step of the inner optimizer, and exchange and apply what is due. Call it behind each of them.
+
+        Raises FloatingPointError on all replicas if the weights of one are not finite, and RuntimeError if another
+        replica has not come.
+        """
+        self.finished_steps += 1
+        now = self.settings.sends(self.finished_steps)
+        if now is not None:
+            self.fragments[now].send()
+        self.saves.look()
+        sent = self.finished_steps - self.settings.delay
+        due = self.settings.sends(sent) if sent > 0 else None
+        if due is not None:
+            self._arrival(due)
+            self.fragments[due].apply(self.settings.mix)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Apply what is on the way, then exchange all that replicas have moved since: they end with the same weights.
+
+        Call it on every replica when training is over. The exchange is one more outer step of each fragment.
+        """
+        for number, fragment in enumerate(self.fragments):
+            if fragment.is_on_the_way:
+                self._arrival(number)
+                fragment.apply(self.settings.mix)
+        for number, fragment in enumerate(self.fragments):
+            fragment.send()
+            self._arrival(number)
+            fragment.apply(0.0)
+
+    def _arrival(self, number: int) -> None:
+        """Wait for a fragment; what stops a collective mostly is that replicas do not take equally many steps."""
+        try:
+            self.fragments[number].arrived()
+        except FloatingPointError:
+            raise
+        except RuntimeError as error:
+            problem = str(error).split("\n")[0]
+            raise RuntimeError(
+                f"outer: fragment {number} did not arrive in step {self.finished_steps} ({problem}); "
+                "every replica must take equally many steps, so give each as many batches"
+            ) from error
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the global weights, those of each fragment's last outer step, as long as the block runs.
+
+        To evaluate or to export in the middle of a window; buffers stay the replica's own.
+        """
+        kept = [tensor.clone() for tensor in self.parameters]
+        with torch.no_grad():
+            for fragment in self.fragments:
+                for name, weight in fragment.weights.items():
+                    fragment.local[name].copy_(weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, own in zip(self.parameters, kept):
+                    tensor.copy_(own)
+
+    @property
+    def traffic(self) -> HookTraffic:
+        """Add up what all fragments have sent: see `SparseHookState`."""
+        total = HookTraffic()
+        for fragment in self.fragments:
+            total += fragment.exchange.traffic
+        return total
+
+    @property
+    def wire_bytes(self) -> int:
+        """Return the bytes that the collectives moved over all replicas, padding included."""
+        return self.traffic.wire_bytes
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """Copy this replica's memory and local weights, and what is the same on all replicas; call it between steps.
+
+        It waits for what is on the way. The inner optimizer's state is the script's own to save, on every replica.
+        """
+        memory: dict[str, dict[str, Tensor]] = {}
+        shared: dict[str, dict[str, Any]] = {"start": {}, "optimizer": {}, "arrived": {}}
+        for fragment in self.fragments:
+            for kind, own in fragment.state_dict().items():  # waits, so that the draft of what was sent counts
+                shared[kind] |= own
+            saved = fragment.exchange.state_dict()["memory"]
+            for name, local in fragment.local.items():
+                kinds = saved.get(name) or {kind: torch.zeros(local.shape) for kind in fragment.exchange.state_names}
+                memory[name] = {**kinds, "local": local.detach().float().clone()}
+        whose = {"rule": self.rule_name, "shapes": dict(self.shapes)}
+        sent = [fragment.exchange.step for fragment in self.fragments]
+        return {"step": self.finished_steps, "memory": memory, "shared": shared | {"sent": sent}} | whose
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, the local weights among it; all replicas call it together."""
+        self.finished_steps = state["step"]
+        shared = self._agreed(state.get("shared"))
+        if shared is None:  # nothing was saved: the weights are where the script has loaded them
+            return
+        for fragment, sent in zip(self.fragments, shared["sent"]):
+            fragment.load_state_dict(shared)
+            own = {name: state["memory"].get(name, {}) for name in fragment.local}
+            kept = {name: {kind: vectors[kind] for kind in vectors if kind != "local"} for name, vectors in own.items()}
+            fragment.exchange.memory.replace({name: vectors for name, vectors in kept.items() if vectors})
+            fragment.exchange.step = sent
+            for name, local in fragment.local.items():
+                local.copy_(own[name]["local"] if own[name] else fragment.weights[name])
+
+    def _agreed(self, shared: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return what all replicas have in common, from one that has it if this one's file is lost."""
+        device = self.parameters[0].device
+        if all(gather_objects(shared is not None, self.process_group, device)):
+            return shared
+        return next((one for one in gather_objects(shared, self.process_group, device) if one is not None), None)
