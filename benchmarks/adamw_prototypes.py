@@ -5,7 +5,7 @@ Each way is called as adamw_ways.py's own, with (model, settings of the hook, be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +61,68 @@ def _choose_by_update(bucket: BucketMemory, beta2: float = 0.99, eps: float = 1e
 
     bucket.precondition = note  # type: ignore[method-assign]
     bucket.selection.choose = choose_by_update  # type: ignore[method-assign]
+
+
+def attach_shared_moment(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
+    """Send each rank's Adam update by the mean second moment of all ranks; a prototype.
+
+    The moments are averaged densely in every step, which is not counted: the most that sharing them could give.
+    """
+    return _with_moment(model, settings, betas, lambda gradient: _mean_over_ranks(gradient.square()))
+
+
+def attach_moment_of_mean(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:
+    """Send each rank's Adam update by the second moment of the mean gradient, as if it had all ranks' batch.
+
+    A prototype: the mean is taken densely in every step, which is not counted.
+    """
+    return _with_moment(model, settings, betas, lambda gradient: _mean_over_ranks(gradient.clone()).square_())
+
+
+def _mean_over_ranks(vector: Tensor) -> Tensor:
+    dist.all_reduce(vector)
+    return vector.div_(dist.get_world_size())
+
+
+def _with_moment(
+    model: DistributedDataParallel, settings: dict[str, Any], betas: Betas, square: Callable[[Tensor], Tensor]
+) -> SparseHookState:
+    """Attach without a preconditioner, and make updates by a second moment of `square` of a bucket's gradient.
+
+    It is neither saved nor taken back with a step, and begins anew if DDP forms other buckets, which it does once.
+    """
+    state = WithMoment(model, **settings)
+    state.betas = betas
+    state.square = square
+    model.register_comm_hook(state, sparse_hook)
+    return state
+
+
+class WithMoment(SparseHookState):
+    """Replace the gradients of a bucket by Adam's updates."""
+
+    betas: Betas
+    square: Callable[[Tensor], Tensor]
+
+    def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
+        bucket = super().bucket_of(parameters)
+        if "precondition" not in vars(bucket):
+            bucket.precondition = self._updates_of(bucket)  # type: ignore[method-assign,assignment]
+        return bucket
+
+    def _updates_of(self, bucket: BucketMemory, eps: float = 1e-8, limit: float = 3.0) -> Callable[[Tensor], None]:
+        second_moment = torch.zeros(bucket.layout.total)
+        beta2 = self.betas[1]
+        steps = 0
+
+        def update(gradient: Tensor) -> None:
+            nonlocal steps
+            steps += 1
+            second_moment.lerp_(self.square(gradient), 1 - beta2)
+            root = second_moment.div(1 - beta2**steps).sqrt_().add_(eps)
+            gradient.div_(root).clamp_(-limit, limit)
+
+        return update
 
 
 def attach_led(model: DistributedDataParallel, settings: dict[str, Any], betas: Betas) -> SparseHookState:

@@ -16,7 +16,9 @@ from adamw_prototypes import (
     attach_chosen_by_update,
     attach_clipped_by_last_norm,
     attach_led,
+    attach_moment_of_mean,
     attach_one_selection,
+    attach_shared_moment,
 )
 from adamw_rows import Setting
 from torch import nn
@@ -88,6 +90,8 @@ WAYS = {
     "ec_clipped_by_last_norm": Way(attach_clipped_by_last_norm, adamw, clip=math.inf),
     "p": Way(attach_adam, sgd, clip=math.inf),
     "p_one_selection": Way(attach_one_selection, sgd, clip=math.inf),
+    "p_shared_moment": Way(attach_shared_moment, sgd, clip=math.inf),
+    "p_moment_of_mean": Way(attach_moment_of_mean, sgd, clip=math.inf),
     "ec_led": Way(attach_led, adamw, clip=math.inf),
     "s": Way(attach_chosen_by_update, adamw, clip=math.inf),
     "sgd": Way(attach, sgd_with_momentum, clip=math.inf),  # dense at density 1
