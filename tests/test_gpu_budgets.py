@@ -77,23 +77,23 @@ def test_fourteen_steps_hold_what_two_do() -> None:
 
 
 def test_somebody_who_adds_an_item_breaks_the_budget() -> None:
-    real = ddp.is_finite
+    real = ddp.not_finite
 
     def asks(vector: Tensor) -> Tensor:
-        finite = real(vector)
-        return finite if finite.item() else torch.zeros_like(finite)
+        broken = real(vector)
+        return torch.zeros_like(broken) if broken.item() == 0 else broken
 
-    with patch.object(ddp, "is_finite", asks):
+    with patch.object(ddp, "not_finite", asks):
         assert hook_steps(RESNET18[:5], 2, steps=1).waits
 
 
 def test_somebody_who_looks_at_tensors_one_by_one_breaks_the_budget() -> None:
-    real = ddp.BucketMemory.is_used
+    real = ddp.BucketMemory.largest_of_tensors
 
     def one_by_one(self: Any, gradient: Tensor) -> Tensor:
         for _, own in self.layout.views(gradient):
             own.count_nonzero()
         return real(self, gradient)
 
-    with patch.object(ddp.BucketMemory, "is_used", one_by_one):
+    with patch.object(ddp.BucketMemory, "largest_of_tensors", one_by_one):
         assert hook_steps(RESNET18, 8, steps=1).launches > MORE * 245

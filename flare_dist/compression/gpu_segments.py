@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.compression.gpu_selection import INTEGERS
 from flare_dist.compression.segments import Segment
 from flare_dist.devices import moved_unwaited
 
@@ -62,7 +63,7 @@ def largest_of_segments(vector: Tensor, parts: Parts) -> Tensor:
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=vector.device)
     positions = torch.empty(kept, dtype=torch.int64, device=vector.device)
     sizes = (grid[0], segments.shape[1])
-    whole = {"tile": _TILE, "enable_fp_fusion": True}  # Triton 3.9 warns of a launch that leaves the latter open
+    whole = {"tile": _TILE, **INTEGERS}
     with torch.cuda.device_of(vector):
         for place in range(4):
             kernels.count_digits_of_parts[grid](bits, scratch, programs, segments, *sizes, place, **whole)

@@ -104,16 +104,18 @@ class BucketMemory:
         at_once = max(1, max(_ROOM, 8 * self.layout.total) // (_PAIR * kept))
         for some in slots.split(at_once):
             places, values = decode(some)
-            add(mean, places, values / len(slots))
+            add(mean, places, values, len(slots))
             del places, values  # before the next are decoded
         return mean if scale is None else mean.mul_(scale)
 
+    def largest_of_tensors(self, gradient: Tensor) -> Tensor:
+        """Return the largest magnitude in each tensor of the layout, NaN if it has one; two launches on a GPU."""
+        # A tensor without entries has no largest one: the first entry of all stands for it.
+        tensors = [own if own.numel() else gradient[:1] for _, own in self.layout.views(gradient)]
+        return torch.stack(torch._foreach_norm(tensors, torch.inf))
+
     def is_used(self, gradient: Tensor) -> Tensor:
-        """Tell of each tensor of the layout if its gradient is other than zero, as 1.0 or 0.0; a boolean on a GPU."""
-        if gradient.is_cuda:
-            # A tensor without entries has no largest one: the first entry of all stands for it.
-            tensors = [own if own.numel() else gradient[:1] for _, own in self.layout.views(gradient)]
-            return torch.stack(torch._foreach_norm(tensors, torch.inf)).ne(0)  # NaN is other than zero
+        """Tell of each tensor of the layout if its gradient, on a CPU, is other than zero, as 1.0 or 0.0."""
         values = gradient.numpy()
         flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
         return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few are enough
