@@ -27,15 +27,17 @@ def network(name: str) -> Shapes:
 
 RESNET18 = network("resnet18")
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {  # launches of one step of ResNet-18 on 8 ranks
-    "density 0.01": ({}, 245),
-    "preconditioner": ({"preconditioner": "adam"}, 278),
-    "bf16 parameters": ({"dtype": torch.bfloat16}, 169),
-    "fp16 with a loss scale": ({"dtype": torch.float16, "scaled": True}, 177),
-    "clipped": ({"clip_norm": 0.5}, 257),
-    "dgc": ({"error_feedback": "dgc"}, 508),
-    "int8": ({"value_codec": "int8"}, 356),
+    "density 0.01": ({}, 128),
+    "preconditioner": ({"preconditioner": "adam"}, 164),
+    "bf16 parameters": ({"dtype": torch.bfloat16}, 91),
+    "fp16 with a loss scale": ({"dtype": torch.float16, "scaled": True}, 99),
+    "clipped": ({"clip_norm": 0.5}, 140),
+    "dgc": ({"error_feedback": "dgc"}, 170),
+    "int8": ({"value_codec": "int8"}, 245),
+    "random": ({"sparsifier": "randk"}, 116),
+    "blocks": ({"scope": "block"}, 128),
     "dense": ({"density": 1.0}, 3),
-    "compiled": ({"compiled": True}, 245),
+    "compiled": ({"compiled": True}, 128),
 }
 
 
@@ -96,4 +98,4 @@ def test_somebody_who_looks_at_tensors_one_by_one_breaks_the_budget() -> None:
         return real(self, gradient)
 
     with patch.object(ddp.BucketMemory, "largest_of_tensors", one_by_one):
-        assert hook_steps(RESNET18, 8, steps=1).launches > MORE * 245
+        assert hook_steps(RESNET18, 8, steps=1).launches > MORE * 128

@@ -163,6 +163,13 @@ def test_rows_are_added_up_in_their_order(interpreter: ProcessPoolExecutor, rows
 
 
 @needs_triton
+def test_positions_outside_the_total_are_left_out(interpreter: ProcessPoolExecutor) -> None:
+    places = torch.tensor([[-5, -1, 0, 2999, 3000, 2**31 - 1]])
+    found = interpreter.submit(_add, places, torch.ones(1, 6)).result()
+    assert found.nonzero().flatten().tolist() == [0, 2999]
+
+
+@needs_triton
 @pytest.mark.parametrize("integers", ["i32", "i64"])
 @pytest.mark.parametrize(("name", "constants"), KERNELS)
 def test_the_compiler_takes_the_kernels(

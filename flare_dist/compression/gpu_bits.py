@@ -31,15 +31,17 @@ def write_on_gpu(indices: Tensor, n: int) -> Tensor:
 
 
 def read_on_gpu(data: Tensor, n: int, k: int) -> Tensor:
-    """Read int64 [..., k] positions below n from uint8 [..., nbytes] as `elias_fano.read` does; rows may be strided.
+    """Read the positions below n from uint8 [..., nbytes] as `elias_fano.read` does; rows may be strided.
 
-    On a CPU only under Triton's interpreter.
+    They are int64 [k], and of several rows int32 [rows, k], as `gpu_sums` sorts them: of many ranks they are many. On a
+    CPU only under Triton's interpreter.
     """
     from flare_dist.compression import gpu_bits_kernels as kernels
 
     low, low_nbytes, high_nbytes = sizes(n, k)
     rows = data.unsqueeze(0) if data.dim() == 1 else data
-    positions = torch.empty(len(rows), k, dtype=torch.int64, device=data.device)
+    dtype = torch.int64 if data.dim() == 1 else torch.int32
+    positions = torch.empty(len(rows), k, dtype=dtype, device=data.device)
     if positions.numel():
         assert rows.stride(1) == 1
         grid = (-(-8 * high_nbytes // _READ), len(rows))

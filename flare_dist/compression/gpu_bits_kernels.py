@@ -66,7 +66,7 @@ def _low(row, rank, k, low, inside):
 
 @triton.jit(do_not_specialize=["stride", "k", "low", "unary", "nbytes"])
 def read_code(data, totals, positions, stride, k, low, unary, nbytes, tile: tl.constexpr):
-    """Read the positions of each row, int64 [rows, k].
+    """Read the positions of each row, int32 or int64 [rows, k].
 
     The ones of a damaged row may be fewer: the rest is read as if the first bits behind the end were theirs.
     """
@@ -81,10 +81,12 @@ def read_code(data, totals, positions, stride, k, low, unary, nbytes, tile: tl.c
     bits, one = _ones(row, unary, nbytes, tile)
     rank = before + tl.cumsum(one, 0) - one
     found = (one == 1) & (rank < count)
-    tl.store(own + rank, ((bits - rank) << low) | _low(row, rank, count, low, found), mask=found)
+    number = ((bits - rank) << low) | _low(row, rank, count, low, found)
+    tl.store(own + rank, number.to(positions.dtype.element_ty), mask=found)
     if tl.program_id(0) == tl.num_programs(0) - 1:
         for begin in range(before + tl.sum(one), count, tile):
             behind = begin + lanes
             left = behind < count
             high = 8 * nbytes.to(tl.int64) - behind
-            tl.store(own + behind, (high << low) | _low(row, behind, count, low, left), mask=left)
+            damaged = (high << low) | _low(row, behind, count, low, left)
+            tl.store(own + behind, damaged.to(positions.dtype.element_ty), mask=left)

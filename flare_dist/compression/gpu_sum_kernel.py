@@ -10,12 +10,12 @@ import triton.language as tl
 def add_runs(ordered, order, values, total, divisor, pairs, rows, size, tile: tl.constexpr):
     """Add the values of each run of equal positions, at most `rows`, in their order, by the lane at its first.
 
-    Each is divided first, and rounded as a CPU rounds. Positions behind the end, which damage leads to, are left out.
+    Each is divided first, and rounded as a CPU rounds. Positions outside, which damage leads to, are left out.
     """
     lanes = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     place = tl.load(ordered + lanes, mask=lanes < pairs, other=-1)
     before = tl.load(ordered + lanes - 1, mask=(lanes < pairs) & (lanes > 0), other=-1)
-    begins = (lanes < pairs) & (place != before) & (place < size)
+    begins = (lanes < pairs) & (place != before) & (place >= 0) & (place < size)
     goes_on = begins
     run = tl.load(total + place, mask=begins, other=0.0)
     for row in range(rows):

@@ -12,9 +12,9 @@ _TILE = 256  # pairs of a program
 
 
 def add_row_by_row(total: Tensor, places: Tensor, values: Tensor, divisor: int) -> None:
-    """Add `values` / `divisor`, float32 [rows, k], to `total` at `places`, int64, none twice in a row, row after row.
+    """Add `values` / `divisor`, float32 [rows, k], to `total` at `places`, row after row; no place is twice in a row.
 
-    The divisor is a tensor, for by a number a GPU multiplies with its reciprocal, which rounds otherwise.
+    The divisor becomes a tensor, for by a number a GPU multiplies with its reciprocal, which rounds otherwise.
     """
     for place, value in zip(places, values / values.new_full((), divisor)):
         total.index_add_(0, place, value)

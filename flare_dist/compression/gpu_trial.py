@@ -73,5 +73,5 @@ def _try_positions(vector: Tensor) -> None:
         rows = vector.view(2, -1).topk(k).indices.sort().values * 2 + 1
         codes = torch.stack([elias_fano.write(row, n) for row in rows])
         own = torch.stack([write_on_gpu(row, n) for row in rows])
-        if not (torch.equal(own, codes) and torch.equal(read_on_gpu(codes, n, k), rows)):
+        if not (torch.equal(own, codes) and torch.equal(read_on_gpu(codes, n, k), rows.int())):
             raise RuntimeError("its codes of positions are not those of PyTorch")

@@ -24,7 +24,7 @@ from flare_dist.compression.gpu_bits import read_on_gpu, write_on_gpu
 class IndexCodec(NamedTuple):
     """`encode` takes ascending integers [k] and n; `decode` is its inverse for data of `nbytes(n, k)`.
 
-    Those that take rows decode several payloads at once, uint8 [rows, nbytes], as int64 [rows, k].
+    Those that take rows decode several payloads at once, uint8 [rows, nbytes], as int64 or int32 [rows, k].
     """
 
     nbytes: Callable[[int, int], int]

@@ -126,7 +126,7 @@ class Packing:
         return Sparse(indices.int(), decoded, data)
 
     def unpack_rows(self, data: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, int64 [rows, kept], and values.
+        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, integers [rows, kept], and values.
 
         With codecs that take rows the number of operations does not depend on how many rows there are.
         """
@@ -135,7 +135,7 @@ class Packing:
         if not (sizes.index_codec.takes_rows and codec.takes_rows):
             payloads = [self.unpack(row, kept) for row in data]
             positions = torch.stack([payload.indices for payload in payloads])
-            return positions.long(), torch.stack([payload.values for payload in payloads])
+            return positions, torch.stack([payload.values for payload in payloads])
         chosen = kept - self.whole.numel()
         coded, values = data.split([sizes.index_nbytes, sizes.nbytes - sizes.index_nbytes], -1)
         indices = self.whole.expand(len(data), -1)
@@ -161,7 +161,7 @@ class Packing:
         if self.codecs.value_block:
             of = torch.arange(kept, device=indices.device).expand_as(indices) // self.codecs.value_block
         else:
-            of = self.tensors_of(indices).clamp_(max=self.ends.numel() - 1)  # those that came may be damaged
+            of = self.tensors_of(indices.long()).clamp_(max=self.ends.numel() - 1)  # those that came may be damaged
         return Groups(of, count_tables(self.codecs.value_block, self.ends.numel(), kept))
 
 

@@ -12,6 +12,7 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.preconditioners import Preconditioning
+from flare_dist.devices import moved_unwaited
 from flare_dist.hook.selection import BucketSelection
 from flare_dist.layout import ParameterLayout
 
@@ -56,6 +57,7 @@ class BucketMemory:
         self.is_pending = False
         self._mean = torch.zeros(layout.total if device.type == "cpu" and not config.is_dense else 0)
         self._touched = torch.empty(0, dtype=torch.int64)  # where it may be other than zero
+        self._starts = moved_unwaited(torch.tensor([entry.offset for entry in layout.entries]), device)
         self._parameters = parameters
         for name, own in self.by_name().items():
             for kind, vector in own.items():
@@ -135,10 +137,23 @@ class BucketMemory:
 
     def keep_unused(self, used: Tensor) -> None:
         """Keep in the draft what is fed back of tensors without a gradient: neither decayed nor moved on."""
+        if used.is_cuda:
+            everywhere = self._spread(used)
+            for kind in self.config.feedback.state_names:
+                torch.where(everywhere, self.pending[kind], self.kept[kind], out=self.pending[kind])
+            return
         for kind in self.config.feedback.state_names:
             olds, news = self.layout.views(self.kept[kind]), self.layout.views(self.pending[kind])
             for old, new, is_used in zip(olds, news, used):
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
+
+    def _spread(self, used: Tensor) -> Tensor:
+        """Spread what is true of each tensor over its entries, bool [total]; its launches do not grow with tensors."""
+        own = used.to(torch.int8)
+        steps = own.clone()
+        steps[1:] -= own[:-1]
+        changes = torch.zeros(self.layout.total + 1, dtype=torch.int8, device=self.device)  # 1: empty ones at the end
+        return changes.index_add_(0, self._starts, steps).cumsum(0, dtype=torch.int8)[:-1].bool()
 
     def after_step(self, failed: Tensor | None) -> dict[str, Tensor]:
         """Return what `commit` would make of the memory, which stays as it is."""
