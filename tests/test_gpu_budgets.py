@@ -34,7 +34,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {  # launches of one step of R
     "clipped": ({"clip_norm": 0.5}, 140),
     "dgc": ({"error_feedback": "dgc"}, 170),
     "int8": ({"value_codec": "int8"}, 245),
-    "random": ({"sparsifier": "randk"}, 116),
+    "random": ({"sparsifier": "randk"}, 113),
     "blocks": ({"scope": "block"}, 128),
     "dense": ({"density": 1.0}, 3),
     "compiled": ({"compiled": True}, 128),

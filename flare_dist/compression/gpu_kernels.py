@@ -159,26 +159,42 @@ def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexp
     """Count in the first row of `totals` the keys above the k-th largest, in the second those that equal it."""
     kth, _ties = begin_of_kth(scratch, k, 4)
     source, length, _suffice = _selected_from(vector, scratch, found, n, k, capacity)
+    first, stop = _share(length)
+    above, tied = count_from(source, first, stop, kth, tile)
+    tl.store(totals + tl.program_id(0), above)
+    tl.store(totals + tl.num_programs(0) + tl.program_id(0), tied)
+
+
+@triton.jit
+def count_from(source, first, stop, kth, tile: tl.constexpr):
+    """Count the keys of one program above the k-th largest, and those that equal it."""
     above = tl.full((), 0, tl.int64)
     tied = tl.full((), 0, tl.int64)
-    first, stop = _share(length)
     for start in range(first, stop, tile):
         keys = load_keys(source, start, stop, tile)
         above += tl.sum((keys > kth).to(tl.int32))
         tied += tl.sum(((tl.arange(0, tile) < stop - start) & (keys == kth)).to(tl.int32))
-    tl.store(totals + tl.program_id(0), above)
-    tl.store(totals + tl.num_programs(0) + tl.program_id(0), tied)
+    return above, tied
 
 
 @triton.jit(do_not_specialize=["n", "k", "capacity"])
 def write_positions(vector, scratch, totals, found, places, positions, n, k, capacity, tile: tl.constexpr):
     """Write the ascending positions of the keys above the k-th largest and of the first that equal it, k together."""
-    lanes = tl.arange(0, tile)
     kth, ties = begin_of_kth(scratch, k, 4)
     source, length, suffice = _selected_from(vector, scratch, found, n, k, capacity)
     above = _counted_before(totals)
     tied = _counted_before(totals + tl.num_programs(0))
     first, stop = _share(length)
+    write_from(source, first, stop, kth, ties, above, tied, places, suffice, positions, tile)
+
+
+@triton.jit
+def write_from(source, first, stop, kth, ties, above, tied, places, moved, positions, tile: tl.constexpr):
+    """Write what one program keeps: keys above the k-th largest, and those that equal it while fewer than `ties` are.
+
+    Before it there are so many `above` it and `tied` ones. Keys that were `moved` have their positions in `places`.
+    """
+    lanes = tl.arange(0, tile)
     for start in range(first, stop, tile):
         keys = load_keys(source, start, stop, tile)
         higher = keys > kth
@@ -189,7 +205,7 @@ def write_positions(vector, scratch, totals, found, places, positions, n, k, cap
             seen = tl.cumsum(both, 0)
             room = tl.maximum(tl.minimum(ties - tied, tile), 0).to(tl.int32)  # for ties from here on
             kept = higher | (equal & ((seen >> 16) <= room))
-            place = tl.load(places + start + lanes, mask=kept, other=0) if suffice else start + lanes
+            place = tl.load(places + start + lanes, mask=kept, other=0) if moved else start + lanes
             rank = (seen & 0xFFFF) + tl.minimum(seen >> 16, room) - 1
             tl.store(positions + above + tl.minimum(tied, ties) + rank, place, mask=kept)
         above += count & 0xFFFF
