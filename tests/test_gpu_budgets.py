@@ -87,7 +87,7 @@ def test_many_ranks_take_two_buckets_or_the_room_beside_the_mean(room: int, dtyp
 
 def test_many_entries_are_decoded_in_the_room_that_there_is() -> None:
     """All ranks at once where that takes little, and otherwise some of them after the others."""
-    shapes = [(3000, 1000)]
+    shapes = [(1000, 500)]
     free = hook_steps(shapes, 16, steps=1, density=0.2)
     with patch.object(memory, "_ROOM", 1):
         found = hook_steps(shapes, 16, steps=1, density=0.2)
@@ -95,7 +95,7 @@ def test_many_entries_are_decoded_in_the_room_that_there_is() -> None:
 
 
 def test_fourteen_steps_hold_what_two_do() -> None:
-    shapes = RESNET18[:-20]
+    shapes = RESNET18[:-35]
     two, many = (hook_steps(shapes, 8, steps=steps).held_by_others for steps in (2, 14))
     assert many == two > 0
 

@@ -90,14 +90,14 @@ def _select(x: Tensor, k: int) -> tuple[Tensor, int]:
 def test_it_selects_what_a_cpu_selects(interpreter: ProcessPoolExecutor, kind: str) -> None:
     n = 6_151  # four programs, of which one has a tile of a few entries
     x = vector(kind, n)
-    for k in (0, 1, n // 1000, n // 100, n // 2, n):
+    for k in (0, 1, n // 100, n // 2, n):
         found, _ = interpreter.submit(_select, x, k).result()
         assert found.dtype == torch.int64
         assert torch.equal(found, largest(x, k)), k
 
 
 @needs_triton
-@pytest.mark.parametrize("n", [2, 3, 1023, 1024, 1025, 2048, 4095, 4097, 8193])
+@pytest.mark.parametrize("n", [2, 3, 1023, 1024, 1025, 2048, 4097])
 def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
     """A tile has 1024 or 2048 entries; ties lie on both sides of every border."""
     x = vector("ties", n)
@@ -107,7 +107,7 @@ def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
 
 @needs_triton
 def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecutor) -> None:
-    n, k = 20_000, 100
+    n, k = 10_000, 100
 
     def candidates(kind: str) -> int:
         return interpreter.submit(_select, vector(kind, n), k).result()[1]
@@ -117,7 +117,7 @@ def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecut
     for kind in ("all equal", "signed zeros", "subnormal"):  # of subnormal numbers two digits are zero
         assert candidates(kind) == 0
     assert 0 < candidates("sampled ones are large") < k
-    assert candidates("sampled ones are small") > 19_000
+    assert candidates("sampled ones are small") > 9000
 
 
 def _select_from_segments(x: Tensor, segments: list[Segment]) -> Tensor:
@@ -126,16 +126,17 @@ def _select_from_segments(x: Tensor, segments: list[Segment]) -> Tensor:
 
 def segments_of(numels: list[int], density: float) -> list[Segment]:
     ends = list(itertools.accumulate(numels, initial=7))
-    return [Segment(start, numel, max(1, round(density * numel))) for start, numel in zip(ends, numels)]
+    segments = [Segment(start, numel, max(1, round(density * numel))) for start, numel in zip(ends, numels)]
+    return [*segments, Segment(ends[-1], 1100, 1100)]  # one is kept whole
 
 
 @needs_triton
 @pytest.mark.parametrize("kind", ["normal", "ties", "nearly all zero", "all equal", "subnormal", "huge"])
-@pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("density", [0.01, 0.3])
 def test_segments_are_selected_from_as_if_alone(interpreter: ProcessPoolExecutor, kind: str, density: float) -> None:
     """Of one entry, of less and more than a tile, and of several programs; the first begins at an odd place."""
-    segments = segments_of([1, 5, 1024, 1025, 3000, 33_000, 2], density)
-    x = vector(kind, 40_000)
+    segments = segments_of([1, 5, 1024, 1025, 300, 17_000, 2], density)
+    x = vector(kind, 21_000)
     expected = torch.cat([largest(x[s.offset : s.offset + s.numel], s.k) + s.offset for s in segments])
     assert torch.equal(interpreter.submit(_select_from_segments, x, segments).result(), expected)
 
