@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flare_dist.compression.gpu_kernels import SCRATCH, begin_of_kth, count_from, histogram_of, load_keys, write_from
+from flare_dist.compression.gpu_selection import SCRATCH
+from flare_dist.compression.gpu_walks import begin_of_kth, count_from, histogram_of, load_keys, write_from
 
 _PER_SEGMENT = tl.constexpr(SCRATCH)
 _MOST_PARTS = tl.constexpr(256)  # of a segment

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+SCRATCH = 2 + 4 * 256  # int64 of a selection: two numbers, and a histogram of each digit
 _SAMPLE = 2**14  # entries that one program holds at once
 _PROGRAMS_PER_PROCESSOR = 7  # as many as the registers of the kernels that read everything leave room for
 _TILE = 1024  # entries that a program scans at once, eight a thread
@@ -40,7 +41,7 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
         programs = _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
     grid = (min(programs, kernels.MOST_PROGRAMS.value),)
     bits = vector.detach().contiguous().view(torch.int32)
-    scratch = torch.zeros(kernels.SCRATCH, dtype=torch.int64, device=device)
+    scratch = torch.zeros(SCRATCH, dtype=torch.int64, device=device)
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=device)
     positions = torch.empty(k, dtype=torch.int64, device=device)
     sampled = n >= 4 * sample and k * 16 <= n

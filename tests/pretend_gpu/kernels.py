@@ -49,7 +49,6 @@ class _Kernel:
 class _Kernels(ModuleType):
     """A module of kernels, without Triton."""
 
-    SCRATCH = 2 + 4 * 256
     MOST_PROGRAMS = SimpleNamespace(value=1024)
 
     def __getattr__(self, name: str) -> _Kernel:
