@@ -21,7 +21,7 @@ from tests.pretend_gpu.streams import STREAMS
 from tests.pretend_gpu.tensors import raw, to_gpu
 from tests.ranks import run_ranks
 
-SHAPES = [(60, 500), (50,), (300, 40), (7,), (1,), (4, 4, 3, 3)]
+SHAPES = [(60, 500), (50,), (300, 40), (7,), (1,), (4, 4, 3, 3), (0, 3)]
 STEPS = 3
 Case = tuple[dict[str, Any], dict[str, Any]]  # settings of the hook; what happens
 CASES: list[Case] = [
@@ -33,6 +33,7 @@ CASES: list[Case] = [
     ({"value_codec": "fp16", "index_codec": "packed"}, {}),
     ({"sparsifier": "randk"}, {}),
     ({"scope": "block", "block": 64}, {}),
+    ({"scope": "block"}, {}),
     ({"dense_below": 60}, {}),
     ({"residual_decay": 0.9}, {}),
     ({"index_codec": "bitmap"}, {}),
@@ -53,6 +54,9 @@ CASES: list[Case] = [
     ({"preconditioner": "adam"}, {"dtype": torch.bfloat16}),
     ({}, {"dtype": torch.float16, "scaled": True}),
     ({}, {"unused": True}),
+    ({"error_feedback": "dgc"}, {"unused": True}),
+    ({"residual_decay": 0.9}, {"unused": True}),
+    ({"value_codec": "int8", "dense_below": 60}, {}),
 ]
 
 

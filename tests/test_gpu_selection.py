@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_dist.compression import gpu_selection, gpu_sums, gpu_trial
+from flare_dist.compression import gpu_sums, gpu_trial
 from flare_dist.compression.gpu_segments import largest_of_segments, parts_of
 from flare_dist.compression.gpu_selection import largest_on_gpu
 from flare_dist.compression.gpu_trial import pays
 from flare_dist.compression.segments import Segment
 from flare_dist.compression.sparsifiers import largest
+from tests.helpers.kernels import compiled_for_h100, interpreting, needs_triton
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 SAMPLE = 256
 KERNELS: list[tuple[str, dict[str, int]]] = [
     ("find_bound", {"sample": 2**14}),
@@ -70,17 +68,7 @@ KINDS += ["descending", "subnormal", "huge", "one huge", "sampled ones are large
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process of its own in which Triton interprets: it decides that for good when it is imported."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("TRITON_INTERPRET", "1")
-            pool.submit(torch.set_num_threads, 1).result()  # the process starts here
-        try:
-            pool.submit(_select, torch.ones(4), 1).result()
-        except Exception as error:
-            if "only 0-dimensional arrays can be converted" not in str(error):
-                raise
-            pytest.skip("Triton's interpreter (3.4, of torch 2.8) does not go with numpy 2.4 or later")
+    with interpreting() as pool:
         yield pool
 
 
@@ -102,14 +90,14 @@ def _select(x: Tensor, k: int) -> tuple[Tensor, int]:
 def test_it_selects_what_a_cpu_selects(interpreter: ProcessPoolExecutor, kind: str) -> None:
     n = 6_151  # four programs, of which one has a tile of a few entries
     x = vector(kind, n)
-    for k in (0, 1, n // 1000, n // 100, n // 2, n):
+    for k in (0, 1, n // 100, n // 2, n):
         found, _ = interpreter.submit(_select, x, k).result()
         assert found.dtype == torch.int64
         assert torch.equal(found, largest(x, k)), k
 
 
 @needs_triton
-@pytest.mark.parametrize("n", [2, 3, 1023, 1024, 1025, 2048, 4095, 4097, 8193])
+@pytest.mark.parametrize("n", [2, 3, 1023, 1024, 1025, 2048, 4097])
 def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
     """A tile has 1024 or 2048 entries; ties lie on both sides of every border."""
     x = vector("ties", n)
@@ -119,7 +107,7 @@ def test_any_length(interpreter: ProcessPoolExecutor, n: int) -> None:
 
 @needs_triton
 def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecutor) -> None:
-    n, k = 20_000, 100
+    n, k = 10_000, 100
 
     def candidates(kind: str) -> int:
         return interpreter.submit(_select, vector(kind, n), k).result()[1]
@@ -129,7 +117,7 @@ def test_the_sample_leaves_few_candidates_or_none(interpreter: ProcessPoolExecut
     for kind in ("all equal", "signed zeros", "subnormal"):  # of subnormal numbers two digits are zero
         assert candidates(kind) == 0
     assert 0 < candidates("sampled ones are large") < k
-    assert candidates("sampled ones are small") > 19_000
+    assert candidates("sampled ones are small") > 9000
 
 
 def _select_from_segments(x: Tensor, segments: list[Segment]) -> Tensor:
@@ -138,16 +126,17 @@ def _select_from_segments(x: Tensor, segments: list[Segment]) -> Tensor:
 
 def segments_of(numels: list[int], density: float) -> list[Segment]:
     ends = list(itertools.accumulate(numels, initial=7))
-    return [Segment(start, numel, max(1, round(density * numel))) for start, numel in zip(ends, numels)]
+    segments = [Segment(start, numel, max(1, round(density * numel))) for start, numel in zip(ends, numels)]
+    return [*segments, Segment(ends[-1], 1100, 1100)]  # one is kept whole
 
 
 @needs_triton
 @pytest.mark.parametrize("kind", ["normal", "ties", "nearly all zero", "all equal", "subnormal", "huge"])
-@pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("density", [0.01, 0.3])
 def test_segments_are_selected_from_as_if_alone(interpreter: ProcessPoolExecutor, kind: str, density: float) -> None:
     """Of one entry, of less and more than a tile, and of several programs; the first begins at an odd place."""
-    segments = segments_of([1, 5, 1024, 1025, 3000, 33_000, 2], density)
-    x = vector(kind, 40_000)
+    segments = segments_of([1, 5, 1024, 1025, 300, 17_000, 2], density)
+    x = vector(kind, 21_000)
     expected = torch.cat([largest(x[s.offset : s.offset + s.numel], s.k) + s.offset for s in segments])
     assert torch.equal(interpreter.submit(_select_from_segments, x, segments).result(), expected)
 
@@ -155,7 +144,7 @@ def test_segments_are_selected_from_as_if_alone(interpreter: ProcessPoolExecutor
 def _add(places: Tensor, values: Tensor) -> Tensor:
     total = torch.zeros(3000)
     for some in (slice(0, 3), slice(3, None)):
-        gpu_sums.add_runs(total, places[some], values[some])
+        gpu_sums.add_runs(total, places[some], values[some], 3)
     return total
 
 
@@ -170,8 +159,15 @@ def test_rows_are_added_up_in_their_order(interpreter: ProcessPoolExecutor, rows
     values = torch.randn(rows, k, generator=draws) * 10.0 ** torch.randint(-40, 30, (rows, k), generator=draws)
     values[:, 0] = -0.0
     expected = torch.zeros(3000)
-    gpu_sums.add_row_by_row(expected, places, values)
+    gpu_sums.add_row_by_row(expected, places, values, 3)
     assert torch.equal(interpreter.submit(_add, places, values).result().view(torch.int32), expected.view(torch.int32))
+
+
+@needs_triton
+def test_positions_outside_the_total_are_left_out(interpreter: ProcessPoolExecutor) -> None:
+    places = torch.tensor([[-5, -1, 0, 2999, 3000, 2**31 - 1]])
+    found = interpreter.submit(_add, places, torch.ones(1, 6)).result()
+    assert found.nonzero().flatten().tolist() == [0, 2999]
 
 
 @needs_triton
@@ -182,28 +178,9 @@ def test_the_compiler_takes_the_kernels(
 ) -> None:
     """For an H100, without one; lengths of 64 bits are those of vectors of 2^31 entries and more."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from flare_dist.compression import gpu_kernels, gpu_part_kernels, gpu_sum_kernel
-
-    modules = (gpu_kernels, gpu_part_kernels, gpu_sum_kernel)
-    kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
-    types = dict.fromkeys(kernel.arg_names, integers) | dict.fromkeys(constants, "constexpr")
-    pointers = {"vector": "*i32", "found": "*i32", "scratch": "*i64", "totals": "*i64", "places": "*i64"}
-    pointers |= {"positions": "*i64", "ordered": "*i32", "order": "*i64", "values": "*fp32", "total": "*fp32"}
-    pointers |= {"programs": "*i64", "segments": "*i64"}
-    types |= {argument: pointers[argument] for argument in kernel.arg_names if argument in pointers}
-    values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, argument in enumerate(kernel.arg_names) if argument in pointers}
-    compiled = triton.compile(
-        ASTSource(kernel, types, values, aligned),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": 32 if name == "find_bound" else 4, **gpu_selection._INTEGERS},
-    )
+    code = compiled_for_h100(name, constants, integers, num_warps=32 if name == "find_bound" else 4)
     if name != "find_bound" and "parts" not in name and name != "add_runs":  # which begin anywhere
-        assert re.search(r"ld\.global(\.\w+)*\.v4", compiled.asm["ptx"])
+        assert re.search(r"ld\.global(\.\w+)*\.v4", code)
 
 
 def test_a_cpu_needs_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:

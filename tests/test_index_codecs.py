@@ -21,13 +21,13 @@ from flare_dist.compression.bits import (
     unpack_bits,
     unpack_bits_unwaited,
 )
+from flare_dist.compression.elias_fano import low_bits
 from flare_dist.compression.index_codecs import (
     ALL,
     INDEX_CODECS,
     bound_bits,
     candidates,
     check_indices,
-    low_bits,
     smallest,
 )
 from flare_dist.compression.sparsifiers import topk

@@ -111,7 +111,10 @@ ONLY_IN = {
     "matplotlib": {"analysis/figure_style.py"},
     "plotly": {"analysis/page.py"},
     "jinja2": {"analysis/page.py"},
-    "triton": {f"compression/gpu_{name}.py" for name in ("kernels", "part_kernels", "sum_kernel")},
+    "triton": {
+        *(f"compression/gpu_{name}_kernels.py" for name in ("part", "bits")),
+        *(f"compression/gpu_{name}.py" for name in ("kernels", "sum_kernel", "walks")),
+    },
     "transformers": {"data/tokenizer.py", "models/hugging_face.py", "engines/transformers_hook.py"},
     "peft": {"models/adapters.py"},
     "lightning": {"engines/lightning_hook.py"},

@@ -68,21 +68,21 @@ def test_callbacks_on_the_streams_of_the_pool_are_found() -> None:
 
 @pytest.mark.parametrize("wait", [lambda v: v.item(), bool, float, lambda v: v.cpu(), lambda v: v.nonzero()])
 def test_a_wait_in_backward_is_found(wait: Callable[[Tensor], Any]) -> None:
-    real = ddp.is_finite
+    real = ddp.not_finite
 
     def asks(vector: Tensor) -> Tensor:
-        finite = real(vector)
-        wait(finite)
-        return finite
+        broken = real(vector)
+        wait(broken)
+        return broken
 
-    with patch.object(ddp, "is_finite", asks):
+    with patch.object(ddp, "not_finite", asks):
         waits = took().waits
     assert {place.split(":")[0] for _, place in waits} == {"hook/ddp.py"}
-    assert waits.total() == 2 * took().buckets  # before and behind the exchange
+    assert waits.total() == took().buckets
 
 
 def test_a_launch_for_each_tensor_is_found() -> None:
-    real = memory.BucketMemory.is_used
+    real = memory.BucketMemory.largest_of_tensors
 
     def one_by_one(self: Any, gradient: Tensor) -> Tensor:
         for _, own in self.layout.views(gradient):
@@ -90,7 +90,7 @@ def test_a_launch_for_each_tensor_is_found() -> None:
         return real(self, gradient)
 
     before = took().launches
-    with patch.object(memory.BucketMemory, "is_used", one_by_one):
+    with patch.object(memory.BucketMemory, "largest_of_tensors", one_by_one):
         assert took().launches == before + len(SHAPES)
 
 

@@ -125,7 +125,7 @@ def unpack(
 def unpack_rows(slots: Tensor, packing: Packing, kept: int) -> tuple[Tensor, Tensor]:
     """Read the messages of all ranks at once on a GPU, uint8 [W, slot], none with buffers, each of `kept` entries.
 
-    Returns their positions, int64 [W, kept], and values; no header is looked at, for that would be waited for.
+    Returns their positions, integers [W, kept], and values; no header is looked at, for that would be waited for.
     """
     return packing.unpack_rows(slots[:, HEADER_NBYTES : HEADER_NBYTES + packing.sizes(kept).nbytes], kept)
 

@@ -19,10 +19,13 @@ from flare_dist.compression.gpu_segments import LONG, Parts, largest_of_segments
 from flare_dist.compression.packing import Packing
 from flare_dist.compression.payload import Dense, Payload, Sparse
 from flare_dist.compression.segments import SCOPES, Segment
-from flare_dist.compression.sparsifiers import Sparsifier, check_finite, largest, topk
+from flare_dist.compression.sparsifiers import Sparsifier, check_finite, largest, randk, topk
 from flare_dist.compression.unwaited import largest_unwaited
+from flare_dist.devices import moved_unwaited
 from flare_dist.layout import Entry, ParameterLayout
 from flare_dist.seeding import generator
+
+_LONG_BLOCK = 2**12  # entries
 
 Draws = Callable[[Segment], torch.Generator]
 
@@ -50,10 +53,12 @@ class Plan:
         if vector.is_cuda and self.sparsifier is topk and self._parts and gpu_trial.works(vector.device):
             return self._choose_on_gpu(vector)
         chosen = []
+        # Positions drawn at random are drawn on the CPU, and go to a GPU together.
+        source = torch.zeros(()).expand(vector.numel()) if self.sparsifier is randk else vector
         for segment in self.segments:
             offset, numel, k, blocks = segment
             generator = draws(segment)
-            rows = vector[offset : offset + blocks * numel].view(blocks, numel)
+            rows = source[offset : offset + blocks * numel].view(blocks, numel)
             if blocks > 1 and self.sparsifier is topk:
                 if not rows.is_cuda:
                     check_finite(rows)
@@ -61,26 +66,40 @@ class Plan:
             else:
                 for place, row in enumerate(rows):
                     chosen.append(self.sparsifier(row, k, generator, self.threshold) + (offset + place * numel))
+        if source is not vector and chosen:
+            chosen = [moved_unwaited(torch.cat(chosen), vector.device)]
         return torch.cat([*chosen, self.packing.whole])
 
     @cached_property
+    def _single(self) -> list[Segment]:
+        """List the segments with each block as one of its own."""
+        return [
+            Segment(offset + block * numel, numel, k)
+            for offset, numel, k, blocks in self.segments
+            for block in range(blocks)
+        ]
+
+    @cached_property
     def _parts(self) -> Parts | None:
-        """Divide the segments that are selected from together on a GPU; None if there are blocks."""
-        short = [segment for segment in self.segments if segment.numel < LONG]
-        has_blocks = any(segment.blocks > 1 for segment in self.segments)
-        return parts_of(short, self.packing.whole.device) if short and not has_blocks else None
+        """Divide the segments that are selected from together on a GPU; None if there are short blocks.
+
+        Counting takes 8 KiB of each segment, which of blocks of 4096 entries are half their memory.
+        """
+        short = [segment for segment in self._single if segment.numel < LONG]
+        has_short_blocks = any(segment.blocks > 1 and segment.numel < _LONG_BLOCK for segment in self.segments)
+        return parts_of(short, self.packing.whole.device) if short and not has_short_blocks else None
 
     def _choose_on_gpu(self, vector: Tensor) -> Tensor:
         """Choose as `choose` does by magnitude, from all but very long segments at once."""
         assert self._parts
         chosen = largest_of_segments(vector, self._parts)
-        counts = [segment.k for segment in self.segments if segment.numel < LONG]
-        if len(counts) == len(self.segments):
+        counts = [segment.k for segment in self._single if segment.numel < LONG]
+        if len(counts) == len(self._single):
             return torch.cat([chosen, self.packing.whole]) if self.packing.whole.numel() else chosen
         short = iter(chosen.split(counts))
         parts = [
             next(short) if numel < LONG else largest(vector[offset : offset + numel], k) + offset
-            for offset, numel, k, _ in self.segments
+            for offset, numel, k, _ in self._single
         ]
         return torch.cat([*parts, self.packing.whole])
 

@@ -1,8 +1,5 @@
 """Triton kernels of `gpu_selection`: exact selection of the k largest magnitudes with every size known beforehand.
 
-A float's bits without the sign, shifted left once, are its *key*: keys are ordered as magnitudes are, subnormal ones as
-well. A key's four digits have eight bits each, the highest first. The vector lies before the kernels as int32 bits.
-
 The kernels run one after another and communicate through `scratch`, int64 [SCRATCH] that begins as zeros: the bound
 that makes a key a candidate, the number of candidates, a histogram of each digit; and through `totals`, int64 [2,
 programs], what each program has counted. Offsets that may pass 2^31 are int64 scalars added to pointers; within a tile
@@ -14,20 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SCRATCH = 2 + 4 * 256
+from flare_dist.compression.gpu_walks import begin_of_kth, count_from, descend, histogram_of, load_keys, write_from
+
 MOST_PROGRAMS = tl.constexpr(1024)  # a power of two
 _UNIT = tl.constexpr(1024)  # entries; programs begin at multiples of it, so that they can read 16 bytes at once
-
-
-@triton.jit
-def load_keys(source, start, stop, tile: tl.constexpr):
-    """Load the keys of a tile, zeros from `stop` on. A whole tile takes no mask, which would forbid 16-byte loads."""
-    lanes = tl.arange(0, tile)
-    if start + tile <= stop:
-        bits = tl.load(source + start + lanes)
-    else:
-        bits = tl.load(source + start + lanes, mask=lanes < stop - start, other=0)
-    return bits.to(tl.uint32, bitcast=True) << 1
 
 
 @triton.jit
@@ -44,35 +31,6 @@ def _counted_before(totals):
     """Sum up what the programs before this one have counted."""
     program = tl.arange(0, MOST_PROGRAMS)
     return tl.sum(tl.load(totals + program, mask=program < tl.program_id(0), other=0))
-
-
-@triton.jit
-def histogram_of(keys, prefix, place: tl.constexpr):
-    """Counts of digit `place` of the keys that begin with `prefix`; the other keys are counted under digit zero."""
-    digits = keys >> (24 - 8 * place)
-    return tl.histogram(tl.where((digits >> 8) == prefix, digits & 255, 0).to(tl.int32), 256)
-
-
-@triton.jit
-def _descend(histogram, rank):
-    """Find the digit of the key of this rank from the top, and its rank among the keys of the same digit.
-
-    The count of digit zero is not needed: what is not among the other digits is there.
-    """
-    at_least = tl.cumsum(histogram.to(tl.int64), 0, reverse=True)
-    digit = tl.sum((at_least >= rank).to(tl.int32)) - 1
-    return digit.to(tl.uint32), rank - tl.max(tl.where(at_least < rank, at_least, 0))
-
-
-@triton.jit
-def begin_of_kth(scratch, k, digits: tl.constexpr):
-    """Find the first digits of the k-th largest key, and its rank among the keys that begin with them."""
-    prefix = tl.full((), 0, tl.uint32)
-    rank = k.to(tl.int64)
-    for place in tl.static_range(digits):
-        digit, rank = _descend(tl.load(scratch + 2 + place * 256 + tl.arange(0, 256)), rank)
-        prefix = prefix * 256 + digit
-    return prefix, rank
 
 
 @triton.jit
@@ -99,7 +57,7 @@ def find_bound(vector, scratch, stride, rank, most, sample: tl.constexpr):
     prefix = tl.full((), 0, tl.uint32)
     left = rank.to(tl.int64)
     for place in tl.static_range(2):
-        digit, left = _descend(histogram_of(keys, prefix, place), left)
+        digit, left = descend(histogram_of(keys, prefix, place), left)
         prefix = prefix * 256 + digit
     bound = prefix << 16
     reaching = tl.sum((keys >= bound).to(tl.int32))
@@ -159,13 +117,8 @@ def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexp
     """Count in the first row of `totals` the keys above the k-th largest, in the second those that equal it."""
     kth, _ties = begin_of_kth(scratch, k, 4)
     source, length, _suffice = _selected_from(vector, scratch, found, n, k, capacity)
-    above = tl.full((), 0, tl.int64)
-    tied = tl.full((), 0, tl.int64)
     first, stop = _share(length)
-    for start in range(first, stop, tile):
-        keys = load_keys(source, start, stop, tile)
-        above += tl.sum((keys > kth).to(tl.int32))
-        tied += tl.sum(((tl.arange(0, tile) < stop - start) & (keys == kth)).to(tl.int32))
+    above, tied = count_from(source, first, stop, kth, tile)
     tl.store(totals + tl.program_id(0), above)
     tl.store(totals + tl.num_programs(0) + tl.program_id(0), tied)
 
@@ -173,24 +126,9 @@ def count_kept(vector, scratch, totals, found, n, k, capacity, tile: tl.constexp
 @triton.jit(do_not_specialize=["n", "k", "capacity"])
 def write_positions(vector, scratch, totals, found, places, positions, n, k, capacity, tile: tl.constexpr):
     """Write the ascending positions of the keys above the k-th largest and of the first that equal it, k together."""
-    lanes = tl.arange(0, tile)
     kth, ties = begin_of_kth(scratch, k, 4)
     source, length, suffice = _selected_from(vector, scratch, found, n, k, capacity)
     above = _counted_before(totals)
     tied = _counted_before(totals + tl.num_programs(0))
     first, stop = _share(length)
-    for start in range(first, stop, tile):
-        keys = load_keys(source, start, stop, tile)
-        higher = keys > kth
-        equal = (lanes < stop - start) & (keys == kth)
-        both = higher.to(tl.int32) + (equal.to(tl.int32) << 16)  # two counts in one scan
-        count = tl.sum(both)
-        if count > 0:
-            seen = tl.cumsum(both, 0)
-            room = tl.maximum(tl.minimum(ties - tied, tile), 0).to(tl.int32)  # for ties from here on
-            kept = higher | (equal & ((seen >> 16) <= room))
-            place = tl.load(places + start + lanes, mask=kept, other=0) if suffice else start + lanes
-            rank = (seen & 0xFFFF) + tl.minimum(seen >> 16, room) - 1
-            tl.store(positions + above + tl.minimum(tied, ties) + rank, place, mask=kept)
-        above += count & 0xFFFF
-        tied += count >> 16
+    write_from(source, first, stop, kth, ties, above, tied, places, suffice, positions, tile)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flare_dist.compression.gpu_kernels import SCRATCH, begin_of_kth, histogram_of, load_keys
+from flare_dist.compression.gpu_selection import SCRATCH
+from flare_dist.compression.gpu_walks import begin_of_kth, count_from, histogram_of, load_keys, write_from
 
 _PER_SEGMENT = tl.constexpr(SCRATCH)
 _MOST_PARTS = tl.constexpr(256)  # of a segment
@@ -54,12 +55,7 @@ def count_kept_of_parts(vector, scratch, totals, programs, segments, count, segm
     """Count in the first row of `totals` the keys above the k-th largest of the segment, in the second equal ones."""
     first, stop, k, _begin, own, _eldest = _part(programs, segments, scratch, count, segment_count)
     kth, _ties = begin_of_kth(own, k, 4)
-    above = tl.full((), 0, tl.int64)
-    tied = tl.full((), 0, tl.int64)
-    for start in range(first, stop, tile):
-        keys = load_keys(vector, start, stop, tile)
-        above += tl.sum((keys > kth).to(tl.int32))
-        tied += tl.sum(((tl.arange(0, tile) < stop - start) & (keys == kth)).to(tl.int32))
+    above, tied = count_from(vector, first, stop, kth, tile)
     tl.store(totals + tl.program_id(0), above)
     tl.store(totals + count + tl.program_id(0), tied)
 
@@ -69,22 +65,8 @@ def write_positions_of_parts(
     vector, scratch, totals, positions, programs, segments, count, segment_count, tile: tl.constexpr
 ):
     """Write the ascending positions of each segment's keys above its k-th largest and of the first that equal it."""
-    lanes = tl.arange(0, tile)
     first, stop, k, begin, own, eldest = _part(programs, segments, scratch, count, segment_count)
     kth, ties = begin_of_kth(own, k, 4)
     above = _counted_by(totals, eldest)
     tied = _counted_by(totals + count, eldest)
-    for start in range(first, stop, tile):
-        keys = load_keys(vector, start, stop, tile)
-        higher = keys > kth
-        equal = (lanes < stop - start) & (keys == kth)
-        both = higher.to(tl.int32) + (equal.to(tl.int32) << 16)  # two counts in one scan
-        counted = tl.sum(both)
-        if counted > 0:
-            seen = tl.cumsum(both, 0)
-            room = tl.maximum(tl.minimum(ties - tied, tile), 0).to(tl.int32)  # for ties from here on
-            kept = higher | (equal & ((seen >> 16) <= room))
-            rank = (seen & 0xFFFF) + tl.minimum(seen >> 16, room) - 1
-            tl.store(positions + begin + above + tl.minimum(tied, ties) + rank, start + lanes, mask=kept)
-        above += counted & 0xFFFF
-        tied += counted >> 16
+    write_from(vector, first, stop, kth, ties, above, tied, positions, False, positions + begin, tile)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.compression.gpu_selection import INTEGERS, SCRATCH
 from flare_dist.compression.segments import Segment
 from flare_dist.devices import moved_unwaited
 
@@ -58,11 +59,11 @@ def largest_of_segments(vector: Tensor, parts: Parts) -> Tensor:
     programs, segments, kept = parts
     grid = (programs.shape[1],)
     bits = vector.detach().contiguous().view(torch.int32)
-    scratch = torch.zeros(segments.shape[1] * kernels.SCRATCH, dtype=torch.int64, device=vector.device)
+    scratch = torch.zeros(segments.shape[1] * SCRATCH, dtype=torch.int64, device=vector.device)
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=vector.device)
     positions = torch.empty(kept, dtype=torch.int64, device=vector.device)
     sizes = (grid[0], segments.shape[1])
-    whole = {"tile": _TILE, "enable_fp_fusion": True}  # Triton 3.9 warns of a launch that leaves the latter open
+    whole = {"tile": _TILE, **INTEGERS}
     with torch.cuda.device_of(vector):
         for place in range(4):
             kernels.count_digits_of_parts[grid](bits, scratch, programs, segments, *sizes, place, **whole)

@@ -16,11 +16,12 @@ import math
 import torch
 from torch import Tensor
 
+SCRATCH = 2 + 4 * 256  # int64 of a selection: two numbers, and a histogram of each digit
 _SAMPLE = 2**14  # entries that one program holds at once
 _PROGRAMS_PER_PROCESSOR = 7  # as many as the registers of the kernels that read everything leave room for
 _TILE = 1024  # entries that a program scans at once, eight a thread
 _READ = 2048  # the same of kernels that only count
-_INTEGERS = {"enable_fp_fusion": True}  # of no effect on them, but Triton 3.9 warns of a launch that leaves it open
+INTEGERS = {"enable_fp_fusion": True}  # of no effect on them, but Triton 3.9 warns of a launch that leaves it open
 
 
 def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int | None = None) -> Tensor:
@@ -40,7 +41,7 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
         programs = _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
     grid = (min(programs, kernels.MOST_PROGRAMS.value),)
     bits = vector.detach().contiguous().view(torch.int32)
-    scratch = torch.zeros(kernels.SCRATCH, dtype=torch.int64, device=device)
+    scratch = torch.zeros(SCRATCH, dtype=torch.int64, device=device)
     totals = torch.empty(2 * grid[0], dtype=torch.int64, device=device)
     positions = torch.empty(k, dtype=torch.int64, device=device)
     sampled = n >= 4 * sample and k * 16 <= n
@@ -50,14 +51,14 @@ def largest_on_gpu(vector: Tensor, k: int, sample: int = _SAMPLE, programs: int 
     places = torch.empty(capacity, dtype=torch.int64, device=device)
     with torch.cuda.device_of(vector):
         if sampled:
-            kernels.find_bound[(1,)](bits, scratch, stride, rank, most, sample, num_warps=32, **_INTEGERS)
-            kernels.count_candidates[grid](bits, scratch, totals, n, _READ, **_INTEGERS)
-            kernels.gather_candidates[grid](bits, scratch, totals, found, places, n, k, capacity, _TILE, **_INTEGERS)
+            kernels.find_bound[(1,)](bits, scratch, stride, rank, most, sample, num_warps=32, **INTEGERS)
+            kernels.count_candidates[grid](bits, scratch, totals, n, _READ, **INTEGERS)
+            kernels.gather_candidates[grid](bits, scratch, totals, found, places, n, k, capacity, _TILE, **INTEGERS)
         for place in range(4):
-            kernels.count_digits[grid](bits, scratch, found, n, k, capacity, place, _READ, **_INTEGERS)
-        kernels.count_kept[grid](bits, scratch, totals, found, n, k, capacity, _READ, **_INTEGERS)
+            kernels.count_digits[grid](bits, scratch, found, n, k, capacity, place, _READ, **INTEGERS)
+        kernels.count_kept[grid](bits, scratch, totals, found, n, k, capacity, _READ, **INTEGERS)
         kernels.write_positions[grid](
-            bits, scratch, totals, found, places, positions, n, k, capacity, _TILE, **_INTEGERS
+            bits, scratch, totals, found, places, positions, n, k, capacity, _TILE, **INTEGERS
         )
     return positions
 

@@ -1,4 +1,4 @@
-"""A trial of Triton: whether the kernels of `gpu_kernels` run on a GPU and are right there."""
+"""A trial of Triton: whether our kernels run on a GPU and are right there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 import torch
 from torch import Tensor
 
+from flare_dist.compression import elias_fano
+from flare_dist.compression.gpu_bits import read_on_gpu, write_on_gpu
 from flare_dist.compression.gpu_segments import largest_of_segments, parts_of
 from flare_dist.compression.gpu_selection import largest_on_gpu
 from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
@@ -38,6 +40,7 @@ def works(device: torch.device) -> bool:
                 raise RuntimeError("its selection is not the one of a sort")
         _try_segments(normal.mul(8).round())
         _try_sums(normal[:3000].view(3, 1000))
+        _try_positions(normal)
     except Exception as error:  # whatever it is, there is another way
         log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
         return False
@@ -58,6 +61,17 @@ def _try_sums(values: Tensor) -> None:
     sums = []
     for add in (add_runs, add_row_by_row):
         sums.append(torch.zeros(2000, device=values.device))
-        add(sums[-1], places, values)
+        add(sums[-1], places, values, 3)
     if not torch.equal(*sums):
         raise RuntimeError("its sums are not those of one row after another")
+
+
+def _try_positions(vector: Tensor) -> None:
+    """Raise RuntimeError if positions are not coded as they are without Triton, or not read again from many rows."""
+    n = vector.numel()
+    for k in (3000, 100):  # of the fewer more than eight bits each are written as they are
+        rows = vector.view(2, -1).topk(k).indices.sort().values * 2 + 1
+        codes = torch.stack([elias_fano.write(row, n) for row in rows])
+        own = torch.stack([write_on_gpu(row, n) for row in rows])
+        if not (torch.equal(own, codes) and torch.equal(read_on_gpu(codes, n, k), rows.int())):
+            raise RuntimeError("its codes of positions are not those of PyTorch")

@@ -15,13 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flare_dist.compression import gpu_trial
 from flare_dist.compression.bits import bit_positions, pack, packed_nbytes, set_bits, unpack
+from flare_dist.compression.elias_fano import read, sizes, write
+from flare_dist.compression.gpu_bits import read_on_gpu, write_on_gpu
 
 
 class IndexCodec(NamedTuple):
     """`encode` takes ascending integers [k] and n; `decode` is its inverse for data of `nbytes(n, k)`.
 
-    Those that take rows decode several payloads at once, uint8 [rows, nbytes], as int64 [rows, k].
+    Those that take rows decode several payloads at once, uint8 [rows, nbytes], as int64 or int32 [rows, k].
     """
 
     nbytes: Callable[[int, int], int]
@@ -70,34 +73,16 @@ def blockwise(block: int) -> IndexCodec:
     )
 
 
-def low_bits(n: int, k: int) -> int:
-    """Choose the number l of low bits by which Elias-Fano takes the fewest for k of n, l + (k + n / 2^l) / k each."""
-    return min(range(n.bit_length() + 1), key=lambda low: k * (low + 1) + (n >> low))
-
-
 def elias_fano() -> IndexCodec:
-    """Code as Elias (1974) and Fano (1971): the l lowest bits of each index as they are, the rest in unary.
-
-    Bit high_i + i of the unary part is 1 for the i-th index, high_i its bits above the l lowest: the ones are the
-    indices and each zero steps to the next 2^l positions. Of many indices at most 0.6 bit each above the bound.
-    """
-
-    @lru_cache(maxsize=256)  # of a run's few tensors and densities
-    def sizes(n: int, k: int) -> tuple[int, int, int]:
-        low = low_bits(n, k)
-        return low, packed_nbytes(k, low), -(-(k + (max(n - 1, 0) >> low)) // 8) if k else 0
+    """Code as Elias (1974) and Fano (1971), see elias_fano.py: of many indices at most 0.6 bit each above the bound."""
 
     def encode(indices: Tensor, n: int) -> Tensor:
-        k = indices.numel()
-        low, _, high_nbytes = sizes(n, k)
-        ones = (indices >> low) + torch.arange(k, device=indices.device)
-        return torch.cat([pack(indices, low), set_bits(ones, 8 * high_nbytes)])
+        on_gpu = indices.is_cuda and gpu_trial.works(indices.device)
+        return write_on_gpu(indices, n) if on_gpu else write(indices, n)
 
     def decode(data: Tensor, n: int, k: int) -> Tensor:
-        low, low_nbytes, high_nbytes = sizes(n, k)
-        lows, highs = data.split([low_nbytes, high_nbytes], -1)
-        high = bit_positions(highs, k) - torch.arange(k, device=data.device)
-        return (high << low) | unpack(lows, low, k)
+        on_gpu = data.is_cuda and gpu_trial.works(data.device)
+        return read_on_gpu(data, n, k) if on_gpu else read(data, n, k)
 
     return IndexCodec(lambda n, k: sum(sizes(n, k)[1:]), encode, decode, takes_rows=True)
 

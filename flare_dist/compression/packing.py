@@ -90,8 +90,8 @@ class Packing:
         return self.sizes(kept).nbytes + WORD
 
     def tensors_of(self, indices: Tensor) -> Tensor:
-        """Return the number of the tensor that each index lies in, int64."""
-        return torch.bucketize(indices, self.ends, right=True).clamp_(max=self.ends.numel() - 1)
+        """Return the number of the tensor that each index lies in, int64; one more than there are behind the end."""
+        return torch.bucketize(indices, self.ends, right=True)
 
     def pack(self, indices: Tensor, values: Tensor, draws: Tensor | None = None) -> Sparse:
         """Encode `values` (float32 [kept]) at these `indices`: those chosen (ascending, none whole), then `whole`.
@@ -106,7 +106,8 @@ class Packing:
         parts = [coded]
         if chosen.numel():
             parts = [self.sizes(indices.numel()).index_codec.encode(chosen, self.total), coded]
-        return Sparse(indices.int(), codec.decode(coded, groups), torch.cat(parts))
+        # To narrow them would be a launch on a GPU, and to widen them again another.
+        return Sparse(indices if indices.is_cuda else indices.int(), codec.decode(coded, groups), torch.cat(parts))
 
     @property
     def looks_at_draws(self) -> bool:
@@ -125,7 +126,7 @@ class Packing:
         return Sparse(indices.int(), decoded, data)
 
     def unpack_rows(self, data: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, int64 [rows, kept], and values.
+        """Decode payloads of `kept` entries, uint8 [rows, nbytes]: their positions, integers [rows, kept], and values.
 
         With codecs that take rows the number of operations does not depend on how many rows there are.
         """
@@ -134,12 +135,13 @@ class Packing:
         if not (sizes.index_codec.takes_rows and codec.takes_rows):
             payloads = [self.unpack(row, kept) for row in data]
             positions = torch.stack([payload.indices for payload in payloads])
-            return positions.long(), torch.stack([payload.values for payload in payloads])
+            return positions, torch.stack([payload.values for payload in payloads])
         chosen = kept - self.whole.numel()
         coded, values = data.split([sizes.index_nbytes, sizes.nbytes - sizes.index_nbytes], -1)
         indices = self.whole.expand(len(data), -1)
         if chosen:
-            indices = torch.cat([sizes.index_codec.decode(coded, self.total, chosen), indices], -1)
+            decoded = sizes.index_codec.decode(coded, self.total, chosen)
+            indices = torch.cat([decoded, indices], -1) if self.whole.numel() else decoded
         return indices, codec.decode(values, self._grouped(indices))
 
     def unpack_checked(self, data: Tensor, kept: int) -> Sparse:
@@ -159,7 +161,7 @@ class Packing:
         if self.codecs.value_block:
             of = torch.arange(kept, device=indices.device).expand_as(indices) // self.codecs.value_block
         else:
-            of = self.tensors_of(indices)
+            of = self.tensors_of(indices.long()).clamp_(max=self.ends.numel() - 1)  # those that came may be damaged
         return Groups(of, count_tables(self.codecs.value_block, self.ends.numel(), kept))
 
 

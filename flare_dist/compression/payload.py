@@ -32,7 +32,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Some entries of a vector: `values` float32 [kept] at `indices` int32 [kept], encoded as `data` uint8 [nbytes]."""
+    """Some entries of a vector: `values` float32 [kept] at `indices` [kept], encoded as `data` uint8 [nbytes].
+
+    Indices are int32, and int64 if they were chosen on a GPU.
+    """
 
     indices: Tensor
     values: Tensor

@@ -54,7 +54,8 @@ def cast(dtype: torch.dtype) -> ValueCodec:
         return held.to(dtype).contiguous().view(torch.uint8)
 
     def decode(data: Tensor, groups: Groups) -> Tensor:
-        return data.clone().view(dtype).float()  # a clone is aligned, a slice may not be
+        is_aligned = data.is_contiguous() and data.storage_offset() % dtype.itemsize == 0
+        return (data if is_aligned else data.clone()).view(dtype).float()
 
     return ValueCodec(
         sized(torch.finfo(dtype).bits, 0), encode, decode, looks_at_groups=False, takes_rows=True, looks_at_draws=False

@@ -34,7 +34,7 @@ from flare_dist.compression.sparsifiers import NotFiniteError, check_finite
 from flare_dist.hook.dense import exchange_densely
 from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.save_watch import failed_anywhere
-from flare_dist.hook.scale import is_finite, scale_of
+from flare_dist.hook.scale import not_finite, scale_of
 from flare_dist.hook.state import SparseHookState
 
 
@@ -90,7 +90,7 @@ def exchange_gradients(
         rounded = mean if mean.dtype == buffer.dtype else buffer.copy_(mean)
         state.saves.receive(gathered.view(world_size, -1)[:, NOTE])
         # Scaled up again, a residual may be too large for float16.
-        anywhere = torch.logical_or(failed_anywhere(slots[:, NOTE]), ~is_finite(rounded[touched]), out=verdict)
+        anywhere = torch.logical_or(failed_anywhere(slots[:, NOTE]), not_finite(rounded[touched]), out=verdict)
         state.failures.note(anywhere)
         if buffer.is_cuda:
             rounded.masked_fill_(anywhere, math.inf)
@@ -116,7 +116,7 @@ def _exchange_densely(
     verdict = torch.empty((), dtype=torch.bool, device=buffer.device)  # of this stream, which reads it at the next step
 
     def look(mean: Tensor) -> None:
-        state.failures.note(torch.logical_not(is_finite(mean), out=verdict))
+        state.failures.note(torch.ne(not_finite(mean), 0, out=verdict))
         state.clock.come_back()
 
     return exchange_densely(buffer, state.process_group, state.count, state.side_streams, look)
@@ -132,12 +132,17 @@ def _compress(
 ) -> tuple[Sparse, Tensor]:
     """Make this rank's payload of a bucket; also tell if its gradients were not finite, a boolean on their device."""
     gradient = _unscaled(buffer, scale)
-    used = bucket.is_used(gradient)
-    bucket.precondition(gradient)
     if buffer.is_cuda:  # so that nothing waits for the answer
-        failed = ~is_finite(gradient if state.preconditioning.applies else buffer)
+        largest = bucket.largest_of_tensors(gradient)
+        used = largest.ne(0)  # NaN is other than zero
+        bucket.precondition(gradient)
+        if state.preconditioning.applies:
+            largest = torch.linalg.vector_norm(gradient, torch.inf)
+        failed = largest.mul(0).any()  # of what is not finite that is NaN, which counts as true
         gradient.nan_to_num_(0, 0, 0)
     else:
+        used = bucket.is_used(gradient)
+        bucket.precondition(gradient)
         failed = torch.zeros((), dtype=torch.bool)
     packing = bucket.selection.plan(state.step).packing
     draw = (state.seed, state.step, rank)

@@ -12,12 +12,13 @@ from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.gpu_sums import add_row_by_row, add_runs
 from flare_dist.compression.payload import Encoded
 from flare_dist.compression.preconditioners import Preconditioning
+from flare_dist.devices import moved_unwaited
 from flare_dist.hook.selection import BucketSelection
 from flare_dist.layout import ParameterLayout
 
 _FEW = 64  # entries of a gradient that are looked at first
-_ROOM = 2**28  # bytes
-_PAIR = 36  # bytes that a GPU takes to decode an entry and to add it
+_ROOM = 2**27  # bytes; with half of it 64 ranks would take a tenth more launches, ResNet-18 at density 0.01
+_PAIR = 40  # bytes that a GPU takes to decode an entry, to sort it (by the source of torch's sort) and to add it
 
 Decode = Callable[[Tensor], tuple[Tensor, Tensor]]  # messages -> positions and values, a row each
 
@@ -56,6 +57,7 @@ class BucketMemory:
         self.is_pending = False
         self._mean = torch.zeros(layout.total if device.type == "cpu" and not config.is_dense else 0)
         self._touched = torch.empty(0, dtype=torch.int64)  # where it may be other than zero
+        self._starts = moved_unwaited(torch.tensor([entry.offset for entry in layout.entries]), device)
         self._parameters = parameters
         for name, own in self.by_name().items():
             for kind, vector in own.items():
@@ -96,24 +98,28 @@ class BucketMemory:
     def mean_on_gpu(self, buffer: Tensor, slots: Tensor, decode: Decode, kept: int, scale: Tensor | None) -> Tensor:
         """Take the mean as `mean_of` does of messages of `kept` entries, uint8 [W, slot], which `decode` reads.
 
-        It is `buffer` itself if that is float32. Ranks are taken together as far as that needs no more memory than two
-        buckets, or _ROOM if they are smaller.
+        It is `buffer` itself if that is float32. Ranks are taken together as far as that needs no more memory, with the
+        mean if it is not, than two buckets of float32, or _ROOM beside it if they are smaller; one rank at least.
         """
-        mean = buffer.zero_() if buffer.dtype == torch.float32 else torch.zeros(buffer.shape, device=buffer.device)
+        is_own = buffer.dtype != torch.float32
+        mean = torch.zeros(buffer.shape, device=buffer.device) if is_own else buffer.zero_()
         add = add_runs if gpu_trial.works(buffer.device) else add_row_by_row
-        at_once = max(1, max(_ROOM, 8 * self.layout.total) // (_PAIR * kept))
+        room = max(_ROOM, (4 if is_own else 8) * self.layout.total)
+        at_once = max(1, room // (_PAIR * kept))
         for some in slots.split(at_once):
             places, values = decode(some)
-            add(mean, places, values / len(slots))
+            add(mean, places, values, len(slots))
             del places, values  # before the next are decoded
         return mean if scale is None else mean.mul_(scale)
 
+    def largest_of_tensors(self, gradient: Tensor) -> Tensor:
+        """Return the largest magnitude in each tensor of the layout, NaN if it has one; two launches on a GPU."""
+        # A tensor without entries has no largest one: the first entry of all stands for it.
+        tensors = [own if own.numel() else gradient[:1] for _, own in self.layout.views(gradient)]
+        return torch.stack(torch._foreach_norm(tensors, torch.inf))
+
     def is_used(self, gradient: Tensor) -> Tensor:
-        """Tell of each tensor of the layout if its gradient is other than zero, as 1.0 or 0.0; a boolean on a GPU."""
-        if gradient.is_cuda:
-            # A tensor without entries has no largest one: the first entry of all stands for it.
-            tensors = [own if own.numel() else gradient[:1] for _, own in self.layout.views(gradient)]
-            return torch.stack(torch._foreach_norm(tensors, torch.inf)).ne(0)  # NaN is other than zero
+        """Tell of each tensor of the layout if its gradient, on a CPU, is other than zero, as 1.0 or 0.0."""
         values = gradient.numpy()
         flat = [values[entry.offset : entry.end] for entry in self.layout.entries]
         return torch.tensor([float(own[:_FEW].any() or own.any()) for own in flat])  # mostly a few are enough
@@ -133,10 +139,23 @@ class BucketMemory:
 
     def keep_unused(self, used: Tensor) -> None:
         """Keep in the draft what is fed back of tensors without a gradient: neither decayed nor moved on."""
+        if used.is_cuda:
+            everywhere = self._spread(used)
+            for kind in self.config.feedback.state_names:
+                torch.where(everywhere, self.pending[kind], self.kept[kind], out=self.pending[kind])
+            return
         for kind in self.config.feedback.state_names:
             olds, news = self.layout.views(self.kept[kind]), self.layout.views(self.pending[kind])
             for old, new, is_used in zip(olds, news, used):
                 torch.where(is_used > 0, new[1], old[1], out=new[1])
+
+    def _spread(self, used: Tensor) -> Tensor:
+        """Spread what is true of each tensor over its entries, bool [total]; its launches do not grow with tensors."""
+        own = used.to(torch.int8)
+        steps = own.clone()
+        steps[1:] -= own[:-1]
+        changes = torch.zeros(self.layout.total + 1, dtype=torch.int8, device=self.device)  # 1: empty ones at the end
+        return changes.index_add_(0, self._starts, steps).cumsum(0, dtype=torch.int8)[:-1].bool()
 
     def after_step(self, failed: Tensor | None) -> dict[str, Tensor]:
         """Return what `commit` would make of the memory, which stays as it is."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flare_dist.compression.payload import WORD
 from flare_dist.units import show_numbered
 
 _WRAP = 2**30
@@ -38,7 +39,7 @@ class SaveWatch:
 
     def note(self, failed: Tensor) -> Tensor:
         """Return the note of a message, uint8 [4] on the device of `failed`, a boolean scalar."""
-        return (failed.int() + 2 * self._saves).view(1).view(torch.uint8)
+        return (failed + 2 * self._saves).view(1).view(torch.uint8)[:WORD]  # of int64
 
     def receive(self, notes: Tensor) -> None:
         """Keep the notes of all ranks' messages, uint8 [ranks, 4]; nobody waits for those on a GPU."""

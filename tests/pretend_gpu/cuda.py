@@ -16,7 +16,7 @@ from tests.pretend_gpu.futures import PretendFuture
 from tests.pretend_gpu.log import LOG, Log, RefusedError
 from tests.pretend_gpu.operations import run
 from tests.pretend_gpu.streams import STREAMS, Event
-from tests.pretend_gpu.tensors import Pretend, moved_by, on_gpu, pinned
+from tests.pretend_gpu.tensors import Pretend, forget_holders, moved_by, on_gpu, pinned
 
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like)
 
@@ -166,6 +166,7 @@ def pretend_gpu(gpus: int = 8, current: int = 0) -> Iterator[Log]:
     device="cuda" is the first of them, whichever is `current`, by which NCCL moves what has no device.
     """
     STREAMS.reset()
+    forget_holders()
     with ExitStack() as stack, LOG.fresh() as own:
         for each in _patches(gpus, current):
             stack.enter_context(each)

@@ -14,7 +14,17 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from flare_dist.compression import compressor, gpu_segments, gpu_selection, gpu_sums, gpu_trial, sparsifiers
+from flare_dist.compression import (
+    compressor,
+    elias_fano,
+    gpu_bits,
+    gpu_segments,
+    gpu_selection,
+    gpu_sums,
+    gpu_trial,
+    index_codecs,
+    sparsifiers,
+)
 from flare_dist.hook import memory
 from tests.pretend_gpu.log import LOG, where
 from tests.pretend_gpu.streams import STREAMS
@@ -39,7 +49,6 @@ class _Kernel:
 class _Kernels(ModuleType):
     """A module of kernels, without Triton."""
 
-    SCRATCH = 2 + 4 * 256
     MOST_PROGRAMS = SimpleNamespace(value=1024)
 
     def __getattr__(self, name: str) -> _Kernel:
@@ -61,10 +70,24 @@ def triton(works: bool = True) -> Iterator[None]:
 
     add_runs = gpu_sums.add_runs
 
-    def add(total: Tensor, places: Tensor, values: Tensor) -> None:
-        add_runs(total, places, values)
+    def add(total: Tensor, places: Tensor, values: Tensor, divisor: int) -> None:
+        add_runs(total, places, values, divisor)
         with torch._C._DisableTorchDispatch():
-            gpu_sums.add_row_by_row(raw(total), raw(places), raw(values))
+            gpu_sums.add_row_by_row(raw(total), raw(places), raw(values), divisor)
+
+    write_on_gpu, read_on_gpu = gpu_bits.write_on_gpu, gpu_bits.read_on_gpu
+
+    def write(indices: Tensor, n: int) -> Tensor:
+        code = write_on_gpu(indices, n)
+        with torch._C._DisableTorchDispatch():
+            raw(code).copy_(elias_fano.write(raw(indices), n))
+        return code
+
+    def read(data: Tensor, n: int, k: int) -> Tensor:
+        positions = read_on_gpu(data, n, k)
+        with torch._C._DisableTorchDispatch():
+            raw(positions).copy_(elias_fano.read(raw(data), n, k))
+        return positions
 
     of_segments = gpu_segments.largest_of_segments
 
@@ -79,12 +102,14 @@ def triton(works: bool = True) -> Iterator[None]:
         return positions
 
     with ExitStack() as stack:
-        for name in ("gpu_kernels", "gpu_part_kernels", "gpu_sum_kernel"):
+        for name in ("gpu_kernels", "gpu_part_kernels", "gpu_sum_kernel", "gpu_bits_kernels"):
             kernels = _Kernels(f"flare_dist.compression.{name}")
             stack.enter_context(patch.dict("sys.modules", {kernels.__name__: kernels}))
             stack.enter_context(patch(kernels.__name__, kernels, create=True))
         stack.enter_context(patch.object(sparsifiers, "largest_on_gpu", largest))
         stack.enter_context(patch.object(memory, "add_runs", add))
+        stack.enter_context(patch.object(index_codecs, "write_on_gpu", write))
+        stack.enter_context(patch.object(index_codecs, "read_on_gpu", read))
         stack.enter_context(patch.object(compressor, "largest_of_segments", largest_of_segments))
         stack.enter_context(patch.object(gpu_trial, "works", lambda device: works))
         yield

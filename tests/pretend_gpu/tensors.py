@@ -14,7 +14,7 @@ from tests.pretend_gpu.streams import STREAMS
 
 DEVICE = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
-_holders: Counter[int] = Counter()  # tensors by the address of their storage
+_holders: list[Counter[int]] = [Counter()]  # tensors by the address of their storage, of this block of `pretend_gpu`
 _pinned: set[int] = set()  # addresses of host memory that the device reads and writes by itself
 
 
@@ -28,8 +28,8 @@ class Pretend(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             pointer = self.untyped_storage().data_ptr()
         if pointer:
-            _holders[pointer] += 1
-            weakref.finalize(self, _let_go, pointer)
+            _holders[-1][pointer] += 1
+            weakref.finalize(self, _let_go, _holders[-1], pointer)
         return self
 
     device = property(lambda self: DEVICE)
@@ -88,11 +88,17 @@ class Pretend(Tensor):
         return run(func, args, kwargs or {})
 
 
-def _let_go(pointer: int) -> None:
-    _holders[pointer] -= 1
-    if _holders[pointer] <= 0:
-        del _holders[pointer]
-        STREAMS.free(pointer)
+def _let_go(holders: Counter[int], pointer: int) -> None:
+    holders[pointer] -= 1
+    if holders[pointer] <= 0:
+        del holders[pointer]
+        if holders is _holders[-1]:
+            STREAMS.free(pointer)
+
+
+def forget_holders() -> None:
+    """Begin a block: what lives on from one before, maybe with other memory by now, holds nothing here."""
+    _holders[-1] = Counter()
 
 
 def raw(tensor: Tensor) -> Tensor:
