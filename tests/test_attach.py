@@ -358,3 +358,12 @@ def test_the_top_level_names_are_there_and_nothing_else() -> None:
         assert callable(getattr(flare_dist, name))
     with pytest.raises(AttributeError, match="has no attribute 'sparse_hok'"):
         _ = flare_dist.sparse_hok
+
+
+def test_kernels_are_tried_on_the_model_s_devices_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr("flare_dist.engines.attach.warm_up", devices.extend)
+    for density in (0.5, 1.0):  # everything is sent: there is nothing to select
+        with pytest.warns(UserWarning, match="one process"):
+            flare_dist.attach(nn.Linear(3, 2), world_of_one="warn", density=density)
+    assert devices == [torch.device("cpu")] * 2

@@ -89,3 +89,11 @@ def test_a_wrong_kernel_is_found(
     with caplog.at_level(logging.WARNING):
         assert not gpu_trial.works(CPU)
     assert reason in caplog.text
+
+
+def test_each_gpu_is_tried_once_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr(gpu_trial, "works", tried.append)
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    gpu_trial.warm_up([torch.device("cpu"), first, second, first])
+    assert sorted(tried, key=str) == [first, second]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -45,6 +46,13 @@ def works(device: torch.device) -> bool:
         log.warning("top-k on %s by torch.topk, as Triton cannot be used: %s", device, error)
         return False
     return True
+
+
+def warm_up(devices: Iterable[torch.device]) -> None:
+    """Compile and try the kernels on each of these devices that is a GPU, before backward waits for them."""
+    for device in set(devices):
+        if device.type == "cuda":
+            works(device)
 
 
 def _try_segments(vector: Tensor) -> None:

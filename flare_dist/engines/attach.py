@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flare_dist.compression.gpu_trial import warm_up
 from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone, unwrapped
 from flare_dist.engines.optimizers import follow_advice, handed_over, warn_of_clipping, watch_gradients
 from flare_dist.hook.state import SparseHookState
@@ -49,11 +50,15 @@ def attach(
     if world_of_one not in ("raise", "warn"):
         raise ValueError(f"attach: world_of_one must be raise or warn, got {world_of_one}")
     trained = target if model is None else model
-    if optimizer is not None and isinstance(trained, nn.Module):
-        return _with_optimizer(target, model, world_of_one, optimizer, adapt, settings)
     if adapt and optimizer is None:
         raise ValueError("attach: adapt=True changes an optimizer, got none; give optimizer=optimizer, too")
-    return _attach(target, model, world_of_one, **settings)
+    if optimizer is not None and isinstance(trained, nn.Module):
+        state = _with_optimizer(target, model, world_of_one, optimizer, adapt, settings)
+    else:
+        state = _attach(target, model, world_of_one, **settings)
+    if not state.config.is_dense:
+        warm_up(parameter.device for parameter in state.parameters)
+    return state
 
 
 def _with_optimizer(
