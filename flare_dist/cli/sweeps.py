@@ -146,7 +146,7 @@ def _metric(config: Config) -> str:
     """Return the name of the metric by which the task of `config` compares models."""
     if config.task.best != AUTO:
         return config.task.best.partition(":")[0]
-    return "accuracy" if config.task.name == AUTO else find_task(config.task.name, config.task.options).best[0]
+    return find_task(config.task.name, config.task.options).best[0]
 
 
 def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: Path) -> list[dict[str, Any]]:
