@@ -150,9 +150,8 @@ def sweep(
     its own with so many `ranks`, so data, tasks and models are named, as package.module:callable. Returns the rows of
     results.csv.
     """
-    tried, tuned = (
-        {key: [as_text(value, key) for value in row] for key, row in (keys or {}).items()} for keys in (grid, tune)
-    )
+    tried = _as_texts(grid)
+    tuned = _as_texts(tune)
     with machine_kept():
         return train_grid(make_config(config, values), Grid(tried, tuned, list(seeds)), ranks)
 
@@ -171,6 +170,11 @@ def bandwidth(
     """
     logs = [read_run(run.directory if isinstance(run, FinishedRun) else Path(run), {}, ranks) for run in runs]
     return [csv_row(totals(log, list(map(Link.parse, links)), topology, target)) for log in logs]
+
+
+def _as_texts(values_of: Mapping[str, Sequence[Any]] | None) -> dict[str, list[str]]:
+    """Write the values of each key as on the command line."""
+    return {key: [as_text(value, key) for value in values] for key, values in (values_of or {}).items()}
 
 
 def _opened(run: FinishedRun | str | Path, objects: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

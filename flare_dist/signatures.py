@@ -14,3 +14,12 @@ def accepted(function: Callable[..., Any], **offered: Any) -> dict[str, Any]:
     except (TypeError, ValueError):  # functions written in C may have no signature
         return {}
     return {name: value for name, value in offered.items() if name in parameters}
+
+
+def required_arguments(function: Callable[..., Any]) -> list[str]:
+    """List the names of the arguments without which `function` cannot be called."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # functions written in C may have no signature
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -219,6 +219,14 @@ def test_wrong_arguments_are_told_in_one_line(arguments: Any, message: str, tmp_
             {"task": 3},
             r"^task\.name: task= takes a Task or a function that returns one, got int; give flare_dist\.Task",
         ),
+        (
+            {"task": lambda model, batch: model(batch[0]).sum()},
+            r"^task\.name: task= takes a Task, .*, got <lambda>\(model, batch\); for example flare_dist\.Task\(loss=",
+        ),
+        (
+            {"task": torch.nn.CrossEntropyLoss()},
+            r"^task\.name: task= takes a Task, .*, got CrossEntropyLoss\(input, target\); for example flare_dist\.Task",
+        ),
         ({"model": [net()]}, r"^model\.name: model= takes a Module or a function that returns one, got list; give a "),
         (
             {"model.name": net()},

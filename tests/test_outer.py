@@ -339,7 +339,7 @@ def train_in_bfloat16(world: World) -> tuple[list[Tensor], set[torch.dtype]]:
         F.cross_entropy(model(inputs.bfloat16()).float(), labels).backward()
         optimizer.step()
         outer.step()
-    kinds = {weight.dtype for fragment in outer.fragments for weight in fragment.weights.values()}
+    kinds = {weight.dtype for fragment in outer.fragments for weight in fragment.global_weights.values()}
     return [parameter.detach() for parameter in model.parameters()], kinds
 
 

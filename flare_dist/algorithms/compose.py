@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -11,9 +12,7 @@ from flare_dist.algorithms.algorithm import (
     Algorithm,
     LocalContext,
     LocalWork,
-    Mean,
     Penalty,
-    Senders,
     Trained,
     Vectors,
 )
@@ -29,12 +28,9 @@ def compose(*algorithms: Algorithm) -> Algorithm:
     others = [algorithm for algorithm in algorithms if algorithm != FEDAVG]
     if len(others) < 2:
         return others[0] if others else FEDAVG
-    sends = [name for algorithm in others for name in algorithm.sends if name != "delta"]
-    memory = [name for algorithm in others for name in algorithm.memory]
-    server = [name for algorithm in others for name in algorithm.server]
-    for names in (sends, memory, server):
-        if len(set(names)) < len(names):
-            raise ValueError(f"algorithms that do not compose: two of them use the name {_repeated(names)!r}")
+    sends = _different([name for algorithm in others for name in algorithm.sends if name != "delta"])
+    memory = _different([name for algorithm in others for name in algorithm.memory])
+    server = _different([name for algorithm in others for name in algorithm.server])
 
     def brief(work: LocalWork) -> LocalWork:
         for algorithm in others:
@@ -51,27 +47,29 @@ def compose(*algorithms: Algorithm) -> Algorithm:
             trained = trained._replace(delta=payloads["delta"])  # the next one begins with what this one sends
         return payloads
 
-    def after_wire(mean_delta: Mean, server: Vectors, senders: Senders) -> None:
-        for algorithm in others:
-            algorithm.after_wire(mean_delta, server, senders)
-
-    def after_round(means: Vectors, server: Vectors, senders: Senders) -> None:
-        for algorithm in others:
-            algorithm.after_round(means, server, senders)
-
     return Algorithm(
-        tuple(memory),
-        tuple(server),
-        ("delta", *sends),
-        brief,
-        penalty,
-        before_wire,
-        after_wire,
-        after_round,
-        _only([algorithm.wraps for algorithm in others], "wrap the uplink"),
-        _only([algorithm.estimate for algorithm in others], "keep an estimate of each client"),
+        memory=memory,
+        server=server,
+        sends=("delta", *sends),
+        brief=brief,
+        penalty=penalty,
+        before_wire=before_wire,
+        after_wire=_in_turn([algorithm.after_wire for algorithm in others]),
+        after_round=_in_turn([algorithm.after_round for algorithm in others]),
+        wraps=_only([algorithm.wraps for algorithm in others], "wrap the uplink"),
+        estimate=_only([algorithm.estimate for algorithm in others], "keep an estimate of each client"),
         excludes=tuple(row for algorithm in others for row in algorithm.excludes),
     )
+
+
+def _in_turn(functions: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    """Return a function that calls all of these, in their order, with its arguments."""
+
+    def call_all(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call_all
 
 
 def _only(given: list[Part | None], what: str) -> Part | None:
@@ -82,8 +80,12 @@ def _only(given: list[Part | None], what: str) -> Part | None:
     return parts[0] if parts else None
 
 
-def _repeated(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
+def _different(names: list[str]) -> tuple[str, ...]:
+    """Return the names; ValueError if one of them is there twice."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"algorithms that do not compose: two of them use the name {repeated!r}")
+    return tuple(names)
 
 
 def _sum(penalties: list[Penalty | None]) -> Penalty | None:

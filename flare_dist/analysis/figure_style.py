@@ -83,7 +83,7 @@ class Look:
     def lines(self, label: str) -> list[str]:
         """Break a label into lines that fit, without what matplotlib would read as a formula."""
         broken = textwrap.wrap(label, LETTERS[self.size], break_on_hyphens=False, max_lines=4, placeholder=" …")
-        return list(map(as_text, broken)) or [""]
+        return list(map(escape_dollars, broken)) or [""]
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def use_log_scale(axes: Axes, factors: tuple[float, ...]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def as_text(label: str) -> str:
+def escape_dollars(label: str) -> str:
     """Escape the dollars of a label, which matplotlib would read as a formula."""
     return label.replace("$", r"\$")
 

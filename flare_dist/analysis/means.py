@@ -33,18 +33,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanAndDeviation:
     """Hold a mean, and the standard deviation of several values."""
 
     mean: float
     deviation: float | None
 
     @staticmethod
-    def of(values: Sequence[float]) -> Spread | None:
+    def of(values: Sequence[float]) -> MeanAndDeviation | None:
         """Summarise values; None if there are none."""
         if not values:
             return None
-        return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+        return MeanAndDeviation(fmean(values), stdev(values) if len(values) > 1 else None)
 
     def shown(self, show: Callable[[float], str], plus_minus: str = " ± ") -> str:
         """Write mean ± deviation in one unit; of values that are all the same, as bytes often are, the mean alone."""
@@ -89,16 +89,16 @@ def best_of_column(settings: Sequence[Setting], column: str, best: Best) -> set[
     return {n for n, mean in means.items() if top is not None and f"{mean:.4f}" == f"{top:.4f}"}
 
 
-def _whole(setting: Setting, column: str) -> Spread | None:
+def _whole(setting: Setting, column: str) -> MeanAndDeviation | None:
     """Summarise a column if every run of the setting has a value in it."""
     values = setting.amounts.get(column, ())
-    return Spread.of(values) if len(values) == setting.runs else None
+    return MeanAndDeviation.of(values) if len(values) == setting.runs else None
 
 
 def cell(setting: Setting, column: str, plus_minus: str = " ± ") -> str:
     """Write one cell: mean ± deviation, and how many runs diverged or never reached a target; - without a value."""
     values = setting.amounts.get(column, ())
-    found = Spread.of(values)
+    found = MeanAndDeviation.of(values)
     lost = setting.runs - len(values)
     words = "diverged" if column.startswith("test_") else "never" if " until " in column else ""
     note = f" ({lost} {words})" if lost and words else ""
@@ -130,7 +130,7 @@ def write_means(path: Path, settings: Sequence[Setting]) -> Path:
         writer = csv.writer(file)
         writer.writerow(head)
         for setting in settings:
-            found = [Spread.of(setting.amounts.get(column, ())) for column in columns]
+            found = [MeanAndDeviation.of(setting.amounts.get(column, ())) for column in columns]
             numbers = [number for spread in found for number in (spread and spread.mean, spread and spread.deviation)]
             writer.writerow([setting.label, *(setting.values.get(key) for key in keys), setting.runs, *numbers])
     return path

@@ -77,7 +77,7 @@ def _context(found: Sequence[Summed], link: Link, topology: str, notes: Sequence
         "members_words": _members_words(data["members"]),
         "spreads": spread_rows(groups),
         "origin_columns": ORIGIN,
-        "model": [" ".join(text.split()) for text in (links_module.__doc__ or "").replace("`", "").split("\n\n")[1:]],
+        "model": _model_words(),
         "data": data,
     }
 
@@ -112,6 +112,12 @@ def _link_words(link: Link, topology: str, has_traffic: bool) -> str:
         words += " These runs had one rank, which sends nothing, so no rate makes a difference; with --topology star"
         words += " every client sends."
     return words
+
+
+def _model_words() -> list[str]:
+    """Return the paragraphs that explain how times are projected: the docstring of links.py, which says it once."""
+    _, *paragraphs = (links_module.__doc__ or "").replace("`", "").split("\n\n")
+    return [" ".join(text.split()) for text in paragraphs]
 
 
 def _members_words(members: Mapping[str, Any] | None) -> str:

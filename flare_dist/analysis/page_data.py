@@ -20,7 +20,6 @@ MOST_MEMBERS = 40  # of the groups of the data that have room in a plot
 SHORT_NAME = 22  # characters of the name of a group
 SHORT = 36  # characters of a label in a plot
 DASH_NAMES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot")))
-UNITS = {"uplink": "B", "total": "B", "rounds": "", "seconds": "s", PROJECTED: "s"}
 STOPS = tuple(factor * 10**power for power in range(6, 10) for factor in (1, 1.5, 2, 3, 5, 7))
 FASTEST = 1e10  # bits a second, the last stop of the slider
 
@@ -80,7 +79,7 @@ def _axis(groups: Sequence[Group], kept: Sequence[Sequence[int]], axis: XAxis) -
     log = is_logarithmic(axis, curves)
     return {
         "title": axis.title,
-        "unit": UNITS[axis.kind],
+        "unit": axis.unit,
         "log": log,
         "ticks": _log_ticks(axis, [value for x in curves for value in x if value > 0]) if log else [],
         "x": [numbers(x[place] for place in places) for x, places in zip(curves, kept)],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from flare_dist.analysis.figure_style import PALETTE, Look, as_text, figure_at, limit_ticks
+from flare_dist.analysis.figure_style import PALETTE, Look, escape_dollars, figure_at, limit_ticks
 
 if TYPE_CHECKING:
     from flare_dist.analysis.figure_style import Axes, Figure
@@ -55,7 +55,7 @@ def _name_clients(axes: Axes, groups: Sequence[str]) -> None:
     """Label the clients by their numbers, and by their groups if they have any."""
     axes.set(xlabel="client")
     if any(groups):
-        names = [as_text(f"{client} {_cut(name)}".strip()) for client, name in enumerate(groups)]
+        names = [escape_dollars(f"{client} {_cut(name)}".strip()) for client, name in enumerate(groups)]
         axes.set_xticks(range(len(groups)), names, rotation=90)
     else:
         limit_ticks(axes.xaxis, 12, whole=True)
@@ -79,7 +79,7 @@ def _draw_map(axes: Axes, shares: Tensor, classes: Sequence[str]) -> None:
     shown = axes.imshow(shares.T.numpy(), aspect="auto", interpolation="nearest", cmap="cividis", vmin=0)
     axes.set(ylabel="class")
     if len(classes) <= _NAMED_CLASSES:
-        axes.set_yticks(range(len(classes)), [as_text(_cut(name)) for name in classes])
+        axes.set_yticks(range(len(classes)), [escape_dollars(_cut(name)) for name in classes])
     axes.figure.colorbar(shown, ax=axes, label="share")
 
 
@@ -97,7 +97,9 @@ def _stack(axes: Axes, values: Tensor, classes: Sequence[str]) -> None:
     below: list[float] = [0.0] * len(values)
     for place, (name, top) in enumerate(zip(classes, tops)):
         band = [*below, *below[-1:]], [*top, *top[-1:]]
-        axes.fill_between(edges, *band, step="post", linewidth=0, label=as_text(_cut(name)), color=PALETTE[place])
+        axes.fill_between(
+            edges, *band, step="post", linewidth=0, label=escape_dollars(_cut(name)), color=PALETTE[place]
+        )
         below = top
     axes.set_xlim(edges[0], edges[-1])
     for between in edges:

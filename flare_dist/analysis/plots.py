@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flare_dist.analysis.bandwidth import Totals
 from flare_dist.analysis.densities import Densities, spread
-from flare_dist.analysis.figure_style import PALETTE, Look, as_text, figure_at, limit_ticks, show_ticks
+from flare_dist.analysis.figure_style import PALETTE, Look, escape_dollars, figure_at, limit_ticks, show_ticks
 from flare_dist.units import show_seconds
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _draw_layers(axes: Axes, densities: Densities) -> None:
     if densities.sensitivities:
         least, most = spread(list(densities.sensitivities.values()))
         axes.hlines(layers, least, most, color=PALETTE[2], linewidth=2, label="clients of stage 1, least to most")
-    axes.set_yticks(layers, [as_text(name) for name in densities.layers])
+    axes.set_yticks(layers, [escape_dollars(name) for name in densities.layers])
     axes.invert_yaxis()
     axes.set(xlabel="density of each layer", xlim=(0, 1.02))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -100,7 +100,7 @@ def _draw_rounds(axes: Axes, densities: Densities) -> None:
     rounds = [round_ for round_, _ in densities.rounds]
     for place, name in enumerate(densities.layers):
         line = [values[place] for _, values in densities.rounds]
-        axes.plot(rounds, line, label=as_text(name), color=PALETTE[place % len(PALETTE)])
+        axes.plot(rounds, line, label=escape_dollars(name), color=PALETTE[place % len(PALETTE)])
     axes.set(xlabel="round", ylabel="density", yscale="log")
     axes.grid(True)
     limit_ticks(axes.xaxis, whole=True)

@@ -16,6 +16,7 @@ from flare_dist.units import show_bytes, show_seconds
 
 PROJECTED = "projected"
 CHOICES = ("uplink", "total", "rounds", "seconds", f"{PROJECTED}:RATE")
+BYTES = ("uplink", "total")
 TITLES = {
     "uplink": "bytes up of all clients, buffers included",
     "total": "bytes up and down of all clients",
@@ -61,11 +62,18 @@ class XAxis:
         return self.kind if self.link is None else f"{self.kind}_{self.link.text.replace('/', '_')}"
 
     @property
+    def unit(self) -> str:
+        """Return the unit of the amounts; empty for rounds."""
+        if self.kind == "rounds":
+            return ""
+        return "B" if self.kind in BYTES else "s"
+
+    @property
     def show(self) -> Callable[[float], str]:
         """Return the function that writes an amount with its unit."""
         if self.kind == "rounds":
             return "{:g}".format
-        return show_bytes if self.kind in ("uplink", "total") else show_seconds
+        return show_bytes if self.kind in BYTES else show_seconds
 
     @property
     def may_be_logarithmic(self) -> bool:

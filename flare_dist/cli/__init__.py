@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 
-from flare_dist.cli import compatibility, configs, doctor, report, reports, sweeps, training
+from flare_dist.cli import bandwidth, compatibility, configs, densities, doctor, report, sweeps, training
 from flare_dist.comm.group import is_left_over
 from flare_dist.comm.last_words import PeerFailedError
 from flare_dist.comm.launch import Launch
@@ -41,9 +41,9 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Run]] = {
     "partition": (training.partition_parser, training.run_partition),
     "sweep": (sweeps.sweep_parser, sweeps.run_sweep),
     "compare": (sweeps.compare_parser, sweeps.run_compare),
-    "bandwidth": (reports.bandwidth_parser, reports.run_bandwidth),
+    "bandwidth": (bandwidth.bandwidth_parser, bandwidth.run_bandwidth),
     "report": (report.report_parser, report.run_report),
-    "densities": (reports.densities_parser, reports.run_densities),
+    "densities": (densities.densities_parser, densities.run_densities),
     "compatibility": (compatibility.compatibility_parser, compatibility.run_compatibility),
     "configs": (configs.configs_parser, configs.run_configs),
     "doctor": (doctor.doctor_parser, doctor.run_doctor),

@@ -16,9 +16,9 @@ from flare_dist.analysis.metrics_file import METRICS
 from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import check_same_work, read_run
 from flare_dist.analysis.seed_groups import group_runs
+from flare_dist.cli.bandwidth import add_logs, add_projections, parse_projections
 from flare_dist.cli.console import print_table
 from flare_dist.cli.figures import add_curves, check_figures, draw_curves, save_means, save_page
-from flare_dist.cli.reports import add_logs, add_projections, parse_projections
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.errors import check_least

@@ -14,9 +14,9 @@ from rich.console import Console
 from flare_dist.analysis.means import means_table
 from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.seed_groups import Group
+from flare_dist.cli.bandwidth import add_projections, compare_bytes, parse_projections
 from flare_dist.cli.console import print_table
 from flare_dist.cli.figures import add_curves, check_figures, draw_curves, save_means, save_page
-from flare_dist.cli.reports import add_projections, compare_bytes, parse_projections
 from flare_dist.cli.sweep_settings import TECHNIQUE, finished_groups, settings_of
 from flare_dist.comm.launch import Launch
 from flare_dist.config.config import Config
@@ -146,7 +146,7 @@ def _metric(config: Config) -> str:
     """Return the name of the metric by which the task of `config` compares models."""
     if config.task.best != AUTO:
         return config.task.best.partition(":")[0]
-    return "accuracy" if config.task.name == AUTO else find_task(config.task.name, config.task.options).best[0]
+    return find_task(config.task.name, config.task.options).best[0]
 
 
 def _train_each(techniques: dict[str, Config], grid: Grid, ranks: int, results: Path) -> list[dict[str, Any]]:

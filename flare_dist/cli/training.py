@@ -15,8 +15,8 @@ from flare_dist.analysis.figure_style import Look, MissingMatplotlibError
 from flare_dist.analysis.partition_plot import plot_holdings
 from flare_dist.analysis.plots import plot_densities
 from flare_dist.cli.console import print_table
+from flare_dist.cli.densities import DENSITIES
 from flare_dist.cli.figures import add_look, parse_look, print_plots
-from flare_dist.cli.reports import DENSITIES
 from flare_dist.comm.launch import Launch
 from flare_dist.config.config_parser import ConfigParser
 from flare_dist.config.load import build_config, config_parser

@@ -12,8 +12,7 @@ from typing import Any
 from flare_dist.engines.attach import attach, is_engine
 from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
 from flare_dist.errors import not_installed, printable
-from flare_dist.hook.checkpoint import save_hook_state
-from flare_dist.hook.resumed import resume_hook_state
+from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
 from flare_dist.hook.state import SparseHookState
 
 _LIBRARIES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, with classes of their own

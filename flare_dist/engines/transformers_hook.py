@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flare_dist.engines.attach import attach, is_engine
 from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
 from flare_dist.errors import not_installed
-from flare_dist.hook.checkpoint import save_hook_state
-from flare_dist.hook.resumed import resume_hook_state
+from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
 from flare_dist.hook.state import SparseHookState
 
 try:

@@ -40,22 +40,22 @@ class Fragment:
         compression: Mapping[str, Any],
     ) -> None:
         """Begin where `named`, the local weights, are now; `home` is where the global ones lie, by default there."""
-        self.local = dict(named)
+        self.local_weights = dict(named)
         self._parameters = {name: nn.Parameter(tensor) for name, tensor in named.items()}
         self.layout = ParameterLayout.of(named.items())
         self.device = next(iter(named.values())).device
         flat = torch.cat([tensor.flatten().float() for tensor in named.values()])
-        self.start = flat.to(home or self.device, copy=True)  # the global weights, as of the last outer step
-        self.weights = {name: nn.Parameter(view) for name, view in self.layout.views(self.start)}
-        self.optimizer = make_optimizer(list(self.weights.values()))
+        self.global_vector = flat.to(home or self.device, copy=True)  # the global weights, as of the last outer step
+        self.global_weights = {name: nn.Parameter(view) for name, view in self.layout.views(self.global_vector)}
+        self.optimizer = make_optimizer(list(self.global_weights.values()))
         self.exchange = SparseHookState(Shards(self._parameters), process_group=group, seed=seed, **compression)
         self._on_the_way: torch.futures.Future[Tensor] | None = None
         self._arrived: Tensor | None = None
 
     def send(self) -> None:
         """Begin to exchange the pseudo-gradient, the global weights minus the local ones."""
-        local = torch.cat([tensor.flatten().float() for tensor in self.local.values()])
-        moved = torch.sub(self.start.to(self.device), local, out=local)
+        local = torch.cat([tensor.flatten().float() for tensor in self.local_weights.values()])
+        moved = torch.sub(self.global_vector.to(self.device), local, out=local)
         self.exchange.begin_step()
         self._on_the_way = exchange_gradients(self.exchange, list(self._parameters.values()), moved)
 
@@ -64,8 +64,8 @@ class Fragment:
         """Tell if something was sent that has not been applied."""
         return self._on_the_way is not None or self._arrived is not None
 
-    def arrived(self) -> Tensor | None:
-        """Return the mean pseudo-gradient that was sent, float32 [total], once it is there; None if none is on the way.
+    def wait(self) -> Tensor | None:
+        """Wait for the mean pseudo-gradient that was sent, float32 [total]; None if none is on the way.
 
         Raises FloatingPointError, on all replicas alike, if the weights of one of them were not finite.
         """
@@ -81,30 +81,31 @@ class Fragment:
 
     def apply(self, mix: float) -> None:
         """Take the outer step with what has arrived, and set the local weights; `mix` of them stay local."""
-        mean = self.arrived()
+        mean = self.wait()
         assert mean is not None, "nothing was sent"
         self._arrived = None
-        for (_, gradient), weight in zip(self.layout.views(mean.to(self.start.device)), self.weights.values()):
+        gradients = self.layout.views(mean.to(self.global_vector.device))
+        for (_, gradient), weight in zip(gradients, self.global_weights.values()):
             weight.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for weight, local in zip(self.weights.values(), self.local.values()):
+        for weight, local in zip(self.global_weights.values(), self.local_weights.values()):
             moved = weight.detach().to(local.device)
             local.copy_(moved.lerp(local.float(), mix) if mix else moved)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy what is the same on all replicas: global weights, the outer optimizer's state, and what has arrived."""
-        mean = self.arrived()
+        mean = self.wait()
         own = self.optimizer.state
         return {
-            "start": {name: weight.detach().clone() for name, weight in self.weights.items()},
-            "optimizer": {name: _copied(own.get(weight, {})) for name, weight in self.weights.items()},
+            "start": {name: weight.detach().clone() for name, weight in self.global_weights.items()},
+            "optimizer": {name: _copied(own.get(weight, {})) for name, weight in self.global_weights.items()},
             "arrived": {} if mean is None else {name: view.clone() for name, view in self.layout.views(mean)},
         }
 
     def load_state_dict(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what `state_dict` gave, of these weights and perhaps of others."""
-        for name, weight in self.weights.items():
+        for name, weight in self.global_weights.items():
             weight.data.copy_(saved["start"][name])
             self.optimizer.state[weight] = {
                 key: value.to(weight.device) if isinstance(value, Tensor) and value.dim() else value
@@ -112,8 +113,9 @@ class Fragment:
             }
         self._on_the_way = None
         self._arrived = None
-        if all(name in saved["arrived"] for name in self.weights):
-            self._arrived = torch.cat([saved["arrived"][name].flatten() for name in self.weights]).to(self.device)
+        if all(name in saved["arrived"] for name in self.global_weights):
+            mean = torch.cat([saved["arrived"][name].flatten() for name in self.global_weights])
+            self._arrived = mean.to(self.device)
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class OuterSettings:
             raise ValueError(f"{key}: must make a torch.optim.Optimizer, got {type(made).__name__}")
         return made
 
-    def sends(self, step: int) -> int | None:
+    def fragment_sent_at(self, step: int) -> int | None:
         """Return the number of the fragment that is sent behind local step `step`, counted from 1; None if none is."""
         interval = self.every // self.fragments
         return None if step % interval else (step // interval - 1) % self.fragments

@@ -56,15 +56,14 @@ class OuterSteps:
         replica has not come.
         """
         self.finished_steps += 1
-        now = self.settings.sends(self.finished_steps)
+        now = self.settings.fragment_sent_at(self.finished_steps)
         if now is not None:
             self.fragments[now].send()
         self.saves.look()
         sent = self.finished_steps - self.settings.delay
-        due = self.settings.sends(sent) if sent > 0 else None
+        due = self.settings.fragment_sent_at(sent) if sent > 0 else None
         if due is not None:
-            self._arrival(due)
-            self.fragments[due].apply(self.settings.mix)
+            self._apply(due, self.settings.mix)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -74,25 +73,23 @@ class OuterSteps:
         """
         for number, fragment in enumerate(self.fragments):
             if fragment.is_on_the_way:
-                self._arrival(number)
-                fragment.apply(self.settings.mix)
+                self._apply(number, self.settings.mix)
         for number, fragment in enumerate(self.fragments):
             fragment.send()
-            self._arrival(number)
-            fragment.apply(0.0)
+            self._apply(number, 0.0)
 
-    def _arrival(self, number: int) -> None:
-        """Wait for a fragment; what stops a collective mostly is that replicas do not take equally many steps."""
+    def _apply(self, number: int, mix: float) -> None:
+        """Take the outer step of a fragment; what stops its collective mostly is that one replica takes fewer steps."""
+        fragment = self.fragments[number]
         try:
-            self.fragments[number].arrived()
-        except FloatingPointError:
-            raise
+            fragment.wait()
         except RuntimeError as error:
             problem = str(error).split("\n")[0]
             raise RuntimeError(
                 f"outer: fragment {number} did not arrive in step {self.finished_steps} ({problem}); "
                 "every replica must take equally many steps, so give each as many batches"
             ) from error
+        fragment.apply(mix)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -103,8 +100,8 @@ class OuterSteps:
         kept = [tensor.clone() for tensor in self.parameters]
         with torch.no_grad():
             for fragment in self.fragments:
-                for name, weight in fragment.weights.items():
-                    fragment.local[name].copy_(weight)
+                for name, weight in fragment.global_weights.items():
+                    fragment.local_weights[name].copy_(weight)
         try:
             yield
         finally:
@@ -137,7 +134,7 @@ class OuterSteps:
             for kind, own in fragment.state_dict().items():  # waits, so that the draft of what was sent counts
                 shared[kind] |= own
             saved = fragment.exchange.state_dict()["memory"]
-            for name, local in fragment.local.items():
+            for name, local in fragment.local_weights.items():
                 kinds = saved.get(name) or {kind: torch.zeros(local.shape) for kind in fragment.exchange.state_names}
                 memory[name] = {**kinds, "local": local.detach().float().clone()}
         whose = {"rule": self.rule_name, "shapes": dict(self.shapes)}
@@ -153,12 +150,12 @@ class OuterSteps:
             return
         for fragment, sent in zip(self.fragments, shared["sent"]):
             fragment.load_state_dict(shared)
-            own = {name: state["memory"].get(name, {}) for name in fragment.local}
+            own = {name: state["memory"].get(name, {}) for name in fragment.local_weights}
             kept = {name: {kind: vectors[kind] for kind in vectors if kind != "local"} for name, vectors in own.items()}
-            fragment.exchange.memory.replace({name: vectors for name, vectors in kept.items() if vectors})
-            fragment.exchange.step = sent
-            for name, local in fragment.local.items():
-                local.copy_(own[name]["local"] if own[name] else fragment.weights[name])
+            memory = {name: vectors for name, vectors in kept.items() if vectors}
+            fragment.exchange.load_state_dict({"step": sent, "memory": memory})
+            for name, local in fragment.local_weights.items():
+                local.copy_(own[name]["local"] if own[name] else fragment.global_weights[name])
 
     def _agreed(self, shared: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Return what all replicas have in common, from one that has it if this one's file is lost."""

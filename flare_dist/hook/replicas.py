@@ -27,6 +27,13 @@ def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: 
             "outer: one replica has nobody to exchange with; start several ranks, by torchrun --nproc_per_node for "
             "example, or leave it out"
         )
+    _check_shards(model, mesh, names)
+    _check_ddp(model, replicas)
+    return replicas
+
+
+def _check_shards(model: nn.Module, mesh: Any, names: Sequence[str]) -> None:
+    """Raise ValueError for a sharded model without a mesh, or one whose shards cross the replicas."""
     sharded: list[Any] = [parameter for parameter in model.parameters() if hasattr(parameter, "to_local")]
     if sharded and mesh is None:
         raise ValueError("outer.mesh: the model is sharded, got no mesh; give the DeviceMesh that it was made with")
@@ -37,6 +44,10 @@ def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: 
                 f"outer.mesh: the model is sharded on a mesh with {crossing.pop()}, over which every step averages its "
                 'gradients; shard it by fully_shard(part, mesh=mesh["shard"])'
             )
+
+
+def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
+    """Raise ValueError for a model whose gradients DistributedDataParallel averages over several replicas."""
     inner = model._orig_mod if hasattr(model, "_orig_mod") else model
     if isinstance(inner, DistributedDataParallel):
         shared = set(ranks_of(inner.process_group)) & set(ranks_of(replicas.group))
@@ -45,7 +56,6 @@ def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: 
                 "outer: the model is DistributedDataParallel over several replicas, whose gradients it averages in "
                 "every step; give the bare model, or a process_group of the ranks of one replica to it"
             )
-    return replicas
 
 
 def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:

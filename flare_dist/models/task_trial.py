@@ -17,7 +17,7 @@ from flare_dist.preserved import preserved
 from flare_dist.seeding import derive_seed, seeded
 from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import OfOutputs, mean_loss
-from flare_dist.tasks.metrics import add, finish, measure, measure_all
+from flare_dist.tasks.metrics import add, measure, measure_all, with_loss
 from flare_dist.tasks.task import LOGGED, Batch, Task
 
 KEY = "task.name"
@@ -61,7 +61,7 @@ def check_task(model: nn.Module, batch: Batch, task: Task) -> None:
         finished = call(KEY, "finish", task.finish, totals)
         if not isinstance(finished, Mapping):
             raise ValueError(f"{KEY}: finish must return a number for each name, got {finished!r}; return a dict")
-        names = [*call(KEY, "finish", finish, task, totals), *task.torchmetrics]
+        names = [*call(KEY, "finish", with_loss, totals, finished), *task.torchmetrics]
     _check_names(names)
     if task.best[0] not in names:
         raise ValueError(f"{KEY}: best must be one of its metrics, got {task.best[0]}; choose from {', '.join(names)}")

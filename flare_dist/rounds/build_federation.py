@@ -70,19 +70,20 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     server = Server(local.parameters, local.buffers, config.server, config.rounds, algorithm, layout)
     batched = BatchedTrainer(trainer, room, data.task) if room else None
     personal = _personalised(config, data, parts, trainer)
+    clients = Clients(
+        trainer, states, parts, config.clients.cohort_size, batched, personal, groups_of(config.data, data, parts)
+    )
     return Federation(
-        config,
-        world,
-        data.task,
-        Clients(
-            trainer, states, parts, config.clients.cohort_size, batched, personal, groups_of(config.data, data, parts)
-        ),
-        compressor,
-        server,
-        Downlink(config.exchanged, layout, server.parameters.data),
-        masks,
-        None if data.validation is None else _noted(data.batches(data.validation, world.device), world),
-        algorithm.wraps or WholeUplink,
+        config=config,
+        world=world,
+        task=data.task,
+        clients=clients,
+        compressor=compressor,
+        server=server,
+        downlink=Downlink(config.exchanged, layout, server.parameters.data),
+        masks=masks,
+        held_out=None if data.validation is None else _noted(data.batches(data.validation, world.device), world),
+        open_uplink=algorithm.wraps or WholeUplink,
     )
 
 

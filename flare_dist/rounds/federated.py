@@ -62,7 +62,6 @@ def train(
     """Train the clients hosted here; yields what each brings back, and its memory while it may be changed."""
     clients = fed.clients
     server = fed.server
-    view = fed.downlink.view
     hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.rank]
     if clients.batched:
         yield from _train_as_one_batch(clients.batched, round_, hosted, fed, watch)
@@ -73,7 +72,7 @@ def train(
                 mask = uplink.local_mask(client, memory)
                 examples = clients.partition[client]
                 result = clients.trainer.train(
-                    client, round_, examples, view, server.buffers, memory, mask, server.told
+                    client, round_, examples, fed.view, server.buffers, memory, mask, server.told
                 )
             if clients.personal and clients.personal.is_due(round_):
                 clients.personal.measure(client)
@@ -84,14 +83,16 @@ def _train_as_one_batch(
     batched: BatchedTrainer, round_: int, hosted: list[int], fed: Federation, watch: Stopwatch
 ) -> Iterator[tuple[ClientResult, State]]:
     """Train clients whose training needs nothing of what they remember, many at a time."""
-    for group in batched.groups(hosted, fed.clients.partition):
+    clients = fed.clients
+    server = fed.server
+    for group in batched.groups(hosted, clients.partition):
         with watch.phase("compute"):
-            results = batched.train(group, round_, fed.clients.partition, fed.downlink.view, fed.server.buffers)
+            results = batched.train(group, round_, clients.partition, fed.view, server.buffers)
         for result in results:
-            if fed.clients.personal and fed.clients.personal.is_due(round_):
-                fed.model.load(fed.view + result.model_delta, fed.server.buffers + result.buffer_delta)
-                fed.clients.personal.measure(result.client)
-            with fed.clients.states.lend(result.client) as memory:
+            if clients.personal and clients.personal.is_due(round_):
+                fed.model.load(fed.view + result.model_delta, server.buffers + result.buffer_delta)
+                clients.personal.measure(result.client)
+            with clients.states.lend(result.client) as memory:
                 yield result, memory
 
 

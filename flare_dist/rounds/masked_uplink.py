@@ -172,7 +172,7 @@ class MaskedUplink:
         if steps_here:
             self.masks.move(self.moves, server, self.client_masks, self.squares)
         self.masks.remember(received.accepted, self.client_masks)
-        if self.moves.server and not self.fed.server.is_plain:
+        if self.moves.server and not server.is_plain:
             mask = self.fed.world.broadcast_(self.masks.mask.to(torch.uint8))
             self.masks.mask = mask.bool()
 

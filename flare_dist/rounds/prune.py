@@ -41,10 +41,9 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
 
     Raises DivergedError on all ranks if no client measures anything finite.
     """
-    config = fed.config
     world = fed.world
     entries = masks.entries
-    settings = config.pruning
+    settings = fed.config.pruning
     criterion = CRITERIA[settings.criterion]
     drawn = _asked(fed.config) if criterion.needs_data else []
     watch = Stopwatch(world)
@@ -59,33 +58,41 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
         density = (keep / prunable) ** (step / settings.steps)
         fed.model.load(parameters * mask, fed.server.buffers)
         with watch.phase("compute"):
-            measured, asked = _measure(fed, masks, drawn, step)
-        scores = _scores(config, masks, parameters, measured, step)
+            measured, senders = _measure(fed, masks, drawn, step)
+        scores = _scores(fed.config, masks, parameters, measured, step)
         left = keep if step == settings.steps else round(density * prunable)
         if settings.criterion == "threshold" and step == settings.steps:
             passing = sum(int((layer >= settings.threshold).sum()) for layer in layers_of(scores * mask, entries))
             left = max(len(entries), min(left, passing))
         active = int(mask.count_nonzero()) - masks.total + prunable
         downlink_nbytes += len(drawn) * positions_nbytes(prunable, active) if step > 1 else 0
-        uplink_nbytes += WORD * active * asked
+        uplink_nbytes += WORD * active * senders
         mask = highest(scores, entries, left, mask, layer_shares(settings.scope, entries))
     if not criterion.needs_data:  # each rank has scored for itself, and GPUs need not agree to the last bit
         world.broadcast_(mask)
     masks.begin_with(mask)
     log.info("pruned by %s: %d of %d weights are kept", settings.criterion, left, prunable)
+    return _row(fed, len(drawn), uplink_nbytes, downlink_nbytes, watch)
+
+
+def _row(fed: Federation, clients: int, uplink_nbytes: int, downlink_nbytes: int, watch: Stopwatch) -> dict[str, Any]:
+    """Report the pruning in round 0; the server's own examples travel nowhere. All ranks call it together."""
+    settings = fed.config.pruning
+    traffic = fed.world.traffic
     federated = settings.data == "clients"
     return {
-        "clients": len(drawn) if federated else 0,
+        "clients": clients if federated else 0,
         "uplink_bytes": uplink_nbytes if federated else 0,
         "downlink_bytes": downlink_nbytes if federated else 0,
-        "wire_bytes": world.traffic.wire_bytes,
-        "collectives": world.traffic.collectives,
+        "wire_bytes": traffic.wire_bytes,
+        "collectives": traffic.collectives,
         **watch.totals(),
         "pruned": settings.criterion,
     }
 
 
 def _asked(config: Config) -> list[int]:
+    """Draw the clients that measure, the same on every rank; the server alone if it prunes by examples of its own."""
     if config.pruning.data == "server":
         return [SERVER]
     count = max(1, round(config.pruning.frac * config.clients.count))

@@ -15,6 +15,7 @@ from torch import Tensor
 from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
+from flare_dist.data.batches import Batches
 from flare_dist.data.datasets import DataSplits, load
 from flare_dist.engines.placement import place
 from flare_dist.fixed import load_trained
@@ -45,7 +46,6 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
         views["server_"] = run.server.parameters.data
 
     trained_on = {"clients": run.clients.trainer.source} if isinstance(run, Federation) else {}
-
     at_once = batch_size(data.is_resident, config.clients.batch_size)
 
     def measure(part: str, indices: Tensor | None = None) -> dict[str, float]:
@@ -53,27 +53,29 @@ def evaluator(config: Config, run: Run, data: DataSplits) -> Callable[[], dict[s
         return evaluate(run.model.module, (sources | trained_on)[part], run.task, seed, at_once, indices)
 
     evaluate_members = members_evaluator(config, run, data.test, measure)
+    of_members = {"group": sources["test"]} | ({"client": trained_on["clients"]} if trained_on else {})
 
     def evaluate_global() -> dict[str, Any]:
-        with run.world.progress.watched():
-            return measure_views()
-
-    def measure_views() -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        for (prefix, view), name in itertools.product(views.items(), sources):
-            run.model.load(view, run.server.buffers)
-            metrics |= {f"{prefix}{name}_{metric}": value for metric, value in measure(name).items()}
-            if skipped := skipped_here(sources[name]):
-                metrics[f"{prefix}{name}_skipped_examples"] = skipped
-        if evaluate_members is not None:
-            run.model.load(run.view, run.server.buffers)
-            metrics |= evaluate_members()
-            for kind, part in (("group", sources["test"]), *(("client", source) for source in trained_on.values())):
-                if skipped := skipped_here(part):
-                    metrics[f"{kind}_skipped_examples"] = skipped
+        with run.world.progress.watched():
+            for (prefix, view), name in itertools.product(views.items(), sources):
+                run.model.load(view, run.server.buffers)
+                metrics |= {f"{prefix}{name}_{metric}": value for metric, value in measure(name).items()}
+                metrics |= _skipped(f"{prefix}{name}", sources[name])
+            if evaluate_members is not None:
+                run.model.load(run.view, run.server.buffers)
+                metrics |= evaluate_members()
+                for kind, source in of_members.items():
+                    metrics |= _skipped(kind, source)
         return metrics
 
     return evaluate_global
+
+
+def _skipped(whose: str, source: Batches) -> dict[str, int]:
+    """Count for the row the examples that could not be read; nothing if all could."""
+    skipped = skipped_here(source)
+    return {f"{whose}_skipped_examples": skipped} if skipped else {}
 
 
 def evaluate_run(directory: Path, which: str, root: str | None) -> dict[str, float]:

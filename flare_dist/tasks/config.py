@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from torch import nn
+
 from flare_dist.errors import check_choice
+from flare_dist.given import FROM_PYTHON, given_again
 from flare_dist.named import Options, bind, find, is_own, made
+from flare_dist.signatures import required_arguments
 from flare_dist.tasks.builtin import CLASSIFICATION, TASKS
 from flare_dist.tasks.chosen_losses import BALANCED, check_weight_values
 from flare_dist.tasks.task import ClassOf, Task
@@ -20,12 +24,30 @@ EXAMPLE = "flare_dist.Task(loss=lambda model, batch: torch.nn.functional.mse_los
 
 def find_task(name: Any, options: Options | None = None) -> Task:
     """Find the task of this name, or make the user's own; ValueError that names task.name if there is none."""
+    _refuse_loss(name, options)
     task: Task = made(KEY, name, {AUTO: CLASSIFICATION} | TASKS, options or {}, Task, EXAMPLE)
     metric, direction = task.best if isinstance(task.best, tuple) and len(task.best) == 2 else (task.best, None)
     if direction not in ("max", "min") or not isinstance(metric, str):
         raise ValueError(f'{KEY}: best must be a metric and "max" or "min", got {task.best!r}; write ("loss", "min")')
     _check_fields(task)
     return task
+
+
+def _refuse_loss(name: Any, options: Options | None) -> None:
+    """Raise ValueError that names task.name if Python code gave a loss, which would be called without arguments."""
+    if options or not isinstance(name, str) or not name.startswith(FROM_PYTHON):
+        return
+    given = given_again(KEY, name)
+    function = given.forward if isinstance(given, nn.Module) else given
+    if not callable(function):
+        return
+    needed = required_arguments(function)
+    if needed:
+        got = f"{name.removeprefix(FROM_PYTHON)}({', '.join(needed)})"
+        raise ValueError(
+            f"{KEY}: task= takes a Task, or a function that returns one and whose arguments are under task.options, "
+            f"got {got}; for example {EXAMPLE}"
+        )
 
 
 def _check_fields(task: Task) -> None:

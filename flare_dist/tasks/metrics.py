@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,12 @@ def _wide(value: Count) -> Tensor:
 
 def finish(task: Task, totals: Totals) -> dict[str, float]:
     """Turn the sums over all batches into the mean loss and the task's metrics."""
-    return {"loss": ratio("loss", totals["loss"])} | {k: float(v) for k, v in task.finish(totals).items()}
+    return with_loss(totals, task.finish(totals))
+
+
+def with_loss(totals: Totals, finished: Mapping[str, float]) -> dict[str, float]:
+    """Put the mean loss before what a task's `finish` made of the sums, as plain numbers."""
+    return {"loss": ratio("loss", totals["loss"])} | {name: float(value) for name, value in finished.items()}
 
 
 def goodness(best: Best, value: float) -> float:

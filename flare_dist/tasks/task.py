@@ -61,35 +61,28 @@ class Task(NamedTuple):
     checked on one batch before a run.
 
     Args:
-        loss: (model, batch) -> (sum, count) over the labels that count; a plain scalar is the mean over the batch.
-        metrics: (model, batch) -> a tensor or (sum, count) for each name, which add up over batches.
-        torchmetrics: more metrics by name, updated with (outputs, labels).
-        finish: makes numbers of what has added up; the default divides sums by counts.
-        best: the metric by which models are compared, and "max" or "min".
-        outputs: (shape of an input, classes) -> the shape that the output of an example must have.
+        loss: (model, batch) -> (sum, count) over the labels that count; a plain scalar is the mean over the examples of
+            the batch.
+        metrics: (model, batch) -> a tensor or (sum, count) for each name, which add up over batches. With "loss" among
+            them an evaluation takes one forward pass, not two.
+        torchmetrics: more metrics by name, updated with (outputs, labels) of the same forward pass.
+        finish: makes numbers of the sums over all batches; the default divides sums by counts.
+        best: the metric by which models are compared, and whether more of it is better, "max", or less, "min".
+        outputs: (shape of an input, classes) -> the shape that the output of an example must have; None = any.
         criterion: the loss as a function of (outputs, labels).
-        ignored: a label that the criterion leaves out.
+        ignored: a label that the criterion leaves out, as those of torch.nn.functional do with ignore_index.
         check_labels: (labels, shape of all inputs, classes), raises ValueError if it cannot learn from them.
-        class_of: what has one class each: example, token or pixel; None if labels are no classes.
+        class_of: what has one class each: example, token or pixel; None if labels are no classes. Partitions by class
+            need one for each example, and augmentation moves labels of pixels.
     """
 
-    # (sum, count) over the labels that count; a plain scalar is the mean over the examples of the batch.
     loss: Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Count]]
-    # Measures a batch beside the loss. With "loss" among the metrics an evaluation takes one forward pass, not two.
     metrics: Callable[[nn.Module, Batch], Totals] = no_metrics
-    # More metrics by name, updated with (outputs, labels) of the same forward pass.
     torchmetrics: Mapping[str, Metric] = MappingProxyType({})
-    # Makes numbers of the sums over all batches.
     finish: Callable[[Totals], dict[str, float]] = ratios
-    # The metric by which models are compared, and whether more of it is better ("max") or less ("min").
     best: Best = ("loss", "min")
-    # (shape of an input, classes) -> the shape that the output for one example must have; None = any.
     outputs: Callable[[Shape, int], Shape] | None = None
     criterion: Callable[..., Tensor] | None = None
-    # A label that `criterion` leaves out, as the losses of torch.nn.functional do with ignore_index.
     ignored: int | None = None
-    # Raises ValueError if it cannot learn from such labels, given the shape of all inputs and the number of classes.
     check_labels: Callable[[Tensor, Shape, int], None] = any_labels
-    # The part of the data that has one class each; None if labels are no classes. Partitions by class need one for each
-    # example, and augmentation moves labels of pixels.
     class_of: ClassOf | None = None

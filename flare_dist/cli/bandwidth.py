@@ -1,4 +1,4 @@
-"""Run the commands that read the logs of runs: bandwidth, densities."""
+"""Run the command that compares bytes and seconds of runs: bandwidth."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from rich.console import Console
 
 from flare_dist.analysis.bandwidth import unknown_slowest
 from flare_dist.analysis.bandwidth_table import lines, terminal_table, write_csv
-from flare_dist.analysis.densities import densities_table, read_densities
 from flare_dist.analysis.event_logs import parse_tags
 from flare_dist.analysis.links import TOPOLOGIES, Link
-from flare_dist.analysis.plots import plot_densities, plot_seconds
+from flare_dist.analysis.plots import plot_seconds
 from flare_dist.analysis.run_amounts import Summed, sum_up
 from flare_dist.analysis.run_logs import check_same_work, read_run
 from flare_dist.analysis.seed_groups import group_runs
 from flare_dist.cli.console import print_table
-from flare_dist.cli.figures import add_curves, add_look, check_figures, draw_curves, parse_look, print_plots, save_means
+from flare_dist.cli.figures import add_curves, check_figures, draw_curves, parse_look, print_plots, save_means
 from flare_dist.comm.launch import Launch
 from flare_dist.config.parser import Parser, user_path
 from flare_dist.errors import check_least
@@ -30,8 +29,7 @@ log = logging.getLogger(__name__)
 
 SHARES = {"accuracy", "balanced_accuracy", "iou", "f1", "precision", "auroc", "average_precision"}  # from 0 to 1
 
-DENSITIES = "densities"  # without the suffix of a format
-SECONDS = "seconds"
+SECONDS = "seconds"  # without the suffix of a format
 CSV = "bandwidth.csv"
 
 
@@ -134,20 +132,3 @@ def compare_bytes(
     write_csv(directory / CSV, [run for one in found for run in one.totals])
     print(directory / CSV)
     print_plots(lambda: plot_seconds(settings, parse_look(options), directory / SECONDS))
-
-
-def densities_parser() -> Parser:
-    parser = Parser(
-        description="Show how dense each layer of a sparse model is: a table and a plot, also while it trains.",
-    )
-    parser.add_argument("run", type=str, help="Run directory.")
-    add_look(parser)
-    return parser
-
-
-def run_densities(parser: Parser, options: Any, launch: Launch, console: Console) -> None:
-    look = parse_look(options)
-    directory = user_path(options.run)
-    densities = read_densities(directory)
-    print_table(densities_table(densities))
-    print_plots(lambda: plot_densities(densities, look, directory / DENSITIES))

@@ -7,7 +7,7 @@ from typing import Any
 
 import flare_dist
 from flare_dist.comm.world import World
-from flare_dist.hook.resumed import resume_hook_state
+from flare_dist.hook.checkpoint import resume_hook_state
 from tests.helpers.hook import assert_same_memory, attached, backward, said_by
 from tests.ranks import run_ranks
 
