@@ -87,7 +87,7 @@ class OuterSteps:
             if fragment.is_on_the_way:
                 self._arrival(number)
                 fragment.apply(self.settings.mix)
-        # In turn, so that what a replica sends that ends early meets the same fragment of the others, and nothing aborts.
+        # In turn, so that what a replica that ends early sends meets the same fragment of the others: none aborts.
         first = self.finished_steps * self.settings.fragments // self.settings.every
         for place in range(first, first + len(self.fragments)):
             number = place % len(self.fragments)
