@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.ddp import exchange_gradients
-from flare_dist.hook.scale import is_finite
+from flare_dist.hook.scale import not_finite
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import ParameterLayout
 
@@ -83,7 +83,7 @@ class Fragment:
             self._arrived = self._on_the_way.wait()
             self._on_the_way = None
             failed = self.exchange.failures.of_step(True)  # None if everything is sent, where nothing was looked at
-            if not is_finite(self._arrived) if failed is None else failed:
+            if not_finite(self._arrived) if failed is None else failed:
                 raise FloatingPointError(
                     "outer: the weights of a replica are not finite; lower the inner learning rate, or resume from "
                     "before"
