@@ -72,3 +72,9 @@ def test_labels_are_broken_and_not_cut() -> None:
     assert " ".join(Look("column").lines(label)) == label.replace("$", "\\$")
     assert max(map(len, Look("column").lines(label))) <= 48
     assert cut("abcdefghijklmno", 10) == "abcdef…mno"
+
+
+def test_a_name_in_a_script_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
+    with figure_at(tmp_path / "figure", Look(), 2.0) as figure:
+        figure.suptitle("\u65e5\u672c\u8a9e")
+    assert list(tmp_path.iterdir())

@@ -387,7 +387,7 @@ def test_replicas_of_two_shards_are_those_of_one(tmp_path: Path, density: float)
     alone = run_ranks(train_sharded, 2, 1, density, None)
     for one in run_ranks(train_sharded, 4, 2, density, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(one, alone[0]))
-    assert len(list(tmp_path.glob("sparse-hook-shard-?-of-2-0000?-of-00002-step-5.pt"))) == 4
+    assert len(list(tmp_path.glob("sparse-hook-outer-shard-?-of-2-0000?-of-00002-step-5.pt"))) == 4
 
 
 def refuse_meshes(world: World) -> list[str]:

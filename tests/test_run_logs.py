@@ -54,3 +54,14 @@ def test_without_a_task_the_metric_is_what_was_measured(tmp_path: Path) -> None:
     assert read_run(tmp_path / "b", {}).best == ("loss", "min")
     (tmp_path / "b/summary.json").write_text('{"metric": "perplexity", "better": "min"}')
     assert read_run(tmp_path / "b", {}).best == ("perplexity", "min")
+
+
+@pytest.mark.parametrize("name", ["new\nline", "tab\tname", "not \udcff utf-8"])
+def test_a_directory_whose_name_cannot_be_printed_is_compared_under_an_escaped_one(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    try:
+        directory.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("no file system for such names")
+    (directory / "metrics.jsonl").write_text('{"round": 1, "accuracy": 0.5}\n')
+    assert read_run(directory, {}).name == f"{tmp_path}/{name.encode('unicode_escape').decode().replace('udc', 'x')}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ def _save(figure: Figure, path: Path) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=undated)
+        with warnings.catch_warnings():
+            # A name in a script that no font of the figure has is shown by boxes, and by the table beside it.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path, metadata=undated)
     except OSError as error:
         raise ValueError(f"output_dir: cannot write {path}: {error.strerror}") from error
 

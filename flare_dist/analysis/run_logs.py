@@ -16,6 +16,7 @@ import yaml
 from flare_dist.analysis.event_logs import read_events
 from flare_dist.analysis.event_rows import Row
 from flare_dist.analysis.metrics_file import METRICS, read_noted
+from flare_dist.errors import printable
 from flare_dist.tasks.builtin import TASKS
 from flare_dist.tasks.task import Best
 
@@ -27,7 +28,7 @@ SAME_WORK = ("mode", "clients.batch_size", "engine.gradient_accumulation_steps",
 class RunLog:
     """Hold the rows that one run logged, and the settings of its work."""
 
-    name: str
+    name: str  # its directory, as it can be printed
     rows: list[Row]  # of the rounds in order, 0 being the initial model
     work: dict[str, Any] = field(default_factory=dict)  # values of SAME_WORK; empty without a configuration
     notes: list[str] = field(default_factory=list)  # damage and repeats in its logs, in words
@@ -50,7 +51,8 @@ def read_run(directory: Path, tags: Mapping[str, str], ranks: int | None = None)
             row.setdefault("ranks", ranks)
     config = _config(directory)
     summary = _summary(directory)
-    return RunLog(str(directory), rows, _work(config, rows), notes, _best(config, summary, rows), config, summary)
+    name = printable(directory)
+    return RunLog(name, rows, _work(config, rows), notes, _best(config, summary, rows), config, summary)
 
 
 def check_same_work(runs: Sequence[RunLog]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -27,13 +27,28 @@ def report_memory(
     It is logged, and written to stderr in a script that has not set up logging, which shows no more than warnings.
     """
     numels = [(parameter.numel(), parameter.device.type) for parameter in parameters]
+    kept = kept_bytes(config, preconditioning, numels[0][1] if numels else "cpu")
+    if numels and kept and rank_and_size(process_group)[0] == 0:
+        _say("the hook keeps", kept, sum(numel for numel, _ in numels))
+
+
+def report_outer_memory(numel: int, device: str, config: CompressionConfig) -> None:
+    """Say how much outer steps keep of this rank's weights, as `report_memory` does of the hook."""
+    kept = kept_bytes(config, Preconditioning(), device)
+    _say("beside the outer optimizer, outer steps keep", {"global weights": 4} | kept, numel)
+
+
+def kept_bytes(config: CompressionConfig, preconditioning: Preconditioning, device: str) -> dict[str, int]:
+    """Return the bytes a parameter by what they hold, in float32: a draft until the next step of all but the mean."""
     names = (*config.feedback.state_names, *preconditioning.record.vectors)
-    means = ("mean",) if numels and numels[0][1] == "cpu" and not config.is_dense else ()
-    each = 8 * len(names) + 4 * len(means)  # float32, and a draft of everything but the mean until the next step
-    total = show_bytes(each * sum(numel for numel, _ in numels))
-    if numels and each and rank_and_size(process_group)[0] == 0:
-        line = f"the hook keeps {each} bytes a parameter, {total} in all ({', '.join([*names, *means])})"
-        if log.hasHandlers():
-            log.info(line)
-        else:
-            sys.stderr.write(f"{line}\n")
+    means = {"mean": 4} if device == "cpu" and not config.is_dense else {}
+    return dict.fromkeys(names, 8) | means
+
+
+def _say(who: str, kept: Mapping[str, int], numel: int) -> None:
+    each = sum(kept.values())
+    line = f"{who} {each} bytes a parameter, {show_bytes(each * numel)} in all ({', '.join(kept)})"
+    if log.hasHandlers():
+        log.info(line)
+    else:
+        sys.stderr.write(f"{line}\n")

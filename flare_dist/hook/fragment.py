@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.scale import not_finite
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import ParameterLayout
 
@@ -41,21 +42,30 @@ class Fragment:
     ) -> None:
         """Begin where `named`, the local weights, are now; `home` is where the global ones lie, by default there."""
         self.local_weights = dict(named)
-        self._parameters = {name: nn.Parameter(tensor) for name, tensor in named.items()}
+        # Names, shapes and a device for the exchange, by rows however the weights lie in memory, as what is sent is.
+        self._parameters = {
+            name: nn.Parameter(tensor.new_empty(()).expand(tensor.shape)) for name, tensor in named.items()
+        }
         self.layout = ParameterLayout.of(named.items())
         self.device = next(iter(named.values())).device
         flat = torch.cat([tensor.flatten().float() for tensor in named.values()])
         self.global_vector = flat.to(home or self.device, copy=True)  # the global weights, as of the last outer step
         self.global_weights = {name: nn.Parameter(view) for name, view in self.layout.views(self.global_vector)}
         self.optimizer = make_optimizer(list(self.global_weights.values()))
-        self.exchange = SparseHookState(Shards(self._parameters), process_group=group, seed=seed, **compression)
+        shards = Shards(self._parameters)
+        self.exchange = SparseHookState(shards, process_group=group, seed=seed, quiet=True, **compression)
         self._on_the_way: torch.futures.Future[Tensor] | None = None
         self._arrived: Tensor | None = None
 
     def send(self) -> None:
-        """Begin to exchange the pseudo-gradient, the global weights minus the local ones."""
+        """Begin to exchange the pseudo-gradient, the global weights minus the local ones.
+
+        Global weights count as they were handed out: what a precision of 16 bits had rounded off is no local work.
+        """
         local = torch.cat([tensor.flatten().float() for tensor in self.local_weights.values()])
-        moved = torch.sub(self.global_vector.to(self.device), local, out=local)
+        views = dict(self.layout.views(self.global_vector.to(self.device)))
+        handed = [views[name].to(tensor.dtype).float().flatten() for name, tensor in self.local_weights.items()]
+        moved = torch.sub(torch.cat(handed), local, out=local)
         self.exchange.begin_step()
         self._on_the_way = exchange_gradients(self.exchange, list(self._parameters.values()), moved)
 
@@ -72,7 +82,8 @@ class Fragment:
         if self._on_the_way is not None:
             self._arrived = self._on_the_way.wait()
             self._on_the_way = None
-            if self.exchange.failures.of_step(True):
+            failed = self.exchange.failures.of_step(True)  # None if everything is sent, where nothing was looked at
+            if not_finite(self._arrived) if failed is None else failed:
                 raise FloatingPointError(
                     "outer: the weights of a replica are not finite; lower the inner learning rate, or resume from "
                     "before"
@@ -108,7 +119,7 @@ class Fragment:
         for name, weight in self.global_weights.items():
             weight.data.copy_(saved["start"][name])
             self.optimizer.state[weight] = {
-                key: value.to(weight.device) if isinstance(value, Tensor) and value.dim() else value
+                key: value.to(weight.device) if isinstance(value, Tensor) and key != "step" else value
                 for key, value in _copied(saved["optimizer"][name]).items()
             }
         self._on_the_way = None

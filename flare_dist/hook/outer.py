@@ -25,9 +25,10 @@ from typing import Any
 from torch import nn
 
 from flare_dist.comm.collectives import ProcessGroup
-from flare_dist.hook.outer_settings import settings_of
+from flare_dist.hook.outer_settings import described, settings_of
 from flare_dist.hook.outer_steps import OuterSteps
-from flare_dist.hook.replicas import local_weights, replicas_of
+from flare_dist.hook.replica_weights import ReplicaWeights
+from flare_dist.hook.replicas import check_same, replicas_of
 
 
 def outer(
@@ -66,5 +67,5 @@ def outer(
     """
     replicas = replicas_of(model, mesh, process_group, replicate)
     own, compression = settings_of(preset, settings)
-    weights = local_weights(model, replicas)
-    return OuterSteps(weights, replicas, own, compression, seed, offload)
+    check_same(described(own) | compression | {"seed": seed}, model, replicas)
+    return OuterSteps(ReplicaWeights(model, replicas), replicas, own, compression, seed, offload)

@@ -90,3 +90,49 @@ def settings_of(preset: str | None, given: Mapping[str, Any]) -> tuple[OuterSett
             raise unknown_choice("outer", name, names + others)
     own = {name: value for name, value in values.items() if name in names}
     return OuterSettings(**own), {name: value for name, value in values.items() if name in others}
+
+
+def described(settings: OuterSettings) -> dict[str, Any]:
+    """Return the settings as values that replicas and runs can compare: a function or class is its name."""
+    values = {each.name: getattr(settings, each.name) for each in dataclasses.fields(OuterSettings)}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return (
+        value if isinstance(value, int | float | str | None) else getattr(value, "__qualname__", type(value).__name__)
+    )
+
+
+def check_continued(settings: OuterSettings, shared: Mapping[str, Any]) -> None:
+    """Raise ValueError if what replicas have saved in common does not go on under these settings.
+
+    The rate of the outer optimizer, `mix`, and `every` and `delay` if nothing is on the way, may be others.
+    """
+    saved, here = shared.get("settings", {}), described(settings)
+    for name in ("fragments", *(("every", "delay") if shared.get("arrived") else ())):
+        if saved.get(name, here[name]) != here[name]:
+            on_the_way = "" if name == "fragments" else " and something is on the way"
+            raise ValueError(
+                f"outer.{name}: the memory was saved with {saved[name]}{on_the_way}, got {here[name]}; load it with "
+                f"{saved[name]}"
+            )
+    kept = [set(own) for own in shared.get("optimizer", {}).values() if own]
+    if kept and kept[0] != _state_kinds(settings):
+        raise ValueError(
+            f"outer.outer_optimizer: the saved one keeps {', '.join(sorted(kept[0]))} of each weight, got one that "
+            f"keeps {', '.join(sorted(_state_kinds(settings))) or 'nothing'}; load it with the optimizer that saved it"
+        )
+
+
+def _state_kinds(settings: OuterSettings) -> set[str]:
+    """Name what the outer optimizer keeps of each weight, by a step on one that is zero."""
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = settings.make_optimizer([weight])
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    return set(optimizer.state.get(weight, {}))

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.comm.collectives import gather_objects
+from flare_dist.comm.collectives import gather_objects, rank_and_size
+from flare_dist.hook.checks import check_saved
+from flare_dist.hook.footprint import report_outer_memory
 from flare_dist.hook.fragment import Fragment, divided
 from flare_dist.hook.meter import HookTraffic
-from flare_dist.hook.outer_settings import OuterSettings
+from flare_dist.hook.outer_settings import OuterSettings, check_continued, described
+from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import Replicas
 from flare_dist.hook.save_watch import SaveWatch
 
@@ -22,7 +25,7 @@ class OuterSteps:
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
+        weights: ReplicaWeights,
         replicas: Replicas,
         settings: OuterSettings,
         compression: Mapping[str, Any],
@@ -32,12 +35,14 @@ class OuterSteps:
         self.settings = settings
         self.process_group = replicas.group
         self.suffix = replicas.suffix
-        self.parameters = tuple(weights.values())
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        self.weights = weights
+        self.parameters = tuple(weights.tensors.values())
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
         self.finished_steps = 0  # of the inner optimizer
+        self._ended_at = -1  # the step of the last finish()
         self.saves = SaveWatch()
         home = torch.device("cpu") if offload else None
-        parts = divided(weights, settings.fragments)
+        parts = divided(weights.tensors, settings.fragments)
         self.fragments = [
             Fragment(part, self.process_group, home, settings.make_optimizer, seed, compression) for part in parts
         ]
@@ -47,6 +52,9 @@ class OuterSteps:
         self.rule_name = f"outer {exchange.rule_name}"
         for fragment in self.fragments:
             fragment.exchange.saves = self.saves
+        if replicas.is_first_part and rank_and_size(self.process_group)[0] == 0:
+            numel = sum(tensor.numel() for tensor in self.parameters)
+            report_outer_memory(numel, self.parameters[0].device.type, exchange.config)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -58,25 +66,39 @@ class OuterSteps:
         self.finished_steps += 1
         now = self.settings.fragment_sent_at(self.finished_steps)
         if now is not None:
+            self.weights.check()
             self.fragments[now].send()
         self.saves.look()
         sent = self.finished_steps - self.settings.delay
         due = self.settings.fragment_sent_at(sent) if sent > 0 else None
-        if due is not None:
+        if due is not None and self.fragments[due].is_on_the_way:  # finish() may have applied it
             self._apply(due, self.settings.mix)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Apply what is on the way, then exchange all that replicas have moved since: they end with the same weights.
 
-        Call it on every replica when training is over. The exchange is one more outer step of each fragment.
+        Call it on every replica when training is over, or to go on from there. The exchange is one more outer step of
+        each fragment, but of those that are the same everywhere since this step.
         """
+        self.weights.check()
         for number, fragment in enumerate(self.fragments):
             if fragment.is_on_the_way:
                 self._apply(number, self.settings.mix)
-        for number, fragment in enumerate(self.fragments):
-            fragment.send()
-            self._apply(number, 0.0)
+        # In turn, so that what a replica that ends early sends meets the same fragment of the others: none aborts.
+        first = self.finished_steps * self.settings.fragments // self.settings.every
+        for place in range(first, first + len(self.fragments)):
+            number = place % len(self.fragments)
+            if not self._is_shared(number):
+                self.fragments[number].send()
+                self._apply(number, 0.0)
+        self._ended_at = self.finished_steps
+
+    def _is_shared(self, number: int) -> bool:
+        """Tell if a fragment has been set to its global weights in this very step, on all replicas."""
+        at_once = self.settings.delay == 0 and self.settings.mix == 0
+        just_set = at_once and self.settings.fragment_sent_at(self.finished_steps) == number
+        return (just_set and self.finished_steps > 0) or self._ended_at == self.finished_steps
 
     def _apply(self, number: int, mix: float) -> None:
         """Take the outer step of a fragment; what stops its collective mostly is that one replica takes fewer steps."""
@@ -86,8 +108,8 @@ class OuterSteps:
         except RuntimeError as error:
             problem = str(error).split("\n")[0]
             raise RuntimeError(
-                f"outer: fragment {number} did not arrive in step {self.finished_steps} ({problem}); "
-                "every replica must take equally many steps, so give each as many batches"
+                f"outer: fragment {number} did not arrive in step {self.finished_steps}; every replica must take "
+                f"equally many steps, so give each as many batches ({problem})"
             ) from error
         fragment.apply(mix)
 
@@ -129,25 +151,32 @@ class OuterSteps:
         It waits for what is on the way. The inner optimizer's state is the script's own to save, on every replica.
         """
         memory: dict[str, dict[str, Tensor]] = {}
-        shared: dict[str, dict[str, Any]] = {"start": {}, "optimizer": {}, "arrived": {}}
+        shared: dict[str, Any] = {"start": {}, "optimizer": {}, "arrived": {}}
         for fragment in self.fragments:
             for kind, own in fragment.state_dict().items():  # waits, so that the draft of what was sent counts
                 shared[kind] |= own
             saved = fragment.exchange.state_dict()["memory"]
             for name, local in fragment.local_weights.items():
                 kinds = saved.get(name) or {kind: torch.zeros(local.shape) for kind in fragment.exchange.state_names}
-                memory[name] = {**kinds, "local": local.detach().float().clone()}
+                memory[name] = {**kinds, "local": local.to(torch.promote_types(local.dtype, torch.float32), copy=True)}
         whose = {"rule": self.rule_name, "shapes": dict(self.shapes)}
         sent = [fragment.exchange.step for fragment in self.fragments]
-        return {"step": self.finished_steps, "memory": memory, "shared": shared | {"sent": sent}} | whose
+        shared |= {"sent": sent, "ended_at": self._ended_at, "settings": described(self.settings)}
+        return {"step": self.finished_steps, "memory": memory, "shared": shared} | whose
+
+    def __reduce__(self) -> Any:
+        raise TypeError("outer: is tied to its model and process group, got a copy or pickle; use save_hook_state")
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, the local weights among it; all replicas call it together."""
-        self.finished_steps = state["step"]
+        check_saved(state, self.rule_name, self.state_names, self.shapes)
         shared = self._agreed(state.get("shared"))
+        check_continued(self.settings, shared or {})
+        self.finished_steps = state["step"]
         if shared is None:  # nothing was saved: the weights are where the script has loaded them
             return
+        self._ended_at = shared["ended_at"]
         for fragment, sent in zip(self.fragments, shared["sent"]):
             fragment.load_state_dict(shared)
             own = {name: state["memory"].get(name, {}) for name in fragment.local_weights}

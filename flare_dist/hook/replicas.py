@@ -1,28 +1,31 @@
-"""The replicas of a model that take outer steps together, and the weights that one rank holds of its replica."""
+"""The replicas of a model that take outer steps together, and what they must have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.collectives import ProcessGroup, broadcast_from_first, gather_objects, rank_and_size, ranks_of
+from flare_dist.comm.collectives import ProcessGroup, gather_objects, rank_and_size, ranks_of
 
 
 class Replicas(NamedTuple):
     """The ranks that hold the same part of each replica, and what sets this part apart in names of files."""
 
     group: ProcessGroup | None  # None = all ranks
-    suffix: str = ""
+    suffix: str = "-outer"
+    is_first_part: bool = True
 
 
 def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: Sequence[str]) -> Replicas:
     """Find with whom this rank exchanges; raises ValueError if the mesh, or the model on it, does not fit."""
     replicas = Replicas(group) if mesh is None else _on_mesh(mesh, names)
-    if rank_and_size(replicas.group)[1] == 1:
+    rank, size = rank_and_size(replicas.group)
+    if rank < 0:
+        raise ValueError("outer.process_group: this rank is not of it; let the ranks of a group alone call outer()")
+    if size == 1:
         raise ValueError(
             "outer: one replica has nobody to exchange with; start several ranks, by torchrun --nproc_per_node for "
             "example, or leave it out"
@@ -48,7 +51,7 @@ def _check_shards(model: nn.Module, mesh: Any, names: Sequence[str]) -> None:
 
 def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
     """Raise ValueError for a model whose gradients DistributedDataParallel averages over several replicas."""
-    inner = model._orig_mod if hasattr(model, "_orig_mod") else model
+    inner = uncompiled(model)
     if isinstance(inner, DistributedDataParallel):
         shared = set(ranks_of(inner.process_group)) & set(ranks_of(replicas.group))
         if len(shared) > 1:
@@ -71,36 +74,24 @@ def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:
     for place in others:
         shards *= mesh.size(place)
         shard = shard * mesh.size(place) + mesh.get_local_rank(place)
-    return Replicas(mesh.get_group(found[0]), f"-shard-{shard}-of-{shards}" if shards > 1 else "")
+    part = f"-shard-{shard}-of-{shards}" if shards > 1 else ""
+    return Replicas(mesh.get_group(found[0]), f"-outer{part}", shard == 0)
 
 
-@torch.no_grad()
-def local_weights(model: nn.Module, replicas: Replicas) -> dict[str, Tensor]:
-    """Return the trained weights of this rank by name, or its shards, made those of the first replica.
-
-    They share memory with the model. Raises ValueError on all replicas if they do not have the same.
-    """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    weights = {_plain(name): _local(parameter) for name, parameter in named.items()}
-    weights = {name: tensor for name, tensor in weights.items() if tensor.numel()}  # a short tensor has empty shards
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    device = next((tensor.device for tensor in weights.values()), None)
-    for other, theirs in enumerate(gather_objects(shapes, replicas.group, device)):
-        if theirs != shapes:
-            different = sorted({*theirs.items()} ^ {*shapes.items()})[0][0]
-            raise ValueError(f"outer: replica {other} has another {different}; build the same model on all of them")
-    if not weights:
-        raise ValueError("outer: the model has no parameters with requires_grad; there is nothing to exchange")
-    for tensor in weights.values():
-        broadcast_from_first(tensor, replicas.group)
-    return weights
+def uncompiled(model: Any) -> nn.Module:
+    """Return what torch.compile has wrapped, or the model itself."""
+    inner: nn.Module = model._orig_mod if hasattr(model, "_orig_mod") else model
+    return inner
 
 
-def _local(parameter: Any) -> Tensor:
-    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-    return local.detach()
-
-
-def _plain(name: str) -> str:
-    """Drop what wrappers put before and into the name of a parameter."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas) -> None:
+    """Raise ValueError on all replicas if one has another setting."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    first, *others = gather_objects(dict(settings), replicas.group, device)
+    for number, theirs in enumerate(others, start=1):
+        for name in sorted(first.keys() | theirs.keys()):
+            if first.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"outer.{name}: must be the same on all replicas, got {first.get(name)} on replica 0 and "
+                    f"{theirs.get(name)} on replica {number}; start all of them alike"
+                )

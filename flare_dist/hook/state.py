@@ -39,9 +39,9 @@ class SparseHookState:
         update_clip: largest magnitude of an entry of adam's update.
         clip_norm: without preconditioner, the norm to which each rank clips its whole gradient before error feedback;
             it is known with the last bucket, so that no exchange overlaps with backward. None for none.
-        compression: more keys of `CompressionConfig`: sparsifier (topk, randk or auto), error_feedback (ec, dgc or
-            none), residual_decay, scope (tensor or block), block, dense_below, codecs, warmup and warmup_rounds, which
-            here count steps, and others: see `help(flare_dist.CompressionConfig)`.
+        quiet: do not say how much memory it takes.
+        compression: more keys of `CompressionConfig`, whose rounds are steps here: sparsifier (topk, randk or auto),
+            error_feedback (ec, dgc or none), residual_decay, scope (tensor or block), block, warmup and others.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
     rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
@@ -64,6 +64,7 @@ class SparseHookState:
         eps: float = 1e-8,
         update_clip: float = 3.0,
         clip_norm: float | None = None,
+        quiet: bool = False,
         **compression: Any,
     ) -> None:
         self.config = CompressionConfig(density=density, **compression)
@@ -95,7 +96,7 @@ class SparseHookState:
         self.failures = Failures()
         self.unapplied = Unapplied(OptimizerSteps(self._names))
         self.held_means = HeldMeans(self._names if own.vectors else {})
-        report_memory(self._names, self.config, self.preconditioning, process_group)
+        report_memory(() if quiet else self._names, self.config, self.preconditioning, process_group)
 
     @property
     def wire_bytes(self) -> int:
@@ -167,8 +168,7 @@ class SparseHookState:
         Called on all ranks or on none. The memory and the number of steps become what they were at the last optimizer
         step, and `traffic` stays: what was sent was sent. Returns how many backwards were taken back, 0 if there were
         none. Raises RuntimeError, and changes nothing, if the memory has taken over more than the last: put the others
-        under no_sync. It waits for a GPU only if there were several. Steps are those of torch.optim and DeepSpeed
-        optimizers of these parameters, or writes to them under no_grad.
+        under no_sync. Steps are those of torch.optim and DeepSpeed optimizers, or writes to parameters under no_grad.
         """
         count, kept = self.unapplied.count()
         if kept:

@@ -1,0 +1,87 @@
+"""The weights that one rank holds of its replica: made those of the first replica, and watched until they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.comm.collectives import broadcast_from_first, gather_objects
+from flare_dist.hook.replicas import Replicas, uncompiled
+from flare_dist.layout import separate_buffers
+
+
+class ReplicaWeights:
+    """The parameters of a replica by name, and the trained ones, or their shards, as tensors that share their memory.
+
+    Raises ValueError on all replicas if they have not built the same model, or if nothing of it is trained.
+    """
+
+    def __init__(self, model: nn.Module, replicas: Replicas) -> None:
+        is_ddp = isinstance(uncompiled(model), DistributedDataParallel)
+        self._all = {_plain(name, is_ddp): parameter for name, parameter in model.named_parameters()}
+        self._trained = {name for name, parameter in self._all.items() if parameter.requires_grad}
+        local = {name: _local(parameter) for name, parameter in self._all.items()}
+        # A tensor that is shorter than there are shards has empty ones.
+        self.tensors = {name: local[name] for name in local if name in self._trained and local[name].numel()}
+        separate_buffers(model)
+        buffers = {_plain(name, is_ddp): _local(buffer) for name, buffer in model.named_buffers()}
+        _check_same(local | buffers, self._trained, replicas)
+        if not self.tensors:
+            raise ValueError("outer: the model has no parameters with requires_grad; there is nothing to exchange")
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"outer: exchanges real weights, got {tensor.dtype} in {name}; use real ones")
+        device = next(iter(self.tensors.values())).device
+        for tensor in (local | buffers).values():
+            _begin_as_first(tensor, device, replicas)
+
+    def check(self) -> None:
+        """Raise ValueError if other parameters are trained than at first, or if they lie elsewhere by now."""
+        for name, parameter in self._all.items():
+            if parameter.requires_grad != (name in self._trained):
+                raise ValueError(
+                    f"outer: exchanges what is trained when it is made, got requires_grad={parameter.requires_grad} of "
+                    f"{name} since; call finish(), then outer() anew"
+                )
+            if name in self.tensors and _local(parameter).data_ptr() != self.tensors[name].data_ptr():
+                raise ValueError(
+                    f"outer: writes to the weights where they are when it is made, got {name} elsewhere; call outer() "
+                    "behind model.to() and what else moves them"
+                )
+
+
+def _check_same(tensors: Mapping[str, Tensor], trained: set[str], replicas: Replicas) -> None:
+    """Raise ValueError on all replicas if their tensors differ in name, order, shape, precision or in being trained."""
+    own = [(name, tuple(tensor.shape), str(tensor.dtype), name in trained) for name, tensor in tensors.items()]
+    device = next((tensor.device for tensor in tensors.values()), None)
+    for other, theirs in enumerate(gather_objects(own, replicas.group, device)):
+        if theirs != own:
+            different = sorted({*theirs} ^ {*own})
+            what = different[0][0] if different else "order of parameters"
+            raise ValueError(f"outer: replica {other} has another {what}; build the same model on all of them")
+
+
+@torch.no_grad()
+def _begin_as_first(tensor: Tensor, device: torch.device, replicas: Replicas) -> None:
+    """Make a tensor that of the first replica, in place, through the device of the weights."""
+    if not tensor.numel():
+        return
+    whole = tensor.to(device).contiguous()
+    broadcast_from_first(whole, replicas.group)
+    if whole.data_ptr() != tensor.data_ptr() and not torch.equal(whole.to(tensor.device), tensor):
+        tensor.copy_(whole)
+
+
+def _local(parameter: Any) -> Tensor:
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local.detach()
+
+
+def _plain(name: str, is_ddp: bool) -> str:
+    """Drop what wrappers put before and into the name of a parameter."""
+    plain = name.replace("_orig_mod.", "")
+    return plain.removeprefix("module.") if is_ddp else plain
