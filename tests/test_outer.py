@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,18 +131,34 @@ class Oracle:
         return iter([[p.detach() for p in model.parameters()] for model in self.models])
 
 
-@pytest.mark.parametrize(
-    ("fragments", "delay", "mix", "density"),
-    [(1, 0, 0.0, 1.0), (2, 0, 0.0, 1.0), (2, 3, 0.5, 1.0), (1, 5, 0.25, 0.1), (2, 2, 0.0, 0.1), (1, 0, 0.0, 0.1)],
-)
+CASES = [  # fragments, delay, mix, density
+    (1, 0, 0.0, 1.0),
+    (2, 0, 0.0, 1.0),
+    (2, 3, 0.5, 1.0),
+    (1, 5, 0.25, 0.1),
+    (2, 2, 0.0, 0.1),
+    (1, 0, 0.0, 0.1),
+]
+
+
+def train_all(world: World) -> list[tuple[list[Tensor], list[Tensor], int]]:
+    names = ("fragments", "delay", "mix", "density")
+    return [train(world, {"every": 6, "outer_options": DILOCO} | dict(zip(names, case))) for case in CASES]
+
+
+@functools.cache
+def trained(replicas: int) -> list[list[tuple[list[Tensor], list[Tensor], int]]]:
+    """What each replica has of each case."""
+    return run_ranks(train_all, replicas)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[str(case) for case in CASES])
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_are_those_of_the_oracle(
-    replicas: int, fragments: int, delay: int, mix: float, density: float
-) -> None:
+def test_replicas_are_those_of_the_oracle(replicas: int, case: int) -> None:
     """Bitwise, but for the dense sum of four replicas, whose order gloo chooses."""
+    fragments, delay, mix, density = CASES[case]
     parts = [[0], [1, 2, 3]] if fragments == 2 else [[0, 1, 2, 3]]
-    settings: dict[str, Any] = {"every": 6, "fragments": fragments, "delay": delay, "mix": mix, "density": density}
-    found = run_ranks(train, replicas, settings | {"outer_options": DILOCO})
+    found = [own[case] for own in trained(replicas)]
     expected = list(Oracle(replicas, 6, parts, delay, mix, density).train())
     for (own, _, wire_bytes), one in zip(found, expected):
         for mine, theirs in zip(own, one):
@@ -205,13 +222,19 @@ def stop_and_go_on(world: World, directory: Path, at: int) -> tuple[list[Tensor]
         return own, [parameter.detach().clone() for parameter in model.parameters()], outer.finished_steps
 
 
-@pytest.mark.parametrize("at", [2, 7, 14, 15, 18])
-def test_a_run_is_resumed_bitwise_at_any_step_of_a_window(tmp_path: Path, at: int) -> None:
+STOPS = [2, 7, 14, 15, 18]
+
+
+def train_straight_and_stopped(world: World, directory: Path) -> list[Any]:
+    return [train(world, RESUMED), *(stop_and_go_on(world, directory / str(at), at) for at in STOPS)]
+
+
+def test_a_run_is_resumed_bitwise_at_any_step_of_a_window(tmp_path: Path) -> None:
     """At 7 and 14 one fragment is on the way, and at 15 it has just been applied."""
-    straight = run_ranks(train, 2, RESUMED)
-    for (own, shared, _), (mine, ours, steps) in zip(straight, run_ranks(stop_and_go_on, 2, tmp_path, at)):
-        assert steps == STEPS
-        assert all(torch.equal(a, b) for a, b in zip(own + shared, mine + ours))
+    for (own, shared, _), *stopped in run_ranks(train_straight_and_stopped, 2, tmp_path):
+        for mine, ours, steps in stopped:
+            assert steps == STEPS
+            assert all(torch.equal(a, b) for a, b in zip(own + shared, mine + ours))
 
 
 def save_at_ten(world: World, directory: Path) -> dict[str, Any]:
@@ -274,20 +297,24 @@ def refuse_on_all(world: World, what: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("another model", " has another 0."),
-        ("replicas that are one DDP", "whose gradients it averages in every step"),
-        ("nothing trained", "no parameters with requires_grad"),
-        ("too many fragments", "outer.fragments: each needs a tensor of its own, got 6 for 4 tensors"),
-        ("a setting of steps", "outer: unknown choice, got 'preconditioner'"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_line_on_all_replicas(what: str, message: str) -> None:
-    for said in run_ranks(refuse_on_all, 2, what):
-        assert message in said
-        assert "\n" not in said
+REFUSED = {
+    "another model": " has another 0.",
+    "replicas that are one DDP": "whose gradients it averages in every step",
+    "nothing trained": "no parameters with requires_grad",
+    "too many fragments": "outer.fragments: each needs a tensor of its own, got 6 for 4 tensors",
+    "a setting of steps": "outer: unknown choice, got 'preconditioner'",
+}
+
+
+def refuse_each(world: World) -> dict[str, str]:
+    return {what: refuse_on_all(world, what) for what in REFUSED}
+
+
+def test_what_does_not_fit_is_refused_in_one_line_on_all_replicas() -> None:
+    for found in run_ranks(refuse_each, 2):
+        for what, said in found.items():
+            assert REFUSED[what] in said
+            assert "\n" not in said
 
 
 @pytest.mark.parametrize(
@@ -349,12 +376,16 @@ def test_global_weights_of_bfloat16_are_kept_in_float32() -> None:
     assert all(a.dtype == torch.bfloat16 and torch.equal(a, b) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_and_sends_fewer_bytes_than_every_step(preset: str) -> None:
-    found = run_ranks(train, 2, {"preset": preset, "every": 6}, 12)
+def train_presets(world: World) -> dict[str, tuple[list[Tensor], list[Tensor], int]]:
+    return {preset: train(world, {"preset": preset, "every": 6}, 12) for preset in PRESETS}
+
+
+def test_a_preset_trains_and_sends_fewer_bytes_than_every_step() -> None:
+    first, second = run_ranks(train_presets, 2)
     numel = sum(parameter.numel() for parameter in net().parameters())
-    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0]))  # step 12 has just set them
-    assert 0 < found[0][2] <= 2 * (2 * 4 * numel)
+    for preset, (own, _, wire_bytes) in first.items():
+        assert all(torch.equal(a, b) for a, b in zip(own, second[preset][0]))  # step 12 has just set them
+        assert 0 < wire_bytes <= 2 * (2 * 4 * numel)
 
 
 def train_sharded(world: World, shards: int, density: float, directory: Path | None) -> list[Tensor]:
