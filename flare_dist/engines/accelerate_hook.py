@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.engines.attach_ddp import attach_ddp, unwrapped
+from flare_dist.engines.attach_ddp import attach_ddp
 from flare_dist.hook.checkpoint import NAME, load_named, save_hook_state
 from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.wrappers import unwrapped
 
 
 def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: Any) -> SparseHookState:

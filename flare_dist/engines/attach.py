@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.compression.gpu_trial import warm_up
-from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone, unwrapped
+from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone
 from flare_dist.engines.optimizers import follow_advice, handed_over, warn_of_clipping, watch_gradients
 from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.wrappers import unwrapped
 
 
 def attach(

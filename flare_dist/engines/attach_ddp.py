@@ -15,6 +15,7 @@ from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.ddp import sparse_hook
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.watch import HookWatch
+from flare_dist.hook.wrappers import unwrapped
 
 WorldOfOne = Literal["raise", "warn"]
 
@@ -59,16 +60,6 @@ def check_ddp(ddp: DistributedDataParallel) -> None:
         raise ValueError(f"attach: the model has a communication hook already, {name}, and DDP takes only one")
     if ddp.mixed_precision is not None:
         raise ValueError("attach: DDP's mixed_precision takes the only hook; use autocast instead")
-
-
-def unwrapped(model: Any) -> Any:
-    """Unwrap the model from torch.compile and from Fabric's wrapper."""
-    while isinstance(model, nn.Module) and not isinstance(model, DistributedDataParallel):
-        inner = [model._modules[name] for name in ("_orig_mod", "_forward_module") if name in model._modules]
-        if not inner:
-            break
-        model = inner[0]
-    return model
 
 
 def is_alone() -> bool:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.errors import check_choice, check_least, check_range, unknown_choice
-from flare_dist.named import bind, find
+from flare_dist.named import bind, expect, find
 
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 SPARSE = {"density": 64 / 4096, "scope": "block", "block": 4096, "value_codec": "2bit", "residual_decay": 0.95}
@@ -68,9 +68,8 @@ class OuterSettings:
         key = "outer.outer_optimizer"
         found = find(key, self.outer_optimizer, OPTIMIZERS)
         made = bind(key, self.outer_optimizer, found, dict(self.outer_options), ["params"])(weights)
-        if not isinstance(made, Optimizer):
-            raise ValueError(f"{key}: must make a torch.optim.Optimizer, got {type(made).__name__}")
-        return made
+        optimizer: Optimizer = expect(key, self.outer_optimizer, made, Optimizer, "torch.optim.SGD(weights, lr)")
+        return optimizer
 
     def fragment_sent_at(self, step: int) -> int | None:
         """Return the number of the fragment that is sent behind local step `step`, counted from 1; None if none is."""
@@ -94,8 +93,7 @@ def settings_of(preset: str | None, given: Mapping[str, Any]) -> tuple[OuterSett
 
 def described(settings: OuterSettings) -> dict[str, Any]:
     """Return the settings as values that replicas and runs can compare: a function or class is its name."""
-    values = {each.name: getattr(settings, each.name) for each in dataclasses.fields(OuterSettings)}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: _plain(value) for name, value in vars(settings).items()}
 
 
 def _plain(value: Any) -> Any:

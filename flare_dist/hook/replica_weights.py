@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import broadcast_from_first, gather_objects
-from flare_dist.hook.replicas import Replicas, uncompiled
+from flare_dist.hook.replicas import Replicas
+from flare_dist.hook.wrappers import uncompiled_name, unwrapped
 from flare_dist.layout import separate_buffers
 
 
@@ -21,7 +22,7 @@ class ReplicaWeights:
     """
 
     def __init__(self, model: nn.Module, replicas: Replicas) -> None:
-        is_ddp = isinstance(uncompiled(model), DistributedDataParallel)
+        is_ddp = isinstance(unwrapped(model), DistributedDataParallel)
         self._all = {_plain(name, is_ddp): parameter for name, parameter in model.named_parameters()}
         self._trained = {name for name, parameter in self._all.items() if parameter.requires_grad}
         local = {name: _local(parameter) for name, parameter in self._all.items()}
@@ -83,5 +84,5 @@ def _local(parameter: Any) -> Tensor:
 
 def _plain(name: str, is_ddp: bool) -> str:
     """Drop what wrappers put before and into the name of a parameter."""
-    plain = name.replace("_orig_mod.", "")
+    plain = uncompiled_name(name)
     return plain.removeprefix("module.") if is_ddp else plain

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import ProcessGroup, gather_objects, rank_and_size, ranks_of
+from flare_dist.hook.wrappers import unwrapped
 
 
 class Replicas(NamedTuple):
@@ -51,7 +52,7 @@ def _check_shards(model: nn.Module, mesh: Any, names: Sequence[str]) -> None:
 
 def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
     """Raise ValueError for a model whose gradients DistributedDataParallel averages over several replicas."""
-    inner = uncompiled(model)
+    inner = unwrapped(model)
     if isinstance(inner, DistributedDataParallel):
         shared = set(ranks_of(inner.process_group)) & set(ranks_of(replicas.group))
         if len(shared) > 1:
@@ -76,12 +77,6 @@ def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:
         shard = shard * mesh.size(place) + mesh.get_local_rank(place)
     part = f"-shard-{shard}-of-{shards}" if shards > 1 else ""
     return Replicas(mesh.get_group(found[0]), f"-outer{part}", shard == 0)
-
-
-def uncompiled(model: Any) -> nn.Module:
-    """Return what torch.compile has wrapped, or the model itself."""
-    inner: nn.Module = model._orig_mod if hasattr(model, "_orig_mod") else model
-    return inner
 
 
 def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas) -> None:

@@ -21,6 +21,7 @@ from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.scale import Failures, LossScaler
 from flare_dist.hook.side_streams import SideStreams
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
+from flare_dist.hook.wrappers import uncompiled_name
 
 
 class SparseHookState:
@@ -35,8 +36,7 @@ class SparseHookState:
         seed: of the randk sparsifier, and of rounding at random.
         preconditioner: none, or adam: each rank's gradient becomes Adam's update before error feedback, and what comes
             back is a mean of updates, to be stepped by torch.optim.SGD without momentum; its weight_decay is AdamW's.
-        betas, eps: of adam; beta1 must be 0.
-        update_clip: largest magnitude of an entry of adam's update.
+        betas, eps, update_clip: of adam; beta1 must be 0, and update_clip is the largest magnitude of its update.
         clip_norm: without preconditioner, the norm to which each rank clips its whole gradient before error feedback;
             it is known with the last bucket, so that no exchange overlaps with backward. None for none.
         quiet: do not say how much memory it takes.
@@ -82,8 +82,7 @@ class SparseHookState:
         self.state_names = (*self.fed_back, *own.vectors, *own.counts)
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         check_parameters(module, self.config, self.preconditioning)
-        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self._names = {parameter: name.replace("_orig_mod.", "") for name, parameter in trained.items()}  # if compiled
+        self._names = {p: uncompiled_name(name) for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = tuple(self._names)  # that are trained, in the model's order
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook
@@ -96,7 +95,8 @@ class SparseHookState:
         self.failures = Failures()
         self.unapplied = Unapplied(OptimizerSteps(self._names))
         self.held_means = HeldMeans(self._names if own.vectors else {})
-        report_memory(() if quiet else self._names, self.config, self.preconditioning, process_group)
+        if not quiet:
+            report_memory(self._names, self.config, self.preconditioning, process_group)
 
     @property
     def wire_bytes(self) -> int:
@@ -137,8 +137,8 @@ class SparseHookState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
-        own = {"seed": self.seed} | vars(self.preconditioning)
-        return {"config": self.config, "settings": own, "saved": self.state_dict()}
+        settings = {"seed": self.seed} | vars(self.preconditioning)
+        return {"config": self.config, "settings": settings, "saved": self.state_dict()}
 
     def __setstate__(self, copied: dict[str, Any]) -> None:
         settings = copied.get("settings") or {"seed": copied["seed"]}  # the latter in older versions
