@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from flare_dist.hook.checkpoint import load_hook_state as load_hook_state
     from flare_dist.hook.checkpoint import save_hook_state as save_hook_state
     from flare_dist.hook.ddp import sparse_hook as sparse_hook
+    from flare_dist.hook.dtensors import hook_tensors as hook_tensors
+    from flare_dist.hook.dtensors import load_hook_tensors as load_hook_tensors
     from flare_dist.hook.outer import outer as outer
     from flare_dist.hook.outer_steps import OuterSteps as OuterSteps
     from flare_dist.hook.state import SparseHookState as SparseHookState
@@ -69,7 +71,9 @@ _HOMES = {
     "bandwidth": "flare_dist.api",
     "evaluate": "flare_dist.api",
     "export": "flare_dist.api",
+    "hook_tensors": "flare_dist.hook.dtensors",
     "load_hook_state": "flare_dist.hook.checkpoint",
+    "load_hook_tensors": "flare_dist.hook.dtensors",
     "outer": "flare_dist.hook.outer",
     "save_hook_state": "flare_dist.hook.checkpoint",
     "sparse_hook": "flare_dist.hook.ddp",

@@ -73,7 +73,7 @@ EXCLUSIONS = (
               lambda c: c.server.betas is not None and not c.server.takes_betas,
               "this optimizer takes no betas", "leave them out"),
     # Compression
-    Exclusion(("compression.dense_below", "compression.scope"), "whole small tensors with scope block or global",
+    Exclusion(("compression.dense_below", "compression.scope"), "whole small tensors with a scope other than tensor",
               lambda c: c.compression.dense_below > 0 and c.compression.scope != "tensor",
               "needs compression.scope=tensor", "set it, or 0"),
     Exclusion(("compression.residual_decay", FEEDBACK), "residual_decay without ec",
@@ -87,7 +87,7 @@ EXCLUSIONS = (
               "a warm-up leads to a density below 1, and here every update is dense", "leave it out"),
     # The exchange in every step
     Exclusion(("compression.scope",), "scope global, in steps", lambda c: c.by_hook and c.compression.scope == "global",
-              "global would let DDP's bucket sizes decide what is sent", "use tensor or block", ("by_hook",)),
+              "global would let DDP's bucket sizes decide what is sent", "use tensor, block or row", ("by_hook",)),
     Exclusion(("compression.sparsifier",), "sparsifier threshold, in steps",
               lambda c: c.by_hook and c.compression.sparsifier == "threshold",
               "the size of what threshold sends is not known in advance", "use topk", ("by_hook",)),
@@ -137,6 +137,9 @@ EXCLUSIONS = (
     Exclusion((METHOD, "mode"), "masks in mode gradient or centralised",
               lambda c: is_masked(c) and c.mode != "federated",
               "only federated clients train with masks", "use dense, or mode=federated"),
+    Exclusion(("compression.scope", METHOD), "scope row with masks",
+              lambda c: is_masked(c) and c.compression.scope == "row",
+              "the active weights of a tensor lie in one vector without rows", "use tensor, block or global"),
     Exclusion((FEEDBACK, METHOD), "ef21 with masks", lambda c: is_masked(c) and is_ef21(c),
               "ef21's estimates do not follow masks", "use ec, dgc or none"),
     Exclusion(("compression.downlink", METHOD), "a compressed downlink with masks",

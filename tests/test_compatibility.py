@@ -47,7 +47,7 @@ CHOICES: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("conserving flare", "clients.objective", "flare", {"clients.flare.conserve": True}),
     *((name, "compression.sparsifier", name, {}) for name in ("dense", "randk", "threshold", "auto")),
     ("density 1", "compression.density", 1.0, {}),
-    *((f"scope {name}", "compression.scope", name, {}) for name in ("block", "global")),
+    *((f"scope {name}", "compression.scope", name, {}) for name in ("block", "row", "global")),
     ("small tensors whole", "compression.dense_below", 100, {}),
     *((name, "compression.error_feedback", name, {}) for name in ("dgc", "ef21")),
     ("no error feedback", "compression.error_feedback", "none", {}),

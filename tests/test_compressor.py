@@ -117,6 +117,15 @@ def test_blocks_keep_their_own_share() -> None:
         CompressionConfig(block=1)
 
 
+def test_rows_keep_their_own_share_and_vectors_are_sent_whole() -> None:
+    layout = ParameterLayout.of([("weight", torch.empty(4, 50)), ("bias", torch.empty(4)), ("one", torch.empty(()))])
+    used = Compressor(CompressionConfig(density=0.03, scope="row"), layout, 0)
+    delta = torch.randn(layout.total, generator=torch.Generator().manual_seed(0))
+    kept, _ = pairs(used.compress(1, 0, delta, {"residual": torch.zeros(layout.total)}))
+    largest = [delta[start : start + 50].abs().topk(2).indices + start for start in range(0, 200, 50)]
+    assert set(kept.tolist()) == {*torch.cat(largest).tolist(), *range(200, 205)}
+
+
 def test_a_warm_up_leads_to_the_density() -> None:
     used = compressor(density=0.07, scope="global", warmup=(0.5, 0.25), warmup_rounds=2)
     assert [used.plan(round_).max_kept for round_ in range(1, 8)] == [56, 56, 28, 28, 8, 8, 8]

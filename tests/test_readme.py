@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -20,7 +21,13 @@ from tests.helpers.ports import free_port
 from tests.ranks import rank_processes, results_of
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"DDP": "ddp_loop.py", "Accelerate": "accelerate_loop.py", "DeepSpeed": "deepspeed_loop.py"}
+SCRIPTS = {  # each with the heading of its diff in the guide, and the ranks that it takes
+    "ddp_loop.py": ("DDP", 2),
+    "accelerate_loop.py": ("Accelerate", 2),
+    "deepspeed_loop.py": ("DeepSpeed", 2),
+    "fsdp_loop.py": ("FSDP2", 4),
+    "accelerate_fsdp_loop.py": ("Accelerate", 4),
+}
 
 
 def diffs() -> dict[str, list[str]]:
@@ -48,33 +55,44 @@ def applied(script: str, diff: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def on_ranks(path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Run a script on two ranks, as a launcher would; returns the weights of each, and the bytes of its hook."""
+def on_ranks(path: Path, ranks: int, *arguments: str) -> list[dict[str, Any]]:
+    """Run a script on these ranks, as a launcher would; returns the weights of each, and the bytes of its hook."""
     port = free_port()
-    with rank_processes(2) as pool:
-        futures = [pool.submit(_run, rank, port, str(path), arguments) for rank in range(2)]
+    with rank_processes(ranks) as pool:
+        futures = [pool.submit(_run, rank, ranks, port, str(path), arguments) for rank in range(ranks)]
         return results_of(pool, futures, 120.0)
 
 
-def _run(rank: int, port: int, path: str, arguments: tuple[str, ...]) -> dict[str, Any]:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+def _run(rank: int, ranks: int, port: int, path: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    size = str(ranks)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
+    if "ParallelismConfig" in Path(path).read_text():
+        shard_on_cpus()
     sys.argv = [path, *arguments]
     end = runpy.run_path(path)
     torch.distributed.destroy_process_group()
     return {"weights": end["weights"], "wire_bytes": end["hook"].wire_bytes if "hook" in end else None}
 
 
+def shard_on_cpus() -> None:
+    """Let Accelerate, which refuses FSDP without GPUs, take the CPUs of a process group for some."""
+    torch.distributed.init_process_group("gloo")
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def weights(ends: list[dict[str, Any]]) -> Tensor:
-    assert torch.equal(ends[0]["weights"], ends[1]["weights"])
+    assert all(torch.equal(ends[0]["weights"], end["weights"]) for end in ends)
     found = ends[0]["weights"]
     assert isinstance(found, Tensor)
     return found
 
 
 def test_the_guide_has_a_diff_for_each_library() -> None:
-    assert diffs().keys() == SCRIPTS.keys()
+    assert diffs().keys() == {heading for heading, _ in SCRIPTS.values()}
     added = [line for line in diffs()["DDP"] if line.startswith("+")]
     assert len(added) == 5
 
@@ -120,16 +138,17 @@ def test_the_readmes_data_and_model_train(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_diff_makes_an_ordinary_script_sparse(tmp_path: Path, name: str) -> None:
-    before = ROOT / "tests" / "scripts" / SCRIPTS[name]
+    before = ROOT / "tests" / "scripts" / name
+    heading, ranks = SCRIPTS[name]
     after = tmp_path / "after.py"
-    after.write_text(applied(before.read_text(), diffs()[name]))
+    after.write_text(applied(before.read_text(), diffs()[heading]))
     (tmp_path / "straight").mkdir()
     (tmp_path / "halved").mkdir()
-    straight = on_ranks(after, str(tmp_path / "straight"), "new", "12")
-    on_ranks(after, str(tmp_path / "halved"), "new", "6")
-    resumed = on_ranks(after, str(tmp_path / "halved"), "resume", "12")
+    straight = on_ranks(after, ranks, str(tmp_path / "straight"), "new", "12")
+    on_ranks(after, ranks, str(tmp_path / "halved"), "new", "6")
+    resumed = on_ranks(after, ranks, str(tmp_path / "halved"), "resume", "12")
     assert torch.equal(weights(straight), weights(resumed))
-    dense = on_ranks(before, str(tmp_path), "new", "12")
+    dense = on_ranks(before, ranks, str(tmp_path), "new", "12")
     assert dense[0]["wire_bytes"] is None
     assert not torch.equal(weights(dense), weights(straight))
     assert 0 < straight[0]["wire_bytes"] < 12 * 2 * 4 * weights(dense).numel() / 2

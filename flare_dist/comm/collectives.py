@@ -53,6 +53,15 @@ def ranks_of(group: ProcessGroup | None) -> list[int]:
     return dist.get_process_group_ranks(group)
 
 
+def group_of(ranks: list[int]) -> ProcessGroup | None:
+    """Return a group of these ranks, which call it together; None if they are all there are."""
+    if sorted(ranks) == list(range(rank_and_size(None)[1])):
+        return None
+    made = dist.new_group(sorted(ranks), use_local_synchronization=True)
+    assert isinstance(made, ProcessGroup)
+    return made
+
+
 def broadcast_from_first(tensor: Tensor, group: ProcessGroup | None) -> None:
     """Make a tensor that of the first rank of the group (None = all), in place."""
     dist.broadcast(tensor, src=ranks_of(group)[0], group=group)

@@ -31,7 +31,8 @@ class CompressionConfig:
         sparsifier_options: keyword arguments of your own sparsifier.
         density: fraction of the entries KEPT, in (0, 1]; smaller = more compression. Read as an exact decimal.
         scope: tensor (each parameter tensor keeps its own share), block (each block of `block` entries of a tensor
-            keeps its own) or global (one selection over the whole model).
+            keeps its own), row (each row of a tensor's dimension 0 keeps its own, and biases and norms are sent whole:
+            the same is sent however many ranks share a model by rows) or global (one selection over the whole model).
         block: entries of a block, for scope block and the packed index codec; SparseLoCo takes 4096.
         count: how many of n entries are kept: ceil, which is ceil(n * density), or paper, which is FLARE's
             round(n * density) + 1.

@@ -55,9 +55,21 @@ def block_segments(layout: ParameterLayout, density: float, count: Count, block:
     return segments
 
 
+def row_segments(layout: ParameterLayout, density: float, count: Count, block: int = 0) -> list[Segment]:
+    """Divide each tensor into the rows of its dimension 0; a vector's are single entries, all of which are kept."""
+    segments = []
+    for entry in layout.entries:
+        if entry.numel:
+            rows = entry.shape[0] if entry.shape else 1
+            row = entry.numel // rows
+            segments.append(Segment(entry.offset, row, count(row, density), rows))
+    return segments
+
+
 COUNTS: dict[str, Count] = {"ceil": count_kept, "paper": count_in_paper}
 SCOPES: dict[str, Callable[..., list[Segment]]] = {
     "tensor": tensor_segments,
     "block": block_segments,
+    "row": row_segments,
     "global": global_segments,
 }

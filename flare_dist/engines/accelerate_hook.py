@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.engines.attach_ddp import attach_ddp
+from flare_dist.engines.fsdp_hook import attach_fsdp
 from flare_dist.hook.checkpoint import NAME, load_named, save_hook_state
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.wrappers import unwrapped
@@ -20,11 +21,27 @@ def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: A
 
     Accelerate itself would drop a hook that is not its own, and saves what is registered with it on one rank only.
     """
+    if accelerator.is_fsdp2:
+        check_held(accelerator, model)
+        state = attach_fsdp(model, **{"mesh": _mesh_of(accelerator)} | settings)
+        save_with(accelerator, state, model)
+        return state
     if _bare(model) is not model:  # if it is not wrapped, the error of attach_ddp explains more
         check_held(accelerator, model)
     state = attach_ddp(model, scaler=accelerator.scaler, **settings)
     save_with(accelerator, state, model)
     return state
+
+
+def _mesh_of(accelerator: Accelerator) -> Any:
+    """Return the mesh on which `accelerator` has sharded; raises ValueError if that is one replica."""
+    parallelism = accelerator.parallelism_config
+    if parallelism is None or not parallelism.dp_replicate_enabled:
+        raise ValueError(
+            "attach: Accelerate has sharded one replica over all ranks, which leaves nobody to exchange with; divide "
+            "them by ParallelismConfig(dp_replicate_size=..., dp_shard_size=...)"
+        )
+    return accelerator.torch_device_mesh[tuple(parallelism.fsdp_dim_names)]
 
 
 def check_held(accelerator: Accelerator, model: nn.Module) -> None:

@@ -27,6 +27,7 @@ def attach(
     """Exchange gradients sparsely from now on; returns the state, to be kept for its memory and its byte count.
 
         state = attach(ddp, density=0.01)
+        state = attach(model, mesh=mesh, density=0.01)       # sharded by fully_shard, each replica on its own ranks
         state = attach(accelerator, model, density=0.01)     # `model` as accelerator.prepare gave it back
         state = attach(engine, density=0.01)                 # of DeepSpeed, ZeRO stage 0 or 1
 
@@ -85,6 +86,8 @@ def _with_optimizer(
         engine: Any = trained
         warn_of_clipping(engine, state)
         follow_advice(state, handed, adapt, takes_clip_norm=not engine.zero_optimization_stage())
+    elif state.shard:
+        follow_advice(state, handed, adapt, takes_clip_norm=False)
     return state
 
 
@@ -95,6 +98,12 @@ def _attach(
     _refuse_own(settings, "process_group")
     if isinstance(unwrapped(target), DistributedDataParallel):
         return attach_ddp(target, **settings)
+    if "mesh" in settings or is_sharded(target):
+        if settings.get("mesh") is None:
+            raise ValueError("attach.mesh: the model is sharded, got no mesh; give the DeviceMesh of its replicas")
+        from flare_dist.engines.fsdp_hook import attach_fsdp
+
+        return attach_fsdp(target, world_of_one=world_of_one, **settings)
     if isinstance(target, nn.Module) and world_of_one == "warn" and is_alone() and not is_engine(target):
         return attach_ddp(target, world_of_one, **settings)
     from flare_dist.engines.accelerate_hook import Accelerator, attach_accelerator, check_held, save_with
@@ -117,7 +126,7 @@ def _attach(
         if settings.get("preconditioner", "none") != "none" and inner is not None:
             handed_over(inner, target, settings["preconditioner"])  # known, though nobody handed it over
         return attach_engine(target, **settings)
-    kinds = "a DistributedDataParallel model, an Accelerator or a DeepSpeed engine"
+    kinds = "a DistributedDataParallel model, one of fully_shard (FSDP2), an Accelerator or a DeepSpeed engine"
     raise ValueError(f"attach: takes {kinds}, not {type(target).__name__}{hint_if_alone()}")
 
 
@@ -127,6 +136,15 @@ def _refuse_own(settings: dict[str, Any], key: str) -> None:
         raise ValueError(
             f"attach: {key} is that of what the hook is attached to, got {type(settings[key]).__name__}; leave it out"
         )
+
+
+def is_sharded(target: Any) -> bool:
+    """Tell whether `target` or a part of it is of `fully_shard`, without importing FSDP2."""
+    if "torch.distributed.fsdp" not in sys.modules or not isinstance(target, nn.Module):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in target.modules())
 
 
 def is_engine(target: Any) -> bool:

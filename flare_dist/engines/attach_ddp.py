@@ -31,7 +31,7 @@ def attach_ddp(
             return SparseHookState(ddp, **settings)
         raise ValueError(
             f"attach: the model is {type(ddp).__name__}, not DistributedDataParallel, so there is no exchange to make "
-            f"sparse (a single process, FSDP, or not prepared yet?){hint_if_alone()}"
+            f"sparse (a single process, FSDP1, or not prepared yet?){hint_if_alone()}"
         )
     _forget_copied_hook(ddp)
     check_ddp(ddp)

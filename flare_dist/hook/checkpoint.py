@@ -20,7 +20,7 @@ import torch
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.hook.files import Ranks, SavedSet, find_sets, on_all_ranks
-from flare_dist.hook.remembering import Remembering
+from flare_dist.hook.remembering import Remembering, savers
 from flare_dist.hook.restore import load_named
 from flare_dist.hook.state import SparseHookState
 
@@ -33,7 +33,7 @@ def save_hook_state(state: Remembering, directory: str | Path, name: str = NAME)
     Several hooks, or several process groups, need a `name` each if they save to one directory. Older files there are
     removed once it is known that a whole set remains without them.
     """
-    rank, size = rank_and_size(state.process_group)
+    rank, size = rank_and_size(savers(state))
     saved = state.state_dict() | {"ranks": size, "saved_at": time.time()}
     own = SavedSet(name + state.suffix, size, saved["step"])  # without a backward that was broken off
     path = Path(directory) / own.file(rank)
@@ -93,7 +93,7 @@ def resume_hook_state(state: SparseHookState, directory: str | Path, step: int |
     `step`; files of some ranks that are missing are its warning.
     """
     place = Path(directory)
-    ranks = Ranks.of(state.process_group, state.parameters)
+    ranks = Ranks.of(savers(state), state.parameters)
     found = set().union(*on_all_ranks(ranks, lambda: set(find_sets(place, NAME))))
     if found:
         _refuse_other_steps(place, {key.step for key in found} - {None}, step)

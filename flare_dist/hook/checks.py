@@ -83,6 +83,12 @@ def _refuse_complex(key: str, user: str, module: nn.Module) -> None:
             raise ValueError(f"{key}: {user} takes real gradients, got {parameter.dtype} in {name}; leave it out")
 
 
+def rule_name(config: CompressionConfig, preconditioning: Preconditioning) -> str:
+    """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
+    rule = "none" if config.is_dense else config.rule
+    return f"{preconditioning.preconditioner} and {rule}" if preconditioning.applies else rule
+
+
 def check_saved(
     saved: dict[str, Any], rule: str, state_names: Sequence[str], shapes: dict[str, tuple[int, ...]]
 ) -> None:

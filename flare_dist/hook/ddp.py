@@ -63,7 +63,6 @@ def exchange_gradients(
     """
     rank, world_size = rank_and_size(state.process_group)
     state.clock.hand_over()
-    state.held_means.note(parameters)
     scale = scale_of(state.scaler, buffer.device)
     if state.config.is_dense:
         return _exchange_densely(state, parameters, buffer, scale)

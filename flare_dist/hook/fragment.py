@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,9 @@ from torch.optim import Optimizer
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.scale import not_finite
+from flare_dist.hook.stand_ins import StandIns
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import ParameterLayout
-
-
-class Shards(nn.Module):
-    """Parameters under their names in another model, of which they may be one rank's shards."""
-
-    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        self._named = dict(named)
-
-    def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the names as they are in the model, with their dots."""
-        yield from self._named.items()
 
 
 class Fragment:
@@ -42,18 +31,15 @@ class Fragment:
     ) -> None:
         """Begin where `named`, the local weights, are now; `home` is where the global ones lie, by default there."""
         self.local_weights = dict(named)
-        # Names, shapes and a device for the exchange, by rows however the weights lie in memory, as what is sent is.
-        self._parameters = {
-            name: nn.Parameter(tensor.new_empty(()).expand(tensor.shape)) for name, tensor in named.items()
-        }
         self.layout = ParameterLayout.of(named.items())
         self.device = next(iter(named.values())).device
         flat = torch.cat([tensor.flatten().float() for tensor in named.values()])
         self.global_vector = flat.to(home or self.device, copy=True)  # the global weights, as of the last outer step
         self.global_weights = {name: nn.Parameter(view) for name, view in self.layout.views(self.global_vector)}
         self.optimizer = make_optimizer(list(self.global_weights.values()))
-        shards = Shards(self._parameters)
-        self.exchange = SparseHookState(shards, process_group=group, seed=seed, quiet=True, **compression)
+        stand_ins = StandIns({name: tensor.shape for name, tensor in named.items()}, self.device)
+        self._parameters = list(stand_ins.by_name.values())
+        self.exchange = SparseHookState(stand_ins, process_group=group, seed=seed, quiet=True, **compression)
         self._on_the_way: torch.futures.Future[Tensor] | None = None
         self._arrived: Tensor | None = None
 
@@ -67,7 +53,7 @@ class Fragment:
         handed = [views[name].to(tensor.dtype).float().flatten() for name, tensor in self.local_weights.items()]
         moved = torch.sub(torch.cat(handed), local, out=local)
         self.exchange.begin_step()
-        self._on_the_way = exchange_gradients(self.exchange, list(self._parameters.values()), moved)
+        self._on_the_way = exchange_gradients(self.exchange, self._parameters, moved)
 
     @property
     def is_on_the_way(self) -> bool:

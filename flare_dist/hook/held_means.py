@@ -18,7 +18,6 @@ class HeldMeans:
     """
 
     def __init__(self, names: Mapping[Tensor, str]) -> None:
-        self._names = names
         self._held: set[str] = set()
         self._handles = []
         for parameter, name in names.items():  # the hook must not keep the parameter
@@ -30,10 +29,10 @@ class HeldMeans:
         for handle in self._handles:
             handle.remove()
 
-    def note(self, parameters: Iterable[Tensor]) -> None:
+    def note(self, names: Iterable[str]) -> None:
         """Note that the gradients of these parameters are being exchanged."""
-        if self._names:
-            self._held.update(self._names[parameter] for parameter in parameters)
+        if self._handles:
+            self._held.update(names)
 
 
 def _refuse_addition(held: set[str], name: str, parameter: weakref.ref[Tensor], gradient: Tensor) -> None:

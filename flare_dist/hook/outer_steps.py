@@ -18,6 +18,7 @@ from flare_dist.hook.outer_settings import OuterSettings, check_continued, descr
 from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import Replicas
 from flare_dist.hook.save_watch import SaveWatch
+from flare_dist.hook.shards import Shard
 
 
 class OuterSteps:
@@ -35,6 +36,7 @@ class OuterSteps:
         self.settings = settings
         self.process_group = replicas.group
         self.suffix = replicas.suffix
+        self.shard: Shard | None = None
         self.weights = weights
         self.parameters = tuple(weights.tensors.values())
         self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.save_watch import SaveWatch
+from flare_dist.hook.shards import Shard
 
 
 class Remembering(Protocol):
@@ -16,8 +17,10 @@ class Remembering(Protocol):
 
     process_group: ProcessGroup | None  # whose ranks remember each something else
     suffix: str  # of the names of its files, if there are several such groups
+    shard: Shard | None  # that this rank holds, if the ranks of several groups save together
     shapes: dict[str, tuple[int, ...]]  # by name of parameter
     state_names: tuple[str, ...]  # kinds of vectors, of each parameter one
+    rule_name: str  # the rule that such a memory belongs to
     saves: SaveWatch
 
     @property
@@ -29,10 +32,6 @@ class Remembering(Protocol):
         """Return the kinds that are still to be sent, so that a mean over ranks counts a missing one as zero."""
 
     @property
-    def rule_name(self) -> str:
-        """Name the rule that such a memory belongs to."""
-
-    @property
     def finished_steps(self) -> int:
         """Return the number of steps that it is of."""
 
@@ -41,3 +40,8 @@ class Remembering(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
+
+
+def savers(state: Remembering) -> ProcessGroup | None:
+    """Return the ranks that save and load the memory together (None = all)."""
+    return state.shard.group if state.shard else state.process_group

@@ -21,7 +21,7 @@ class ReplicaWeights:
     Raises ValueError on all replicas if they have not built the same model, or if nothing of it is trained.
     """
 
-    def __init__(self, model: nn.Module, replicas: Replicas) -> None:
+    def __init__(self, model: nn.Module, replicas: Replicas, who: str = "outer") -> None:
         is_ddp = isinstance(unwrapped(model), DistributedDataParallel)
         self._all = {_plain(name, is_ddp): parameter for name, parameter in model.named_parameters()}
         self._trained = {name for name, parameter in self._all.items() if parameter.requires_grad}
@@ -30,12 +30,12 @@ class ReplicaWeights:
         self.tensors = {name: local[name] for name in local if name in self._trained and local[name].numel()}
         separate_buffers(model)
         buffers = {_plain(name, is_ddp): _local(buffer) for name, buffer in model.named_buffers()}
-        _check_same(local | buffers, self._trained, replicas)
+        _check_same(local | buffers, self._trained, replicas, who)
         if not self.tensors:
-            raise ValueError("outer: the model has no parameters with requires_grad; there is nothing to exchange")
+            raise ValueError(f"{who}: the model has no parameters with requires_grad; there is nothing to exchange")
         for name, tensor in self.tensors.items():
             if not tensor.is_floating_point():
-                raise ValueError(f"outer: exchanges real weights, got {tensor.dtype} in {name}; use real ones")
+                raise ValueError(f"{who}: exchanges real weights, got {tensor.dtype} in {name}; use real ones")
         device = next(iter(self.tensors.values())).device
         for tensor in (local | buffers).values():
             _begin_as_first(tensor, device, replicas)
@@ -55,7 +55,7 @@ class ReplicaWeights:
                 )
 
 
-def _check_same(tensors: Mapping[str, Tensor], trained: set[str], replicas: Replicas) -> None:
+def _check_same(tensors: Mapping[str, Tensor], trained: set[str], replicas: Replicas, who: str) -> None:
     """Raise ValueError on all replicas if their tensors differ in name, order, shape, precision or in being trained."""
     own = [(name, tuple(tensor.shape), str(tensor.dtype), name in trained) for name, tensor in tensors.items()]
     device = next((tensor.device for tensor in tensors.values()), None)
@@ -63,7 +63,7 @@ def _check_same(tensors: Mapping[str, Tensor], trained: set[str], replicas: Repl
         if theirs != own:
             different = sorted({*theirs} ^ {*own})
             what = different[0][0] if different else "order of parameters"
-            raise ValueError(f"outer: replica {other} has another {what}; build the same model on all of them")
+            raise ValueError(f"{who}: replica {other} has another {what}; build the same model on all of them")
 
 
 @torch.no_grad()

@@ -63,20 +63,32 @@ def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
 
 
 def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:
+    refuse_unnamed(mesh, "outer", names)
+    group, shard, shards = mesh_place(mesh, names)
+    part = f"-shard-{shard}-of-{shards}" if shards > 1 else ""
+    return Replicas(group, f"-outer{part}", shard == 0)
+
+
+def refuse_unnamed(mesh: Any, who: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a mesh that has not just one dimension of these `names`, which goes over replicas."""
     dimensions = tuple(mesh.mesh_dim_names or ())
-    found = [name for name in names if name in dimensions]
-    if len(found) != 1:
+    if len(set(names) & set(dimensions)) != 1:
         raise ValueError(
-            f"outer.mesh: needs one dimension named {' or '.join(names)}, got {', '.join(dimensions) or 'none'}; name "
+            f"{who}.mesh: needs one dimension named {' or '.join(names)}, got {', '.join(dimensions) or 'none'}; name "
             "it by init_device_mesh(..., mesh_dim_names=...) or give replicate=[NAME]"
         )
-    others = [place for place, name in enumerate(dimensions) if name != found[0]]
-    shards, shard = 1, 0
-    for place in others:
-        shards *= mesh.size(place)
+
+
+def mesh_place(mesh: Any, names: Sequence[str]) -> tuple[ProcessGroup, int, int]:
+    """Return the ranks that hold this rank's part of the other replicas, the part's number, and how many there are."""
+    dimensions = tuple(mesh.mesh_dim_names)
+    over_replicas = next(name for name in names if name in dimensions)
+    shard = 0
+    shards = 1
+    for place in (place for place, name in enumerate(dimensions) if name != over_replicas):
         shard = shard * mesh.size(place) + mesh.get_local_rank(place)
-    part = f"-shard-{shard}-of-{shards}" if shards > 1 else ""
-    return Replicas(mesh.get_group(found[0]), f"-outer{part}", shard == 0)
+        shards *= mesh.size(place)
+    return mesh.get_group(over_replicas), shard, shards
 
 
 def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas) -> None:

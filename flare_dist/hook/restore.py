@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.compression.preconditioners import second_moment_scale
@@ -24,7 +22,8 @@ from flare_dist.hook.files import (
     read_file,
     whole_sets,
 )
-from flare_dist.hook.remembering import Remembering
+from flare_dist.hook.remembering import Remembering, savers
+from flare_dist.hook.shards import Memory, is_of_shard, joined, mean_of, replicas_in
 from flare_dist.units import show_numbered
 
 
@@ -34,8 +33,8 @@ def load_named(
     """Do what `load_hook_state` does, from files that an older version may have written under another name."""
     check_choice("missing", missing, ("raise", "zero"))
     place = Path(directory)
-    ranks = Ranks.of(state.process_group, state.parameters)
-    rank, size = rank_and_size(state.process_group)
+    ranks = Ranks.of(savers(state), state.parameters)
+    rank, size = rank_and_size(ranks.group)
     seen: Seen = {}
 
     def look() -> dict[SavedSet, set[int]]:
@@ -49,7 +48,9 @@ def load_named(
         state.load_state_dict({"step": state.finished_steps, "memory": {}})
         return
     chosen = newest_set(candidates, seen, ranks)
-    wanted = _wanted(chosen, size)
+    own = seen.get(chosen, {}).get(rank)
+    is_own = all(on_all_ranks(ranks, lambda: chosen.size == size and (own is None or is_of_shard(state.shard, own))))
+    wanted = [{reader} if is_own else set(range(chosen.size)) for reader in range(size)]
     lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
     saved: list[dict[str, Any]] = []
 
@@ -62,15 +63,29 @@ def load_named(
     if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
-    count = 1 if chosen.size == size else chosen.size
-    memory = _mean([one["memory"] for one in saved], count, state.fed_back)
-    rescale_second_moments(memory, chosen.size, size)
-    shared = {"shared": saved[0]["shared"]} if saved and "shared" in saved[0] else {}
-    state.load_state_dict({"step": state.finished_steps if found is None else found, "memory": memory} | shared)
+    state.load_state_dict(
+        {"step": state.finished_steps if found is None else found, "memory": _own_memory(saved, is_own, state)}
+        | ({"shapes": state.shapes} if state.shard else {})
+        | ({"shared": saved[0]["shared"]} if saved and "shared" in saved[0] else {})
+    )
     _warn_of_gaps(place, chosen, heads)
 
 
-def rescale_second_moments(memory: dict[str, dict[str, torch.Tensor]], saved_by: int, size: int) -> None:
+def _own_memory(saved: Sequence[Mapping[str, Any]], is_own: bool, state: Remembering) -> Memory:
+    """Return this rank's memory, from its own file, or from those of all ranks if others had saved."""
+    if is_own or not saved:
+        return dict(saved[0]["memory"]) if saved else {}
+    rank, size = rank_and_size(state.process_group)  # of the replicas
+    by_replica = joined(saved, state.shard.cuts if state.shard else None)
+    saved_by = replicas_in(saved)
+    if saved_by == size:
+        return by_replica.get(rank, {})
+    memory = mean_of(list(by_replica.values()), saved_by, state.fed_back)
+    rescale_second_moments(memory, saved_by, size)
+    return memory
+
+
+def rescale_second_moments(memory: Memory, saved_by: int, size: int) -> None:
     """Multiply the second moments of a preconditioner, in place, for another number of ranks; warn of it."""
     moments = [own["second_moment"] for own in memory.values() if "second_moment" in own]
     if not moments or saved_by == size:
@@ -84,11 +99,6 @@ def rescale_second_moments(memory: dict[str, dict[str, torch.Tensor]], saved_by:
         f"{'small' if factor > 1 else 'large'}",
         stacklevel=4,
     )
-
-
-def _wanted(chosen: SavedSet, size: int) -> list[set[int]]:
-    """Assign each of `size` ranks its files: its own, perhaps of its own disk, or all if another number saved."""
-    return [{reader} if chosen.size == size else set(range(chosen.size)) for reader in range(size)]
 
 
 class _Head(NamedTuple):
@@ -181,20 +191,3 @@ def _lost(place: Path, chosen: SavedSet, lost: list[int], views: Views) -> str:
         f"missing{of_step}; call save_hook_state on every rank, outside `if rank == 0`"
         f"{f', or load step={whole[-1]}, which is whole' if whole else ''}"
     )
-
-
-def _mean(
-    memories: list[dict[str, dict[str, torch.Tensor]]], count: int, fed_back: Sequence[str]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Take the mean of each vector over `count` ranks; one that lacks a parameter, or is lost, counts as zero.
-
-    It does not count if it is none of those that are `fed_back`: a preconditioner's estimates are nobody's share.
-    """
-    mean: dict[str, dict[str, torch.Tensor]] = {}
-    for memory in memories:
-        for name, own in memory.items():
-            for kind, vector in own.items():
-                total = mean.setdefault(name, {}).setdefault(kind, torch.zeros_like(vector))
-                ranks = count if kind in fed_back else sum(name in other for other in memories)
-                total.add_(vector, alpha=1 / ranks)
-    return mean

@@ -11,7 +11,7 @@ from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.compression.preconditioners import Preconditioning
 from flare_dist.hook.buckets import ModelMemory
-from flare_dist.hook.checks import check_compression, check_parameters, check_saved
+from flare_dist.hook.checks import check_compression, check_parameters, check_saved, rule_name
 from flare_dist.hook.clipping import HeldBack
 from flare_dist.hook.footprint import report_memory
 from flare_dist.hook.held_means import HeldMeans
@@ -19,6 +19,7 @@ from flare_dist.hook.memory import BucketMemory
 from flare_dist.hook.meter import HookTraffic, StepClock
 from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.scale import Failures, LossScaler
+from flare_dist.hook.shards import Shard
 from flare_dist.hook.side_streams import SideStreams
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
 from flare_dist.hook.wrappers import uncompiled_name
@@ -41,7 +42,7 @@ class SparseHookState:
             it is known with the last bucket, so that no exchange overlaps with backward. None for none.
         quiet: do not say how much memory it takes.
         compression: more keys of `CompressionConfig`, whose rounds are steps here: sparsifier (topk, randk or auto),
-            error_feedback (ec, dgc or none), residual_decay, scope (tensor or block), block, warmup and others.
+            error_feedback (ec, dgc or none), residual_decay, scope (tensor, block or row), block, warmup and others.
 
     `traffic` counts from the state's creation on: `wire_bytes` over all ranks, padding included, `uplink_bytes` of this
     rank before padding, `kept` entries in them, `collectives`; unsaved. Step or take back every synchronised backward.
@@ -77,6 +78,7 @@ class SparseHookState:
         self.traffic = HookTraffic()
         self.clock = StepClock()  # of this step
         self.rule = self.config.feedback.rule
+        self.rule_name = rule_name(self.config, self.preconditioning)
         own = self.preconditioning.record
         self.fed_back = self.config.feedback.state_names
         self.state_names = (*self.fed_back, *own.vectors, *own.counts)
@@ -88,6 +90,7 @@ class SparseHookState:
         self.is_attached = True  # False for a copy, whose DDP object has no hook
         self.saves = SaveWatch()
         self.suffix = ""
+        self.shard: Shard | None = None  # of parameters of which other ranks hold the rest
         self.memory = ModelMemory(self.config, self.preconditioning)
         self.held_back = HeldBack()
         self.is_whole = True  # False while DDP has buckets of the step left, and after a backward that was broken off
@@ -119,7 +122,7 @@ class SparseHookState:
         names = [name for name in self.shapes if name in memory]  # in the model's order
         copies = {name: {kind: vector.clone() for kind, vector in memory[name].items()} for name in names}
         whose = {"rule": self.rule_name, "density": self.config.density, "shapes": dict(self.shapes)}
-        return {"step": self.finished_steps, "memory": copies} | whose
+        return {"step": self.finished_steps, "memory": copies, **whose, **(self.shard.saved() if self.shard else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a memory that `state_dict` gave; raises ValueError if it is another rule's or another model's."""
@@ -128,12 +131,6 @@ class SparseHookState:
         self.step = state["step"]
         self.unapplied.clear()
         self.memory.replace(state["memory"])
-
-    @property
-    def rule_name(self) -> str:
-        """Return the rule of error feedback that applies, none if everything is sent, behind the preconditioner."""
-        rule = "none" if self.config.is_dense else self.config.rule
-        return f"{self.preconditioning.preconditioner} and {rule}" if self.preconditioning.applies else rule
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle settings, step and memory by name: no process group, scaler or parameters, nothing that is pending."""
@@ -186,8 +183,10 @@ class SparseHookState:
         return count
 
     def bucket_of(self, parameters: Sequence[Tensor]) -> BucketMemory:
-        """Return the place of these parameters in one flat vector, and their memory, on their device."""
-        return self.memory.bucket_of([self._names[parameter] for parameter in parameters], parameters)
+        """Return the place in one flat vector, and the memory, of parameters that are about to be exchanged."""
+        names = [self._names[parameter] for parameter in parameters]
+        self.held_means.note(names)
+        return self.memory.bucket_of(names, parameters)
 
     def _commit(self) -> Tensor | None:
         """Make the memory of the last step the one that counts, or forget it if that step came to nothing."""

@@ -1,0 +1,138 @@
+"""The parameter groups of a model of `fully_shard`; all that PyTorch keeps private of them is read here.
+
+Looked for, never asked of a version: PyTorch 2.11 is the oldest that the tests have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from flare_dist.hook.shards import Cut
+
+_OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Describe one rank's slice of a parameter, padded to that of the first rank in what a group reduces."""
+
+    name: str
+    parameter: nn.Parameter  # a DTensor
+    cut: Cut
+    numel: int
+    padded: int
+
+
+class Group:
+    """One module's parameters, whose gradients are reduced as one vector."""
+
+    def __init__(self, module: FSDPModule, private: Any, names: dict[nn.Parameter, str]) -> None:
+        self.module = module
+        self._private = private
+        self.slices = [_slice(each, names) for each in private.fsdp_params if each.sharded_param.requires_grad]
+
+    @property
+    def device(self) -> torch.device:
+        """Return where gradients are reduced, which is not where parameters are if they are offloaded."""
+        device: torch.device = self._private.device
+        return device
+
+    @property
+    def exchanges(self) -> bool:
+        """Tell if gradients go to the other replicas in this backward: False under set_requires_all_reduce(False)."""
+        return bool(self._private.all_reduce_grads)
+
+    def leave_replicas_to_hook(self) -> None:
+        """Take the mean over the shards of a replica alone; on a mesh of two dimensions PyTorch goes over both.
+
+        A hook runs behind PyTorch's own all-reduce, which has sent everything by then. The sharding of parameters and
+        gradients stays as it is. Raises ValueError if PyTorch is not as it was.
+        """
+        from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo
+
+        info = self._private.mesh_info
+        if type(info) is FSDPMeshInfo:
+            return
+        if type(info) is not HSDPMeshInfo or not info.mesh.mesh_dim_names:
+            raise ValueError(f"attach: cannot take replicas out of {type(info).__name__}; this is {_OTHER_TORCH}")
+        shard_mesh = info.mesh[info.mesh.mesh_dim_names[info.shard_mesh_dim or 0]]
+        alone = FSDPMeshInfo(shard_mesh, shard_mesh_dim=0)
+        alone.reduce_scatter_process_group = getattr(info, "reduce_scatter_process_group", None)
+        self._private.mesh_info = alone
+        if self._private._is_hsdp or alone.shard_process_group is not info.shard_process_group:
+            raise ValueError(f"attach: PyTorch still takes the mean over replicas itself; this is {_OTHER_TORCH}")
+
+    def set_hook(self, hook: Callable[[Tensor], None]) -> None:
+        """Let `hook` change what the reduction over shards leaves, a flat vector of all slices, in place."""
+        if self._private._all_reduce_hook is not None:
+            raise ValueError("attach: the model has an all-reduce hook already, and FSDP2 takes only one; leave it out")
+        self.module.set_all_reduce_hook(hook)
+
+    def check(self) -> None:
+        """Raise ValueError if the mean is not finished when the hook sees it, or of values that it cannot keep."""
+        private = self._private
+        if private.force_sum_reduction_for_comms or private.gradient_divide_factor is not None:
+            raise ValueError(
+                "attach: set_gradient_divide_factor and set_force_sum_reduction_for_comms divide behind the hook, "
+                "whose memory would be of other units; leave them out"
+            )
+        kinds = {private.mp_policy.reduce_dtype or private.mp_policy.param_dtype}
+        if torch.float16 in kinds | {each.parameter.dtype for each in self.slices}:
+            raise ValueError("attach: FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32")
+
+
+def groups_of(model: nn.Module) -> list[Group]:
+    """Return the groups of a model with something to train; raises ValueError for one that cannot be hooked."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not modules:
+        raise ValueError(
+            f"attach: a mesh is for models of fully_shard (FSDP2), got {type(model).__name__}; FSDP1 hands its hooks "
+            "one flat vector without the bounds of its parameters, so shard the model by fully_shard"
+        )
+    for module in modules:
+        module.reshard()  # so that the model's parameters are the sharded ones
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [group for module in modules for group in _groups_of(module, names)]
+    held = {each.parameter for group in groups for each in group.slices}
+    for parameter, name in names.items():
+        if parameter.requires_grad and parameter not in held:
+            raise ValueError(f"attach: {name} is in no group of fully_shard; shard the root module as well")
+    return groups
+
+
+def _groups_of(module: FSDPModule, names: dict[nn.Parameter, str]) -> list[Group]:
+    state = module._get_fsdp_state()
+    private = getattr(state, "_fsdp_param_groups", None)
+    if private is None:
+        private = [group for group in [state._fsdp_param_group] if group is not None]
+    groups = [group for group in (Group(module, each, names) for each in private) if group.slices]
+    if len(private) > 1:
+        raise ValueError(
+            "attach: a module has parameters on several meshes, of which FSDP2 gives each no hook of its own; let "
+            "shard_placement_fn return placements on one mesh"
+        )
+    return groups
+
+
+def _slice(private: Any, names: dict[nn.Parameter, str]) -> Slice:
+    """Describe what a rank holds of a parameter; raises ValueError if it is sharded in another way, too."""
+    parameter = private.sharded_param
+    name = names[parameter].replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+    if getattr(private, "is_dtensor", False):
+        raise ValueError(f"attach: {name} is sharded by tensor parallelism as well; attach to models of FSDP2 alone")
+    dim = private.fsdp_placement.dim
+    own = tuple(private.sharded_size)
+    info = private.mesh_info
+    each = -(-parameter.shape[dim] // info.shard_mesh_size)
+    start = min(each * info.shard_mesh_rank, parameter.shape[dim])
+    cut = Cut(dim, start, start + own[dim], tuple(parameter.shape))
+    numel = 1
+    for size in own:
+        numel *= size
+    return Slice(name, parameter, cut, numel, private.padded_sharded_param_size.numel())

@@ -1,0 +1,172 @@
+"""Exchange gradients sparsely between replicas that FSDP2 has sharded, each over its own ranks.
+
+`fully_shard` reduces the gradients of each parameter group over the shards of a replica, and hands what is left, this
+rank's rows of the mean, to an all-reduce hook. The exchange goes from there over the ranks that hold the same rows in
+the other replicas: one gather a group, while backward computes the next (on a GPU; gloo is waited for). The memory is
+that of a rank's own rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flare_dist.comm.collectives import group_of, rank_and_size
+from flare_dist.comm.traffic import all_gather_wire
+from flare_dist.engines.attach_ddp import WorldOfOne
+from flare_dist.engines.fsdp_groups import Group, groups_of
+from flare_dist.engines.optimizers import refuse_scaling
+from flare_dist.hook.backwards import Backwards
+from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.footprint import report_memory
+from flare_dist.hook.replica_weights import ReplicaWeights
+from flare_dist.hook.replicas import Replicas, mesh_place, refuse_unnamed
+from flare_dist.hook.shards import Shard
+from flare_dist.hook.stand_ins import StandIns
+from flare_dist.hook.state import SparseHookState
+from flare_dist.hook.updates import OptimizerSteps, Unapplied
+
+REPLICATE = ("replicate", "dp_replicate")
+_NUMBER_NBYTES = 4  # of call_order
+
+
+def attach_fsdp(
+    model: nn.Module,
+    mesh: Any,
+    replicate: Sequence[str] = REPLICATE,
+    world_of_one: WorldOfOne = "raise",
+    **settings: Any,
+) -> SparseHookState:
+    """Exchange the gradients of a model of `fully_shard` over the replicas of `mesh` from now on.
+
+    Raises ValueError if it cannot.
+    """
+    refuse_unnamed(mesh, "attach", replicate)
+    if len(mesh.mesh_dim_names) != 2:
+        raise ValueError(
+            f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
+            'give mesh["replicate", "shard"] by your names'
+        )
+    if settings.get("clip_norm") is not None:
+        raise ValueError(
+            "gradients.clip_norm: FSDP2 hands over one group of parameters at a time and goes on with its mean, before "
+            f"the norm of all is known, got {settings['clip_norm']}; clip behind backward, or leave it out"
+        )
+    group, place, others = mesh_place(mesh, replicate)
+    replica, replicas = rank_and_size(group)
+    groups = groups_of(model)
+    shapes = {each.name: each.cut.own_shape for one in groups for each in one.slices if each.numel}
+    stand_ins = StandIns(shapes, groups[0].device)
+    if replicas == 1:
+        if world_of_one == "raise":
+            raise ValueError("attach: one replica has nobody to exchange with; FSDP2 alone moves its gradients")
+        warnings.warn("attach: one replica, so nothing is exchanged between replicas", stacklevel=4)
+        return SparseHookState(stand_ins, quiet=True, **settings)
+    for one in groups:
+        one.check()
+    state = SparseHookState(stand_ins, process_group=group, quiet=True, **settings)
+    ReplicaWeights(model, Replicas(group), who="attach")
+    slices = [each for one in groups for each in one.slices]
+    state.shapes = {each.name: each.cut.shape for each in slices}
+    state.parameters = tuple(each.parameter for each in slices)
+    state.unapplied = Unapplied(OptimizerSteps(state.parameters))
+    cuts = {each.name: each.cut for each in slices if each.numel}
+    everybody = group_of(mesh.mesh.flatten().tolist())
+    over_replicas = next(number for number, name in enumerate(mesh.mesh_dim_names) if name in replicate)
+    state.shard = Shard(replica, replicas, place, others, everybody, cuts, mesh, over_replicas)
+    if place == 0:
+        report_memory(stand_ins.by_name.values(), state.config, state.preconditioning, group)
+    backwards = Backwards(state)
+    for number, one in enumerate(groups):
+        one.leave_replicas_to_hook()
+        one.set_hook(_GroupHook(one, number, state, backwards, stand_ins))
+    model.register_forward_pre_hook(backwards.forward_begins)
+    refuse_scaling(state)
+    return state
+
+
+class _GroupHook:
+    """The all-reduce hook of one group."""
+
+    def __init__(
+        self, group: Group, number: int, state: SparseHookState, backwards: Backwards, stand_ins: StandIns
+    ) -> None:
+        self._group = group
+        self._slices = [each for each in group.slices if each.padded]
+        self._parameters = [stand_ins.by_name[each.name] for each in self._slices if each.numel]
+        self._state = state
+        self._backwards = backwards
+        self._number = number
+        self._label = torch.full((1,), number, dtype=torch.int32, device=group.device)
+        self._pending: Tensor | None = None  # under set_requires_all_reduce(False)
+
+    def __call__(self, reduced: Tensor) -> None:
+        """Replace this rank's rows of a replica's gradients by their mean over the replicas, in place."""
+        self._check_length(reduced)
+        if not self._group.exchanges:
+            self._hold(reduced)
+            return
+        if self._pending is not None:
+            reduced.add_(self._pending)
+            self._pending = None
+        self._refuse_addition()
+        self._backwards.hand_over(self._number)
+        self._backwards.order.compare(self._label)
+        size = rank_and_size(self._state.process_group)[1]
+        self._state.count(all_gather_wire(size, _NUMBER_NBYTES), _NUMBER_NBYTES, 0)
+        if not self._parameters:
+            return
+        # Other streams may be given its memory as soon as FSDP2 has made a gradient of another precision of it.
+        self._state.side_streams.hold(reduced)
+        flat = self._without_padding(reduced)
+        mean = exchange_gradients(self._state, self._parameters, flat).wait()
+        self._put_back(mean, reduced)
+
+    def _check_length(self, reduced: Tensor) -> None:
+        """Raise RuntimeError if some of the group's parameters got no gradient: nobody tells which."""
+        if reduced.numel() != sum(each.padded for each in self._slices):
+            names = ", ".join(each.name for each in self._slices)
+            raise RuntimeError(
+                f"attach: some of {names} got no gradient in this backward, and FSDP2 does not tell which; call "
+                "model.set_reduce_scatter_unused_params(True), or freeze them before attach()"
+            )
+
+    def _hold(self, reduced: Tensor) -> None:
+        """Add up gradients that do not go to the other replicas yet; the parameters get none of them."""
+        self._pending = reduced.clone() if self._pending is None else self._pending.add_(reduced)
+        reduced.zero_()
+
+    def _refuse_addition(self) -> None:
+        """Raise RuntimeError if an update of a preconditioner would be added to one."""
+        if not self._state.preconditioning.applies:
+            return
+        for each in self._slices:
+            gradient: Any = each.parameter.grad
+            if gradient is not None and each.numel and gradient.to_local().any():
+                raise RuntimeError(
+                    "gradients.preconditioner: adds updates and not gradients, got a second backward while .grad of "
+                    f"{each.name} holds an exchanged mean; run all but the last backward of a step under "
+                    "set_requires_gradient_sync(False), or call zero_grad first"
+                )
+
+    def _without_padding(self, reduced: Tensor) -> Tensor:
+        """Return the gradients of the slices one after another; `reduced` itself if nothing is padded."""
+        if all(each.numel == each.padded for each in self._slices):
+            return reduced
+        return torch.cat([part[: each.numel] for each, part in self._parts(reduced)])
+
+    def _put_back(self, mean: Tensor, reduced: Tensor) -> None:
+        if mean is reduced:
+            return
+        if mean.numel() == reduced.numel():
+            reduced.copy_(mean)
+            return
+        means = mean.split([each.numel for each in self._slices])
+        torch._foreach_copy_([part[: each.numel] for each, part in self._parts(reduced)], list(means))
+
+    def _parts(self, reduced: Tensor) -> list[tuple[Any, Tensor]]:
+        return list(zip(self._slices, reduced.split([each.padded for each in self._slices])))

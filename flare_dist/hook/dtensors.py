@@ -1,0 +1,108 @@
+"""The memory of a sharded model's hook as DTensors, for checkpoints of torch.distributed.checkpoint.
+
+    dcp.save({"model": ..., "hook": flare_dist.hook_tensors(state)}, checkpoint_id=directory)
+    flare_dist.load_hook_tensors(state, directory, key="hook")
+
+A plain tensor comes back as the first rank's on every rank (pytorch#120356), so each vector is one DTensor of shape
+(replicas, *parameter), whose rows of dimension 0 are the replicas' own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
+from torch.distributed.tensor import Shard as Split
+
+from flare_dist.hook.restore import rescale_second_moments
+from flare_dist.hook.shards import Memory, Shard, mean_of
+from flare_dist.hook.state import SparseHookState
+
+STEP = "step"
+
+
+def hook_tensors(state: SparseHookState) -> dict[str, Any]:
+    """Return the memory of `attach(model, mesh=...)` as DTensors by kind and parameter, and the step; copies.
+
+    All ranks call it between steps. Raises ValueError for the hook of a model that is not sharded.
+    """
+    shard = _sharded(state)
+    saved = state.state_dict()
+    tensors: dict[str, Any] = {STEP: torch.tensor(saved[STEP])}
+    for name, shape in state.shapes.items():
+        own = saved["memory"].get(name, {})
+        for kind in state.state_names:
+            whole = _shape(state, kind, shape)
+            local = own.get(kind, torch.zeros(_own_shape(state, name, kind, shape))).unsqueeze(0)
+            tensors[f"{kind}.{name}"] = _dtensor(shard, name, local, Split(0), (shard.replicas, *whole))
+    return tensors
+
+
+def load_hook_tensors(state: SparseHookState, checkpoint_id: str | Path, key: str = "hook") -> None:
+    """Restore what `hook_tensors` gave and dcp.save wrote under `key`, on any number of shards and replicas.
+
+    Replicas of another number each take the mean over those that saved. All ranks call it. Raises ValueError if the
+    checkpoint holds no such memory.
+    """
+    shard = _sharded(state)
+    found = dcp.FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
+    names = {f"{kind}.{name}": (kind, name) for name in state.shapes for kind in state.state_names}
+    missing = [name for name in names if f"{key}.{name}" not in found]
+    if missing or f"{key}.{STEP}" not in found:
+        raise ValueError(
+            f"{checkpoint_id}: holds no {key}.{missing[0] if missing else STEP}; save hook_tensors(state) of the same "
+            f"model and settings under {key!r}"
+        )
+    saved_by = next((int(found[f"{key}.{name}"].size[0]) for name in names), shard.replicas)  # type: ignore[union-attr]
+    over_replicas: Placement = Split(0) if saved_by == shard.replicas else Replicate()
+    wanted: dict[str, Any] = {STEP: torch.tensor(0)}
+    for full_name, (kind, name) in names.items():
+        shape = state.shapes[name]
+        rows = 1 if saved_by == shard.replicas else saved_by
+        local = torch.zeros(rows, *_own_shape(state, name, kind, shape))
+        wanted[full_name] = _dtensor(shard, name, local, over_replicas, (saved_by, *_shape(state, kind, shape)))
+    dcp.load({key: wanted}, checkpoint_id=checkpoint_id)
+    by_replica: list[Memory] = [{} for _ in range(1 if saved_by == shard.replicas else saved_by)]
+    for full_name, (kind, name) in names.items():
+        for memory, vector in zip(by_replica, wanted[full_name].to_local().unbind()):
+            if name in shard.cuts:
+                memory.setdefault(name, {})[kind] = vector
+    memory = by_replica[0]
+    if saved_by != shard.replicas:
+        memory = mean_of(by_replica, saved_by, state.fed_back)
+        rescale_second_moments(memory, saved_by, shard.replicas)
+    state.load_state_dict({"step": int(wanted[STEP]), "memory": memory, "shapes": state.shapes})
+
+
+def _sharded(state: SparseHookState) -> Shard:
+    if state.shard is None:
+        raise ValueError(
+            "hook_tensors: the model is not sharded, so each rank remembers whole parameters; use save_hook_state"
+        )
+    return state.shard
+
+
+def _own_shape(state: SparseHookState, name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of this rank's part of a vector, of no rows if it holds none; () for one number."""
+    if kind in state.preconditioning.record.counts:
+        return ()
+    assert state.shard is not None
+    cut = state.shard.cuts.get(name)
+    return cut.own_shape if cut else (0, *shape[1:])
+
+
+def _shape(state: SparseHookState, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return () if kind in state.preconditioning.record.counts else shape
+
+
+def _dtensor(shard: Shard, name: str, local: Tensor, over_replicas: Placement, shape: tuple[int, ...]) -> DTensor:
+    """Wrap this rank's part of a vector, whose dimension 0 goes over replicas; one number is all shards' own."""
+    cut = shard.cuts.get(name)
+    over_shards = Split(1 + (cut.dim if cut else 0)) if len(shape) > 1 else Replicate()
+    placements = shard.placements(over_replicas, over_shards)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, shard.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)

@@ -1,0 +1,122 @@
+"""The rows of each weight that a rank holds of its replica, and memories that other shards or replicas have saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from flare_dist.comm.collectives import ProcessGroup
+from flare_dist.hook.files import read_file
+
+T = TypeVar("T")
+Memory = dict[str, dict[str, Tensor]]  # by name of parameter and kind of vector
+
+
+class Cut(NamedTuple):
+    """A slice of a weight along one dimension, and the shape of the whole."""
+
+    dim: int
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :])
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return a view of this slice of the whole; a number for the whole weight is everybody's."""
+        return whole.narrow(self.dim, self.start, self.stop - self.start) if whole.dim() else whole
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The place of a rank among those that train a model together, and its slice of each weight."""
+
+    replica: int
+    replicas: int
+    number: int
+    count: int  # of shards in a replica
+    group: ProcessGroup | None  # the ranks of all replicas, which save and load together
+    cuts: Mapping[str, Cut]
+    mesh: Any  # DeviceMesh of two dimensions
+    over_replicas: int  # which of them goes over replicas
+
+    def placements(self, over_replicas: T, over_shards: T) -> list[T]:
+        """Order what holds along each dimension of the mesh as the mesh does."""
+        return [over_replicas, over_shards] if self.over_replicas == 0 else [over_shards, over_replicas]
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a file must tell of it."""
+        cuts = {name: tuple(cut) for name, cut in self.cuts.items()}
+        return {"shard": {"replica": self.replica, "place": self.place, "cuts": cuts}}
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Return the number of replicas, of shards, and the shard's own number."""
+        return self.replicas, self.count, self.number
+
+
+def replicas_in(saved: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of replicas that have saved these files; a rank of DDP is one."""
+    first = saved[0]
+    return int(first["shard"]["place"][0]) if first.get("shard") else int(first.get("ranks", len(saved)))
+
+
+def is_of_shard(shard: Shard | None, path: Path) -> bool:
+    """Tell if a file holds the memory of just this shard; of whole parameters if there is none."""
+    saved = read_file(path, mmap=True).get("shard")
+    return (saved["place"] if saved else None) == (shard.place if shard else None)
+
+
+def joined(saved: Sequence[Mapping[str, Any]], cuts: Mapping[str, Cut] | None) -> dict[int, Memory]:
+    """Join the shards in these files by replica, and cut what is wanted of each; a missing shard is zero.
+
+    `cuts` are those of this rank; None takes whole weights.
+    """
+    by_replica: dict[int, Memory] = {}
+    for number, one in enumerate(saved):
+        shard = one.get("shard")
+        whole = by_replica.setdefault(shard["replica"] if shard else number, {})
+        for name, vectors in one["memory"].items():
+            cut = Cut(*shard["cuts"][name]) if shard else None
+            for kind, vector in vectors.items():
+                _put(whole.setdefault(name, {}), kind, vector, cut)
+    return {replica: _cut(memory, cuts) for replica, memory in by_replica.items()}
+
+
+def _put(own: dict[str, Tensor], kind: str, vector: Tensor, cut: Cut | None) -> None:
+    """Write a saved vector to its place in the whole."""
+    if cut is None or not vector.dim():
+        own[kind] = vector
+        return
+    if kind not in own:
+        own[kind] = torch.zeros(cut.shape, dtype=vector.dtype)
+    cut.of(own[kind]).copy_(vector)
+
+
+def _cut(memory: Memory, cuts: Mapping[str, Cut] | None) -> Memory:
+    if cuts is None:
+        return memory
+    held = {name: own for name, own in memory.items() if name in cuts}
+    return {name: {kind: cuts[name].of(vector).clone() for kind, vector in own.items()} for name, own in held.items()}
+
+
+def mean_of(memories: Sequence[Memory], count: int, fed_back: Sequence[str]) -> Memory:
+    """Take the mean of each vector over `count` replicas; one that lacks a parameter, or is lost, counts as zero.
+
+    It does not count if it is none of those that are `fed_back`: a preconditioner's estimates are nobody's share.
+    """
+    mean: Memory = {}
+    for memory in memories:
+        for name, own in memory.items():
+            for kind, vector in own.items():
+                total = mean.setdefault(name, {}).setdefault(kind, torch.zeros_like(vector))
+                replicas = count if kind in fed_back else sum(name in other for other in memories)
+                total.add_(vector, alpha=1 / replicas)
+    return mean

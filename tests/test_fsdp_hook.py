@@ -1,0 +1,419 @@
+"""The hook between replicas that FSDP2 shards: native HSDP at density 1, equal replicas below, memory that moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+import flare_dist
+from flare_dist.comm.collectives import gather_objects
+from flare_dist.comm.world import World
+from flare_dist.hook.state import SparseHookState
+from tests.helpers.hook import batch, net
+from tests.helpers.sharded import backward, equal, mesh_of, sharded, train, whole
+from tests.ranks import run_ranks
+
+STEPS = 6
+Told = dict[str, Any]
+
+
+class Twice(nn.Module):
+    """A model whose middle layer is used twice, and whose last one shares its weight with the first."""
+
+    blocks = ("middle",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 12, bias=False)
+        self.middle = nn.Linear(12, 12)
+        self.last = nn.Linear(12, 12, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.middle(torch.tanh(self.first(inputs))))
+        return self.last(torch.tanh(self.middle(hidden)))
+
+
+class Unused(nn.Module):
+    """A model with a parameter that its output does not depend on."""
+
+    blocks = ("",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(12, 4)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+def twice() -> Twice:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Twice()
+
+
+def in_turn(model: nn.Module, rank: int, silence: Callable[[Any, bool], None]) -> None:
+    """Two backwards a step, the first of which is not exchanged."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        silence(model, step % 2 == 1)
+        backward(model, step, rank)
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+LIKE_NATIVE: dict[str, Callable[[Any, World], Tensor]] = {}
+
+
+def like_native(run: Callable[[Any, World], Tensor]) -> Callable[[Any, World], Tensor]:
+    LIKE_NATIVE[run.__name__] = run
+    return run
+
+
+@like_native
+def plain(make: Any, world: World) -> Tensor:
+    model = make(net())
+    train(model, range(STEPS), world.rank)
+    return whole(model)
+
+
+@like_native
+def accumulated(make: Any, world: World) -> Tensor:
+    model = make(net())
+    in_turn(model, world.rank, lambda model, last: model.set_requires_gradient_sync(last))
+    return whole(model)
+
+
+@like_native
+def accumulated_by_shard(make: Any, world: World) -> Tensor:
+    model = make(net())
+    in_turn(model, world.rank, lambda model, last: model.set_requires_all_reduce(last))
+    return whole(model)
+
+
+@like_native
+def used_twice_and_tied(make: Any, world: World) -> Tensor:
+    model = make(twice())
+    train(model, range(STEPS), world.rank)
+    return whole(model)
+
+
+@like_native
+def partly_frozen(make: Any, world: World) -> Tensor:
+    inner = net()
+    inner.middle.weight.requires_grad_(False)
+    inner.first.requires_grad_(False)
+    model = make(inner)
+    train(model, range(STEPS), world.rank)
+    return whole(model)
+
+
+@like_native
+def low_precision(make: Any, world: World) -> Tensor:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    model = make(net(), mp_policy=policy)
+    train(model, range(STEPS), world.rank)
+    return whole(model)
+
+
+@like_native
+def recomputed(make: Any, world: World) -> Tensor:
+    model = make(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        inputs, labels = batch(world.rank, step)
+        F.cross_entropy(checkpoint(model, inputs, use_reentrant=False), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return whole(model)
+
+
+def laws(world: World, shards: int, names: list[str]) -> Told:
+    """Whether weights after `STEPS` steps are those of native HSDP, and those of all ranks at a lower density."""
+    mesh = mesh_of(world, shards)
+    told: Told = {}
+
+    def native(model: nn.Module, **options: Any) -> nn.Module:
+        return sharded(mesh, model, **options)
+
+    def ours(model: nn.Module, **options: Any) -> nn.Module:
+        made = sharded(mesh["shard"], model, **options)
+        flare_dist.attach(made, mesh=mesh, density=1)
+        return made
+
+    def taken_over(model: nn.Module, **options: Any) -> nn.Module:
+        made = sharded(mesh, model, **options)
+        flare_dist.attach(made, mesh=mesh, density=1)
+        return made
+
+    for name in names:
+        run = LIKE_NATIVE[name]
+        told[name] = equal([run(make, world) for make in (native, ours, taken_over)])
+    return told
+
+
+@pytest.mark.parametrize(
+    ("shards", "names"), [(1, ["plain"]), (2, sorted(LIKE_NATIVE)), (3, ["plain", "accumulated_by_shard"])]
+)
+def test_density_1_on_two_replicas_is_native_hsdp_bitwise(shards: int, names: list[str]) -> None:
+    for told in run_ranks(laws, 2 * shards, shards, names):
+        assert told == dict.fromkeys(names, True)
+
+
+def memories_equal(one: SparseHookState, other: SparseHookState) -> bool:
+    pairs = zip(flare_dist.hook_tensors(one).values(), flare_dist.hook_tensors(other).values())
+    return all(equal([_whole(mine), _whole(theirs)]) for mine, theirs in pairs)
+
+
+def _whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def attached(mesh: Any, model: nn.Module | None = None, **settings: Any) -> tuple[Any, SparseHookState]:
+    made = sharded(mesh["shard"], model)
+    return made, flare_dist.attach(made, mesh=mesh, **({"density": 0.05} | settings))
+
+
+def send_little(world: World, mesh: Any, told: Told) -> None:
+    """150 steps of a wider net at density 0.01."""
+    wide = nn.Sequential(nn.Linear(12, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4))
+    model, state = attached(mesh, wide, density=0.01)
+    train(model, range(150), world.rank)
+    told["replicas are equal"] = equal(gather_objects(whole(model), None))
+    told["part of dense bytes"] = state.traffic.uplink_bytes / (
+        150 * 4 * sum(p.to_local().numel() for p in model.parameters())
+    )
+
+
+def resume(world: World, mesh: Any, told: Told, directory: Path) -> None:
+    """Three steps, the memory loaded into a new model, and three more."""
+    for way in ("files", "tensors"):
+        place = directory / way
+        straight, state = attached(mesh, error_feedback="dgc")
+        train(straight, range(3), world.rank)
+        told["memory"] = {name: _whole(tensor) for name, tensor in flare_dist.hook_tensors(state).items()}
+        weights = [parameter.detach().clone() for parameter in straight.parameters()]
+        if way == "files":
+            flare_dist.save_hook_state(state, place)
+        else:
+            dcp.save({"hook": flare_dist.hook_tensors(state)}, checkpoint_id=place)
+        gather_objects(None, None)
+        train(straight, range(3, STEPS), world.rank)
+        model, again = attached(mesh, error_feedback="dgc")
+        for parameter, weight in zip(model.parameters(), weights):
+            parameter.detach().copy_(weight)
+        load = flare_dist.load_hook_state if way == "files" else flare_dist.load_hook_tensors
+        load(again, place)
+        train(model, range(3, STEPS), world.rank)
+        told[f"resumed from {way}"] = equal([whole(straight), whole(model)]) and memories_equal(state, again)
+        told[f"steps from {way}"] = again.step
+
+
+def options(world: World, mesh: Any, told: Told) -> None:
+    model, state = attached(mesh)
+    train(model, range(2), world.rank)
+    before = flare_dist.hook_tensors(state)
+    backward(model, 2, world.rank)
+    told["taken back"] = state.take_back()
+    model.zero_grad()
+    after = flare_dist.hook_tensors(state)
+    told["as before"] = all(equal([_whole(before[name]), _whole(after[name])]) for name in before)
+    model, state = attached(mesh, preconditioner="adam")
+    train(model, range(3), world.rank, lr=0.01)
+    told["preconditioned replicas are equal"] = equal(gather_objects(whole(model), None))
+    told["second moments"] = [name for name in flare_dist.hook_tensors(state) if name.startswith("second_moment")]
+    backward(model, 3, world.rank)
+    told["a second backward"] = said(lambda: backward(model, 4, world.rank), RuntimeError)
+    model = sharded(mesh["shard"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    flare_dist.attach(model, mesh=mesh, density=0.01, optimizer=optimizer, adapt=True)
+    told["adapted"] = optimizer.param_groups[0]["betas"][0]
+
+
+def said(action: Callable[[], Any], error: type[Exception] = ValueError) -> str:
+    with pytest.raises(error) as caught:
+        action()
+    return str(caught.value)
+
+
+def break_off(world: World, mesh: Any, told: Told) -> None:
+    """A backward that ends in the middle leaves the memory as it was, and the next one is a whole step."""
+    model, state = attached(mesh)
+    train(model, range(2), world.rank)
+    before = flare_dist.hook_tensors(state)
+    handle = model.first.register_forward_hook(_fail_in_backward)
+    told["broken off"] = said(lambda: backward(model, 2, world.rank), ZeroDivisionError)
+    handle.remove()
+    model.zero_grad()
+    backward(model, 3, world.rank)
+    told["step behind it"] = state.step
+    state.take_back()
+    after = flare_dist.hook_tensors(state)
+    told["memory behind it"] = all(equal([_whole(before[name]), _whole(after[name])]) for name in before)
+
+
+def _fail_in_backward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    output.register_hook(lambda gradient: 1 // 0)
+
+
+def by_rows(mesh: Any) -> Tensor:
+    """Weights of ten steps in which all ranks of a replica see the same."""
+    model, _ = attached(mesh, scope="row")
+    train(model, range(10), mesh.get_local_rank("replicate"))
+    return whole(model)
+
+
+def story(world: World, directory: Path) -> Told:
+    mesh = mesh_of(world, 2)
+    told: Told = {"by rows": by_rows(mesh)}
+    send_little(world, mesh, told)
+    resume(world, mesh, told, directory)
+    options(world, mesh, told)
+    break_off(world, mesh, told)
+    return told
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Told]]:
+    """A directory in which two replicas of two shards have saved a memory, and what they tell."""
+    directory = tmp_path_factory.mktemp("sharded")
+    return directory, run_ranks(story, 4, directory)
+
+
+def test_replicas_stay_equal_while_a_75th_of_dense_bytes_is_sent(saved: tuple[Path, list[Told]]) -> None:
+    for told in saved[1]:
+        assert told["replicas are equal"]
+        assert told["part of dense bytes"] < 1 / 45
+
+
+def test_training_resumes_bitwise_from_files_and_from_dtensors(saved: tuple[Path, list[Told]]) -> None:
+    for told in saved[1]:
+        assert told["resumed from files"]
+        assert told["resumed from tensors"]
+        assert told["steps from files"] == told["steps from tensors"] == STEPS
+
+
+def test_options_hold_for_shards(saved: tuple[Path, list[Told]]) -> None:
+    for told in saved[1]:
+        assert told["taken back"] == 1
+        assert told["as before"]
+        assert told["preconditioned replicas are equal"]
+        assert "second_moment.middle.weight" in told["second moments"]
+        assert (
+            "run all but the last backward of a step under set_requires_gradient_sync(False)"
+            in (told["a second backward"])
+        )
+        assert told["adapted"] == 0
+
+
+def test_a_backward_that_was_broken_off_leaves_the_memory_as_it_was(saved: tuple[Path, list[Told]]) -> None:
+    for told in saved[1]:
+        assert told["broken off"] == "integer division or modulo by zero"
+        assert told["step behind it"] == 3
+        assert told["memory behind it"]
+
+
+def load_elsewhere(world: World, shards: int, directory: Path) -> tuple[list[dict[str, Tensor]], Tensor]:
+    mesh = mesh_of(world, shards)
+    loaded = []
+    for load, place in ((flare_dist.load_hook_state, "files"), (flare_dist.load_hook_tensors, "tensors")):
+        _, state = attached(mesh, error_feedback="dgc")
+        load(state, directory / place)
+        loaded.append({name: _whole(tensor) for name, tensor in flare_dist.hook_tensors(state).items()})
+    return loaded, by_rows(mesh)
+
+
+@pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (6, 3), (6, 2)])
+def test_memory_moves_to_other_numbers_of_shards_exactly_and_of_replicas_as_its_mean(
+    saved: tuple[Path, list[Told]], ranks: int, shards: int
+) -> None:
+    kept = saved[1][0]["memory"]
+    memories, weights = run_ranks(load_elsewhere, ranks, shards, saved[0])[0]
+    if (ranks, shards) == (2, 1):
+        assert torch.equal(weights, saved[1][0]["by rows"])  # a mean of two equal gradients is exact
+    for loaded in memories:
+        assert loaded.pop("step") == 3
+        for name, vectors in loaded.items():
+            assert vectors.any()
+            if len(vectors) == len(kept[name]):
+                assert torch.equal(vectors, kept[name])
+            else:
+                assert torch.equal(vectors, kept[name].mean(0).expand_as(vectors))
+
+
+def refusals(world: World) -> Told:
+    """What is refused on two replicas of one shard, and what is said."""
+    mesh = mesh_of(world, 1)
+    told: Told = {}
+
+    def refuse(name: str, model: Any = None, given: Any = mesh, **settings: Any) -> None:
+        model = sharded(mesh["shard"]) if model is None else model
+        told[name] = said(lambda: flare_dist.attach(model, mesh=given, **settings))
+
+    refuse("no mesh", given=None)
+    refuse("clip_norm", clip_norm=1.0)
+    refuse("other names", given=init_device_mesh("cpu", (2, 1), mesh_dim_names=("far", "near")))
+    refuse("three dimensions", given=init_device_mesh("cpu", (2, 1, 1), mesh_dim_names=("replicate", "shard", "tp")))
+    refuse("one replica", given=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
+    refuse("not sharded", nn.Linear(2, 2))
+    without_root = net()
+    fully_shard(without_root.first, mesh=mesh["shard"])
+    refuse("without the root", without_root)
+    divided = sharded(mesh["shard"])
+    divided.first.set_gradient_divide_factor(3.0)
+    refuse("another factor", divided)
+    half = MixedPrecisionPolicy(param_dtype=torch.float16)
+    refuse("float16", sharded(mesh["shard"], net(), mp_policy=half))
+    twice_attached, _ = attached(mesh)
+    refuse("attached twice", twice_attached)
+    other = net()
+    other.middle.bias.requires_grad_(world.rank == 0)
+    refuse("another model", sharded(mesh["shard"], other))
+    for density in (0.05, 1):
+        model, _ = attached(mesh, density=density)
+        inputs, labels = batch(world.rank, 0)
+        loss = F.cross_entropy(model(inputs, skip=world.rank == 1), labels)
+        told[f"left out at {density}"] = said(loss.backward, RuntimeError)
+    model, _ = attached(mesh, Unused())
+    told["a parameter without a gradient"] = said(lambda: backward(model, 0, world.rank), RuntimeError)
+    model, _ = attached(mesh, Unused())
+    model.set_reduce_scatter_unused_params(True)
+    train(model, range(2), world.rank)  # which goes
+    return told
+
+
+REFUSED = {
+    "no mesh": "attach.mesh: the model is sharded, got no mesh; give the DeviceMesh of its replicas",
+    "clip_norm": "gradients.clip_norm: FSDP2 hands over one group of parameters at a time",
+    "other names": "attach.mesh: needs one dimension named replicate or dp_replicate, got far, near",
+    "three dimensions": "attach.mesh: needs two dimensions, over replicas and over shards, got replicate, shard, tp",
+    "one replica": "attach: one replica has nobody to exchange with",
+    "not sharded": "attach: a mesh is for models of fully_shard (FSDP2), got Linear; FSDP1 hands",
+    "without the root": "is in no group of fully_shard; shard the root module as well",
+    "another factor": "divide behind the hook",
+    "float16": "FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32",
+    "attached twice": "the model has an all-reduce hook already",
+    "another model": "has another middle.bias; build the same model on all of them",
+    "left out at 0.05": "got another module on one of them",
+    "left out at 1": "got another module on one of them",
+    "a parameter without a gradient": "some of used.weight, used.bias, unused got no gradient in this backward",
+}
+
+
+def test_what_does_not_go_is_refused_on_all_replicas() -> None:
+    for told in run_ranks(refusals, 2):
+        for name, words in REFUSED.items():
+            assert words in told[name], name
