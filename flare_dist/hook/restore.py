@@ -34,7 +34,7 @@ def load_named(
     check_choice("missing", missing, ("raise", "zero"))
     place = Path(directory)
     ranks = Ranks.of(savers(state), state.parameters)
-    rank, size = rank_and_size(ranks.group)
+    rank, size = rank_and_size(savers(state))
     seen: Seen = {}
 
     def look() -> dict[SavedSet, set[int]]:
