@@ -29,11 +29,11 @@ from flare_dist.tasks.task import Batch, Count, Task
 class DeepSpeedModel:
     """Step a model in a DeepSpeed engine of ZeRO stage 0 to 2, with the flat vectors that the round reads and writes.
 
-    `parameters` are the float32 master weights, whatever precision the model computes in; they and `buffers` are
-    brought up to date by `collect`. With `alone` the engine is in a group of its own rank and trains that rank's
-    clients; otherwise it is one of a data-parallel group, to be made sparse by `distribute`.
+    `parameters` are the float32 master weights; they and `buffers` are brought up to date by `collect`. With `alone`
+    the engine trains its rank's clients; otherwise it is one of a group, to be made sparse by `distribute`.
     """
 
+    shard = None
     def __init__(
         self,
         settings: dict[str, Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -42,4 +43,13 @@ def build_local_trainer(
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
     source.on_batch = world.on_batch
-    return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)
+    host = world.host
+    return LocalTrainer(
+        local,
+        source,
+        config.clients,
+        config.rounds,
+        config.seed,
+        algorithm,
+        of_all_shards=lambda vector: torch.cat(host.gather(vector)),
+    )
