@@ -34,6 +34,7 @@ class DeepSpeedModel:
     """
 
     shard = None
+
     def __init__(
         self,
         settings: dict[str, Any],
