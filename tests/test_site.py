@@ -38,7 +38,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--nitpicky", "--quiet", "-b", "html"]
     command += ["--doctree-dir", str(directory / "doctrees"), str(DOCS), str(directory / "html")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Matplotlib has no cache of fonts yet, as on a machine where the site is built first of all.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(directory / "matplotlib")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
