@@ -1,4 +1,9 @@
-"""The pretended GPU finds one planted fault of each kind; what it refuses and notes is in pretend_gpu/__init__.py."""
+"""The pretended GPU finds one planted fault of each kind; what it refuses and notes is in pretend_gpu/__init__.py.
+
+The kinds: hangs (a mean that nobody sets), memory (callbacks on the streams of the pool), slow steps (a launch for each
+tensor), waits of the host, crashes (tensors of two devices, ranks that meet on one GPU), reads and writes that nothing
+orders, and other numbers than a CPU's (test_gpu_parity.py).
+"""
 
 from __future__ import annotations
 
@@ -92,6 +97,17 @@ def test_a_launch_for_each_tensor_is_found() -> None:
     before = took().launches
     with patch.object(memory.BucketMemory, "largest_of_tensors", one_by_one):
         assert took().launches == before + len(SHAPES)
+
+
+def test_a_mean_that_nobody_sets_is_found() -> None:
+    """Backward would wait for it for ever."""
+
+    def forgets(self: Any, work: Any, device: torch.device, make: Callable[[], Tensor]) -> Any:
+        make()
+        return torch.futures.Future(devices=[device])
+
+    with patch.object(SideStreams, "behind", forgets), pytest.raises(AssertionError, match="the host waits for ever"):
+        took()
 
 
 def test_memory_on_the_cpu_is_refused() -> None:
