@@ -60,9 +60,6 @@ class DeepSpeedModel:
         self.buffers = torch.empty(self.buffer_layout.total, device=device)
         for name, view in self.buffer_layout.views(self.buffers):
             view.copy_(self._initial[name])
-        if device.type == "cpu":  # on a GPU looking at the operators may ask for a CUDA toolkit
-            # The one that DeepSpeed compiles on CPUs, for a minute or two at its first start, serves inference.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(self._parameters),
