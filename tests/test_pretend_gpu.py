@@ -124,6 +124,8 @@ def test_what_cuda_refuses_is_refused() -> None:
         for action in (
             lambda: there + torch.ones(4),
             lambda: torch.cat([there, torch.ones(4)]),
+            lambda: torch.sum(there, 0, out=torch.empty(())),
+            lambda: torch.ones(()).add_(there[0]),
             lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
             lambda: there.to("cuda:3"),
             lambda: torch.cuda.set_device(8),
