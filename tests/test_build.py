@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from flare_dist.comm.world import World
-from flare_dist.engines.build import _compile_nothing, _prepare_deepspeed
+from flare_dist.engines.build import _prepare_deepspeed
+from flare_dist.engines.deepspeed import _compile_nothing
 
 
 @pytest.mark.parametrize(

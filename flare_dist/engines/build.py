@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -47,7 +46,6 @@ def build_model(
         )
     assert not by_name, "compatibility.py refuses an optimizer of one's own with DeepSpeed"
     _prepare_deepspeed(world)
-    _compile_nothing(world.device)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
     assert isinstance(config.deepspeed_config, dict)
@@ -69,14 +67,3 @@ def _prepare_deepspeed(world: World) -> None:
     os.environ["DS_ACCELERATOR"] = world.device.type
     # DeepSpeed calls it by the name that torch 2.14 warns of; nobody who trains can do anything about it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
-
-
-def _compile_nothing(device: torch.device) -> None:
-    """Take from DeepSpeed the operator that it compiles on CPUs, for a minute or two at its first start.
-
-    It serves inference. On a GPU the list of operators is left alone: looking at it asks for a CUDA toolkit.
-    """
-    if device.type == "cpu":
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
