@@ -6,5 +6,9 @@ cd "$(dirname "$0")/.."
 bash launch/install.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
-exec .venv/bin/python -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/mypy &  # while tests wait for other processes
+types=$!
+status=0
+.venv/bin/python -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@" || status=$?
+wait "$types" || exit 1
+exit "$status"
