@@ -21,7 +21,7 @@ from tests.pretend_gpu.hook_steps import Shapes, hook_steps
 MORE = 1.03
 FEW = 1.1  # on 64 ranks, of what 8 take
 SMALLER = 16  # the rows of tensors and the bytes of buckets, which changes neither launches nor shares of memory
-BUCKETS = {"cap": CAP / SMALLER, "first": FIRST / SMALLER}
+BUCKETS: dict[str, Any] = {"cap": CAP / SMALLER, "first": FIRST / SMALLER}
 
 
 def network(name: str) -> Shapes:
