@@ -6,10 +6,10 @@
     OMP_NUM_THREADS=1 bash benchmarks/link.sh 100mbit torchrun --nproc_per_node 2 benchmarks/hook_step.py \
         --ways compute sparse clipped --density 0.01 --turns 15                       # does clip_norm cost overlap?
 
-torchvision's resnet18 with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange), plain DDP,
-PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001; with --ways also
-the sparse hook that clips by the norm. Each turn takes --steps steps of every way, one way after another. The slowest
-rank's time counts. Ratios are medians over turns.
+torchvision's resnet18, or --model, with 10 classes on 32 x 32 images, 8 a rank, SGD; compute alone (no exchange),
+plain DDP, PyTorch's fp16 and PowerSGD (rank 1) hooks, and the sparse hook with error feedback at density 0.001; with
+--ways also the sparse hook that clips by the norm. Each turn takes --steps steps of every way, one way after another.
+The slowest rank's time counts. Ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CLIP_NORM = 0.5
 class Way:
     """Hold one model with its exchange and its optimizer."""
 
-    def __init__(self, name: str, density: float, device: torch.device) -> None:
-        model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION).to(device)
+    def __init__(self, name: str, model_name: str, density: float, device: torch.device) -> None:
+        model = build(model_name, "batch", (3, 32, 32), 10, 0, CLASSIFICATION).to(device)
         self.model: nn.Module = model
         if name != "compute":
             gpus = [device] if device.type == "cuda" else None
@@ -87,6 +87,7 @@ def draw_batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default="torchvision:resnet18")
     parser.add_argument("--density", type=float, default=0.001)
     parser.add_argument("--batch_size", type=int, default=8, help="of a rank")
     parser.add_argument("--turns", type=int, default=10)
@@ -98,7 +99,7 @@ def main() -> None:
     device = open_group()
     rank = dist.get_rank()
     batch = draw_batch(options.batch_size, device)
-    ways = {name: Way(name, options.density, device) for name in options.ways}
+    ways = {name: Way(name, options.model, options.density, device) for name in options.ways}
     seconds: dict[str, list[float]] = {name: [] for name in options.ways}
     # The first turn warms up: buckets are formed anew after a step, and PowerSGD begins with two dense ones.
     for turn in range(-1, options.turns):

@@ -3,6 +3,5 @@
 #   bash launch/docs.sh && python -m http.server -d build/site      # or open build/site/index.html
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ -x .venv/bin/pip ] || python3 -m venv .venv || { python3 -m pip install -q --user virtualenv && python3 -m virtualenv -q .venv; }
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+EXTRAS=docs bash launch/install.sh
 exec .venv/bin/python -m sphinx --fail-on-warning --nitpicky --quiet -b html "$@" docs build/site

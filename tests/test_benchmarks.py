@@ -23,7 +23,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS
 SMALL = {
     "selection.py": ["--numel", "70000", "--turns", "1"],
     "server_step.py": ["--numel", "20000", "--clients", "4", "--density", "0.01", "--turns", "1"],
-    "hook_step.py": ["--batch_size", "2", "--turns", "1", "--steps", "1"],
+    "hook_step.py": ["--model", "resnet8", "--batch_size", "2", "--turns", "1", "--steps", "1"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 MEAN_OF_TWO = """

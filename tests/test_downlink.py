@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -161,18 +162,22 @@ def test_the_index_codec_changes_bytes_only(codec: str) -> None:
     assert torch.equal(single(played, config)[0], single(played, SPARSE)[0])
 
 
+def with_values(sparsifier: str, value_codec: str) -> Config:
+    compression = CompressionConfig(density=0.1, sparsifier=sparsifier, value_codec=value_codec, threshold=1e-3)
+    return dataclasses.replace(SPARSE, compression=compression)
+
+
+@functools.cache
+def with_exact_values(sparsifier: str) -> Tensor:
+    return single(played, with_values(sparsifier, "fp32"))[0]
+
+
 @pytest.mark.parametrize("value_codec", ["fp16", "int8", "4bit", "2bit", "sign"])
 @pytest.mark.parametrize("sparsifier", ["dense", "topk", "auto", "threshold"])
 def test_lossy_values_travel_alike_on_any_number_of_ranks(value_codec: str, sparsifier: str) -> None:
-    compression = CompressionConfig(density=0.1, sparsifier=sparsifier, value_codec=value_codec, threshold=1e-3)
-    config = dataclasses.replace(SPARSE, compression=compression)
+    config = with_values(sparsifier, value_codec)
     alone, *_ = single(played, config)
     assert alone.isfinite().all()
     for view, *_ in run_ranks(played, 2, config) if sparsifier == "topk" else []:
         assert torch.equal(view, alone)
-    assert not torch.equal(
-        alone,
-        single(played, dataclasses.replace(config, compression=dataclasses.replace(compression, value_codec="fp32")))[
-            0
-        ],
-    )
+    assert not torch.equal(alone, with_exact_values(sparsifier))

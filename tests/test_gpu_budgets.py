@@ -5,6 +5,7 @@ The launches are those that were counted when the hook was last made faster; a c
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -14,16 +15,22 @@ import torchvision
 from torch import Tensor
 
 from flare_dist.hook import ddp, memory
-from tests.pretend_gpu.ddp import CAP
+from tests.pretend_gpu.ddp import CAP, FIRST
 from tests.pretend_gpu.hook_steps import Shapes, hook_steps
 
 MORE = 1.03
 FEW = 1.1  # on 64 ranks, of what 8 take
+SMALLER = 16  # the rows of tensors and the bytes of buckets, which changes neither launches nor shares of memory
+BUCKETS: dict[str, Any] = {"cap": CAP / SMALLER, "first": FIRST / SMALLER}
 
 
 def network(name: str) -> Shapes:
     with torch.device("meta"):
         return [tuple(p.shape) for p in torchvision.models.get_model(name, weights=None).parameters()]
+
+
+def smaller(shapes: Shapes) -> Shapes:
+    return [(math.ceil(rows / SMALLER), *rest) for rows, *rest in shapes]
 
 
 RESNET18 = network("resnet18")
@@ -45,7 +52,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {  # launches of one step of R
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_step_waits_for_nothing_and_launches_no_more_than_it_did(name: str) -> None:
     settings, launches = SETTINGS[name]
-    found = hook_steps(RESNET18, 8, steps=2, **settings)
+    found = hook_steps(smaller(RESNET18), 8, steps=2, **BUCKETS, **settings)
     assert not found.waits
     assert not found.hazards
     assert found.launches <= MORE * launches
@@ -55,15 +62,23 @@ def test_a_step_waits_for_nothing_and_launches_no_more_than_it_did(name: str) ->
 def test_a_larger_network_takes_more_buckets_and_not_more_for_each_tensor() -> None:
     """ResNet-50 has 161 tensors in 5 buckets, and ViT-B/16 152 in 14."""
     for name, launches in (("resnet50", 210), ("vit_b_16", 579)):
-        found = hook_steps(network(name), 8, steps=2)
+        found = hook_steps(smaller(network(name)), 8, steps=2, **BUCKETS)
         assert found.launches <= MORE * launches
         assert found.held_by_others <= 2 * found.bucket_nbytes
         assert not found.waits
 
 
+def test_a_network_of_its_real_size_takes_as_many() -> None:
+    found, less = hook_steps(RESNET18, 8), hook_steps(smaller(RESNET18), 8, **BUCKETS)
+    assert (found.buckets, found.launches) == (less.buckets, less.launches)
+    shares = [each.held_by_others / each.bucket_nbytes for each in (found, less)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.1)
+
+
 def test_more_ranks_take_no_more_launches() -> None:
-    shapes = RESNET18[-20:]
-    assert hook_steps(shapes, 64, steps=2).launches <= FEW * hook_steps(shapes, 8, steps=2).launches
+    shapes = smaller(RESNET18[-20:])
+    eight, many = (hook_steps(shapes, world, **BUCKETS).launches for world in (8, 64))
+    assert many <= FEW * eight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -120,4 +135,4 @@ def test_somebody_who_looks_at_tensors_one_by_one_breaks_the_budget() -> None:
         return real(self, gradient)
 
     with patch.object(ddp.BucketMemory, "largest_of_tensors", one_by_one):
-        assert hook_steps(RESNET18, 8, steps=1).launches > MORE * 128
+        assert hook_steps(smaller(RESNET18), 8, steps=1, **BUCKETS).launches > MORE * 128

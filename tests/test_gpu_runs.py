@@ -19,8 +19,9 @@ BASE = [
     *("--clients.per_round", "3", "--clients.batch_size", "16", "--clients.lr", "0.05", "--rounds", "2"),
     *("--model.name", "2nn", "--checkpoint.every", "2"),
 ]
-CNN = ["--data.synthetic.shape", "[3,32,32]", "--model.name", "resnet8", "--data.synthetic.examples", "48"]
+CNN = ["--data.synthetic.shape", "[3,8,8]", "--model.name", "resnet8", "--data.synthetic.examples", "48"]
 MASKS = [*CNN, "--compression.sparsifier", "dense", "--sparse_training.density", "0.2"]
+FLASH = ["--sparse_training.method", "jmwst", "--sparse_training.init_epochs", "1"]
 STEPS = ["--mode", "gradient", "--eval_every", "3", "--clients.batch_size", "8"]
 RUNS = {
     "top-k": [],
@@ -33,7 +34,7 @@ RUNS = {
     "scaffold": ["--clients.objective", "scaffold"],
     "fedadam": ["--server.optimizer", "fedadam", "--server.lr", "0.01"],
     "bf16": ["--engine.mixed_precision", "bf16"],
-    "flash": [*MASKS, "--clients.per_round", "2", "--sparse_training.method", "jmwst"],
+    "flash": [*MASKS, *FLASH],
     "snip": [*MASKS, "--sparse_training.method", "pruned"],
     "gradient": STEPS,
     "gradient by updates": [*STEPS, "--gradients.preconditioner", "adam"],

@@ -14,7 +14,7 @@ from flare_dist.cautions import CAUTIONS
 from flare_dist.cli.sweeps import compare_parser, sweep_parser
 from flare_dist.cli.training import partition_parser, train_parser
 from flare_dist.config.config import Config
-from flare_dist.config.load import build_config, with_arguments
+from flare_dist.config.load import build_config
 from flare_dist.config.saved import as_dict, differing_keys
 from flare_dist.exclusion import messages
 from flare_dist.run.checks import keys_without_effect
@@ -58,7 +58,8 @@ COMMAND = re.compile(
 
 @functools.cache
 def read(*names: str) -> Config:
-    return with_arguments(Config(), [f"--config={CONFIGS / name}.yaml" for name in names])
+    parser = PARSERS["train"]()
+    return build_config(parser, parser.parse_args([f"--config={CONFIGS / name}.yaml" for name in names]))
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,17 @@ from flare_dist import cli
 from flare_dist.layout import buffer_layout, parameter_layout
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import MODELS, Shape, build, find_builder
+from flare_dist.models.resnet import with_group_norm
 from flare_dist.tasks.builtin import CLASSIFICATION
 from tests.helpers.models import CIFAR, MNIST, weights
+
+OF_IMAGES = sorted(set(MODELS) - {"fasttext", "gru", "lstm", "vgg16", "vgg19"})
+
+
+def sketched(name: str, shape: Shape, num_classes: int) -> nn.Module:
+    """Build a model on the meta device, where its weights, up to forty million, are not drawn."""
+    with torch.device("meta"):
+        return with_group_norm(find_builder(name)(shape, num_classes))
 
 
 @pytest.mark.parametrize(
@@ -36,17 +45,23 @@ from tests.helpers.models import CIFAR, MNIST, weights
     ],
 )
 def test_models_have_their_published_sizes(name: str, shape: Shape, total: int) -> None:
-    assert parameter_layout(build(name, "group", shape, 10, seed=0, task=CLASSIFICATION)).total == total
+    assert parameter_layout(sketched(name, shape, 10)).total == total
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"fasttext", "gru", "lstm", "vgg16", "vgg19"}))
-@pytest.mark.parametrize("shape", [MNIST, CIFAR, (3, 64, 48)])
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_ours_are_built(name: str) -> None:
+    model = build(name, "group", CIFAR, 7, seed=0, task=CLASSIFICATION)
+    assert [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == []
+    with torch.no_grad():
+        assert model(torch.zeros(3, *CIFAR)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+@pytest.mark.parametrize("shape", [MNIST, (3, 64, 48)])
 def test_ours_take_images_of_any_size(name: str, shape: Shape) -> None:
     if name == "vgg11" and shape == MNIST:
         pytest.skip("VGG halves images five times")
-    model = build(name, "group", shape, 7, seed=0, task=CLASSIFICATION)
-    with torch.no_grad():
-        assert model(torch.zeros(3, *shape)).shape == (3, 7)
+    assert sketched(name, shape, 7)(torch.zeros(3, *shape, device="meta")).shape == (3, 7)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

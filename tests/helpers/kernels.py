@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +28,8 @@ _POINTERS = {
 @contextmanager
 def interpreting() -> Iterator[ProcessPoolExecutor]:
     """Start a process of its own in which Triton interprets: it decides that for good when it is imported."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, initializer=_patch_once) as pool:
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("TRITON_INTERPRET", "1")
             pool.submit(torch.set_num_threads, 1).result()  # the process starts here
@@ -36,6 +40,22 @@ def interpreting() -> Iterator[ProcessPoolExecutor]:
                 raise
             pytest.skip("Triton's interpreter (3.4, of torch 2.8) does not go with numpy 2.4 or later")
         yield pool
+
+
+def _patch_once() -> None:
+    """Let the interpreter put its functions into triton.language once; at each call, that is two thirds of its time."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    patch_lang = interpreter._patch_lang
+    patched: set[int] = set()
+
+    def patch(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module not in patched:
+            patch_lang(function)
+            patched.add(module)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patch
 
 
 def compiled_for_h100(name: str, constants: dict[str, int], integers: str, num_warps: int = 4) -> str:

@@ -12,7 +12,7 @@ import torch
 from flare_dist.hook.ddp import sparse_hook
 from flare_dist.hook.state import SparseHookState
 from tests.pretend_gpu.cuda import pretend_gpu
-from tests.pretend_gpu.ddp import CAP, PretendBucket, buckets_of
+from tests.pretend_gpu.ddp import CAP, FIRST, PretendBucket, buckets_of
 from tests.pretend_gpu.kernels import triton
 from tests.pretend_gpu.log import LOG
 from tests.pretend_gpu.nccl import nccl
@@ -58,17 +58,18 @@ def hook_steps(
     scaled: bool = False,
     compiled: bool = False,
     cap: float = CAP,
+    first: float = FIRST,
     **settings: Any,
 ) -> Found:
     """Take `steps` of the hook among `world` equal ranks.
 
-    With `scaled` gradients there is a GradScaler; buckets are closed at `cap` bytes; the state of a `compiled` model is
-    made as DDP around it makes it.
+    With `scaled` gradients there is a GradScaler; buckets are closed at `cap` bytes, the first at `first`; the state of
+    a `compiled` model is made as DDP around it makes it.
     """
     draws = torch.Generator().manual_seed(1)
     with pretend_gpu(), nccl(world), triton(works):
         model = Parameters(shapes, dtype).to("cuda")
-        groups = buckets_of(list(model.parameters()), cap)
+        groups = buckets_of(list(model.parameters()), cap, first)
         scaler = torch.amp.GradScaler("cuda", init_scale=1024.0) if scaled else None
         wrapped: Any = torch.compile(model) if compiled else model
         state = SparseHookState(wrapped, **({"density": 0.01, "scaler": scaler} | settings))

@@ -5,6 +5,7 @@ That the kernels themselves are right is what tests/test_gpu_selection.py proves
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType, SimpleNamespace
@@ -58,6 +59,19 @@ class _Kernels(ModuleType):
 
 
 @contextmanager
+def _imported(module: ModuleType) -> Iterator[None]:
+    """Let a module be the imported one of its name; patch.dict would also forget what the block imports besides."""
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        if before is not None:
+            sys.modules[module.__name__] = before
+
+
+@contextmanager
 def triton(works: bool = True) -> Iterator[None]:
     """Let the product's kernels be launched in the block, or let Triton not work there."""
     real = gpu_selection.largest_on_gpu
@@ -104,7 +118,7 @@ def triton(works: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         for name in ("gpu_kernels", "gpu_part_kernels", "gpu_sum_kernel", "gpu_bits_kernels"):
             kernels = _Kernels(f"flare_dist.compression.{name}")
-            stack.enter_context(patch.dict("sys.modules", {kernels.__name__: kernels}))
+            stack.enter_context(_imported(kernels))
             stack.enter_context(patch(kernels.__name__, kernels, create=True))
         stack.enter_context(patch.object(sparsifiers, "largest_on_gpu", largest))
         stack.enter_context(patch.object(memory, "add_runs", add))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tests.pretend_gpu.log import LOG, RefusedError, where
 from tests.pretend_gpu.streams import STREAMS
@@ -44,7 +43,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     if func is aten._pin_memory.default:
         return pinned(args[0].clone())
     name = func._schema.name.removeprefix("aten::")
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    tensors = list(_tensors_in((args, kwargs)))
     ours = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
     device = kwargs.get("device")
     # C++ gives the CPU as the device of a Pretend; copies between devices are made in tensors.py.
@@ -127,7 +126,7 @@ def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[Tensor], makes: 
         kwargs = kwargs | {"device": torch.device("cpu")}
     with torch._C._DisableTorchDispatch():
         if func is not aten._to_copy.default or len(ours) == (1 if makes else 0):
-            return func(*tree_map_only(Pretend, raw, args), **tree_map_only(Pretend, raw, kwargs))
+            return func(*_mapped(Pretend, raw, args), **_mapped(Pretend, raw, kwargs))
         source = raw(args[0])  # of another device
         plain = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking")}
         result = aten._to_copy(source, **plain)
@@ -151,9 +150,29 @@ def _wrapped(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
                 if isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape != value.shape:
                     raise RefusedError(f"{func} resized its output at {where()}")
                 return old
-        return tree_map_only(Tensor, on_gpu, value)
+        return _mapped(Tensor, on_gpu, value)
 
     returns = func._schema.returns
     if isinstance(result, tuple) and len(returns) > 1:
         return tuple(wrap(value, schema) for value, schema in zip(result, returns))
     return wrap(result, returns[0] if returns else None)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Find the tensors among the arguments of an operation, several times as fast as pytree, which knows more kinds."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (list, tuple, dict):
+        for each in value.values() if type(value) is dict else value:
+            yield from _tensors_in(each)
+
+
+def _mapped(kind: type, function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to whatever is of this kind among arguments or results."""
+    if isinstance(value, kind):
+        return function(value)
+    if type(value) in (list, tuple):
+        return type(value)([_mapped(kind, function, each) for each in value])
+    if type(value) is dict:
+        return {name: _mapped(kind, function, each) for name, each in value.items()}
+    return value
