@@ -34,8 +34,10 @@ def main() -> None:
     options = parser.parse_args()
     device = open_group()
     batch = draw_batch(options.batch_size, device)
-    dense = measure(Way("dense", options.density, device), batch, options.steps, None)
-    sparse = measure(Way("sparse", options.density, device), batch, options.steps, options.trace)
+    dense = measure(Way("dense", "torchvision:resnet18", options.density, device), batch, options.steps, None)
+    sparse = measure(
+        Way("sparse", "torchvision:resnet18", options.density, device), batch, options.steps, options.trace
+    )
     if dist.get_rank() == 0:
         print(f"{dist.get_world_size()} ranks on {device.type}, {machine()}, density {options.density:g}\n")
         print_table(["", NAMES["dense"], NAMES["sparse"]], zip(rows(options.steps), dense, sparse))

