@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import os
@@ -15,8 +16,10 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from flare_dist.comm.world import World
 from tests.helpers.forked import Forked
 from tests.helpers.network import namespaces, why_no_namespaces
+from tests.ranks import run_ranks
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
@@ -73,6 +76,24 @@ def test_what_the_hook_adds_to_a_step_is_shown_beside_a_plain_one() -> None:
     assert lines[-1] == ["ranks with other parameters", "0", "0"]
     counted = {line[0]: line[1] == "no GPU" for line in lines[2:-1]}
     assert list(counted.values()) == [not torch.cuda.is_available()] * 4
+
+
+def sent_by_each_way(world: World) -> dict[str, tuple[float, float]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        ways = importlib.import_module("doors").WAYS
+    names = ("plain DDP", "hook, 1 %", "outer, every 30 (DiLoCo)", "outer, every 30 (SparseLoCo)")
+    inputs = torch.randn(2, 100)
+    return {name: ways[name](torch.nn.Linear(100, 300), inputs) for name in names}
+
+
+def test_each_way_of_exchanging_sends_what_it_should_a_step() -> None:
+    sent = run_ranks(sent_by_each_way, 2)[0]
+    dense = 2 * 4 * (100 * 300 + 300)
+    assert sent["plain DDP"] == (dense, 1)
+    assert sent["outer, every 30 (DiLoCo)"] == pytest.approx((dense / 30, 1 / 30))
+    assert dense / 100 < sent["hook, 1 %"][0] < dense / 50
+    assert sent["outer, every 30 (SparseLoCo)"][0] < dense / 30 / 60
 
 
 def test_clients_as_one_batch_are_compared_with_clients_one_after_another() -> None:
