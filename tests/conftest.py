@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; Accelerate warns if nobody has
 
-LONG = {  # more than ten seconds of a processor
+LONG = {  # about ten seconds and more
     "test_benchmarks.py",
     "test_cli.py",
     "test_commands.py",
@@ -34,13 +34,25 @@ LONG = {  # more than ten seconds of a processor
     "test_deepspeed.py",
     "test_deepspeed_hook.py",
     "test_example_programs.py",
+    "test_extending.py",
+    "test_gpu_parity.py",
+    "test_gpu_runs.py",
+    "test_gpu_selection.py",
     "test_gradient.py",
+    "test_heartbeat.py",
     "test_launch.py",
     "test_launchers.py",
+    "test_lazy_runs.py",
     "test_leave.py",
+    "test_locks.py",
     "test_notebook.py",
+    "test_outer.py",
+    "test_presets.py",
+    "test_readme.py",
     "test_site.py",
     "test_statedir.py",
+    "test_trainer.py",
+    "test_world_meet.py",
 }
 
 settings.register_profile("here", deadline=None, derandomize=True, database=None)
