@@ -60,6 +60,7 @@ CHOICES: list[tuple[str, str, Any, dict[str, Any]]] = [
     *((f"hook {name}", "gradients.hook", name, {"mode": "gradient"}) for name in ("fp16", "powersgd")),
     *((f"server {name}", "server.optimizer", name, {}) for name in ("fedavgm", "fedadam", "torch:NAdam")),
     ("server momentum", "server.momentum", 0.9, {}),
+    ("nesterov", "server.nesterov", True, {"server.momentum": 0.9}),
     ("fednova", "server.aggregator", "fednova", {}),
     *((name, "sparse_training.method", name, {})
       for name in ("pdst", "nst", "spdst", "jmwst", "feddst", "pruned", "prunefl")),
