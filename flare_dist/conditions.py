@@ -20,6 +20,11 @@ def steps_by_name(c: Any) -> bool:
     return is_own(c.clients.optimizer, ())
 
 
+def keeps_optimizer(c: Any) -> bool:
+    """Tell whether the state of the local optimizer stays with each client between rounds."""
+    return bool(c.mode == "federated" and c.clients.keep_optimizer)
+
+
 def has_clients(c: Any) -> bool:
     return bool(c.mode == "federated")
 
@@ -30,8 +35,9 @@ def has_local_rounds(c: Any) -> bool:
 
 
 def has_client_memory(c: Any) -> bool:
-    """Tell whether clients remember a residual, or the vectors of their objective."""
-    return c.mode == "federated" and bool(c.exchanged.feedback.state_names or c.clients.memory_names)
+    """Tell whether clients remember a residual, the vectors of their objective or their optimizer."""
+    of_method = c.mode == "federated" and bool(c.exchanged.feedback.state_names or c.clients.memory_names)
+    return of_method or keeps_optimizer(c)
 
 
 def has_no_residual(c: Any) -> bool:

@@ -22,6 +22,8 @@ ONE_BATCH = [  # rows of clients.together, as if it were always; auto trains one
               "an objective is for one client at a time", "use auto or never"),
     Exclusion(("clients.together", "clients.optimizer"), "an optimizer of your own", steps_by_name,
               "an optimizer of your own may not go entry by entry", "use auto or never"),
+    Exclusion(("clients.together", "clients.keep_optimizer"), "kept optimizers", lambda c: c.clients.keep_optimizer,
+              "each client goes on with its own optimizer", "use auto or never"),
     Exclusion(("clients.together", "clients.step_ahead"), "step_ahead", lambda c: c.clients.step_ahead > 0,
               "step_ahead starts each client from another model", "use auto or never"),
     Exclusion(("clients.together", METHOD), "masks", is_masked,

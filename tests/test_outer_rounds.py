@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,19 @@ def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=PLAIN.lr)
 
 
-CASES: dict[str, tuple[Config, MakeInner]] = {"sgd": (DILOCO, sgd)}
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+def with_clients(**settings: Any) -> Config:
+    return dataclasses.replace(DILOCO, clients=dataclasses.replace(PLAIN, **settings))
+
+
+KEPT = {"lr": 0.01, "weight_decay": 0.1, "keep_optimizer": True}
+CASES: dict[str, tuple[Config, MakeInner]] = {
+    "sgd": (DILOCO, sgd),
+    "adamw": (with_clients(optimizer="adamw", **KEPT), adamw),
+}
 
 
 def train_by_outer_steps(fed: Federation, rank: int, make: MakeInner) -> Tensor:

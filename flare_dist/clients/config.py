@@ -38,8 +38,11 @@ class ClientsConfig:
             the batch before them (null = 1, or 2 if the model cannot be trained on one, as with BatchNorm on maps of
             1x1).
         optimizer: sgd, adam or adamw, or your own as package.module:callable, which is called with (named_parameters,
-            lr, **options) and returns a torch.optim.Optimizer; in mode federated its state starts fresh in every round.
+            lr, **options) and returns a torch.optim.Optimizer; in mode federated its state starts fresh in every round,
+            but for keep_optimizer.
         optimizer_options: keyword arguments of your own optimizer.
+        keep_optimizer: whether each client goes on with what its optimizer remembered at the end of the last round that
+            it took part in, as replicas of DiLoCo do; it stays with the client as a residual does.
         lr: learning rate of the local optimizer.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
             step:FACTOR@ROUND,..., or your own as package.module:callable, called with (round, rounds, **options).
@@ -73,6 +76,7 @@ class ClientsConfig:
     smallest_batch: int | None = None
     optimizer: str = "sgd"
     optimizer_options: Options = field(default_factory=dict, hash=False)
+    keep_optimizer: bool = False
     lr: float = 0.1
     lr_schedule: str = "constant"
     lr_schedule_options: Options = field(default_factory=dict, hash=False)

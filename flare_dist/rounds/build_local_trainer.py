@@ -9,9 +9,11 @@ from torch.optim import Optimizer
 
 from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.kept_optimizer import KeptOptimizer
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.clients.optimizers import find_optimizer, steps_by_name
 from flare_dist.comm.world import World
+from flare_dist.conditions import keeps_optimizer
 from flare_dist.config.config import Config
 from flare_dist.data.datasets import DataSplits
 from flare_dist.engines.build import build_model
@@ -42,4 +44,5 @@ def build_local_trainer(
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
     source.on_batch = world.on_batch
-    return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm)
+    kept = KeptOptimizer.of(local) if keeps_optimizer(config) else None
+    return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm, kept)
