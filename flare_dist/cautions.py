@@ -62,6 +62,7 @@ CAUTIONS = (
 )
 NEEDS = (  # of several that a key lacks, the first is named
     Need("clients.flare.*", lambda c: c.clients.objective == "flare", "clients.objective=flare"),
+    Need("clients.muon.*", lambda c: c.clients.optimizer == "muon", "clients.optimizer=muon"),
     Need("clients.feddyn.*", lambda c: c.clients.objective == "feddyn", "clients.objective=feddyn"),
     Need("clients.feddc.*", lambda c: c.clients.objective == "feddc", "clients.objective=feddc"),
     Need("clients.fedprox.*", lambda c: c.clients.objective == "fedprox", "clients.objective=fedprox"),

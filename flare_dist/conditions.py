@@ -15,9 +15,14 @@ def trains(c: Any, objective: str) -> bool:
     return bool(c.mode == "federated" and c.clients.objective == objective)
 
 
-def steps_by_name(c: Any) -> bool:
-    """Tell whether the clients' optimizer is the user's own, which is given each parameter by its name."""
+def has_own_optimizer(c: Any) -> bool:
+    """Tell whether the clients' optimizer is the user's own."""
     return is_own(c.clients.optimizer, ())
+
+
+def steps_by_name(c: Any) -> bool:
+    """Tell whether the clients' optimizer is given each parameter by its name."""
+    return has_own_optimizer(c) or bool(c.clients.optimizer == "muon")
 
 
 def keeps_optimizer(c: Any) -> bool:

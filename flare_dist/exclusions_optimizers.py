@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flare_dist.algorithms.excludes import METHOD
-from flare_dist.conditions import conserves, is_fednova, is_masked, keeps_optimizer, steps_by_name
+from flare_dist.conditions import conserves, has_own_optimizer, is_fednova, is_masked, keeps_optimizer, steps_by_name
 from flare_dist.exclusion import Exclusion
 
 KEEP = "clients.keep_optimizer"
@@ -11,17 +11,17 @@ KEEP = "clients.keep_optimizer"
 # fmt: off
 CLIENT_OPTIMIZERS = (
     Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with an optimizer of your own",
-              lambda c: c.clients.momentum > 0 and steps_by_name(c), "your own optimizer takes options alone",
+              lambda c: c.clients.momentum > 0 and has_own_optimizer(c), "your own optimizer takes options alone",
               "write it under clients.optimizer_options"),
     Exclusion(("clients.weight_decay", "clients.optimizer"), "weight decay with an optimizer of your own",
-              lambda c: c.clients.weight_decay > 0 and steps_by_name(c), "your own optimizer takes options alone",
+              lambda c: c.clients.weight_decay > 0 and has_own_optimizer(c), "your own optimizer takes options alone",
               "write it under clients.optimizer_options"),
-    Exclusion(("clients.optimizer", "engine.name"), "an optimizer of your own with DeepSpeed",
+    Exclusion(("clients.optimizer", "engine.name"), "an optimizer of your own, or muon, with DeepSpeed",
               lambda c: steps_by_name(c) and c.engine.name == "deepspeed",
               "DeepSpeed's step divides flat parameters among ranks, which has no names", "use engine.name=accelerate"),
-    Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with adam or adamw",
+    Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with adam, adamw or muon",
               lambda c: c.clients.momentum > 0 and c.clients.optimizer != "sgd",
-              "only sgd takes momentum", "set 0, or use clients.optimizer=sgd"),
+              "only sgd takes momentum", "set 0, or use clients.optimizer=sgd (muon has clients.muon.momentum)"),
     Exclusion((KEEP, "clients.optimizer", "clients.momentum"), "plain SGD that is to be kept",
               lambda c: keeps_optimizer(c) and c.clients.optimizer == "sgd" and not c.clients.momentum,
               "sgd without momentum has nothing to keep", "set false, or use another optimizer or momentum", ("mode",)),

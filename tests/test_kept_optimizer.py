@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import SGD, Adafactor, AdamW, NAdam, Optimizer
 
 from flare_dist.clients.kept_optimizer import OPTIMIZER, KeptOptimizer
+from flare_dist.clients.optimizers import find_optimizer
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.engines.accelerate import AccelerateModel
 from flare_dist.engines.config import EngineConfig
@@ -49,6 +50,7 @@ MAKE: dict[str, tuple[Make, bool]] = {  # and whether it is given each parameter
     "nadam": (lambda given: NAdam(given, lr=0.01), True),
     "adafactor": (lambda given: Adafactor(given, lr=0.01), True),
     "counting": (Counting, True),
+    "muon": (lambda given: find_optimizer("muon", {})(given, 0.02, 0.0, 0.1), True),
 }
 
 

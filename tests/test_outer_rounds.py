@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import flare_dist
+from flare_dist.clients.muon import MuonConfig
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.rounds.build_run import set_up_federation
@@ -27,15 +29,22 @@ PLAIN = dataclasses.replace(
     DENSE.clients, num=2, per_round=None, local_steps=LOCAL_STEPS, momentum=0.0, weighting="uniform"
 )
 DILOCO = dataclasses.replace(DENSE, rounds=4, clients=PLAIN, server=ServerConfig(lr=0.7, momentum=0.9, nesterov=True))
-MakeInner = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+MakeInner = Callable[[nn.Module], list[Optimizer]]
 
 
-def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=PLAIN.lr)
+def sgd(model: nn.Module) -> list[Optimizer]:
+    return [torch.optim.SGD(model.parameters(), lr=PLAIN.lr)]
 
 
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+def adamw(model: nn.Module) -> list[Optimizer]:
+    return [torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)]
+
+
+def muon(model: nn.Module) -> list[Optimizer]:
+    *hidden, _ = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not one for one in hidden)]
+    rest = torch.optim.AdamW(others, lr=0.003, betas=(0.9, 0.95), weight_decay=0.1)
+    return [torch.optim.Muon(hidden, lr=0.01, weight_decay=0.1), rest]
 
 
 def with_clients(**settings: Any) -> Config:
@@ -47,18 +56,21 @@ CASES: dict[str, tuple[Config, MakeInner]] = {
     "sgd": (DILOCO, sgd),
     "adamw": (with_clients(optimizer="adamw", **KEPT), adamw),
 }
+if hasattr(torch.optim, "Muon"):
+    CASES["muon"] = with_clients(optimizer="muon", muon=MuonConfig(adamw_lr=0.003), **KEPT), muon
 
 
 def train_by_outer_steps(fed: Federation, rank: int, make: MakeInner) -> Tensor:
     """The global weights after as many outer steps as the run has rounds, on the batches of client `rank`."""
     model = copy.deepcopy(fed.model.module).train()
-    inner = make(list(model.parameters()))
+    inner = make(model)
     outer = flare_dist.outer(model, preset="diloco", every=LOCAL_STEPS)
     for round_ in range(1, fed.config.rounds + 1):
         for inputs, labels in fed.clients.trainer._batches(rank, round_, fed.clients.partition[rank]):
-            inner.zero_grad()
+            model.zero_grad()
             F.cross_entropy(model(inputs), labels).backward()
-            inner.step()
+            for optimizer in inner:
+                optimizer.step()
             outer.step()
     return flat(model).detach()
 

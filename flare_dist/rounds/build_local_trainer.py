@@ -27,7 +27,7 @@ def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> E
     clients = config.clients
     alone = config.mode != "gradient"
 
-    make = find_optimizer(clients.optimizer, clients.optimizer_options)
+    make = find_optimizer(clients.optimizer, clients.optimizer_options, clients.muon, model)
 
     def make_optimizer(parameters: list[Any]) -> Optimizer:
         return make(parameters, clients.lr, clients.momentum, clients.weight_decay)
