@@ -27,7 +27,7 @@ from flare_dist.comm.config import GradientsConfig
 from flare_dist.data.batches import BatchSource, SharedEpochs
 from flare_dist.data.config import DataConfig
 from flare_dist.data.datasets import DataSplits, load
-from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.library import LibraryHookState, bucket_cap_mb, library_hook
 from flare_dist.hook.state import SparseHookState
 from flare_dist.models.registry import build
 from flare_dist.run.evaluation import evaluate
@@ -56,7 +56,7 @@ def train(data: DataSplits, method: str, lr: float, steps: int, options: argpars
     source = BatchSource(data.train, data.mean, data.std, "cpu", "crop_flip")
     epochs = SharedEpochs(len(source), options.batch_size, size, options.seed)
     model = build("torchvision:resnet18", "batch", data.input_shape, data.num_classes, options.seed, data.task)
-    ddp = DistributedDataParallel(model, bucket_cap_mb=ONE_BUCKET_MB if method == "powersgd" else None)
+    ddp = DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb(method, dist.get_backend()))
     exchange = exchange_by(method, ddp, options.density)
     momentum = 0.0 if method.startswith("sparse_dgc") else MOMENTUM
     optimizer = torch.optim.SGD(ddp.parameters(), lr=lr, momentum=momentum, weight_decay=5e-4)

@@ -30,7 +30,7 @@ from torch.optim import SGD
 
 import flare_dist
 from flare_dist.comm.config import GradientsConfig
-from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.library import LibraryHookState, bucket_cap_mb, library_hook
 from flare_dist.models.registry import build
 from flare_dist.tasks.builtin import CLASSIFICATION
 
@@ -53,10 +53,9 @@ class Way:
         model = build("torchvision:resnet18", "batch", (3, 32, 32), 10, 0, CLASSIFICATION).to(device)
         self.model: nn.Module = model
         if name != "compute":
-            one_bucket = ONE_BUCKET_MB if name == "powersgd" else None
-            ddp = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None, bucket_cap_mb=one_bucket
-            )
+            gpus = [device] if device.type == "cuda" else None
+            cap = bucket_cap_mb(name, dist.get_backend())  # which is what `flare-dist compare` gives it
+            ddp = DistributedDataParallel(model, device_ids=gpus, bucket_cap_mb=cap)
             if name in ("fp16", "powersgd"):
                 state = LibraryHookState(GradientsConfig(hook=name, powersgd_start=2), None, seed=0)
                 ddp.register_comm_hook(state, library_hook)
@@ -71,6 +70,21 @@ class Way:
         self.optimizer.step()
 
 
+def open_group() -> torch.device:
+    """Open the process group of torchrun's ranks; returns this one's device."""
+    gpus = torch.cuda.device_count()
+    torch.set_num_threads(1)
+    dist.init_process_group("nccl" if gpus and gpus >= int(os.environ["WORLD_SIZE"]) else "gloo")
+    return torch.device("cuda", dist.get_rank() % gpus) if gpus else torch.device("cpu")
+
+
+def draw_batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Draw one batch of this rank: inputs [size, 3, 32, 32] and labels."""
+    draws = torch.Generator().manual_seed(dist.get_rank())
+    inputs = torch.randn(size, 3, 32, 32, generator=draws)
+    return inputs.to(device), torch.randint(10, (size,), generator=draws).to(device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--density", type=float, default=0.001)
@@ -81,14 +95,9 @@ def main() -> None:
     parser.add_argument("--link", default="unshaped loopback", help="name of the link in the table")
     parser.add_argument("--target", type=float, default=1.0, help="times as fast as plain DDP as ours must be")
     options = parser.parse_args()
-    cuda = torch.cuda.is_available()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo" if not cuda or torch.cuda.device_count() < int(os.environ["WORLD_SIZE"]) else "nccl")
+    device = open_group()
     rank = dist.get_rank()
-    device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    draws = torch.Generator().manual_seed(rank)
-    inputs = torch.randn(options.batch_size, 3, 32, 32, generator=draws).to(device)
-    labels = torch.randint(10, (options.batch_size,), generator=draws).to(device)
+    batch = draw_batch(options.batch_size, device)
     ways = {name: Way(name, options.density, device) for name in options.ways}
     seconds: dict[str, list[float]] = {name: [] for name in options.ways}
     # The first turn warms up: buckets are formed anew after a step, and PowerSGD begins with two dense ones.
@@ -97,8 +106,8 @@ def main() -> None:
             dist.barrier()
             start = time.perf_counter()
             for _ in range(options.steps if turn >= 0 else max(3, options.steps)):
-                way.step(inputs, labels)
-            if cuda:
+                way.step(*batch)
+            if device.type == "cuda":
                 torch.cuda.synchronize()
             taken = torch.tensor([(time.perf_counter() - start) / options.steps], device=device)
             dist.all_reduce(taken, dist.ReduceOp.MAX)

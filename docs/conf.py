@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 extensions += [path.stem for path in sorted((HERE / "extensions").glob("site_*.py"))]
 exclude_patterns = ["extensions", "README.md"]
 suppress_warnings = ["config.cache"]
+# A style of Pygments that Furo brings prints what every library logs; a first build would tell of a cache of fonts.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # Prose: GitHub shows the same files, so links are relative and headings have GitHub's anchors.
 myst_enable_extensions = ["dollarmath", "deflist", "fieldlist", "attrs_inline"]

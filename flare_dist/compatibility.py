@@ -31,6 +31,7 @@ from flare_dist.conditions import (
 from flare_dist.exclusion import Exclusion
 from flare_dist.exclusions_one_batch import ONE_BATCH, only_always
 from flare_dist.exclusions_optimizers import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS
+from flare_dist.exclusions_shards import SHARDS
 
 BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
 WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")
@@ -137,6 +138,7 @@ EXCLUSIONS = (
               "the server has examples only if data.validation holds some out", "set it, or use clients"),
     # How clients are run
     *map(only_always, ONE_BATCH),
+    *SHARDS,
     Exclusion(("engine.mixed_precision", "device"), "fp16 on a CPU",
               lambda c: c.engine.mixed_precision == "fp16" and c.device == "cpu",
               "fp16 needs a GPU (on a CPU it would do nothing)", "use bf16, which works on both"),

@@ -10,8 +10,8 @@ from flare_dist.exclusion import Exclusion
 ONE_BATCH = [  # rows of clients.together, as if it were always; auto trains one client after another for these reasons
     Exclusion(("clients.together", "mode"), "mode gradient or centralised", lambda c: c.mode != "federated",
               "only federated training has several clients", "use never"),
-    Exclusion(("clients.together", "engine.name"), "engine deepspeed", lambda c: c.engine.name == "deepspeed",
-              "DeepSpeed trains one client at a time", "use auto or never"),
+    Exclusion(("clients.together", "engine.name"), "engine deepspeed or fsdp", lambda c: c.engine.name != "accelerate",
+              "this engine trains one client at a time", "use auto or never"),
     Exclusion(("clients.together", "engine.mixed_precision"), "mixed precision",
               lambda c: c.engine.mixed_precision != "no", "mixed precision is for one client at a time",
               "use auto or never"),

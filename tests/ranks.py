@@ -28,15 +28,18 @@ SECONDS_TO_END = 60.0  # for ranks that have returned
 SHOWING_ITS_STACK = signal.SIGABRT  # by faulthandler
 
 
-def run_ranks(function: Callable[..., Any], size: int, *arguments: Any, seconds: float = TIMEOUT_SECONDS) -> list[Any]:
-    """The results of `function(world, *arguments)` on `size` ranks of one thread each, by rank.
+def run_ranks(
+    function: Callable[..., Any], size: int, *arguments: Any, seconds: float = TIMEOUT_SECONDS, shards: int = 1
+) -> list[Any]:
+    """The results of `function(world, *arguments)` on `size` ranks of one thread each, `shards` to a host, by rank.
 
     `function` must be a module-level function; what it raises on any rank is raised here.
     """
     with tempfile.TemporaryDirectory() as directory:
         store = (Path(directory) / "store").as_uri()
         with rank_processes(size) as pool:
-            futures = [pool.submit(_rank, function, rank, size, store, arguments, seconds) for rank in range(size)]
+            common = (size, store, arguments, seconds, shards)
+            futures = [pool.submit(_rank, function, rank, *common) for rank in range(size)]
             return results_of(pool, futures, seconds)
 
 
@@ -94,13 +97,19 @@ def _end(processes: Iterable[BaseProcess], how: signal.Signals) -> None:
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, size: int, store: str, arguments: tuple[Any, ...], seconds: float
+    function: Callable[..., Any],
+    rank: int,
+    size: int,
+    store: str,
+    arguments: tuple[Any, ...],
+    seconds: float,
+    shards: int,
 ) -> Any:
     torch.set_num_threads(1)
     launch, longest = Launch(rank, size, rank, size), seconds / 2
     with (
         warnings.catch_warnings(),
-        open_world(launch, torch.device("cpu"), longest, store, collective_seconds=longest) as world,
+        open_world(launch, torch.device("cpu"), longest, store, collective_seconds=longest, shards=shards) as world,
     ):
         warnings.simplefilter("error")  # as pytest does in its own process
         return function(world, *arguments)

@@ -332,13 +332,13 @@ def test_attach_is_never_silently_dense(tmp_path: Path) -> None:
     for message, expected in zip(
         said[0],
         [
-            "attach: takes a DistributedDataParallel model, one of fully_shard (FSDP2), an Accelerator or a DeepSpeed engine",
+            "attach: takes a DistributedDataParallel model, one of fully_shard (FSDP2), an Accelerator",
             "attach: the model has a communication hook already, fp16_compress_hook",
             "attach: give it the model that accelerator.prepare returned",
             "attach: the model is Net, not DistributedDataParallel",
             "attach: the model has a communication hook already, sparse_hook",
             "holds no complete set of sparse-hook files",
-            "attach: takes a DistributedDataParallel model, one of fully_shard (FSDP2), an Accelerator or a DeepSpeed engine",
+            "attach: takes a DistributedDataParallel model, one of fully_shard (FSDP2), an Accelerator",
             "attach: world_of_one must be raise or warn, got no",
             "attach: DDP was wrapped under torch._dynamo.config.optimize_ddp = 'python_reducer'",
             "attach: _apply_optimizer_in_backward takes DDP's only hook",

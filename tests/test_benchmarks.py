@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from tests.helpers.forked import Forked
 from tests.helpers.network import namespaces, why_no_namespaces
@@ -64,6 +66,15 @@ def test_a_benchmark_of_the_package_s_own_functions_runs(name: str, options: lis
     assert shown in run(str(BENCHMARKS / name), *options)
 
 
+def test_what_the_hook_adds_to_a_step_is_shown_beside_a_plain_one() -> None:
+    options = ["--steps", "4", "--batch_size", "2"]
+    shown = run(*TORCHRUN, str(BENCHMARKS / "hook_trace.py"), *options)
+    lines = [line.strip("| ").split(" | ") for line in shown.splitlines() if line.startswith("|")]
+    assert lines[-1] == ["ranks with other parameters", "0", "0"]
+    counted = {line[0]: line[1] == "no GPU" for line in lines[2:-1]}
+    assert list(counted.values()) == [not torch.cuda.is_available()] * 4
+
+
 def test_clients_as_one_batch_are_compared_with_clients_one_after_another() -> None:
     sizes = ["--clients", "2", "--examples", "6", "12", "--turns", "1"]
     shown = run(str(BENCHMARKS / "cohort.py"), "--model", "2nn", *sizes)
@@ -89,6 +100,26 @@ def test_every_benchmark_can_be_imported(name: str, monkeypatch: pytest.MonkeyPa
     """Not all are small enough to be run here."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     assert load(name).__doc__
+
+
+def test_powersgd_has_the_buckets_that_training_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over NCCL one bucket would take away its overlap with backward, and flatter the others."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = load("hook_step")
+    caps: list[int | None] = []
+    monkeypatch.setattr(benchmark, "build", lambda *_: torch.nn.Linear(2, 2))
+    monkeypatch.setattr(benchmark, "LibraryHookState", lambda *_, **__: None)
+    monkeypatch.setattr(benchmark, "DistributedDataParallel", MagicMock(side_effect=lambda model, **own: note(own)))
+
+    def note(own: dict[str, int | None]) -> MagicMock:
+        caps.append(own["bucket_cap_mb"])
+        return MagicMock(parameters=lambda: [torch.nn.Parameter(torch.zeros(1))])
+
+    for backend in ("gloo", "nccl"):
+        monkeypatch.setattr(benchmark.dist, "get_backend", lambda backend=backend: backend)
+        benchmark.Way("powersgd", 0.01, torch.device("cpu"))
+    assert caps[0]
+    assert caps[1] is None
 
 
 def test_tables_replace_only_what_is_between_their_marks(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
 
 from flare_dist.comm.world import World
 from flare_dist.engines.build import _prepare_deepspeed
+from flare_dist.engines.deepspeed import _compile_nothing
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,12 @@ def test_the_local_rank_that_deepspeed_reads_is_the_number_of_the_gpu(
     assert os.environ["LOCAL_RANK"] == expected
     assert os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", expected) == expected  # or DeepSpeed refuses
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("3", "8")
+
+
+def test_the_operators_of_deepspeed_are_looked_at_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed finds out what it can compile when it is first asked: a GPU without a CUDA toolkit makes it raise."""
+    monkeypatch.setattr(deepspeed, "ops", SimpleNamespace())  # which has no list of operators
+    _compile_nothing(torch.device("cuda", 0))
+    deepspeed.ops.__compatible_ops__ = {}
+    _compile_nothing(torch.device("cpu"))
+    assert deepspeed.ops.__compatible_ops__ == {"deepspeed_shm_comm": False}

@@ -151,6 +151,7 @@ def test_rows_name_keys_and_speak_in_one_line(row: Exclusion) -> None:
         "local_steps",
         "device",
         "test_groups",
+        "ranks",
     }
     assert row.keys[0] in KEYS
     assert set(row.keys) <= KEYS | facts

@@ -56,6 +56,7 @@ def test_what_tests_skip_for_is_a_library_of_an_extra() -> None:
         "site_docstrings",
         "site_keys",
         "site_methods",
+        "site_units",
         "setuptools",
     }  # not of an extra, or with reasons
     for path in (ROOT / "tests").glob("test_*.py"):

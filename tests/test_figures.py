@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_a_wrong_option_is_named(key: str, value: str) -> None:
 def test_the_axis_has_the_topology_of_the_command() -> None:
     options = SimpleNamespace(**OPTIONS | {"x": "projected:1Gbps", "topology": "star"})
     assert parse_axis(options).topology == "star"
+
+
+@pytest.mark.parametrize("asked", [{"x": "projected:1Gbps"}, {"link": ["1Gbps"]}])
+def test_runs_to_which_a_link_makes_no_difference_are_named(
+    asked: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = {"one": 0, "two": 5, "three": 0}
+    logs = [RunLog(name, [{"round": 1, "wire_bytes": nbytes}]) for name, nbytes in sent.items()]
+    group = Group("a", logs, {})
+    for options in (asked, asked | {"topology": "star"}, {}):
+        draw_curves([group], SimpleNamespace(**OPTIONS | options), tmp_path)
+    assert [line.partition(":")[0] for line in caplog.messages] == ["one and 1 more"]
 
 
 def test_runs_without_the_metric_have_no_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

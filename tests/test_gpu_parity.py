@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -89,10 +90,10 @@ def take_steps(device: str, rank: int, settings: dict[str, Any], options: dict[s
     return [*found, *(raw(memory[name][kind]) for name in memory for kind in memory[name])]
 
 
-def compared(world: World) -> list[tuple[Case, str]]:
+def compared(world: World, cases: Sequence[Case] = CASES) -> list[tuple[Case, str]]:
     """The cases that are not alike, and why not."""
     wrong = []
-    for settings, options in CASES:
+    for settings, options in cases:
         expected = take_steps("cpu", world.rank, settings, options)
         room = patch.object(memory, "_ROOM", options.get("room", memory._ROOM))  # 1: a rank at a time
         with pretend_gpu() as did, nccl(), triton(options.get("works", True)), room:
@@ -109,5 +110,20 @@ def compared(world: World) -> list[tuple[Case, str]]:
     return wrong
 
 
-def test_the_hook_gives_the_bits_of_a_cpu() -> None:
-    assert run_ranks(compared, 2, seconds=300.0) == [[], []]
+def compared_and_planted(world: World) -> tuple[list[tuple[Case, str]], list[str]]:
+    """Also what is found if the last bit of each mean of the GPU's path is another."""
+    real = memory.BucketMemory.mean_on_gpu
+
+    def off_by_a_bit(self: Any, buffer: Tensor, slots: Tensor, *rest: Any) -> Tensor:
+        mean = real(self, buffer, slots, *rest)
+        return mean.mul_(1 + 2**-23)
+
+    wrong = compared(world)
+    with patch.object(memory.BucketMemory, "mean_on_gpu", off_by_a_bit):
+        return wrong, [why for _, why in compared(world, CASES[:1])]
+
+
+def test_the_hook_gives_the_bits_of_a_cpu_and_one_wrong_bit_is_found() -> None:
+    for wrong, (planted,) in run_ranks(compared_and_planted, 2, seconds=300.0):
+        assert wrong == []
+        assert planted.startswith("other bits in")

@@ -33,7 +33,7 @@ RUNS = {
     "scaffold": ["--clients.objective", "scaffold"],
     "fedadam": ["--server.optimizer", "fedadam", "--server.lr", "0.01"],
     "bf16": ["--engine.mixed_precision", "bf16"],
-    "flash": [*MASKS, "--sparse_training.method", "jmwst"],
+    "flash": [*MASKS, "--clients.per_round", "2", "--sparse_training.method", "jmwst"],
     "snip": [*MASKS, "--sparse_training.method", "pruned"],
     "gradient": STEPS,
     "gradient by updates": [*STEPS, "--gradients.preconditioner", "adam"],

@@ -31,6 +31,7 @@ GROUND = {
     "json_lines",
     "progress",
     "devices",
+    "cuts",
 }
 PURE = GROUND | {"tasks", "data", "models", "compression", "algorithms", "sparse_training"}
 BELOW = PURE | {"clients", "server", "comm", "hook", "engines"}  # the configuration of a run, which all of it reads
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "json_lines": set(),
     "progress": {"units"},
     "devices": {"units"},
+    "cuts": set(),
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},
@@ -54,7 +56,17 @@ MAY_IMPORT = {
     "given": set(),
     "signatures": set(),
     "vocabulary": set(),
-    "compatibility": {"exclusion", "exclusions_one_batch", "exclusions_optimizers", "conditions", "algorithms"},
+    "compatibility": {
+        *(
+            "exclusion",
+            "exclusions_one_batch",
+            "exclusions_optimizers",
+            "exclusions_shards",
+            "conditions",
+            "algorithms",
+        ),
+    },
+    "exclusions_shards": {"exclusion", "conditions", "algorithms"},
     "exclusions_one_batch": {"exclusion", "conditions", "algorithms"},
     "exclusions_optimizers": {"exclusion", "conditions", "algorithms"},
     "cautions": {"exclusion", "conditions", "algorithms"},
@@ -103,8 +115,9 @@ READERS = {
 ONLY_IN = {
     "torch.distributed": {"comm/collectives.py", "comm/world.py", "comm/group.py"},
     "torch.distributed.tensor": {"hook/dtensors.py"},
+    "torch.distributed.device_mesh": {"engines/fsdp.py"},
     "torch.distributed.checkpoint": {"hook/dtensors.py"},
-    "torch.distributed.fsdp": {"engines/fsdp_groups.py", "engines/attach.py"},
+    "torch.distributed.fsdp": {"engines/fsdp.py", "engines/fsdp_groups.py", "engines/attach.py"},
     "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
     "deepspeed": {"engines/deepspeed.py"},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},

@@ -114,11 +114,11 @@ def wire(world: World, config: Config) -> tuple[list[dict[str, Any]], int]:
         moved += world.size * (world.size - 1) * local.numel() * local.element_size()
         return gather(output, local, **options)
 
-    def counted_reduce(tensor: Tensor, *operation: Any) -> None:
+    def counted_reduce(tensor: Tensor, *operation: Any, **group: Any) -> None:
         nonlocal moved
         if not operation:  # a maximum is a control message
             moved += 2 * (world.size - 1) * tensor.numel() * tensor.element_size()
-        reduce(tensor, *operation)
+        reduce(tensor, *operation, **group)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "all_gather_flat", counted_gather)

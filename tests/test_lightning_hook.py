@@ -143,6 +143,28 @@ def bare() -> End:
     return flat(model), state.state_dict()
 
 
+OUTER: dict[str, Any] = {"every": 2, "outer_options": {"lr": 0.7, "momentum": 0.9, "nesterov": True}, "density": 0.1}
+
+
+def momentum_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def bare_outer() -> Tensor:
+    """Take the Trainer's steps on this replica, and the outer ones behind them, in a loop of one's own."""
+    model = net()
+    outer = flare_dist.outer(model, **OUTER)
+    optimizer = momentum_sgd(model.parameters())
+    for number, batch in enumerate([*own_batches(), *own_batches()]):
+        (loss_of(model, batch) / ACCUMULATE).backward()
+        if number % ACCUMULATE == ACCUMULATE - 1:
+            optimizer.step()
+            optimizer.zero_grad()
+            outer.step()
+    outer.finish()
+    return flat(model)
+
+
 def everything(world: World, directory: str) -> dict[str, Any]:
     """Do it all in one pair of processes, for importing Lightning takes longer."""
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -165,6 +187,12 @@ def everything(world: World, directory: str) -> dict[str, Any]:
     found["broken off"] = broken_off(place / "broken")
     remote = [ModelCheckpoint("memory://checkpoints")]
     found["remote"] = said_by(lambda: trained(place / "other", more=remote))
+    with_momentum: dict[str, Any] = {"hook": {"outer": OUTER}, "make": momentum_sgd}
+    found["outer"] = trained(place / "outer", **with_momentum)
+    found["bare outer"] = bare_outer()
+    world.wait_for_all()
+    half = place / "outer" / f"step={HALF}.ckpt"
+    found["outer, resumed"] = trained(place / "outer again", resume=half, **with_momentum)
     return found
 
 
@@ -281,3 +309,10 @@ def test_what_is_saved_remotely_is_refused_unless_it_is_none_to_resume_from(
         (said,) = rank["remote"]
         assert "LightningHookCallback: " in said
         assert ", got memory://checkpoints; give " in said
+
+
+def test_outer_steps_are_those_of_a_bare_loop_and_resume_in_mid_window(seen: Any) -> None:
+    for rank in seen:
+        assert torch.equal(rank["outer"][0], rank["bare outer"])
+        assert torch.equal(rank["outer"][0], rank["outer, resumed"][0])
+        assert torch.equal(rank["outer"][0], seen[0]["outer"][0])

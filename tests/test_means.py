@@ -23,6 +23,7 @@ def test_cells_give_mean_and_deviation_with_units() -> None:
     assert cell(SETTINGS[1], "test_rmse") == "0.5000 (1 diverged)"
     assert cell(SETTINGS[1], "seconds") == "-"
     assert cell(Setting("a", {}, {"rounds until 0.9": [3.0]}, 3), "rounds until 0.9") == "3 (2 never)"
+    assert cell(Setting("a", {}, {"rounds until 0.9": [3.0, 4.0]}, 2), "rounds until 0.9") == "3.5 ± 0.7"
 
 
 def test_the_best_is_that_of_the_metrics_direction_and_no_run_of_it_diverged() -> None:

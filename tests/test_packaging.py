@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
 import flare_dist
 
@@ -41,6 +42,11 @@ def test_environment_lists_the_dependencies_of_setup() -> None:
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert listed[-1]["pip"] == requirements()
     assert listed[0] == f"python{setup()['options']['python_requires']}"
+
+
+def test_no_deepspeed_is_admitted_whose_import_fails_on_a_gpu_without_a_cuda_toolkit() -> None:
+    (deepspeed,) = (Requirement(listed) for listed in requirements() if listed.startswith("deepspeed"))
+    assert [deepspeed.specifier.contains(number) for number in ("0.17.0", "0.19.7", "0.19.8")] == [False, False, True]
 
 
 def test_the_version_is_written_in_one_place() -> None:

@@ -16,18 +16,23 @@ from flare_dist.analysis.page import MissingPlotlyError, write_page
 from flare_dist.analysis.run_amounts import sum_up
 from flare_dist.analysis.run_logs import read_run
 from flare_dist.analysis.seed_groups import Group
+from flare_dist.analysis.x_axis import XAxis
 from tests.helpers.extras import needs
 from tests.helpers.run_logs import write_run
 
 pytestmark = needs("plots")
 
+UPLINK = XAxis("uplink")
 
-def page_of(tmp_path: Path, link: Link | None = None, **changes: Any) -> tuple[str, dict[str, Any]]:
+
+def page_of(
+    tmp_path: Path, link: Link | None = None, axis: XAxis = UPLINK, **changes: Any
+) -> tuple[str, dict[str, Any]]:
     """Write the report on two settings; returns it without plotly's script, and its data."""
     members = {"oslo": {"accuracy": 0.1}, "</script><b>": {"accuracy": 0.3}}
     runs = [read_run(write_run(tmp_path / name, groups=members, **changes), {}) for name in ("a", "b", "c")]
     groups = [Group("lr=<0.1>", runs[:2], {"clients.lr": "<0.1>"}), Group("dense", runs[2:], {})]
-    path = write_page(tmp_path / "out/report.html", sum_up(groups, [], "ranks", None), link, "ranks", ["a & b"])
+    path = write_page(tmp_path / "out/report.html", sum_up(groups, [], "ranks", None), link, axis, ["a & b"])
     scripts = re.compile(r"<script>.*?</script>", re.DOTALL)
     text = path.read_text()
     (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
@@ -53,13 +58,22 @@ def test_the_slider_projects_as_the_model_of_links_does(tmp_path: Path) -> None:
     assert data["axes"]["uplink"]["x"][1] == [0, 400_000, 800_000, 1_200_000]
 
 
+def test_the_page_begins_at_the_axis_that_was_asked_for(tmp_path: Path) -> None:
+    text, _ = page_of(tmp_path / "rounds", axis=XAxis("rounds"))
+    assert '<option value="rounds" selected>' in text
+    text, data = page_of(tmp_path / "projected", axis=XAxis.parse("projected:3Mbps/20ms"))
+    assert " selected" not in text
+    assert f'value="{data["rates"].index("3 Mbps")}"' in text
+    assert "latency 20 ms" in text
+
+
 def test_a_log_that_cannot_be_projected_has_a_page_without_a_slider(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     rows = (tmp_path / "a/metrics.jsonl").read_text().replace('"wire_bytes"', '"other_bytes"')
     (tmp_path / "a/metrics.jsonl").write_text(rows)
     run = read_run(tmp_path / "a", {})
     found = sum_up([Group("one", [run], {})], [], "ranks", None)
-    text = write_page(tmp_path / "report.html", found, None, "ranks", []).read_text()
+    text = write_page(tmp_path / "report.html", found, None, UPLINK, []).read_text()
     assert "No times on other links" in text
     assert 'id="rate"' not in text
 

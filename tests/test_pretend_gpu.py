@@ -1,4 +1,9 @@
-"""The pretended GPU finds one planted fault of each kind; what it refuses and notes is in pretend_gpu/__init__.py."""
+"""The pretended GPU finds one planted fault of each kind; what it refuses and notes is in pretend_gpu/__init__.py.
+
+The kinds: hangs (a mean that nobody sets), memory (callbacks on the streams of the pool), slow steps (a launch for each
+tensor), waits of the host, crashes (tensors of two devices, ranks that meet on one GPU), reads and writes that nothing
+orders, and other numbers than a CPU's (test_gpu_parity.py).
+"""
 
 from __future__ import annotations
 
@@ -94,6 +99,17 @@ def test_a_launch_for_each_tensor_is_found() -> None:
         assert took().launches == before + len(SHAPES)
 
 
+def test_a_mean_that_nobody_sets_is_found() -> None:
+    """Backward would wait for it for ever."""
+
+    def forgets(self: Any, work: Any, device: torch.device, make: Callable[[], Tensor]) -> Any:
+        make()
+        return torch.futures.Future(devices=[device])
+
+    with patch.object(SideStreams, "behind", forgets), pytest.raises(AssertionError, match="the host waits for ever"):
+        took()
+
+
 def test_memory_on_the_cpu_is_refused() -> None:
     def on_cpu(*shape: Any, **options: Any) -> Tensor:
         return torch.empty(*shape).fill_(0)
@@ -108,6 +124,8 @@ def test_what_cuda_refuses_is_refused() -> None:
         for action in (
             lambda: there + torch.ones(4),
             lambda: torch.cat([there, torch.ones(4)]),
+            lambda: torch.sum(there, 0, out=torch.empty(())),
+            lambda: torch.ones(()).add_(there[0]),
             lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
             lambda: there.to("cuda:3"),
             lambda: torch.cuda.set_device(8),

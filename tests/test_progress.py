@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def test_progress_is_logged_in_lines_if_there_is_no_terminal(
     with Tracker(config, [], QUIET) as tracker, caplog.at_level("INFO", logger="flare_dist"):
         tracker.write(row(0))
         tracker.write(row(1))
-    assert "round 1/4  accuracy 0.1000  200 B sent  ETA" in caplog.text
+    assert "round 0/4  accuracy 0.0000  100 B sent  ETA -" in caplog.text
+    assert re.search(r"round 1/4  accuracy 0.1000  200 B sent  ETA \d+ s", caplog.text)
 
 
 def test_bytes_of_buffers_count_as_sent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

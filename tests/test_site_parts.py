@@ -8,6 +8,7 @@ site_codecs = pytest.importorskip("site_codecs", reason="needs the extra docs")
 site_docstrings = pytest.importorskip("site_docstrings")
 site_keys = pytest.importorskip("site_keys")
 site_methods = pytest.importorskip("site_methods")
+site_units = pytest.importorskip("site_units")
 
 
 def test_a_docstring_is_divided_into_summary_paper_and_rest() -> None:
@@ -55,3 +56,8 @@ def test_sizes_are_those_of_the_codecs() -> None:
     assert [row[head.index("``int32``")] for row in indices] == ["4.00"] * len(indices)
     assert all(float(row[1]) >= float(row[-1]) for row in indices)
     assert dict(values)["``fp16``"] == "2,000"
+
+
+def test_no_line_ends_between_a_number_and_its_unit() -> None:
+    assert site_units.unbroken("1 % of 84 kB in 3 s") == "1_% of 84_kB in 3_s".replace("_", "\N{NO-BREAK SPACE}")
+    assert site_units.unbroken("2 seeds, 10 Big steps, 4 hosts") == "2 seeds, 10 Big steps, 4 hosts"

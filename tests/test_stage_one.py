@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,13 @@ def single_cohort(used: Config) -> list[int]:
     return sample_cohort(used.seed, 1, used.clients.count, used.clients.cohort_size)
 
 
-def test_stage_one_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_one_tells_what_it_does_and_found(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     fed = set_up_federation(BASE, World())
-    begin_masks(fed, Console(width=120))
+    with caplog.at_level("INFO", logger="flare_dist"):
+        begin_masks(fed, Console(width=120))
+    assert re.search(r"layer densities: (1 client|[2-9] clients), (1 epoch|\d+ epochs) each", caplog.text)
     shown = capsys.readouterr().out
     assert "stage 1: density of each layer" in shown
     assert "3.weight" in shown

@@ -264,3 +264,50 @@ def test_an_engine_for_smaller_batches_takes_the_place_of_the_first(seen: Any) -
         plain, (weights, memory) = rank["smaller"]
         assert memory["step"] == STEPS
         assert torch.equal(weights, plain)
+
+
+OUTER: dict[str, Any] = {"every": 2, "outer_options": {"lr": 0.7, "momentum": 0.9, "nesterov": True}, "density": 0.1}
+OUTER["pull"] = 0.25
+
+
+def outer_trained(directory: Path, resume: Path | None = None, **arguments: Any) -> tuple[Any, Any]:
+    callback = flare_dist.HookCallback(outer=OUTER)
+    trainer = make_trainer(directory, [callback], **ADAM, **arguments)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer, callback
+
+
+def bare_outer(trainer: Any) -> Tensor:
+    """Take the Trainer's steps on this replica, and the outer ones behind them, in a loop of one's own."""
+    model = language_model()
+    outer = flare_dist.outer(model, **OUTER)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, (0.0, 0.999), weight_decay=0)
+    for micro_batches, count in batches_of(trainer, 1):
+        trainer.compute_loss(model, dict(micro_batches[0]), num_items_in_batch=count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        outer.step(lr=0.01)
+    outer.finish()
+    return flat(model)
+
+
+def outer_story(world: World, directory: Path) -> dict[str, Any]:
+    make_accelerator(world)
+    trainer, callback = outer_trained(directory / "straight", eval_strategy="no")
+    told: dict[str, Any] = {"straight": flat(trainer.model), "wire": callback.hook.wire_bytes}
+    told["bare"] = bare_outer(make_trainer(directory / "bare"))
+    resumed, _ = outer_trained(directory / "straight", directory / "straight" / f"checkpoint-{HALF}")
+    told["resumed"] = flat(resumed.model)
+    told["refused"] = said_by(lambda: flare_dist.HookCallback(outer=OUTER, density=0.1))
+    return told
+
+
+def test_outer_steps_in_a_trainer_are_those_of_a_bare_loop_and_resume(tmp_path: Path) -> None:
+    first, second = run_ranks(outer_story, 2, tmp_path)
+    assert torch.equal(first["straight"], second["straight"])
+    for told in (first, second):
+        assert torch.equal(told["straight"], told["bare"])
+        assert torch.equal(told["straight"], told["resumed"])
+        assert told["wire"] > 0
+        assert "HookCallback.outer: takes all settings itself, got density beside it" in told["refused"][0]

@@ -71,8 +71,7 @@ class Notes(SphinxDirective):
         rest = described(name).rest
         if not rest:
             raise self.error(f"the docstring of {name} has nothing besides its summary and paper")
-        block = nodes.literal_block(rest, rest, language="none")
-        return [block]
+        return [nodes.container("", nodes.literal_block(rest, rest, language="none"), classes=["docstring"])]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -37,6 +37,11 @@ class Trained(NamedTuple):
     work: LocalWork
 
 
+def as_it_is(vector: Tensor) -> Tensor:
+    """Return the vector of a rank that has all of it."""
+    return vector
+
+
 @dataclass(frozen=True)
 class LocalContext:
     """The givens of one client's training in one round, fixed while it trains; the vectors are read only."""
@@ -50,6 +55,8 @@ class LocalContext:
     server: Mapping[str, Tensor]  # what the server remembers, as far as clients are told
     starts_at_global: bool = False  # the first step is taken at the global parameters themselves
     mask: Tensor | None = None  # bool [total]: of a sparse model, what the client begins with
+    # A vector of which each rank of the host has a part, put together; all of them call it alike.
+    of_all_shards: Callable[[Tensor], Tensor] = as_it_is
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from flare_dist.algorithms.percentile import magnitude_percentile
 from flare_dist.conditions import conserves, has_no_residual, trains
 from flare_dist.errors import check_least, check_range
 from flare_dist.exclusion import Exclusion
-from flare_dist.layout import ParameterLayout
 
 _CHUNK = 2**16  # entries handled at once on a CPU, so that temporaries stay in its cache
 
@@ -69,9 +68,10 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
     residual = context.memory["residual"]
     if config.steps == 0 or context.lr * tau < torch.finfo(torch.float32).tiny:
         return None
-    if not any(part.any() for part in residual.split(2**20)):
+    is_nonzero = any(part.any() for part in residual.split(2**20))
+    if not context.of_all_shards(torch.tensor([is_nonzero], device=residual.device)).any():
         return None
-    pulled = list(_pulled_slices(config, context.layout, residual, context.mask))
+    pulled = list(_pulled_slices(config, context, residual))
     moved = velocity = None
     if config.conserve:
         moved = torch.zeros_like(residual)
@@ -101,22 +101,21 @@ def flare_penalty(config: FlareConfig, context: LocalContext) -> Penalty | None:
     return Penalty(add_gradient, config.steps, moved)
 
 
-def _pulled_slices(
-    config: FlareConfig, layout: ParameterLayout, residual: Tensor, mask: Tensor | None
-) -> Iterator[tuple[slice, float]]:
+def _pulled_slices(config: FlareConfig, context: LocalContext, residual: Tensor) -> Iterator[tuple[slice, float]]:
     """Yield the slices of the flat vector that are handled at once, and the magnitude above which entries are pulled.
 
-    Of a sparse model the percentile is that of the active entries.
+    The percentile is that of the whole tensor, of a sparse model of its active entries.
     """
-    for entry in layout.entries:
-        if not entry.numel or any(fnmatch(entry.name, pattern) for pattern in config.exclude):
+    for entry in context.layout.entries:
+        if any(fnmatch(entry.name, pattern) for pattern in config.exclude):
             continue
         end = entry.offset + entry.numel
         values = residual[entry.offset : end]
-        if mask is not None:
-            values = values[mask[entry.offset : end]]
-            if not values.numel():
-                continue
+        if context.mask is not None:
+            values = values[context.mask[entry.offset : end]]
+        values = context.of_all_shards(values)
+        if not values.numel():
+            continue
         threshold = magnitude_percentile(values, config.percentile)
         chunk = _CHUNK if residual.device.type == "cpu" else entry.numel
         for start in range(entry.offset, end, chunk):

@@ -94,6 +94,11 @@ def bytes_up(rows: Sequence[Mapping[str, Any]]) -> float:
     return sum(row.get(key, 0) for row in rows for key in UP)
 
 
+def sends_nothing(run: RunLog) -> bool:
+    """Tell whether no byte of a run went from rank to rank, so that no link between ranks changes its times."""
+    return not any(row.get("wire_bytes") for row in run.rows)
+
+
 def unknown_slowest(run: RunLog) -> str | None:
     """Count the rounds of which a star cannot tell how long the slowest client took; None if there are none."""
     count = sum(adds_up_clients(row) for row in run.rows if _has_bytes(row))

@@ -63,7 +63,12 @@ def unit_of(column: str) -> Callable[[float], str]:
         return show_bytes
     if column.startswith("seconds"):
         return show_seconds
-    return {"rounds": "{:.4g}".format, "compression": "{:.1f} x".format}.get(column.split()[0], "{:.4f}".format)
+    return {"rounds": _show_rounds, "compression": "{:.1f} x".format}.get(column.split()[0], "{:.4f}".format)
+
+
+def _show_rounds(rounds: float) -> str:
+    """Write a mean number of rounds, to a tenth of a round."""
+    return f"{rounds:,.1f}".removesuffix(".0")
 
 
 def title_of(column: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_dist.analysis import links as links_module
+from flare_dist.analysis.bandwidth import sends_nothing
 from flare_dist.analysis.links import Link
 from flare_dist.analysis.means import columns_of, title_of
 from flare_dist.analysis.page_data import MOST_MEMBERS, curves_data, links_of, members_data
@@ -27,8 +28,9 @@ class MissingPlotlyError(ValueError):
     """Report that a page was asked for and what makes it is not installed."""
 
 
-def write_page(path: Path, found: Sequence[Summed], chosen: Link | None, topology: str, notes: Sequence[str]) -> Path:
-    """Write the report on `found`; its slider begins at the `chosen` link. Returns the path.
+def write_page(path: Path, found: Sequence[Summed], chosen: Link | None, axis: XAxis, notes: Sequence[str]) -> Path:
+    """Write the report on `found`, drawn against `axis` first; its slider begins at the `chosen` link, or at that of
+    the axis. Returns the path.
 
     Raises MissingPlotlyError if the extra `plots` is not installed, and ValueError if the file cannot be written.
     """
@@ -39,7 +41,7 @@ def write_page(path: Path, found: Sequence[Summed], chosen: Link | None, topolog
         raise MissingPlotlyError("the report needs plotly: pip install 'flare_dist[plots]'") from error
     texts = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(texts.pop("html"))
-    page = template.render(_context(found, chosen or START, topology, notes), **texts, plotly=get_plotlyjs())
+    page = template.render(_context(found, chosen or axis.link or START, axis, notes), **texts, plotly=get_plotlyjs())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -48,8 +50,9 @@ def write_page(path: Path, found: Sequence[Summed], chosen: Link | None, topolog
     return path
 
 
-def _context(found: Sequence[Summed], link: Link, topology: str, notes: Sequence[str]) -> dict[str, Any]:
+def _context(found: Sequence[Summed], link: Link, axis: XAxis, notes: Sequence[str]) -> dict[str, Any]:
     """Make everything that the template names."""
+    topology = axis.topology
     groups = [one.group for one in found]
     runs = [run for group in groups for run in group.runs]
     problem = _why_not_projected(groups, link, topology)
@@ -68,9 +71,10 @@ def _context(found: Sequence[Summed], link: Link, topology: str, notes: Sequence
         "groups": result_rows(found, columns, stops, topology),
         "rates": data["rates"],
         "start": next((n for n, stop in enumerate(stops) if stop.rate == link.rate), 0),
-        "link_words": _link_words(link, topology, any(row.get("wire_bytes") for run in runs for row in run.rows)),
+        "link_words": _link_words(link, topology, not all(map(sends_nothing, runs))),
         "metric_title": f"{data['metric'].capitalize()} against what it takes",
-        "axes": [(kind, axis["title"]) for kind, axis in data["axes"].items()],
+        "axes": [(kind, shown["title"]) for kind, shown in data["axes"].items()],
+        "first_axis": axis.kind,
         "differences": list(dict.fromkeys(key for group in groups for key in group.values)),
         "activities": list(ACTIVITIES.items()),
         "members": data["members"],

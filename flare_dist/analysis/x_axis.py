@@ -49,7 +49,7 @@ class XAxis:
             return XAxis(PROJECTED, Link.parse(link, f"--x: {PROJECTED}"), topology)
         if text not in TITLES:
             raise unknown_choice("--x", text, CHOICES)
-        return XAxis(text)
+        return XAxis(text, None, topology)
 
     @property
     def title(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flare_dist.analysis.bandwidth import sends_nothing
 from flare_dist.analysis.curves_plot import plot_curves
 from flare_dist.analysis.figure_style import FORMATS, WIDTHS, Look, MissingMatplotlibError
 from flare_dist.analysis.links import Link
@@ -15,6 +17,8 @@ from flare_dist.analysis.run_amounts import Summed
 from flare_dist.analysis.seed_groups import Group
 from flare_dist.analysis.x_axis import CHOICES, XAxis
 from flare_dist.tasks.task import Best
+
+log = logging.getLogger(__name__)
 
 PAGE = "report.html"
 MEANS = "means.csv"
@@ -72,8 +76,20 @@ def print_plots(plot: Callable[[], list[Path]]) -> None:
 
 def draw_curves(groups: Sequence[Group], options: Any, directory: Path) -> None:
     """Plot the metric of the groups against --x and print the paths; nothing if it was never measured."""
+    _warn_of_one_rank(groups, options)
     if any(f"test_{run.best[0]}" in row for group in groups for run in group.runs for row in run.rows):
         print_plots(lambda: plot_curves(groups, parse_axis(options), parse_look(options), directory))
+
+
+def _warn_of_one_rank(groups: Sequence[Group], options: Any) -> None:
+    """Name the runs to which the links that were asked for make no difference."""
+    axis = parse_axis(options)
+    is_projected = axis.link is not None or bool(getattr(options, "link", []))
+    silent = [run.name for group in groups for run in group.runs if sends_nothing(run)]
+    if is_projected and axis.topology == "ranks" and silent:
+        names = silent[0] if len(silent) == 1 else f"{silent[0]} and {len(silent) - 1} more"
+        why = "one rank sends nothing, so no link makes a difference"
+        log.warning("%s: %s; with report --topology star every client sends", names, why)
 
 
 def save_means(settings: Sequence[Setting], best: Best, options: Any, directory: Path) -> None:
@@ -92,7 +108,7 @@ def save_page(
 ) -> bool:
     """Write report.html and print its path, or the reason why there is none; tells if there is one."""
     try:
-        path = write_page(directory / PAGE, found, links[0] if links else None, options.topology, notes)
+        path = write_page(directory / PAGE, found, links[0] if links else None, parse_axis(options), notes)
     except MissingPlotlyError as error:
         print(f"no report: {error}")
         return False

@@ -6,7 +6,7 @@ A rank has one `LocalTrainer` and lends it to the clients it hosts, one after an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import repeat
@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty
+from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty, as_it_is
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.kept_optimizer import OPTIMIZER, KeptOptimizer
@@ -50,8 +50,8 @@ class ClientResult:
 class LocalTrainer:
     """The local training loop of this rank, over a model whose flat vectors are allocated once.
 
-    `algorithm` may add a penalty to the loss; by default it is the clients' objective. With `kept` each client goes on
-    with its own optimizer.
+    `algorithm` may add a penalty to the loss; by default it is the clients' objective. `of_all_shards` puts a vector
+    together of which each rank of the host has a part. With `kept` each client goes on with its own optimizer.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class LocalTrainer:
         rounds: int,
         seed: int,
         algorithm: Algorithm | None = None,
+        of_all_shards: Callable[[Tensor], Tensor] | None = None,
         kept: KeptOptimizer | None = None,
     ) -> None:
         self.model = model
@@ -71,6 +72,7 @@ class LocalTrainer:
         self.rounds = rounds
         self.seed = seed
         self.algorithm = algorithm or algorithm_of(config)
+        self.of_all_shards = of_all_shards or as_it_is
         self.schedule = parse_schedule(config.lr_schedule, "clients.lr_schedule", config.lr_schedule_options)
         self.smallest = config.smallest
         self.steps_with = cache(config.steps_with)  # once for all clients with as many examples
@@ -128,6 +130,7 @@ class LocalTrainer:
             told,
             starts_at_global=not self.config.step_ahead and mask is None and not self.model.is_rounded,
             mask=mask.mask if mask else None,
+            of_all_shards=self.of_all_shards,
         )
         penalty = self.algorithm.penalty(context)
         train_loss = self.run_steps(client, round_, examples, penalty, mask)

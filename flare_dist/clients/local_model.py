@@ -24,6 +24,7 @@ class LocalModel(Protocol):
     dtypes: dict[str, torch.dtype]  # of parameters and buffers by name, as the user has made them
     optimizer: Optimizer
     base: str | None  # digest of what is frozen and lies in files of its own
+    shard: Any  # what this rank holds of a model that its host has divided (engines/fsdp.py); None if it has all
     is_rounded: bool  # `load` rounds parameters to the precision that the model computes in
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch.distributed import GradBucket as GradBucket
 from torch.distributed import ProcessGroup as ProcessGroup
 from torch.distributed import Store as Store
 from torch.distributed import Work as Work
+from torch.distributed.algorithms.ddp_comm_hooks import debugging_hooks as debugging_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powerSGD_hook
 

@@ -29,5 +29,5 @@ def on_all_ranks(world: World) -> Iterator[None]:
     if world.all_true(not problem):
         return
     sent = torch.tensor(list(problem.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES)), dtype=torch.uint8)
-    heard = [bytes(line.tolist()).decode(errors="replace").strip() for line in world.all_gather(sent)]
+    heard = [bytes(line.tolist()).decode(errors="replace").strip() for line in world.gather_from_all(sent)]
     raise AgreedError(problem or next(line for line in heard if line))

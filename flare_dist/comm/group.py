@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from flare_dist.comm.heartbeat import heartbeat
+from flare_dist.comm.host import Host
 from flare_dist.comm.launch import Launch
 from flare_dist.comm.leave import destroy_or_leave
 from flare_dist.comm.places import Place, agree_on_backend, neighbours, share_places
@@ -39,15 +40,17 @@ def open_world(
     alone: bool = False,
     collective_seconds: float = COLLECTIVE_SECONDS,
     step_seconds: float | None = None,
+    shards: int = 1,
 ) -> Iterator[World]:
     """Open the process group of this run, which is destroyed at its end, but not if the block raises.
 
     To destroy it may wait for the other ranks, who wait for this one in a collective. What a failed block has left over
     goes when the next group is opened or the process ends.
 
-    The ranks meet at `rendezvous`. A process without a launcher gets a group only with `alone`, which
-    DistributedDataParallel needs. A rank that gives no sign of life for `timeout_seconds` ends the run, and so does one
-    whose steps stop for `step_seconds` while the others wait; by default, as long as a collective may take.
+    Each host has `shards` consecutive ranks. The ranks meet at `rendezvous`. A process without a launcher gets a group
+    only with `alone`, which DistributedDataParallel needs. A rank that gives no sign of life for `timeout_seconds` ends
+    the run, and so does one whose steps stop for `step_seconds` while the others wait; by default, as long as a
+    collective may take.
 
     The store is prefixed by the launcher's attempt, and by how many groups it has served: a group that reuses the keys
     of the group before it fails or hangs more often than not.
@@ -78,7 +81,9 @@ def open_world(
         meeting_group: Any = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if size > 1 else None
         _last_group[:] = [dist.group.WORLD, meeting_group]
         try:
-            yield World(rank, size, device, backend, progress, meeting_group)
+            group, host = _divided(rank, size, shards, device if backend == "nccl" else torch.device("cpu"))
+            hosts = size // shards
+            yield World(rank // shards, hosts, device, backend, progress, meeting_group, group, host)
         except BaseException:
             if size == 1:
                 _destroy_left_over()
@@ -88,6 +93,16 @@ def open_world(
             progress.close()
         gc.collect()  # futures still alive here can abort the process when the group goes first
         dist.destroy_process_group()
+
+
+def _divided(rank: int, size: int, shards: int, wire: torch.device) -> tuple[Any, Host]:
+    """Divide the ranks into hosts of `shards`; returns the ranks of this one's shard (None = all), and its host."""
+    if shards == 1:
+        return None, Host()
+    of_shards = [dist.new_group(list(range(shard, size, shards))) for shard in range(shards)]
+    of_hosts = [dist.new_group(list(range(first, first + shards))) for first in range(0, size, shards)]
+    _last_group.extend([*of_shards, *of_hosts])
+    return of_shards[rank % shards], Host(rank % shards, shards, of_hosts[rank // shards], wire)
 
 
 def with_neighbours(launch: Launch, timeout_seconds: float, rendezvous: str = "env://") -> Launch:

@@ -1,8 +1,9 @@
 """The ranks of a run and their collectives.
 
-`World` is the ranks of this run. With one rank its collectives return their input, so nothing above this module asks
-whether there is a process group. It counts what the collectives moved: `wire_bytes` over all W ranks, padding
-included, as all-gather W(W-1)B for B bytes a rank, ring all-reduce 2(W-1)B, broadcast (W-1)B.
+`World` is the ranks of this run that hold the same part of every vector: all of them, or one of each host if hosts have
+several ranks (host.py). With one rank its collectives return their input, so nothing above this module asks whether
+there is a process group. It counts what the collectives moved: `wire_bytes` over all W ranks, padding included, as
+all-gather W(W-1)B for B bytes a rank, ring all-reduce 2(W-1)B, broadcast (W-1)B.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flare_dist.comm.collectives import ProcessGroup, start_gather
+from flare_dist.comm.host import Host
 from flare_dist.comm.rank_progress import RankProgress
 from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 
 
 class World:
-    """The ranks of a run, and the bytes that their collectives moved."""
+    """The ranks of a run, and the bytes that their collectives moved.
+
+    `rank` of `size` is this rank's host among the hosts; `number` of `ranks` is the rank as its launcher counts.
+    """
 
     def __init__(
         self,
@@ -31,7 +36,13 @@ class World:
         backend: str = "",
         progress: RankProgress | None = None,
         meeting_group: ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
+        host: Host | None = None,
     ) -> None:
+        self.host = host or Host()
+        self.ranks = size * self.host.shards
+        self.number = rank * self.host.shards + self.host.shard
+        self._group = group  # the ranks of the same shard; None = all
         self.rank = rank
         self.size = size
         self.device = device or torch.device("cpu")
@@ -44,7 +55,7 @@ class World:
     @property
     def on_batch(self) -> Callable[[], None] | None:
         """Return what notes a batch as a sign that this rank advances; nobody waits for the only rank."""
-        return self.progress.advance if self.size > 1 else None
+        return self.progress.advance if self.ranks > 1 else None
 
     @contextmanager
     def _collective(self, wire_bytes: int) -> Iterator[None]:
@@ -67,9 +78,18 @@ class World:
         if self.size == 1:
             return local.unsqueeze(0)
         with self._collective(all_gather_wire(self.size, local.nbytes)):
-            gathered, work = start_gather(local.contiguous(), None)
+            gathered, work = start_gather(local.contiguous(), self._group)
             work.wait()
             return gathered.view(self.size, -1).to(local.device)
+
+    def gather_from_all(self, local: Tensor) -> Tensor:
+        """Gather the tensors of every rank of every host, by `number`, as [ranks, n]; a control message."""
+        if self.ranks == 1:
+            return local.unsqueeze(0)
+        with self._collective(all_gather_wire(self.ranks, local.nbytes)):
+            gathered, work = start_gather(local.contiguous(), None)
+            work.wait()
+            return gathered.view(self.ranks, -1).to(local.device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks in place, with the same bits on each of them."""
@@ -77,22 +97,29 @@ class World:
             return tensor
         with self._collective(all_reduce_wire(self.size, tensor.nbytes)):
             moved = tensor.to(self._wire_device)
-            dist.all_reduce(moved)
+            dist.all_reduce(moved, group=self._group)
             return tensor if moved is tensor else tensor.copy_(moved)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Overwrite `tensor` with rank 0's."""
-        if self.size == 1:
+        """Overwrite `tensor` with that of host 0."""
+        return self._broadcast_(tensor, self.size, self.host.shard, self._group)
+
+    def broadcast_to_all_(self, tensor: Tensor) -> Tensor:
+        """Overwrite `tensor` with that of rank 0 on every rank of every host."""
+        return self._broadcast_(tensor, self.ranks, 0, None)
+
+    def _broadcast_(self, tensor: Tensor, size: int, source: int, group: ProcessGroup | None) -> Tensor:
+        if size == 1:
             return tensor
-        with self._collective((self.size - 1) * tensor.nbytes):
+        with self._collective((size - 1) * tensor.nbytes):
             moved = tensor.to(self._wire_device)
-            dist.broadcast(moved, src=0)
+            dist.broadcast(moved, src=source, group=group)
             return tensor if moved is tensor else tensor.copy_(moved)
 
     def largest(self, numbers: list[float]) -> list[float]:
-        """Take the elementwise maximum over the ranks; a control message, whose few bytes are not counted."""
+        """Take the elementwise maximum over all ranks; a control message, whose few bytes are not counted."""
         maxima = torch.tensor(numbers, dtype=torch.float64, device=self._wire_device)
-        if self.size > 1:
+        if self.ranks > 1:
             self.traffic.collectives += 1
             self.progress.arrive()
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
@@ -104,7 +131,7 @@ class World:
 
     def wait_for_all(self) -> None:
         """Wait at a barrier, so that what follows measures communication and not the slowest rank's computation."""
-        if self.size > 1:
+        if self.ranks > 1:
             start = self.now()
             self.traffic.collectives += 1
             self.meet()

@@ -80,7 +80,7 @@ class Config:
         code_dirs: directories in which package.module:callable is looked for, before the current one and those of the
             configuration files; a run's own config.yaml has those in which it found what it uses.
         tracking: where the curves are shown: any of tensorboard, wandb and mlflow, e.g. [tensorboard, wandb].
-        log_every: rounds between the lines of the log where there is no terminal; 0 = a line every ten seconds at most.
+        log_every: a line of the log every so many rounds if there is no terminal; 0 = at most one every ten seconds.
             It may change when a run is continued.
         data: the examples, and how they are divided among the clients.
         task: what is learnt from them.
@@ -103,7 +103,7 @@ class Config:
     output_dir: str = "runs/default"
     code_dirs: tuple[str, ...] = ()
     tracking: tuple[str, ...] = ("tensorboard",)
-    log_every: int = 0
+    log_every: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -37,6 +37,8 @@ class AccelerateModel:
     does without the flat gradient.
     """
 
+    shard = None
+
     def __init__(
         self,
         config: EngineConfig,

@@ -17,8 +17,9 @@ from flare_dist.tasks.task import Task
 if TYPE_CHECKING:
     from flare_dist.engines.accelerate import AccelerateModel
     from flare_dist.engines.deepspeed import DeepSpeedModel
+    from flare_dist.engines.fsdp import ShardedModel
 
-    EngineModel = AccelerateModel | DeepSpeedModel
+    EngineModel = AccelerateModel | DeepSpeedModel | ShardedModel
 
 
 def build_model(
@@ -44,7 +45,11 @@ def build_model(
         return AccelerateModel(
             config, model, world.device, make_optimizer, task, gradient_clipping, smallest_batch, by_name
         )
-    assert not by_name, "compatibility.py refuses an optimizer of one's own with DeepSpeed"
+    assert not by_name, "compatibility.py refuses an optimizer of one's own with DeepSpeed and with shards"
+    if config.name == "fsdp":
+        from flare_dist.engines.fsdp import ShardedModel
+
+        return ShardedModel(config, model, world.device, make_optimizer, task, world.host, gradient_clipping)
     _prepare_deepspeed(world)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
@@ -54,7 +59,7 @@ def build_model(
 
 def _prepare_deepspeed(world: World) -> None:
     """Tell DeepSpeed by the environment what it would ask its own launcher for; the process group is there already."""
-    ours = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
+    ours = {"RANK": world.number, "WORLD_SIZE": world.ranks, "LOCAL_RANK": world.device.index or 0}
     for name, value in ours.items():
         os.environ.setdefault(name, str(value))
     if world.device.type == "cuda":

@@ -12,7 +12,7 @@ from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.exclusion import refuse
 
-NAMES = ("accelerate", "deepspeed")
+NAMES = ("accelerate", "deepspeed", "fsdp")
 PRECISIONS = ("no", "fp16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 RECORDED = ("auto", "off")
@@ -24,7 +24,13 @@ class EngineConfig:
 
     Args:
         name: accelerate (placement and mixed precision by Hugging Face Accelerate) or deepspeed (the same by an engine
-            of DeepSpeed on each rank: ZeRO 0 to 2, in mode gradient 0 and 1).
+            of DeepSpeed on each rank: ZeRO 0 to 2, in mode gradient 0 and 1) or fsdp (a client's model is divided among
+            the `shards` ranks of a host by FSDP2).
+        shards: consecutive ranks that make up a host, on which a client is trained; each holds its rows of the model,
+            of what clients remember and of the server, and exchanges them with the same rows elsewhere. A batch is
+            divided among them. With compression.scope row what is sent does not depend on it.
+        shard_blocks: class names of the model's layers that fsdp gathers one by one while it computes (none = those
+            that a model of transformers names; otherwise the whole model at once).
         mixed_precision: no, bf16 or fp16 (fp16 needs a GPU); weights, deltas and residuals stay float32.
         device: auto (a GPU if there is one), cpu or cuda.
         gradient_accumulation_steps: pieces in which a mini-batch goes through the model, to save memory; the optimizer
@@ -44,6 +50,8 @@ class EngineConfig:
     """
 
     name: str = "accelerate"
+    shards: int = 1
+    shard_blocks: tuple[str, ...] = ()
     mixed_precision: str = "no"
     device: str = "auto"
     gradient_accumulation_steps: int = 1
@@ -56,6 +64,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_choice("engine.name", self.name, NAMES)
+        check_range("engine.shards", self.shards, "[1, 65536]")
         check_choice("engine.mixed_precision", self.mixed_precision, PRECISIONS)
         check_choice("engine.device", self.device, DEVICES)
         check_least("engine.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flare_dist.comm.collectives import backend_of
 from flare_dist.comm.config import GradientsConfig
 from flare_dist.engines.attach_ddp import attach_ddp
-from flare_dist.hook.library import ONE_BUCKET_MB, LibraryHookState, library_hook
+from flare_dist.hook.library import LibraryHookState, bucket_cap_mb, library_hook
 from flare_dist.hook.state import SparseHookState
 
 
@@ -25,7 +25,7 @@ def wrap(module: nn.Module, gradients: GradientsConfig, device: torch.device) ->
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,
             find_unused_parameters=gradients.find_unused_parameters,
-            bucket_cap_mb=ONE_BUCKET_MB if gradients.hook == "powersgd" and backend_of(None) != "nccl" else None,
+            bucket_cap_mb=bucket_cap_mb(gradients.hook, backend_of(None)),
         )
 
 

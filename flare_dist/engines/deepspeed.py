@@ -21,7 +21,7 @@ from flare_dist.engines.deepspeed_shards import Shards
 from flare_dist.fixed import base_digest
 from flare_dist.hook.state import SparseHookState
 from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
-from flare_dist.tasks.batch import mapped, pair
+from flare_dist.tasks.batch import cast, pair
 from flare_dist.tasks.losses import at_least_one, counted, counts_all, mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
 
@@ -29,10 +29,11 @@ from flare_dist.tasks.task import Batch, Count, Task
 class DeepSpeedModel:
     """Step a model in a DeepSpeed engine of ZeRO stage 0 to 2, with the flat vectors that the round reads and writes.
 
-    `parameters` are the float32 master weights, whatever precision the model computes in; they and `buffers` are
-    brought up to date by `collect`. With `alone` the engine is in a group of its own rank and trains that rank's
-    clients; otherwise it is one of a data-parallel group, to be made sparse by `distribute`.
+    `parameters` are the float32 master weights; they and `buffers` are brought up to date by `collect`. With `alone`
+    the engine trains its rank's clients; otherwise it is one of a group, to be made sparse by `distribute`.
     """
+
+    shard = None
 
     def __init__(
         self,
@@ -60,9 +61,7 @@ class DeepSpeedModel:
         self.buffers = torch.empty(self.buffer_layout.total, device=device)
         for name, view in self.buffer_layout.views(self.buffers):
             view.copy_(self._initial[name])
-        if device.type == "cpu":  # on a GPU looking at the operators may ask for a CUDA toolkit
-            # The one that DeepSpeed compiles on CPUs, for a minute or two at its first start, serves inference.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _compile_nothing(device)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(self._parameters),
@@ -73,8 +72,8 @@ class DeepSpeedModel:
         self.optimizer: Optimizer = self._engine.basic_optimizer
         self._dtype = self._parameters[0].dtype
         if self._dtype != torch.float32:
-            model.register_forward_pre_hook(lambda module, inputs: _cast(inputs, self._dtype))
-            model.register_forward_hook(lambda module, inputs, outputs: _cast(outputs, torch.float32))
+            model.register_forward_pre_hook(lambda module, inputs: cast(inputs, self._dtype))
+            model.register_forward_hook(lambda module, inputs, outputs: cast(outputs, torch.float32))
         is_whole = alone or not self._engine.zero_optimization_stage()
         shards = 1 if is_whole else self._engine.dp_world_size
         self._shards = Shards(self.optimizer, self.layout.total, shards, self.parameters.device)
@@ -195,6 +194,7 @@ class DeepSpeedModel:
                 optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = view.double().norm()
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast the floating-point tensors of inputs or outputs."""
-    return mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
+def _compile_nothing(device: torch.device) -> None:
+    """Take from DeepSpeed the operator that it compiles on CPUs, for a minute or two, and that serves inference."""
+    if device.type == "cpu":  # on a GPU looking at the operators asks for a CUDA toolkit
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

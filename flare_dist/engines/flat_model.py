@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from flare_dist.fixed import fixed_of
-from flare_dist.layout import bind_buffers, bind_parameters, buffer_layout, dtypes_of, in_own_dtype, parameter_layout
+from flare_dist.engines.flat_buffers import FlatBuffers
+from flare_dist.layout import bind_parameters, dtypes_of, parameter_layout
 
 
 class FlatModel:
@@ -22,7 +21,6 @@ class FlatModel:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.layout = parameter_layout(module)
-        self.buffer_layout = buffer_layout(module)
         self.dtypes = dtypes_of(module)
         self.parameters, self.gradient = bind_parameters(module, self.layout)
         named = dict(module.named_parameters())
@@ -36,13 +34,9 @@ class FlatModel:
         for parameter, gradient in zip(self.tensors, self.gradients):
             if parameter.dtype != gradient.dtype:
                 parameter.register_post_accumulate_grad_hook(_adder(gradient))
-        self.buffers = bind_buffers(module, self.buffer_layout)
-        self._buffer_views = dict(self.buffer_layout.views(self.buffers))
-        # The other buffers, as they are at first. BatchNorm counts its batches; from the start for every client, so
-        # that bits do not depend on who came before.
-        float32 = {name for name in self._buffer_views if self.dtypes.get(name) == torch.float32}
-        self._initial = {name: b.clone() for name, b in module.named_buffers() if name not in float32}
-        self._constants = fixed_of(module).constants
+        self._buffers = FlatBuffers(module)
+        self.buffer_layout = self._buffers.layout
+        self.buffers = self._buffers.vector
 
     @property
     def is_rounded(self) -> bool:
@@ -75,14 +69,7 @@ class FlatModel:
         for parameter, value in self._halves:
             parameter.data.copy_(value)
             value.copy_(parameter.detach())
-        self.buffers.copy_(buffers)
-        for name, value in self._buffer_views.items():
-            buffer = self.module.get_buffer(name)
-            if name not in self._initial and buffer.data_ptr() != value.data_ptr():  # replaced in an evaluation
-                buffer.data = value
-        for name, initial in self._initial.items():
-            kept = self._buffer_views.get(name)
-            self.module.get_buffer(name).copy_(initial if kept is None else in_own_dtype(kept, initial))
+        self._buffers.load(buffers)
 
     def take_back(self) -> None:
         """Move parameters that a forward pass put elsewhere (`weight.data = ...`, as limits on norms do) back."""
@@ -100,18 +87,7 @@ class FlatModel:
 
     def collect(self) -> None:
         """Bring buffers that are not in the flat vector, or that the model replaced, back into it."""
-        named = dict(self.module.named_buffers())
-        for name, value in self._buffer_views.items():
-            if named[name].data_ptr() != value.data_ptr():
-                value.copy_(named[name])
-                if name not in self._initial:
-                    named[name].data = value
-        for name in self._constants:
-            if not torch.equal(named[name], self._initial[name]):
-                raise ValueError(
-                    f"model.name: training changes its buffer {name}, and a first step did not; let each step change "
-                    "some buffer of the same module, as BatchNorm counts its batches, or register it persistent=False"
-                )
+        self._buffers.collect()
 
 
 def _adder(gradient: Tensor) -> Callable[[Tensor], None]:

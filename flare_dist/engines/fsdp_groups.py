@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from flare_dist.hook.shards import Cut
+from flare_dist.cuts import Cut
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
 
@@ -126,13 +126,7 @@ def _slice(private: Any, names: dict[nn.Parameter, str]) -> Slice:
     name = names[parameter].replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
     if getattr(private, "is_dtensor", False):
         raise ValueError(f"attach: {name} is sharded by tensor parallelism as well; attach to models of FSDP2 alone")
-    dim = private.fsdp_placement.dim
-    own = tuple(private.sharded_size)
     info = private.mesh_info
-    each = -(-parameter.shape[dim] // info.shard_mesh_size)
-    start = min(each * info.shard_mesh_rank, parameter.shape[dim])
-    cut = Cut(dim, start, start + own[dim], tuple(parameter.shape))
-    numel = 1
-    for size in own:
-        numel *= size
-    return Slice(name, parameter, cut, numel, private.padded_sharded_param_size.numel())
+    shape = tuple(parameter.shape)
+    cut = Cut.of_shard(shape, info.shard_mesh_rank, info.shard_mesh_size, private.fsdp_placement.dim)
+    return Slice(name, parameter, cut, private.sharded_size.numel(), private.padded_sharded_param_size.numel())

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flare_dist.engines.attach import attach, is_engine
 from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
+from flare_dist.engines.outer_run import OuterRun, check_outer
 from flare_dist.errors import not_installed, printable
 from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
-from flare_dist.hook.state import SparseHookState
 
 _LIBRARIES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, with classes of their own
 
@@ -48,15 +49,28 @@ class LightningHookCallback(Callback):
     `settings` are those of `flare_dist.attach`; the optimizers and the loss scaler are handed over by themselves.
     Each rank writes its memory to PATH.hook beside a checkpoint PATH, by whomever it is saved, and loads it from there
     if `ckpt_path` is given to fit; it goes when Lightning removes the checkpoint. Checkpoints to resume from are on a
-    local disk. `hook` is the state that `attach` returned, None until training starts.
+    local disk. `hook` is what `attach` or `outer` returned, None until training starts.
+
+    With `outer`, the settings of `flare_dist.outer`, ranks are replicas that train alone and exchange every so many
+    steps. Lightning validates the global weights; each replica's own, and its optimizers' state, are beside the
+    checkpoint. All replicas end with the same weights.
 
     Args:
         resume_from: directory of the memory, if it is not beside the checkpoint. Used once.
+        outer: settings of outer steps; then there are no others.
     """
 
-    def __init__(self, resume_from: str | Path | None = None, **settings: Any) -> None:
-        check_settings("LightningHookCallback", settings)
-        self.hook: SparseHookState | None = None
+    def __init__(
+        self, resume_from: str | Path | None = None, outer: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        if outer is None:
+            check_settings("LightningHookCallback", settings)
+        else:
+            check_outer("LightningHookCallback", outer, settings)
+        self.hook: Any = None
+        self._outer = outer
+        self._outer_run: OuterRun | None = None
+        self._steps = 0  # of the trainer, when an outer step was last counted
         self._settings = settings
         self._resume_from = resume_from
         self._step: int | None = None  # of the memory that goes with the checkpoint that was loaded
@@ -68,6 +82,9 @@ class LightningHookCallback(Callback):
             if not getattr(each, "save_weights_only", False):
                 _refuse_remote(getattr(each, "dirpath", None))
         model = trainer.strategy.model
+        if self._outer is not None:
+            self._begin_outer(trainer, model)
+            return
         clips = trainer.gradient_clip_val
         check_trainer("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
         settings = dict(self._settings)
@@ -80,6 +97,38 @@ class LightningHookCallback(Callback):
             step = self._step if self._resume_from is None else None
             resume_hook_state(self.hook, self._resume_from or _of_checkpoint(trainer.ckpt_path), step)
             self._resume_from = None
+
+    def _begin_outer(self, trainer: Any, model: Any) -> None:
+        run = OuterRun("LightningHookCallback", model, trainer.optimizers, self._outer or {})
+        self._outer_run = run
+        self.hook = run.steps
+        self._steps = trainer.global_step
+        if self._strategy is not trainer.strategy:
+            self._save_with(trainer.strategy)
+        if trainer.ckpt_path is not None or self._resume_from is not None:
+            run.load(Path(self._resume_from or _of_checkpoint(trainer.ckpt_path)))
+            self._resume_from = None
+
+    def on_train_batch_end(self, trainer: Any, *unused: Any) -> None:
+        """Take an outer step if the optimizers have stepped and one is due."""
+        if self._outer_run and trainer.global_step != self._steps:
+            self._steps = trainer.global_step
+            self._outer_run.step()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Validate the global weights."""
+        if self._outer_run:
+            self._outer_run.show_global()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Go on with this replica's own weights."""
+        if self._outer_run:
+            self._outer_run.hide_global()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let all replicas end with the same weights."""
+        if self._outer_run:
+            self._outer_run.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint notes of the memory."""
@@ -102,7 +151,9 @@ class LightningHookCallback(Callback):
             if goes_along:
                 _refuse_remote(filepath)
             save(checkpoint, filepath, *options, **named)
-            if self.hook is not None and goes_along:
+            if self._outer_run and goes_along:
+                self._outer_run.save(_beside(filepath))
+            elif self.hook is not None and goes_along:
                 save_hook_state(self.hook, _beside(filepath))
 
         def remove_both(filepath: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.engines.attach import attach, is_engine
 from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
+from flare_dist.engines.outer_run import OuterRun, check_outer
 from flare_dist.errors import not_installed
 from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
-from flare_dist.hook.state import SparseHookState
 
 try:
     from transformers import TrainerCallback
@@ -35,16 +35,30 @@ class HookCallback(TrainerCallback):
 
     `settings` are those of `flare_dist.attach`; the Trainer's optimizer and loss scaler are handed over by themselves.
     Each rank writes its memory to output_dir/checkpoint-{global_step} and loads it from there if the Trainer resumes;
-    both go and are rotated together. `hook` is the state that `attach` returned, None until training begins.
+    both go and are rotated together. `hook` is what `attach` or `outer` returned, None until training begins.
+
+        trainer = Trainer(..., callbacks=[flare_dist.HookCallback(outer={"preset": "sparseloco"})])
+
+    With `outer`, the settings of `flare_dist.outer`, ranks are replicas that train alone and exchange every so many
+    steps. The Trainer evaluates and saves the global weights; each replica's own, and its optimizer's state, are beside
+    them. All replicas end with the same weights.
 
     Args:
         resume_from: directory of the memory, if the Trainer resumes from a checkpoint outside its output_dir, or takes
             its weights from elsewhere. Used once.
+        outer: settings of outer steps; then there are no others.
     """
 
-    def __init__(self, resume_from: str | Path | None = None, **settings: Any) -> None:
-        check_settings("HookCallback", settings)
-        self.hook: SparseHookState | None = None
+    def __init__(
+        self, resume_from: str | Path | None = None, outer: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        if outer is None:
+            check_settings("HookCallback", settings)
+        else:
+            check_outer("HookCallback", outer, settings)
+        self.hook: Any = None
+        self._outer = outer
+        self._outer_run: OuterRun | None = None
         self._settings = settings
         self._resume_from = resume_from
         self._attached: Callable[[], nn.Module | None] = lambda: None
@@ -54,6 +68,9 @@ class HookCallback(TrainerCallback):
     ) -> None:
         """Attach to the model as the Trainer has wrapped it; its checkpoint is loaded by now."""
         wrapped = _wrapped(model, optimizer)
+        if self._outer is not None:
+            self._begin_outer(args, state, wrapped, optimizer)
+            return
         hook = self.hook
         if hook is None or self._attached() is not wrapped:  # a second train() may go on with the same
             check_trainer("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
@@ -69,8 +86,45 @@ class HookCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Write this rank's memory beside the weights, unless the checkpoint is none to resume from."""
-        if self.hook is not None and not (args.save_only_model or state.is_hyper_param_search):
+        if self.hook is None or args.save_only_model or state.is_hyper_param_search:
+            return
+        if self._outer_run:
+            self._outer_run.save(_checkpoint(args, state))
+        else:
             save_hook_state(self.hook, _checkpoint(args, state))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Take an outer step if one is due."""
+        if self._outer_run:
+            self._outer_run.step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Let the Trainer evaluate and save the global weights; the next event gives each replica its own back."""
+        if self._outer_run and (control.should_evaluate or control.should_save):
+            self._outer_run.show_global()
+
+    on_epoch_end = on_step_end
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Go on with this replica's own weights."""
+        if self._outer_run:
+            self._outer_run.hide_global()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Let all replicas end with the same weights; the best ones, if the Trainer has loaded them, are."""
+        if self._outer_run and not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._outer_run.finish()
+
+    def _begin_outer(self, args: Any, state: Any, wrapped: nn.Module, optimizer: Any) -> None:
+        run = self._outer_run
+        if run is None or self._attached() is not wrapped:
+            run = OuterRun("HookCallback", wrapped, [optimizer], self._outer or {})
+            self._outer_run = run
+            self.hook = run.steps
+            self._attached = weakref.ref(wrapped)
+        if state.global_step or self._resume_from is not None:
+            run.load(Path(self._resume_from or _checkpoint(args, state)))
+            self._resume_from = None
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

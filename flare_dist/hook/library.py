@@ -13,7 +13,12 @@ from flare_dist.hook.meter import HookTraffic, StepClock
 # PowerSGD starts its later collectives from callbacks, in an order that with several buckets differs between gloo ranks
 # and ends the run; with one bucket there is one order. Under NCCL callbacks run where they are added, in one order on
 # all ranks, and one bucket would take away what overlaps with backward (from the source; nobody has tried it here).
-ONE_BUCKET_MB = 100_000
+_ONE_BUCKET_MB = 100_000
+
+
+def bucket_cap_mb(hook: str, backend: str) -> int | None:
+    """Choose DDP's bucket cap for a hook by its name: one bucket for PowerSGD but over NCCL, otherwise DDP's own."""
+    return _ONE_BUCKET_MB if hook == "powersgd" and backend != "nccl" else None
 
 
 class LibraryHookState:

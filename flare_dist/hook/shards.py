@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flare_dist.comm.collectives import ProcessGroup
+from flare_dist.cuts import Cut
 from flare_dist.hook.files import read_file
 
 T = TypeVar("T")
 Memory = dict[str, dict[str, Tensor]]  # by name of parameter and kind of vector
-
-
-class Cut(NamedTuple):
-    """A slice of a weight along one dimension, and the shape of the whole."""
-
-    dim: int
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-
-    @property
-    def own_shape(self) -> tuple[int, ...]:
-        return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :])
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return a view of this slice of the whole; a number for the whole weight is everybody's."""
-        return whole.narrow(self.dim, self.start, self.stop - self.start) if whole.dim() else whole
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from flare_dist.records.checkpoint_set import (
     load_set,
 )
 from flare_dist.records.files import save_state, sha256, write_text
+from flare_dist.records.rows import Shard, described
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +51,26 @@ def save(
     server: dict[str, Any],
     memory: dict[str, Any],
     keep: int,
+    shard: Shard | None = None,
 ) -> int:
     """Write this rank's part of the checkpoint of `round_`; all ranks call it together.
 
-    `layout` names the tensors in the flat vectors, `server` is saved by rank 0 only, `memory` is that of this rank's
-    clients. Older sets than the last `keep` are removed once the new one is complete; returns the round of the oldest
-    that is left. Raises ReportedError on all ranks if one of them cannot write its part; the sets before stay.
+    `layout` names the tensors in the flat vectors, of which this rank holds the rows of `shard` (None = all). `server`
+    is saved by host 0 only, `memory` is that of this host's clients. Older sets than the last `keep` are removed once
+    the new one is complete; returns the round of the oldest that is left. Raises ReportedError on all ranks if one of
+    them cannot write its part; the sets before stay.
     """
-    state = {"round": round_, "layout": layout, "server": server if world.rank == 0 else {}} | memory
+    of_server = server if world.rank == 0 else {}
+    state = {"round": round_, "layout": layout, "server": of_server, **described(shard)} | memory
     with _new_folder(folder_of(directory, round_), world) as folder:
-        path = folder / f"rank-{world.rank:05d}.pt"
+        path = folder / f"rank-{world.number:05d}.pt"
         with on_all_ranks(world):
             save_state(path, _compact(state))
-        digests = world.all_gather(torch.tensor(list(sha256(path)), dtype=torch.uint8))
+        digests = world.gather_from_all(torch.tensor(list(sha256(path)), dtype=torch.uint8))
         with on_all_ranks(world):  # no rank removes what an older set names before the new one is complete
-            if world.rank == 0:
+            if world.number == 0:
                 files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
-                manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
+                manifest = {"format": 1, "round": round_, "world_size": world.ranks, "sha256": files}
                 write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
                 for old in complete_rounds(directory)[:-keep]:
                     shutil.rmtree(folder_of(directory, old))
@@ -78,12 +82,12 @@ def _new_folder(folder: Path, world: World) -> Iterator[Path]:
     """Make the folder of a set, and remove it again if the disk does not take the whole set; all ranks together."""
     try:
         with on_all_ranks(world), explained("output_dir", folder):
-            if world.rank == 0:
+            if world.number == 0:
                 shutil.rmtree(folder, ignore_errors=True)  # a killed group may have left files of another set
                 folder.mkdir(parents=True)
         yield folder
     except ReportedError:
-        if world.rank == 0:
+        if world.number == 0:
             shutil.rmtree(folder, ignore_errors=True)  # half a set only takes the space that is missing
         raise
 
@@ -103,7 +107,13 @@ def _compact(value: Any) -> Any:
     return value
 
 
-def restore(directory: Path, world: World, layout: list[list[object]], state_dir: Path | None = None) -> Restored:
+def restore(
+    directory: Path,
+    world: World,
+    layout: list[list[object]],
+    state_dir: Path | None = None,
+    shard: Shard | None = None,
+) -> Restored:
     """Read the newest checkpoint that every rank finds whole; all ranks call it together, and nothing is changed.
 
     `state_dir` is the directory of the clients' memory, if that is not in the checkpoint. Damaged sets are passed over
@@ -119,13 +129,13 @@ def restore(directory: Path, world: World, layout: list[list[object]], state_dir
             )
         folder = folder_of(directory, newest)
         digests = digests_of(folder)
-        share = sorted(digests)[world.rank :: world.size]  # the shares of all ranks are the set
+        share = sorted(digests)[world.number :: world.ranks]  # the shares of all ranks are the set
         restored = None
         if world.all_true(bool(digests) and not damage_in(folder, digests, share)):
-            restored = load_set(folder, layout, state_dir, world.rank, world.size)
+            restored = load_set(folder, layout, state_dir, world.rank, world.size, shard)
             if world.all_true(not restored.problems):
                 return restored
-        if world.rank == 0:
+        if world.number == 0:
             problems = _problems(folder, layout, state_dir, was_read=restored is not None)
             log.warning("%s; all ranks fall back to the checkpoint before round %d", "; ".join(problems), newest)
         newest -= 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flare_dist.clients.versions import StoredStates
 from flare_dist.records.files import sha256
+from flare_dist.records.rows import Shard, as_held
 
 MANIFEST = "manifest.json"
 
@@ -59,17 +60,31 @@ def damage_in(folder: Path, digests: dict[str, str], names: list[str]) -> list[s
     return problems
 
 
-def load_set(folder: Path, layout: list[list[object]], state_dir: Path | None, rank: int, size: int) -> Restored:
-    """Read what a set has for one of `size` ranks; files are mapped, so that only what is taken from them is read."""
+def load_set(
+    folder: Path,
+    layout: list[list[object]],
+    state_dir: Path | None,
+    rank: int,
+    size: int,
+    shard: Shard | None = None,
+) -> Restored:
+    """Read what a set has for one of `size` hosts, or for the `shard` of it that a rank holds.
+
+    Files are mapped, so that only what is taken from them is read.
+    """
     server: dict[str, Any] = {}
     clients: dict[int, dict[str, Tensor]] = {}
     in_files: list[Any] = []
-    for name in sorted(digests_of(folder)):
-        state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+    states = [
+        torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+        for name in sorted(digests_of(folder))
+    ]
+    for state in states:
         if state["layout"] != layout:
             raise ValueError(
                 f"checkpoint.resume: {folder} holds another model than model.name builds; name the model of that run"
             )
+    for state in as_held(states, shard, layout):
         server = state["server"] or server
         clients.update({c: own for c, own in state["clients"].items() if c % size == rank})
         if "slots" in state:
@@ -82,5 +97,5 @@ def load_set(folder: Path, layout: list[list[object]], state_dir: Path | None, r
             f"checkpoint.resume: {folder} needs the clients.state_dir of its run, and its config.yaml has none; "
             "write the path into it"
         )
-    states = StoredStates.of(state_dir, in_files, lambda client: client % size == rank)
-    return Restored(round_, server, states, states.problems())
+    stored = StoredStates.of(state_dir, in_files, lambda client: client % size == rank)
+    return Restored(round_, server, stored, stored.problems())

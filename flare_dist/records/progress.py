@@ -74,7 +74,11 @@ class RoundProgress:
 
     def _log_line(self, round_: int) -> None:
         self._last_line = time.monotonic()
-        played = max(1, round_ - self._rounds_before)
-        eta = (self._rounds - round_) * (self._last_line - self._start) / played
         value = f"{self._metric} {self._value}"
-        log.info("round %d/%d  %s  %s sent  ETA %.0f s", round_, self._rounds, value, show_bytes(self._sent), eta)
+        sent = show_bytes(self._sent)
+        log.info("round %d/%d  %s  %s sent  ETA %s", round_, self._rounds, value, sent, self._eta(round_))
+
+    def _eta(self, round_: int) -> str:
+        """Write how long the other rounds will take; - before the first, which no round tells."""
+        played = round_ - self._rounds_before
+        return f"{(self._rounds - round_) * (self._last_line - self._start) / played:.0f} s" if played > 0 else "-"

@@ -38,7 +38,7 @@ def share_start(world: World, model: nn.Module) -> None:
         tensors = [(name, tensor) for name, tensor in tensors if name not in base]  # all have it already
     for _, tensor in tensors:
         own = _bytes_of(tensor)
-        shared = world.broadcast_(own.clone())
+        shared = world.broadcast_to_all_(own.clone())
         if not torch.equal(own, shared):
             tensor.detach().copy_(shared.view(tensor.dtype).view(tensor.shape))
 
@@ -47,7 +47,7 @@ def check_alike(round_: int, world: World, held: Sequence[Tensor]) -> None:
     """Raise ValueError on all ranks if one holds other vectors than rank 0; all ranks call it together."""
     if not held:
         return
-    others = different_ranks(world, (_bytes_of(vector).cpu().numpy().data for vector in held))
+    others = different_ranks(world, (_bytes_of(vector).cpu().numpy().data for vector in held), world.host.shards)
     if others:
         raise ValueError(
             f"checkpoint: after round {round_} {show_numbered('rank', others)} held other parameters or buffers than "
@@ -56,18 +56,22 @@ def check_alike(round_: int, world: World, held: Sequence[Tensor]) -> None:
         )
 
 
-def different_ranks(world: World, parts: Iterable[bytes | memoryview]) -> list[int]:
-    """Find the ranks whose `parts` have other bytes than rank 0's, by a hash of 62 bits; a control message."""
-    if world.size == 1:
+def different_ranks(world: World, parts: Iterable[bytes | memoryview], shards: int = 1) -> list[int]:
+    """Find the ranks whose `parts` have other bytes than rank 0's, or than those of its host for the same of `shards`.
+
+    By a hash of 62 bits, in a control message.
+    """
+    if world.ranks == 1:
         return []
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
-    halves = [0.0] * (2 * world.size)  # each rank's in its own place; a float64 holds them exactly
+    halves = [0.0] * (2 * world.ranks)  # each rank's in its own place; a float64 holds them exactly
     own = int.from_bytes(digest.digest(), "little") >> 2
-    halves[2 * world.rank : 2 * world.rank + 2] = [float(own >> 31), float(own & (2**31 - 1))]
-    hashes = world.largest(halves)
-    return [rank for rank in range(world.size) if hashes[2 * rank : 2 * rank + 2] != hashes[:2]]
+    halves[2 * world.number : 2 * world.number + 2] = [float(own >> 31), float(own & (2**31 - 1))]
+    found = world.largest(halves)
+    hashes = [found[2 * rank : 2 * rank + 2] for rank in range(world.ranks)]
+    return [rank for rank, own_hash in enumerate(hashes) if own_hash != hashes[rank % shards]]
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -44,5 +45,14 @@ def build_local_trainer(
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
     source.on_batch = world.on_batch
-    kept = KeptOptimizer.of(local) if keeps_optimizer(config) else None
-    return LocalTrainer(local, source, config.clients, config.rounds, config.seed, algorithm, kept)
+    host = world.host
+    return LocalTrainer(
+        local,
+        source,
+        config.clients,
+        config.rounds,
+        config.seed,
+        algorithm,
+        of_all_shards=lambda vector: torch.cat(host.gather(vector)),
+        kept=KeptOptimizer.of(local) if keeps_optimizer(config) else None,
+    )

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -123,12 +123,15 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     share_start(world, model)
     run = BUILDERS[config.mode](config, world, data, parts, model)
     log.info("data: %s", in_words(data, config.clients.count if config.mode == "federated" else 0))
-    ranks = counted(world.size, "rank")
+    ranks = counted(world.ranks, "rank")
+    if world.host.shards > 1:
+        ranks = f"{counted(world.size, 'host')} of {counted(world.host.shards, 'rank')}"
     threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"
-    if world.size > 1:
+    if world.ranks > 1:
         machine = f"{machine}, over {world.backend}"
-    log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, run.model.layout.total, machine)
+    held = run.model.shard.whole if run.model.shard else run.model.layout
+    log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, held.total, machine)
     return run
 
 
@@ -137,7 +140,7 @@ def build_data_parallel(
 ) -> DataParallel:
     """Build the model and the hook of mode: gradient."""
     gradients = _with_unused(config, model, data)
-    local = place(config, world, data, model)
+    local: Any = place(config, world, data, model)  # not of fsdp, which compatibility.py refuses in this mode
     trainer = build_local_trainer(config, world, data, local, FEDAVG)
     report_break_even(config, Compressor(config.exchanged, local.layout, config.seed, world.device), world.size)
     hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))

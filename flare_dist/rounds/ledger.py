@@ -79,7 +79,7 @@ class Stopwatch:
         self.client_seconds = dict(zip(cohort, everywhere[len(measured) :]))
         if not largest["slowest_client_seconds"]:
             del largest["slowest_client_seconds"]
-        return {"ranks": self.world.size, **largest}
+        return {"ranks": self.world.ranks, **largest}
 
 
 def federated_report(
@@ -89,20 +89,23 @@ def federated_report(
     seconds = watch.totals(sorted(received.accepted + received.rejected))  # before the collectives are counted
     traffic = fed.world.traffic
     accepted = len(received.accepted)
-    total = (1 + len(received.beside)) * fed.server.parameters.numel() * accepted
+    entries = (1 + len(received.beside)) * fed.server.parameters.numel() * accepted
+    of_shard = {
+        "uplink_bytes": received.uplink_bytes,
+        "downlink_bytes": downlink_bytes,
+        "buffer_bytes": accepted * fed.server.buffers.numel() * WORD,
+        "dense_bytes": WORD * entries,
+        "wire_bytes": traffic.wire_bytes,
+        "kept": received.kept,
+        "total": entries,
+    }
     return {
         "round": round_,
         "train_loss": received.train_loss,
         "clients": accepted + len(received.rejected),
         "rejected_clients": len(received.rejected),
-        "uplink_bytes": received.uplink_bytes,
-        "downlink_bytes": downlink_bytes,
-        "buffer_bytes": accepted * fed.server.buffers.numel() * WORD,
-        "dense_bytes": WORD * total,
-        "wire_bytes": traffic.wire_bytes,
+        **dict(zip(of_shard, fed.world.host.sums(list(of_shard.values())))),
         "collectives": traffic.collectives,
-        "kept": received.kept,
-        "total": total,
         **seconds,
     }
 
@@ -114,12 +117,13 @@ def participants_report(round_: int, received: Received, fed: Federation, watch:
     it together, after the watch has gathered the clients' seconds.
     """
     groups = fed.clients.groups
+    nbytes = dict(zip(received.nbytes, fed.world.host.sums(list(received.nbytes.values()))))
     lines = {
         client: {
             "client": client,
             "examples": fed.clients.partition.sizes[client],
             "train_loss": received.losses.get(client),
-            "uplink_bytes": received.nbytes.get(client, 0),
+            "uplink_bytes": nbytes.get(client, 0),
             "seconds": watch.client_seconds.get(client) or None,
             **({"group": groups[client]} if groups else {}),
         }
@@ -156,14 +160,12 @@ def gradient_report(
     """Return the row of one round of mode: gradient, in which a rank is a client; all ranks call it together.
 
     `moved` is the hook's traffic. `late_seconds` is how long the steps waited for their last buckets, a part of
-    communication_seconds. `buckets` has for each bucket of a step when it was sent, in seconds after the step's
-    beginning, and its bytes on the wire; it is empty on a GPU.
+    communication_seconds. `buckets` has for each bucket of a step when it was sent, in seconds, and its bytes.
     """
     seconds = watch.totals() | {"late_seconds": late_seconds}
     ranks = run.world.size
     traffic = run.world.traffic
-    steps = run.config.eval_every
-    total = ranks * steps * run.server.parameters.numel()
+    total = ranks * run.config.eval_every * run.server.parameters.numel()
     return {
         "round": round_,
         "train_loss": train_loss,
@@ -175,7 +177,7 @@ def gradient_report(
         "dense_bytes": total * WORD,
         "wire_bytes": moved.wire_bytes + traffic.wire_bytes,
         "collectives": moved.collectives + traffic.collectives,
-        "steps": steps,
+        "steps": run.config.eval_every,
         "bucket_sent_after": [after for after, _ in buckets],
         "bucket_wire": [wire for _, wire in buckets],
         "kept": ranks * moved.kept,

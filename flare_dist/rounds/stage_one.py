@@ -34,6 +34,7 @@ from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import budget, layer_counts
 from flare_dist.sparse_training.no_masks import NoMasks
 from flare_dist.sparse_training.schedule import falling_rates
+from flare_dist.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     drawn = sample_cohort(
         config.seed, 0, config.clients.count, max(1, round(settings.init_frac * config.clients.count))
     )
-    log.info("stage 1: %d clients train %d epochs each to find the layer densities", len(drawn), settings.init_epochs)
+    epochs = counted(settings.init_epochs, "epoch")
+    log.info("stage 1: training for the layer densities: %s, %s each", counted(len(drawn), "client"), epochs)
     watch = Stopwatch(world)
     own = list(hosting_ranks(drawn, world.size, stateful=False).values()).count(world.rank)
     with Steps("stage 1: clients", own, console, at_once=True) as shown:

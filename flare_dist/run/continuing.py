@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
 from flare_dist.config.config import Config
@@ -28,13 +29,13 @@ def check_shared(directory: Path, world: World, found: list[bool]) -> None:
 
     `found` is what this rank has read from it; it decides what the ranks do next, so they must agree.
     """
-    token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
-    mark = directory / f".shared-{world.broadcast_(token).item()}"
+    token = torch.randint(2**62, (1,)) if world.number == 0 else torch.zeros(1, dtype=torch.int64)
+    mark = directory / f".shared-{world.broadcast_to_all_(token).item()}"
     with on_all_ranks(world), explained("output_dir", mark):
-        if world.rank == 0:
+        if world.number == 0:
             mark.touch()
-    views = world.all_gather(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
-    if world.rank == 0:
+    views = world.gather_from_all(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
+    if world.number == 0:
         mark.unlink()
     if not (views == views[0]).all():
         raise ValueError(f"output_dir: {directory} is not shared by all nodes, which checkpoints and resuming need")
@@ -50,7 +51,9 @@ def resume(config: Config, source: Path | None, run: Run) -> tuple[int, list[dic
             run.take_over({}, None)
         return 1, []
     state_dir = statedir.of_source(config, source)
-    restored = checkpoint.restore(source / rundir.CHECKPOINTS, world, run.model.layout.describe(), state_dir)
+    restored = checkpoint.restore(
+        source / rundir.CHECKPOINTS, world, whole_layout(run.model), state_dir, run.model.shard
+    )
     if "base" in restored.server:
         check_base("checkpoint.resume", f"the run in {source}", run.model.module, restored.server["base"])
     run.load_state_dict(restored.server)
@@ -73,7 +76,7 @@ def _prepare(config: Config, source: Path | None, first_round: int, world: World
     """Clear the output directory of what is newer than the run being continued, and write the configuration."""
     directory = Path(config.output_dir)
     with on_all_ranks(world), explained("output_dir", directory):
-        if world.rank != 0:
+        if world.number != 0:
             return
         if source == directory:
             checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)
@@ -88,13 +91,19 @@ def _prepare(config: Config, source: Path | None, first_round: int, world: World
         statedir.mark(config)
 
 
+def whole_layout(model: LocalModel) -> list[list[object]]:
+    """Describe the vectors of the whole model, of which this rank may hold rows alone."""
+    return (model.shard.whole if model.shard else model.layout).describe()
+
+
 def save_checkpoint(config: Config, round_: int, run: Run) -> None:
     """Save what a resumed run needs; raises ValueError on all ranks if their models differ."""
     check_alike(round_, run.world, run.held_alike())
     with on_all_ranks(run.world):
         memory = run.memory_to_save(round_)
     directory = Path(config.output_dir) / rundir.CHECKPOINTS
-    layout = run.model.layout.describe()
     server = run.state_dict() | {"base": run.model.base}
-    oldest = checkpoint.save(directory, round_, run.world, layout, server, memory, config.checkpoint.keep)
+    layout = whole_layout(run.model)
+    keep = config.checkpoint.keep
+    oldest = checkpoint.save(directory, round_, run.world, layout, server, memory, keep, run.model.shard)
     run.release(oldest)

@@ -43,12 +43,12 @@ def open_recorder(
     described = describe(given.data)
     opened: Any = nullcontext()
     with on_all_ranks(run.world):
-        if run.world.rank == 0:
+        if run.world.number == 0:
             write_text(Path(config.output_dir) / rundir.PREPROCESSING, as_json(described))
             texts = {"partition": as_markdown(holdings(given.parts, given.data, CARD_CLIENTS))}
             opened = Tracker(config, rows, console, run.task.best, first_round, texts)
     with opened as tracker:
-        evaluate = evaluator(config, run, given.data) if tracker else dict
+        evaluate = evaluator(config, run, given.data) if run.world.rank == 0 else dict
         yield Recorder(config, run, tracker, evaluate, header(described), on_round)
 
 
@@ -72,6 +72,7 @@ class Recorder:
         self.run = run
         self.directory = Path(config.output_dir)
         self.tracker = tracker
+        self.is_host_0 = run.world.rank == 0  # all of whose ranks evaluate and save
         self.evaluate = evaluate
         self.texts = texts
         self.on_round = on_round
@@ -79,19 +80,19 @@ class Recorder:
     def begin(self, beginning: dict[str, Any]) -> None:
         """Record the model before the first round, and what the beginning of masks took."""
         with on_all_ranks(self.run.world):
-            if self.tracker:
-                self._write(self.tracker, {"round": 0} | self._evaluated(0) | beginning)
+            if self.is_host_0:
+                self._write({"round": 0} | self._evaluated(0) | beginning)
 
     def write(self, row: dict[str, Any], is_saved: bool) -> None:
         """Record a round, with an evaluation if one is due; if a checkpoint follows, the logs are on the disk first."""
         config = self.config
         is_due = row["round"] == config.rounds or config.mode == "gradient" or row["round"] % config.eval_every == 0
         with on_all_ranks(self.run.world):
-            if self.tracker:
+            if self.is_host_0:
                 row |= self._evaluated(row["round"]) if is_due else {}
-                self._write(self.tracker, row)
-                if is_saved:
-                    self.tracker.sync()
+                self._write(row)
+            if self.tracker and is_saved:
+                self.tracker.sync()
             if self.on_round:
                 self.on_round(row)
 
@@ -99,20 +100,23 @@ class Recorder:
         """Write the final model and the summary; returns the summary, {} on ranks other than 0."""
         summary: dict[str, Any] = {}
         with on_all_ranks(self.run.world):
-            if self.tracker:
+            if self.is_host_0:
                 save_global(self.directory / rundir.MODEL, self.run, self.texts)
+            if self.tracker:
                 engine = self.config.engine
-                hardware = {"device": engine.device, "ranks": self.run.world.size, "threads": engine.threads}
+                hardware = {"device": engine.device, "ranks": self.run.world.ranks, "threads": engine.threads}
                 summary = summarise(self.tracker.rows, self.tracker.elapsed_seconds, hardware, self.run.task.best)
                 write_text(self.directory / rundir.SUMMARY, encoded(summary, indent=1))
         return summary
 
     def _evaluated(self, round_: int) -> dict[str, Any]:
-        with blamed(self.config, round_, self.run.world.rank):
+        with blamed(self.config, round_, self.run.world.number):
             return self.evaluate()
 
-    def _write(self, tracker: Tracker, row: dict[str, Any]) -> None:
-        """Write one row to the logs, and the model if it is the best so far."""
-        if is_best(row, tracker.rows, self.run.task.best):
+    def _write(self, row: dict[str, Any]) -> None:
+        """Write one row to the logs, and the model if it is the best so far; all ranks of host 0 together."""
+        is_new_best = self.tracker is not None and is_best(row, self.tracker.rows, self.run.task.best)
+        if self.run.world.host.sums([int(is_new_best)]) != [0]:
             save_global(self.directory / rundir.BEST, self.run, self.texts)
-        tracker.write(row)
+        if self.tracker:
+            self.tracker.write(row)

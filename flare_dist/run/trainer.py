@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,11 @@ def _train(
         source = None
     given = _load(config, launch, data) if summary is None else None
     config = given.config if given else config
-    steps = config.engine.step_timeout_seconds
-    needs_group = config.mode == "gradient" or config.engine.name == "deepspeed"
     with (
         draws_kept(device),
         rundir.claim(directory, held) if launch.rank == 0 else nullcontext(),
         statedir.claim(config) if launch.rank == 0 and given else nullcontext(),
-        open_world(launch, device, config.engine.timeout_seconds, "env://", needs_group, step_seconds=steps) as world,
+        _opened(config, launch, device) as world,
     ):
         check_shared(directory, world, [source is None, summary is None])
         if given:
@@ -91,6 +89,14 @@ def _train(
             return _play(given, source, run, console, on_round)
     log.info("%s is finished; for more rounds: --checkpoint.resume %s --output_dir NEW", directory, directory)
     return summary or {}
+
+
+def _opened(config: Config, launch: Launch, device: torch.device) -> AbstractContextManager[World]:
+    """Open the ranks of a run; some engines need a process group even of one rank."""
+    engine = config.engine
+    alone = config.mode == "gradient" or engine.name != "accelerate"
+    seconds = engine.step_timeout_seconds
+    return open_world(launch, device, engine.timeout_seconds, alone=alone, step_seconds=seconds, shards=engine.shards)
 
 
 def _load(config: Config, launch: Launch, data: Source | None) -> Loaded:
@@ -127,13 +133,13 @@ def _play_round(round_: int, config: Config, run: Run) -> dict[str, Any]:
     """Play a round of the mode; returns its row. A fault that is not the user's is raised as RuntimeError."""
     world = run.world
     try:
-        with blamed(config, round_, world.rank), _memory_named(config, round_, world), world.progress.watched():
+        with blamed(config, round_, world.number), _memory_named(config, round_, world), world.progress.watched():
             return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(world, run.source, config.data.on_error)
     except ValueError as error:
         if isinstance(error, WrongResultError) or str(error).startswith(NAMED):
             raise
         # Nothing that the user typed: keep the traceback, on whichever rank.
-        raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
+        raise RuntimeError(f"round {round_} failed on rank {world.number}") from error
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def _memory_named(config: Config, round_: int, world: World) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        place = f"round {round_} on rank {world.rank} ({world.device}: {reason(error)[:200]})"
+        place = f"round {round_} on rank {world.number} ({world.device}: {reason(error)[:200]})"
         raise OutOfMemoryError(
             f"clients.batch_size: out of memory in {place}, got {config.clients.batch_size}; lower it, or raise "
             "engine.gradient_accumulation_steps"

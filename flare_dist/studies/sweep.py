@@ -27,6 +27,7 @@ from flare_dist.errors import check_least
 from flare_dist.progress import Steps
 from flare_dist.records import rundir
 from flare_dist.records.files import write_text
+from flare_dist.records.resume import FREE_KEYS
 from flare_dist.records.summary import bytes_up
 from flare_dist.studies.grid import Grid, Run, arguments
 from flare_dist.studies.sweep_results import describe, write_csv
@@ -66,7 +67,7 @@ def check_settings(config: Config, grid: Grid) -> None:
     directory = Path(config.output_dir)
     base = directory / BASE
     saved = _read_base(base) if base.exists() else as_dict(config)
-    changed = [key for key in differing_keys(saved, as_dict(config)) if key != "code_dirs"]
+    changed = [key for key in differing_keys(saved, as_dict(config)) if key not in FREE_KEYS]
     if changed:
         raise ValueError(
             f"output_dir: {directory} holds a sweep of another configuration (different: {', '.join(changed)}); choose "

@@ -77,6 +77,11 @@ def mapped(function: Callable[[Tensor], Any], batch: Any) -> Any:
     return batch
 
 
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """Convert the floating-point tensors of a batch or of a model's outputs."""
+    return mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, batch)
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """Copy a batch to `device`; objects with a method `to`, such as a tokenizer's, move themselves."""
     if hasattr(batch, "to"):

@@ -54,22 +54,24 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
         if kwargs.get("pin_memory"):
             return pinned(func(*args, **kwargs | {"pin_memory": False}))
         return func(*args, **kwargs)
-    _refuse(func, name, tensors, ours, kwargs.get("generator") if makes else None)
+    written = _written(func, args, kwargs)
+    _refuse(func, name, tensors, written, kwargs.get("generator") if makes else None)
     _note_wait(func, name, args, kwargs, makes)
     STREAMS.tick()
     if name not in _VIEWS:
         LOG.launch()
-        _touch(func, args, kwargs, ours)
+        _touch(func, ours, written)
     result = _computed(func, args, kwargs, ours, makes)
     return _wrapped(func, args, kwargs, result) if makes or name == "copy_" else result
 
 
-def _refuse(func: Any, name: str, tensors: Sequence[Tensor], ours: Sequence[Tensor], generator: Any) -> None:
-    """Raise RefusedError as CUDA does."""
+def _refuse(func: Any, name: str, tensors: Sequence[Tensor], written: Sequence[Any], generator: Any) -> None:
+    """Raise RefusedError as CUDA does. A number on the CPU is read by its kernels, but not written."""
     if generator is not None and generator.device.type == "cpu":
         raise RefusedError(f"Expected a 'cuda' device type for generator but found 'cpu': {func} at {where()}")
     foreign = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
-    if ours and foreign and func not in _MIXED and (name in _STRICT or any(tensor.dim() for tensor in foreign)):
+    is_mixed = 0 < len(foreign) < len(tensors) and func not in _MIXED
+    if is_mixed and (name in _STRICT or any(own.dim() or any(own is out for out in written) for own in foreign)):
         shapes = [tuple(tensor.shape) for tensor in foreign]
         raise RefusedError(f"at least two devices, {DEVICE} and cpu: {func} with CPU tensors {shapes} at {where()}")
 
@@ -100,13 +102,18 @@ def _note_copy(from_device: bool, to_device: bool, source: Tensor, is_async: boo
     LOG.wait("device to host copy" if from_device else "host to device copy, pageable")
 
 
-def _touch(func: Any, args: Any, kwargs: Any, ours: Sequence[Tensor]) -> None:
-    """Tell the streams what the operation reads and writes."""
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """List the arguments that the operation writes."""
     written: list[Any] = []
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = kwargs.get(argument.name, args[place] if place < len(args) else None)
             written += value if isinstance(value, (list, tuple)) else [value]
+    return written
+
+
+def _touch(func: Any, ours: Sequence[Tensor], written: Sequence[Any]) -> None:
+    """Tell the streams what the operation reads and writes."""
     for tensor in ours:
         storage = raw(tensor).untyped_storage()
         if storage.nbytes() and tensor.numel():

@@ -1,0 +1,178 @@
+"""Train a client's model on the ranks of one host, each of which holds a shard of it (FSDP2).
+
+The flat vectors that the round reads and writes are those of this rank's rows; whoever else holds rows of the model is
+asked only while it computes. All ranks of a host call every method together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.optim import Optimizer
+
+from flare_dist.comm.host import Host
+from flare_dist.cuts import Cut
+from flare_dist.engines.config import EngineConfig
+from flare_dist.engines.flat_buffers import FlatBuffers
+from flare_dist.fixed import base_digest
+from flare_dist.layout import ParameterLayout, dtypes_of, parameter_layout
+from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
+from flare_dist.tasks.batch import count_examples, split
+from flare_dist.tasks.losses import mean_loss
+from flare_dist.tasks.task import Batch, Count, Task
+
+
+@dataclass(frozen=True)
+class ModelShard:
+    """Tell which rows of a model's trained parameters a rank holds, in the order of its flat vector."""
+
+    number: int
+    count: int
+    whole: ParameterLayout  # of the whole model
+    cuts: tuple[Cut, ...]
+
+
+class ShardedModel:
+    """Step a model of which this rank holds a shard; `parameters` are its rows, float32 [total of this rank]."""
+
+    is_rounded = False
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: nn.Module,
+        device: torch.device,
+        make_optimizer: Callable[[list[Any]], Optimizer],
+        task: Task,
+        host: Host,
+        gradient_clipping: float | None = None,
+    ) -> None:
+        self._task = task
+        self._host = host
+        self._gradient_clipping = gradient_clipping
+        self.base = base_digest(model)
+        whole = parameter_layout(model)
+        cuts = tuple(Cut.of_shard(entry.shape, host.shard, host.shards) for entry in whole.entries)
+        self.shard = ModelShard(host.shard, host.shards, whole, cuts)
+        self.module = _sharded(config, model.to(device), host, device)
+        self.dtypes = dtypes_of(self.module)
+        named: dict[str, Any] = dict(self.module.named_parameters())
+        self._parameters = [named[entry.name] for entry in whole.entries]
+        self.layout = ParameterLayout.of((e.name, p.to_local()) for e, p in zip(whole.entries, self._parameters))
+        self.parameters = torch.cat([p.to_local().detach().flatten() for p in self._parameters])
+        self._gradient = torch.zeros_like(self.parameters)
+        stepped = nn.Parameter(self.parameters)
+        stepped.grad = self._gradient
+        self.optimizer = make_optimizer([stepped])
+        self._buffers = FlatBuffers(self.module)
+        self.buffer_layout = self._buffers.layout
+        self.buffers = self._buffers.vector
+
+    def load(self, parameters: Tensor, buffers: Tensor) -> None:
+        """Give the model these values, and all other buffers those that they began with."""
+        self.parameters.copy_(parameters)
+        self._refresh()
+        self._buffers.load(buffers)
+
+    def collect(self) -> None:
+        """Take the mean of the buffers over the shards; what is not finite on one of them is NaN on all."""
+        self._buffers.collect()
+        if self._host.shards > 1 and self.buffers.numel():
+            self.buffers.copy_(self._host.sum_(self.buffers.clone()).div_(self._host.shards))
+        if not self._host.all_true(bool(self.parameters.isfinite().all())):
+            self.parameters.fill_(torch.nan)
+
+    def mask_(self, factor: Tensor) -> None:
+        """Multiply the parameters by `factor`, in place."""
+        self.parameters.mul_(factor)
+        self._refresh()
+
+    def optimizer_state(self, name: str) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the optimizer of this name, if one outlives a round."""
+        return optimizer_state(self.optimizer, name)
+
+    def load_optimizer_state(self, name: str, saved: dict[str, Any]) -> None:
+        """Take over what `optimizer_state` returned; raises ValueError if it is another optimizer's."""
+        load_optimizer_state(self.optimizer, name, saved, "clients.optimizer")
+
+    def reset(self) -> None:
+        """Forget the optimizer's state, so that no client depends on the one trained before it."""
+        self.optimizer.state.clear()
+
+    def step(self, batch: Batch, penalty: Callable[[Tensor, Tensor], None] | None = None) -> tuple[Tensor, Count]:
+        """Take one optimizer step on a batch, of which each shard computes a part.
+
+        Returns the mean loss of the whole batch, and how many of its labels count. `penalty` adds to (gradient,
+        parameters) of this rank's rows before the step.
+        """
+        part, is_own = _part(batch, self._host)
+        loss, count = mean_loss(self._task, self.module, part)
+        own = count * is_own
+        sums = self._host.sum_(torch.stack([loss.detach() * own, torch.as_tensor(own, device=loss.device)]).double())
+        total = sums[1].clamp(min=1)
+        # Gradients are the mean over the shards of what is backpropagated.
+        (loss * (own * self._host.shards / total).to(loss.dtype)).backward()
+        self._take_gradient()
+        if penalty is not None:
+            penalty(self._gradient, self.parameters)
+        if self._gradient_clipping is not None:
+            self._clip(self._gradient_clipping)
+        self.optimizer.step()
+        self._refresh()
+        return (sums[0] / total).float(), sums[1]
+
+    def _take_gradient(self) -> None:
+        """Move the gradients of this rank's rows to the flat one."""
+        for parameter, (_, own) in zip(self._parameters, self.layout.views(self._gradient)):
+            if parameter.grad is None:  # not used by this batch
+                own.zero_()
+            else:
+                own.copy_(parameter.grad.to_local())
+            parameter.grad = None
+
+    def _clip(self, limit: float) -> None:
+        """Clip the gradient of the whole model at this norm, as torch.nn.utils.clip_grad_norm_ does."""
+        squares = self._host.sum_(self._gradient.double().square().sum())
+        self._gradient.mul_((limit / (squares.sqrt() + 1e-6)).clamp(max=1).float())
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Give the model the values of the flat vector."""
+        for parameter, (_, own) in zip(self._parameters, self.layout.views(self.parameters)):
+            parameter.to_local().copy_(own)
+
+
+def _sharded(config: EngineConfig, model: nn.Module, host: Host, device: torch.device) -> nn.Module:
+    """Shard the blocks that the configuration names, and the rest with the root; nothing stays gathered."""
+    mesh = DeviceMesh.from_group(host.group, device.type, mesh_dim_names=("shard",))
+    half = torch.bfloat16 if config.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(half, torch.float32 if half else None, torch.float32 if half else None)
+    names = config.shard_blocks or getattr(model, "_no_split_modules", None) or ()
+    blocks = [part for part in model.modules() if type(part).__name__ in names and part is not model]
+    if config.shard_blocks and not blocks:
+        kinds = ", ".join(sorted({type(part).__name__ for part in model.modules()}))
+        raise ValueError(
+            f"engine.shard_blocks: the model has no layer of these classes, got {', '.join(config.shard_blocks)}; "
+            f"choose from {kinds}"
+        )
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    return model
+
+
+def _part(batch: Batch, host: Host) -> tuple[Batch, int]:
+    """Return this shard's part of a batch, and 1; if there are fewer examples than shards perhaps another's, and 0."""
+    sizes = _sizes(count_examples(batch), host.shards)
+    parts = split(batch, [size for size in sizes if size])
+    return (parts[host.shard], 1) if sizes[host.shard] else (parts[0], 0)
+
+
+def _sizes(examples: int, shards: int) -> Sequence[int]:
+    """Divide so many examples into parts that differ by one at most."""
+    return [examples // shards + (shard < examples % shards) for shard in range(shards)]

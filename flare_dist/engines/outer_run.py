@@ -1,0 +1,102 @@
+"""Outer steps inside another trainer: its DistributedDataParallel is kept from averaging, its checkpoints get the rest.
+
+Such a trainer saves the weights and the inner optimizer of its first rank alone. What is each replica's own is written
+beside them: by save_hook_state, and a file of the optimizer's state for each rank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flare_dist.comm.collectives import debugging_hooks, gather_objects, rank_and_size
+from flare_dist.engines.attach_ddp import check_ddp
+from flare_dist.hook.checkpoint import load_hook_state, save_hook_state
+from flare_dist.hook.outer import outer
+from flare_dist.hook.outer_settings import settings_of
+from flare_dist.hook.outer_steps import OuterSteps
+
+SETTINGS_OF_OUTER = ("preset", "seed", "offload")
+
+
+def check_outer(user: str, outer_settings: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Raise ValueError at once for what `outer` would refuse when training begins."""
+    if others:
+        names = ", ".join(others)
+        raise ValueError(f"{user}.outer: takes all settings itself, got {names} beside it; write them there")
+    own = {key: value for key, value in outer_settings.items() if key not in SETTINGS_OF_OUTER}
+    settings_of(outer_settings.get("preset"), own)
+
+
+class OuterRun:
+    """The outer steps of one training, and the weights that are shown while the trainer evaluates or saves."""
+
+    def __init__(self, user: str, wrapped: nn.Module, optimizers: Sequence[Any], settings: Mapping[str, Any]) -> None:
+        """Begin with the weights of the first replica; `wrapped` is the model as the trainer has wrapped it."""
+        if not isinstance(wrapped, DistributedDataParallel):
+            raise ValueError(
+                f"{user}.outer: needs a DistributedDataParallel model, got {type(wrapped).__name__}; start several "
+                "ranks, without DeepSpeed and FSDP"
+            )
+        check_ddp(wrapped)
+        wrapped.register_comm_hook(None, debugging_hooks.noop_hook)
+        wrapped.broadcast_buffers = False  # each replica has its own
+        self.steps: OuterSteps = outer(wrapped.module, **settings)
+        self._optimizers = [getattr(each, "optimizer", each) for each in optimizers]
+        self._shown = ExitStack()
+        self._is_shown = False
+
+    def step(self) -> None:
+        """Count a step of the inner optimizers."""
+        self.hide_global()
+        group = self._optimizers[0].param_groups[0]
+        self.steps.step(lr=float(group["lr"]) if self.steps.settings.pull else None)
+
+    def show_global(self) -> None:
+        """Let the model have the global weights until `hide_global`."""
+        if not self._is_shown:
+            self._shown.enter_context(self.steps.averaged())
+            self._is_shown = True
+
+    def hide_global(self) -> None:
+        """Give the model its own weights back."""
+        self._shown.close()
+        self._is_shown = False
+
+    def finish(self) -> None:
+        """Let all replicas end with the same weights."""
+        self.hide_global()
+        self.steps.finish()
+
+    def save(self, directory: Path) -> None:
+        """Write what is this replica's own; every rank calls it."""
+        self.hide_global()
+        save_hook_state(self.steps, directory)
+        state = [optimizer.state_dict() for optimizer in self._optimizers]
+        torch.save(state, self._file(directory))
+
+    def load(self, directory: Path) -> None:
+        """Take over what `save` wrote; replicas that are new keep the optimizer's state that the trainer has loaded."""
+        load_hook_state(self.steps, directory)
+        path = self._file(directory)
+        has_own = path.exists()
+        if has_own:
+            for optimizer, state in zip(self._optimizers, torch.load(path, map_location="cpu", weights_only=True)):
+                optimizer.load_state_dict(state)
+        if not all(gather_objects(has_own, self.steps.process_group, self.steps.parameters[0].device)):
+            warnings.warn(
+                f"outer: {directory} holds no optimizer of some replicas, as many as there are now did not save; they "
+                "go on with that of the checkpoint",
+                stacklevel=2,
+            )
+
+    def _file(self, directory: Path) -> Path:
+        rank, size = rank_and_size(self.steps.process_group)
+        return directory / f"inner-optimizer-{rank:05d}-of-{size:05d}.pt"
