@@ -27,10 +27,10 @@ from flare_dist.conditions import (
     is_masked,
     preconditions,
     scores_on_server_data,
-    steps_by_name,
 )
 from flare_dist.exclusion import Exclusion
 from flare_dist.exclusions_one_batch import ONE_BATCH, only_always
+from flare_dist.exclusions_optimizers import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS
 from flare_dist.exclusions_shards import SHARDS
 
 BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
@@ -50,29 +50,13 @@ EXCLUSIONS = (
               lambda c: c.clients.per_round is not None and c.clients.num != "auto"
               and c.clients.per_round > c.clients.num,
               "more clients per round than there are", "choose at most clients.num, or null for all"),
-    Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with an optimizer of your own",
-              lambda c: c.clients.momentum > 0 and steps_by_name(c), "your own optimizer takes options alone",
-              "write it under clients.optimizer_options"),
-    Exclusion(("clients.weight_decay", "clients.optimizer"), "weight decay with an optimizer of your own",
-              lambda c: c.clients.weight_decay > 0 and steps_by_name(c), "your own optimizer takes options alone",
-              "write it under clients.optimizer_options"),
-    Exclusion(("clients.optimizer", "engine.name"), "an optimizer of your own with DeepSpeed",
-              lambda c: steps_by_name(c) and c.engine.name == "deepspeed",
-              "DeepSpeed's step divides flat parameters among ranks, which has no names", "use engine.name=accelerate"),
-    Exclusion(("clients.momentum", "clients.optimizer"), "local momentum with adam or adamw",
-              lambda c: c.clients.momentum > 0 and c.clients.optimizer != "sgd",
-              "only sgd takes momentum", "set 0, or use clients.optimizer=sgd"),
+    *CLIENT_OPTIMIZERS,
     Exclusion(("clients.step_ahead", *SENT), "step_ahead without a residual",
               lambda c: c.mode == "federated" and c.clients.step_ahead > 0 and has_no_residual(c),
               "step_ahead follows the residual, and there is none", "send less, with ec or dgc", ("mode",)),
     *METHODS_EXCLUDE,
     # Server
-    Exclusion(("server.momentum", "server.optimizer"), "server momentum with an optimizer without one",
-              lambda c: bool(c.server.momentum) and not c.server.takes_momentum,
-              "this optimizer takes no momentum", "leave it out, or use sgd, fedavgm or rmsprop"),
-    Exclusion(("server.betas", "server.optimizer"), "server betas with an optimizer without moments",
-              lambda c: c.server.betas is not None and not c.server.takes_betas,
-              "this optimizer takes no betas", "leave them out"),
+    *SERVER_OPTIMIZERS,
     # Compression
     Exclusion(("compression.dense_below", "compression.scope"), "whole small tensors with a scope other than tensor",
               lambda c: c.compression.dense_below > 0 and c.compression.scope != "tensor",

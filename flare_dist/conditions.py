@@ -15,9 +15,19 @@ def trains(c: Any, objective: str) -> bool:
     return bool(c.mode == "federated" and c.clients.objective == objective)
 
 
-def steps_by_name(c: Any) -> bool:
-    """Tell whether the clients' optimizer is the user's own, which is given each parameter by its name."""
+def has_own_optimizer(c: Any) -> bool:
+    """Tell whether the clients' optimizer is the user's own."""
     return is_own(c.clients.optimizer, ())
+
+
+def steps_by_name(c: Any) -> bool:
+    """Tell whether the clients' optimizer is given each parameter by its name."""
+    return has_own_optimizer(c) or bool(c.clients.optimizer == "muon")
+
+
+def keeps_optimizer(c: Any) -> bool:
+    """Tell whether the state of the local optimizer stays with each client between rounds."""
+    return bool(c.mode == "federated" and c.clients.keep_optimizer)
 
 
 def has_clients(c: Any) -> bool:
@@ -30,8 +40,9 @@ def has_local_rounds(c: Any) -> bool:
 
 
 def has_client_memory(c: Any) -> bool:
-    """Tell whether clients remember a residual, or the vectors of their objective."""
-    return c.mode == "federated" and bool(c.exchanged.feedback.state_names or c.clients.memory_names)
+    """Tell whether clients remember a residual, the vectors of their objective or their optimizer."""
+    of_method = c.mode == "federated" and bool(c.exchanged.feedback.state_names or c.clients.memory_names)
+    return of_method or keeps_optimizer(c)
 
 
 def has_no_residual(c: Any) -> bool:

@@ -43,8 +43,11 @@ def inner_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, re
     optimizer.step()
 
 
+LR = 1e-2
+
+
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return torch.optim.AdamW(model.parameters(), lr=LR)
 
 
 def train(world: World, settings: dict[str, Any], steps: int = STEPS) -> tuple[list[Tensor], list[Tensor], int]:
@@ -54,7 +57,7 @@ def train(world: World, settings: dict[str, Any], steps: int = STEPS) -> tuple[l
     optimizer = adamw(model)
     for step in range(1, steps + 1):
         inner_step(model, optimizer, step, world.rank)
-        outer.step()
+        outer.step(lr=LR)
     own = [parameter.detach().clone() for parameter in model.parameters()]
     with outer.averaged():
         shared = [parameter.detach().clone() for parameter in model.parameters()]
@@ -85,13 +88,16 @@ def test_replicas_end_with_the_same_weights() -> None:
 class Oracle:
     """All replicas in one process."""
 
-    def __init__(self, replicas: int, every: int, parts: list[list[int]], delay: int, mix: float, density: float):
+    def __init__(
+        self, replicas: int, every: int, parts: list[list[int]], delay: int, mix: float, density: float, pull: float
+    ) -> None:
         self.models = [net() for _ in range(replicas)]
         self.inner = [adamw(model) for model in self.models]
         self.start = list(copy.deepcopy(self.models[0]).parameters())
         self.optimizers = [torch.optim.SGD([self.start[n] for n in part], **DILOCO) for part in parts]
         self.residuals = [[torch.zeros_like(p) for p in self.start] for _ in self.models]
         self.every, self.parts, self.delay, self.mix, self.density = every, parts, delay, mix, density
+        self.distance = LR * pull
         self.sent: dict[int, tuple[int, list[Tensor]]] = {}  # by the step in which it is due
 
     @torch.no_grad()
@@ -107,6 +113,18 @@ class Oracle:
             mean.index_add_(0, places, total[places] / len(moved))
             residuals[number] = total.index_fill(0, places, 0).view_as(one)
         return mean.view_as(moved[0])
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Of tensors that are not on the way: p - distance * sign(p - start - A) where |A| is above its median."""
+        away = {number for place, _ in self.sent.values() for number in self.parts[place]}
+        for model, residuals in zip(self.models, self.residuals):
+            for number, local in enumerate(model.parameters()):
+                towards = -residuals[number]  # what is fed back is start - p
+                nearest_rank = towards.abs().flatten().sort().values[round((local.numel() - 1) / 2)]
+                mask = towards.abs() > nearest_rank
+                if number not in away:
+                    local.sub_(self.distance * mask * (local - self.start[number] - towards).sign())
 
     @torch.no_grad()
     def outer_step(self, step: int) -> None:
@@ -127,22 +145,25 @@ class Oracle:
         for step in range(1, STEPS + 1):
             for replica, (model, optimizer) in enumerate(zip(self.models, self.inner)):
                 inner_step(model, optimizer, step, replica)
+            self.pull()
             self.outer_step(step)
         return iter([[p.detach() for p in model.parameters()] for model in self.models])
 
 
-CASES = [  # fragments, delay, mix, density
-    (1, 0, 0.0, 1.0),
-    (2, 0, 0.0, 1.0),
-    (2, 3, 0.5, 1.0),
-    (1, 5, 0.25, 0.1),
-    (2, 2, 0.0, 0.1),
-    (1, 0, 0.0, 0.1),
+CASES = [  # fragments, delay, mix, density, pull
+    (1, 0, 0.0, 1.0, 0.0),
+    (2, 0, 0.0, 1.0, 0.0),
+    (2, 3, 0.5, 1.0, 0.0),
+    (1, 5, 0.25, 0.1, 0.0),
+    (2, 2, 0.0, 0.1, 0.0),
+    (1, 0, 0.0, 0.1, 0.0),
+    (1, 0, 0.0, 0.1, 0.25),
+    (2, 2, 0.5, 0.1, 0.25),
 ]
 
 
 def train_all(world: World) -> list[tuple[list[Tensor], list[Tensor], int]]:
-    names = ("fragments", "delay", "mix", "density")
+    names = ("fragments", "delay", "mix", "density", "pull")
     return [train(world, {"every": 6, "outer_options": DILOCO} | dict(zip(names, case))) for case in CASES]
 
 
@@ -156,10 +177,10 @@ def trained(replicas: int) -> list[list[tuple[list[Tensor], list[Tensor], int]]]
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_are_those_of_the_oracle(replicas: int, case: int) -> None:
     """Bitwise, but for the dense sum of four replicas, whose order gloo chooses."""
-    fragments, delay, mix, density = CASES[case]
+    fragments, delay, mix, density, pull = CASES[case]
     parts = [[0], [1, 2, 3]] if fragments == 2 else [[0, 1, 2, 3]]
     found = [own[case] for own in trained(replicas)]
-    expected = list(Oracle(replicas, 6, parts, delay, mix, density).train())
+    expected = list(Oracle(replicas, 6, parts, delay, mix, density, pull).train())
     for (own, _, wire_bytes), one in zip(found, expected):
         for mine, theirs in zip(own, one):
             if density == 1 and replicas == 4:
@@ -168,6 +189,9 @@ def test_replicas_are_those_of_the_oracle(replicas: int, case: int) -> None:
                 assert torch.equal(mine, theirs)
         assert wire_bytes > 0
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1]))  # the global weights
+    if pull:
+        plain = trained(replicas)[0][CASES.index((1, 0, 0.0, 0.1, 0.0))]
+        assert not any(torch.equal(a, b) for a, b in zip(found[0][0], plain[0]))
 
 
 def take_local_steps(world: World) -> list[Tensor]:
@@ -198,6 +222,7 @@ def test_averages_after_each_step_are_data_parallel_sgd() -> None:
 
 
 RESUMED: dict[str, Any] = {"every": 6, "fragments": 2, "delay": 4, "mix": 0.5, "density": 0.1, "residual_decay": 0.9}
+RESUMED["pull"] = 0.25
 
 
 def stop_and_go_on(world: World, directory: Path, at: int) -> tuple[list[Tensor], list[Tensor], int]:
@@ -207,7 +232,7 @@ def stop_and_go_on(world: World, directory: Path, at: int) -> tuple[list[Tensor]
     optimizer = adamw(first)
     for step in range(1, at + 1):
         inner_step(first, optimizer, step, world.rank)
-        outer.step()
+        outer.step(lr=LR)
     flare_dist.save_hook_state(outer, directory)
     model = net(seed=7)  # nothing of it counts
     outer = flare_dist.outer(model, **RESUMED)
@@ -216,7 +241,7 @@ def stop_and_go_on(world: World, directory: Path, at: int) -> tuple[list[Tensor]
     optimizer.load_state_dict(saved)
     for step in range(at + 1, STEPS + 1):
         inner_step(model, optimizer, step, world.rank)
-        outer.step()
+        outer.step(lr=LR)
     own = [parameter.detach().clone() for parameter in model.parameters()]
     with outer.averaged():
         return own, [parameter.detach().clone() for parameter in model.parameters()], outer.finished_steps
@@ -243,7 +268,7 @@ def save_at_ten(world: World, directory: Path) -> dict[str, Any]:
     optimizer = adamw(model)
     for step in range(1, 11):
         inner_step(model, optimizer, step, world.rank)
-        outer.step()
+        outer.step(lr=LR)
     flare_dist.save_hook_state(outer, directory)
     return outer.state_dict()
 
@@ -292,8 +317,12 @@ def refuse_on_all(world: World, what: str) -> str:
         settings = {"fragments": 6}
     elif what == "a setting of steps":
         settings = {"preconditioner": "adam"}
+    elif what == "a pull to nothing":
+        settings = {"pull": 0.1}
+    elif what == "a pull without a rate":
+        settings = {"pull": 0.1, "density": 0.1}
     with pytest.raises(ValueError, match="outer") as error:
-        flare_dist.outer(model, **settings)
+        flare_dist.outer(model, **settings).step()
     return str(error.value)
 
 
@@ -303,6 +332,8 @@ REFUSED = {
     "nothing trained": "no parameters with requires_grad",
     "too many fragments": "outer.fragments: each needs a tensor of its own, got 6 for 4 tensors",
     "a setting of steps": "outer: unknown choice, got 'preconditioner'",
+    "a pull to nothing": "outer.pull: leads to what error feedback holds, got 0.1 without any; send less",
+    "a pull without a rate": "outer.step: the pull is outer.pull times the rate of the inner optimizer, got no lr",
 }
 
 
@@ -324,6 +355,8 @@ def test_what_does_not_fit_is_refused_in_one_line_on_all_replicas() -> None:
         ({"every": 30, "fragments": 4}, "choose a divisor of 30"),
         ({"every": 4, "delay": 4}, "choose less than 4"),
         ({"mix": 1.0}, "outer.mix"),
+        ({"pull": -0.1}, "outer.pull"),
+        ({"pull_percentile": 100.0}, "outer.pull_percentile"),
         ({"outer_optimizer": "lion"}, "outer.outer_optimizer"),
         ({"outer_options": {"lr": 1, "moment": 0.9}}, "moment"),
     ],

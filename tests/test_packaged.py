@@ -59,7 +59,7 @@ def test_a_file_of_the_user_wins_and_a_folder_does_not(nowhere: Path) -> None:
         ("fc", "did you mean flare/fc?"),
         ("configs/quickstart.yaml", "did you mean quickstart?"),
         ("flare/cf", "did you mean flare/fc or flare/cnn?"),
-        ("mine.yaml", "check the path, or choose a packaged one: extreme_sparsity, mnist_2nn, "),
+        ("mine.yaml", "check the path, or choose a packaged one: diloco, extreme_sparsity, "),
     ],
 )
 def test_a_missing_file_is_answered_with_packaged_names(nowhere: Path, text: str, said: str) -> None:

@@ -58,6 +58,18 @@ def test_only_a_plain_step_on_few_entries_is_taken_entry_by_entry() -> None:
         server(momentum=0.9).step(1, SparseSum())
 
 
+def test_nesterov_steps_by_the_momentum_that_is_to_come() -> None:
+    """v <- .9 v + Delta, w <- w + .7 (Delta + .9 v); without momentum the step stays plain."""
+    used, w, v = server(**NESTEROV), start(), torch.zeros(TOTAL)
+    for round_ in (1, 2, 3):
+        used.step(round_, delta(round_))
+        v = 0.9 * v + delta(round_)
+        w = w + 0.7 * (delta(round_) + 0.9 * v)
+        torch.testing.assert_close(used.parameters.data, w)
+    assert not used.is_plain
+    assert server(momentum=0.0).is_plain
+
+
 def test_the_schedule_scales_the_rate() -> None:
     used = Server(torch.zeros(1), torch.empty(0), ServerConfig(lr=2.0, lr_schedule="linear"), rounds=4)
     steps = []
@@ -110,7 +122,11 @@ def test_estimates_are_restored() -> None:
         assert total.tolist() == [0.0, 4.0, 2.0]
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": name, "lr": 0.1} for name in OPTIMIZERS] + [{"momentum": 0.9}])
+NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
+SETTINGS: list[dict[str, Any]] = [{"optimizer": name, "lr": 0.1} for name in OPTIMIZERS] + [{"momentum": 0.9}, NESTEROV]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_a_restored_server_goes_on_as_if_nothing_had_happened(settings: dict[str, Any]) -> None:
     straight = server(lr_schedule="cosine", **settings)
     for round_ in (1, 2, 3):

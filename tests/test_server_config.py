@@ -14,8 +14,9 @@ from flare_dist.server.config import ServerConfig
 def test_defaults_of_optimizers_are_those_published() -> None:
     assert ServerConfig(optimizer="fedavgm").settings.momentum == 0.9
     assert ServerConfig(optimizer="fedavgm", momentum=0.0).settings.momentum == 0.0
-    assert ServerConfig(optimizer="fedadam").settings[2:] == ((0.9, 0.99), 1e-3)
+    assert ServerConfig(optimizer="fedadam").settings[2:4] == ((0.9, 0.99), 1e-3)
     assert ServerConfig(optimizer="fedadagrad").settings.betas == (0.0, 0.99)
+    assert ServerConfig(optimizer="fedavgm", nesterov=True).settings.nesterov
     assert not ServerConfig(optimizer="fedavgm", momentum=0.0).has_memory
     assert ServerConfig(optimizer="fedadagrad").has_memory
 
@@ -34,6 +35,15 @@ def test_defaults_of_optimizers_are_those_published() -> None:
         (
             {"optimizer": "fedadam", "momentum": 0.9},
             "server.momentum: this optimizer takes no momentum, got 0.9 with server.optimizer=fedadam",
+        ),
+        (
+            {"nesterov": True},
+            "server.nesterov: there is no momentum to look ahead by, got true with server.optimizer=sgd and "
+            "server.momentum=null; use sgd or fedavgm with a momentum",
+        ),
+        (
+            {"optimizer": "rmsprop", "momentum": 0.9, "nesterov": True},
+            "server.nesterov: there is no momentum to look ahead by, got true with server.optimizer=rmsprop",
         ),
         (
             {"optimizer": "sgd", "betas": (0.9, 0.9)},

@@ -16,7 +16,9 @@ from flare_dist.config.config import Config
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.datasets import DataSplits, load
+from flare_dist.hook.outer_settings import PRESETS
 from flare_dist.layout import parameter_layout
+from flare_dist.models.lstm import CharacterLSTM
 from flare_dist.models.registry import build
 from flare_dist.rounds.build_run import build_for, build_run, divide
 from flare_dist.rounds.federated import federated_round
@@ -51,6 +53,10 @@ class Encoder(nn.Module):
 def encoder(input_shape: tuple[int, ...], num_classes: int, vocabulary: Vocabulary | None = None) -> nn.Module:
     assert vocabulary is not None
     return Encoder(vocabulary, num_classes)
+
+
+def small_lstm(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return CharacterLSTM(num_classes, embedding_size=8, hidden_size=32)
 
 
 def labelled(root: Path) -> Path:
@@ -200,6 +206,34 @@ def test_the_configuration_of_fedavg_learns_roles(tmp_path: Path) -> None:
     after = evaluate(trained(config, data, 2).model.module, of(data), data.task)
     assert before["perplexity"] == pytest.approx(257, rel=0.2)
     assert after["perplexity"] < 0.5 * before["perplexity"]
+
+
+MULOCO = pytest.param(
+    "muloco", marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch.optim.Muon")
+)
+
+
+@pytest.mark.parametrize("name", ["diloco", "sparseloco", MULOCO])
+def test_the_configurations_of_outer_steps_are_their_presets_and_learn_roles(name: str, tmp_path: Path) -> None:
+    """As they are shipped, but for a small model, and fewer and larger steps on three roles."""
+    settings = PRESETS[name]
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    clients = config.clients
+    assert clients.local_steps == settings["every"]
+    assert clients.keep_optimizer
+    outer = {"lr": 1.0, "momentum": None, "nesterov": False} | settings["outer_options"]
+    assert {key: getattr(config.server, key) for key in outer} == outer
+    own = {key: value for key, value in settings.items() if hasattr(config.compression, key)}
+    assert config.compression.is_dense if own == {"density": 1.0} else own.items() <= vars(config.compression).items()
+    muon = dataclasses.replace(clients.muon, adamw_lr=0.02)
+    few = dataclasses.replace(clients, num=3, local_steps=8, batch_size=2, lr=0.02, muon=muon)
+    text = dataclasses.replace(config.data, root=str(roles(tmp_path)), sequence_length=20)
+    small = dataclasses.replace(config.model, name="tests.test_texts:small_lstm")
+    config = dataclasses.replace(config, rounds=3, clients=few, data=text, model=small)
+    data = load(config.data, config.seed)
+    before = evaluate(build_for(config, data), of(data), data.task)
+    after = evaluate(trained(config, data, 3).model.module, of(data), data.task)
+    assert after["perplexity"] < 0.8 * before["perplexity"]
 
 
 def test_the_configuration_of_flare_is_that_of_its_paper_on_roles(tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def test_an_engine_for_smaller_batches_takes_the_place_of_the_first(seen: Any) -
 
 
 OUTER: dict[str, Any] = {"every": 2, "outer_options": {"lr": 0.7, "momentum": 0.9, "nesterov": True}, "density": 0.1}
+OUTER["pull"] = 0.25
 
 
 def outer_trained(directory: Path, resume: Path | None = None, **arguments: Any) -> tuple[Any, Any]:
@@ -286,7 +287,7 @@ def bare_outer(trainer: Any) -> Tensor:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        outer.step()
+        outer.step(lr=0.01)
     outer.finish()
     return flat(model)
 

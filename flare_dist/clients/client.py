@@ -18,6 +18,7 @@ from torch import Tensor
 from flare_dist.algorithms.algorithm import Algorithm, LocalContext, LocalWork, Penalty, as_it_is
 from flare_dist.algorithms.methods import algorithm_of
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.clients.kept_optimizer import OPTIMIZER, KeptOptimizer
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.data.batches import Batches
 from flare_dist.schedules import parse_schedule, set_lr
@@ -50,7 +51,7 @@ class LocalTrainer:
     """The local training loop of this rank, over a model whose flat vectors are allocated once.
 
     `algorithm` may add a penalty to the loss; by default it is the clients' objective. `of_all_shards` puts a vector
-    together of which each rank of the host has a part.
+    together of which each rank of the host has a part. With `kept` each client goes on with its own optimizer.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class LocalTrainer:
         seed: int,
         algorithm: Algorithm | None = None,
         of_all_shards: Callable[[Tensor], Tensor] | None = None,
+        kept: KeptOptimizer | None = None,
     ) -> None:
         self.model = model
+        self.kept = kept
         self.source = source
         self.config = config
         self.rounds = rounds
@@ -100,8 +103,9 @@ class LocalTrainer:
         mask: LocalMask | None = None,
         told: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> ClientResult:
-        """Train on `examples` (int64 indices) from the global model; `state` is the client's memory, read only.
+        """Train on `examples` (int64 indices) from the global model; `state` is the client's memory.
 
+        It is only read, but for the optimizer that is kept there if the result is finite.
         `told` is what the server remembers for the algorithm, as far as clients are told.
         With a `mask` the model is sparse, and the delta counts only if the resulting mask is true.
         """
@@ -114,6 +118,8 @@ class LocalTrainer:
         if mask is not None:
             self.model.mask_(mask.factor)
         self.model.reset()
+        if self.kept:
+            self.kept.read(state[OPTIMIZER])
         context = LocalContext(
             self.model.layout,
             round_,
@@ -133,6 +139,8 @@ class LocalTrainer:
             self.model_delta.sub_(penalty.moved)
         buffer_delta = self.model.buffers - global_buffers
         result = ClientResult(client, len(examples), train_loss, self.model_delta, buffer_delta)
+        if self.kept and result.is_finite:
+            self.kept.write(state[OPTIMIZER])
         return replace(result, mask=mask.mask, squares=mask.squares) if mask else result
 
     def run_steps(

@@ -10,6 +10,7 @@ from flare_dist.algorithms.feddyn import FedDynConfig
 from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.algorithms.flare import FlareConfig
 from flare_dist.algorithms.methods import algorithm_of, objective_of
+from flare_dist.clients.muon import MuonConfig
 from flare_dist.clients.optimizers import find_optimizer
 from flare_dist.compatibility import EXCLUSIONS
 from flare_dist.data.batches import batch_sizes, count_batches
@@ -37,9 +38,13 @@ class ClientsConfig:
         smallest_batch: fewest examples that a step, or a piece of one, is taken on: fewer at the end of a pass go with
             the batch before them (null = 1, or 2 if the model cannot be trained on one, as with BatchNorm on maps of
             1x1).
-        optimizer: sgd, adam or adamw, or your own as package.module:callable, which is called with (named_parameters,
-            lr, **options) and returns a torch.optim.Optimizer; in mode federated its state starts fresh in every round.
+        optimizer: sgd, adam, adamw, muon (for matrices, with AdamW for the rest), or your own as
+            package.module:callable, which is called with (named_parameters, lr, **options) and returns a
+            torch.optim.Optimizer; in mode federated its state starts fresh in every round, but for keep_optimizer.
         optimizer_options: keyword arguments of your own optimizer.
+        keep_optimizer: whether each client goes on with what its optimizer remembered at the end of the last round that
+            it took part in, as replicas of DiLoCo do; it stays with the client as a residual does.
+        muon: settings of the muon optimizer.
         lr: learning rate of the local optimizer.
         lr_schedule: factor on lr over the rounds: constant, linear, cosine, exponential:FINAL[@ROUNDS] or
             step:FACTOR@ROUND,..., or your own as package.module:callable, called with (round, rounds, **options).
@@ -73,6 +78,8 @@ class ClientsConfig:
     smallest_batch: int | None = None
     optimizer: str = "sgd"
     optimizer_options: Options = field(default_factory=dict, hash=False)
+    keep_optimizer: bool = False
+    muon: MuonConfig = field(default_factory=MuonConfig)
     lr: float = 0.1
     lr_schedule: str = "constant"
     lr_schedule_options: Options = field(default_factory=dict, hash=False)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flare_dist.clients.state import on_device
+from flare_dist.clients.state import copy_by_name, on_device
 from flare_dist.clients.version_files import create, remove_versions, sync
 from flare_dist.clients.versions import FileLayout, StoredStates, Version, checksum
 
@@ -25,13 +26,19 @@ class FileStates:
     """
 
     def __init__(
-        self, names: Sequence[str], total: int, device: torch.device, directory: Path, share: tuple[int, int] = (0, 1)
+        self,
+        names: Sequence[str],
+        total: int,
+        device: torch.device,
+        directory: Path,
+        share: tuple[int, int] = (0, 1),
+        sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.names = names
-        self.total = total
         self.device = device
         self.share = share
-        self.clients = StoredStates(directory, FileLayout(tuple(names), total), {})  # reading one checks it
+        layout = FileLayout(tuple(names), total, dict(sizes))
+        self.clients = StoredStates(directory, layout, {})  # reading one checks it
         self._changing: set[int] = set()  # clients whose version no checkpoint names yet
         self._unchecked: set[int] = set()  # clients whose version an earlier process wrote
         self._replaced: list[tuple[int, int]] = []  # versions that the last checkpoint names and the next one will not
@@ -45,8 +52,7 @@ class FileStates:
     def load(self, client: int, vectors: dict[str, Tensor]) -> None:
         """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
         with self._changed(client) as home:
-            for name, vector in home.items():
-                vector.copy_(vectors[name]) if name in vectors else vector.zero_()
+            copy_by_name(vectors, home)
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
         """Begin with the states that a checkpoint holds; nothing else stays in the directory.

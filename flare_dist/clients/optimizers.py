@@ -1,6 +1,6 @@
 """Make local optimizers over the tensors that an engine trains, often one flat vector of them all.
 
-The user's own takes (named_parameters, lr, **options), for it may treat a matrix otherwise than a bias.
+The user's own takes (named_parameters, lr, **options), for it may treat a matrix otherwise than a bias, as Muon does.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from flare_dist.clients.muon import MuonConfig, check_muon, muon_of
 from flare_dist.named import Options, bind, call, expect, find, is_own
 from flare_dist.schedules import remember_factors
 
+Make = Callable[[list[Any], float, float, float], Optimizer]
+
 KEY = "clients.optimizer"
+MUON = "muon"
 EXAMPLE = "torch.optim.SGD(named_parameters, lr)"
 
 
@@ -30,13 +34,16 @@ def adamw(parameters: list[nn.Parameter], lr: float, momentum: float, weight_dec
     return AdamW(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def find_optimizer(name: Any, options: Options) -> Callable[[list[Any], float, float, float], Optimizer]:
-    """Find what makes an optimizer of (parameters, lr, momentum, weight_decay); the user's of (name, parameter) pairs.
+def find_optimizer(name: Any, options: Options, muon: MuonConfig | None = None, model: nn.Module | None = None) -> Make:
+    """Find what makes an optimizer of (parameters, lr, momentum, weight_decay); of (name, parameter) pairs `by_name`.
 
-    ValueError names clients.optimizer or one of its options.
+    Muon looks for embeddings and the output layer in `model`. ValueError names clients.optimizer or one of its options.
     """
-    found = find(KEY, name, OPTIMIZERS)
-    if not steps_by_name(name):
+    makers: dict[str, Make] = OPTIMIZERS | {MUON: muon_of(muon or MuonConfig(), model or nn.Module())}
+    found = find(KEY, name, makers)
+    if name == MUON:
+        check_muon()
+    if not is_own(name, makers):
         return bind(KEY, name, found, options, ["parameters", "lr", "momentum", "weight_decay"])
     users = bind(KEY, name, found, options, ["named_parameters", "lr"])
 
@@ -50,10 +57,10 @@ def find_optimizer(name: Any, options: Options) -> Callable[[list[Any], float, f
 
 def steps_by_name(name: Any) -> bool:
     """Tell whether an optimizer is given each parameter by its name, and not one flat vector."""
-    return is_own(name, OPTIMIZERS)
+    return name == MUON or is_own(name, OPTIMIZERS)
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, float, float], Optimizer]] = {
+OPTIMIZERS: dict[str, Make] = {  # of one flat vector
     "sgd": sgd,
     "adam": adam,
     "adamw": adamw,

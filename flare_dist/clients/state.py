@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,19 +27,42 @@ def on_device(home: dict[str, Tensor], device: torch.device) -> Iterator[dict[st
             vector.copy_(lent[name])
 
 
-class ClientStates:
-    """Keep the states of the clients that live on this rank: a dict of flat vectors for each, zero at first use."""
+def copy_by_name(saved: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> None:
+    """Copy what a checkpoint has saved of a client into its vectors; one that it does not hold starts at zero.
 
-    def __init__(self, names: Sequence[str], total: int, device: torch.device) -> None:
+    Raises ValueError if a vector has another length, which only an optimizer's may.
+    """
+    for name, vector in vectors.items():
+        if name in saved and saved[name].shape != vector.shape:
+            raise ValueError(
+                f"clients.optimizer: clients have kept {saved[name].numel()} numbers of theirs, got one that keeps "
+                f"{vector.numel()}; go on with the optimizer that the run was started with"
+            )
+        vector.copy_(saved[name]) if name in saved else vector.zero_()
+
+
+class ClientStates:
+    """Keep the states of the clients that live on this rank: a dict of flat vectors for each, zero at first use.
+
+    A vector has `total` entries, but for those in `sizes`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        total: int,
+        device: torch.device,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.names = names
-        self.total = total
+        self.sizes = {name: sizes.get(name, total) for name in names}
         self.device = device
         self.clients: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:
         if client not in self.clients:
-            home = roomy(self.device, 4 * self.total * len(self.names))
-            self.clients[client] = {name: torch.zeros(self.total, device=home) for name in self.names}
+            home = roomy(self.device, 4 * sum(self.sizes.values()))
+            self.clients[client] = {name: torch.zeros(size, device=home) for name, size in self.sizes.items()}
         return self.clients[client]
 
     @contextmanager
@@ -52,8 +76,7 @@ class ClientStates:
 
     def load(self, client: int, vectors: dict[str, Tensor]) -> None:
         """Take over a client's state from a checkpoint; a vector that the checkpoint does not hold starts at zero."""
-        for name, vector in self[client].items():
-            vector.copy_(vectors[name]) if name in vectors else vector.zero_()
+        copy_by_name(vectors, self[client])
 
     def take_over(self, saved: Mapping[int, dict[str, Tensor]]) -> None:
         """Begin with the states that a checkpoint holds, by client."""

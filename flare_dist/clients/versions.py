@@ -30,19 +30,23 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Place the vectors `names`, each float32 [total], in a file: one after another."""
+    """Place the vectors `names`, each float32 [total] or of its own of `sizes`, in a file: one after another."""
 
     names: tuple[str, ...]
     total: int
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
-    def _stride(self) -> int:
-        return -(-self.total // ALIGNMENT) * ALIGNMENT
+    def _strides(self) -> list[int]:
+        return [-(-self._size(name) // ALIGNMENT) * ALIGNMENT for name in self.names]
+
+    def _size(self, name: str) -> int:
+        return self.sizes.get(name, self.total)
 
     @property
     def nbytes(self) -> int:
         """Compute the length of a file."""
-        return 4 * self._stride * len(self.names)
+        return 4 * sum(self._strides)
 
     def map(self, path: Path, writable: bool) -> Tensor:
         """Map a whole file as float32 [entries], until the tensor is gone; changes reach the file if `writable`."""
@@ -50,7 +54,7 @@ class FileLayout:
 
     def vectors(self, mapped: Tensor) -> dict[str, Tensor]:
         """View the vectors of a mapped file by name."""
-        return {name: own[: self.total] for name, own in zip(self.names, mapped.split(self._stride))}
+        return {name: own[: self._size(name)] for name, own in zip(self.names, mapped.split(self._strides))}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class StoredStates(Mapping[int, dict[str, Tensor]]):
         versions: dict[int, Version] = {}
         superseded: dict[int, list[tuple[int, int]]] = {}
         for part in saved:
-            layout = FileLayout(tuple(part["names"]), part["total"])
+            layout = FileLayout(tuple(part["names"]), part["total"], part.get("sizes", {}))
             versions |= {client: Version(*own) for client, own in part["versions"].items() if is_ours(client)}
             for round_, old in part["superseded"].items():
                 superseded.setdefault(round_, []).extend(tuple(own) for own in old if is_ours(own[0]))
@@ -82,7 +86,9 @@ class StoredStates(Mapping[int, dict[str, Tensor]]):
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint holds of them, in plain containers."""
         versions = {client: tuple(version) for client, version in self.versions.items()}
-        layout = {"names": list(self.layout.names), "total": self.layout.total}
+        layout: dict[str, Any] = {"names": list(self.layout.names), "total": self.layout.total}
+        if self.layout.sizes:
+            layout["sizes"] = dict(self.layout.sizes)
         return layout | {"versions": versions, "superseded": self.superseded}
 
     def __getitem__(self, client: int) -> dict[str, Tensor]:

@@ -56,7 +56,8 @@ class OuterRun:
     def step(self) -> None:
         """Count a step of the inner optimizers."""
         self.hide_global()
-        self.steps.step()
+        group = self._optimizers[0].param_groups[0]
+        self.steps.step(lr=float(group["lr"]) if self.steps.settings.pull else None)
 
     def show_global(self) -> None:
         """Let the model have the global weights until `hide_global`."""

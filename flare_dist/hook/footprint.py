@@ -32,10 +32,11 @@ def report_memory(
         _say("the hook keeps", kept, sum(numel for numel, _ in numels))
 
 
-def report_outer_memory(numel: int, device: str, config: CompressionConfig) -> None:
+def report_outer_memory(numel: int, device: str, config: CompressionConfig, pulls: bool = False) -> None:
     """Say how much outer steps keep of this rank's weights, as `report_memory` does of the hook."""
     kept = kept_bytes(config, Preconditioning(), device)
-    _say("beside the outer optimizer, outer steps keep", {"global weights": 4} | kept, numel)
+    pull = {"pull": 4} if pulls else {}
+    _say("beside the outer optimizer, outer steps keep", {"global weights": 4} | kept | pull, numel)
 
 
 def kept_bytes(config: CompressionConfig, preconditioning: Preconditioning, device: str) -> dict[str, int]:

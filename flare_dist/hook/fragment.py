@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.pull import aim_at, pull
 from flare_dist.hook.scale import not_finite
 from flare_dist.hook.stand_ins import StandIns
 from flare_dist.hook.state import SparseHookState
@@ -42,6 +43,7 @@ class Fragment:
         self.exchange = SparseHookState(stand_ins, process_group=group, seed=seed, quiet=True, **compression)
         self._on_the_way: torch.futures.Future[Tensor] | None = None
         self._arrived: Tensor | None = None
+        self._aims: dict[str, Tensor] = {}  # of FLARE's pull, by name
 
     def send(self) -> None:
         """Begin to exchange the pseudo-gradient, the global weights minus the local ones.
@@ -49,11 +51,28 @@ class Fragment:
         Global weights count as they were handed out: what a precision of 16 bits had rounded off is no local work.
         """
         local = torch.cat([tensor.flatten().float() for tensor in self.local_weights.values()])
-        views = dict(self.layout.views(self.global_vector.to(self.device)))
-        handed = [views[name].to(tensor.dtype).float().flatten() for name, tensor in self.local_weights.items()]
+        handed = [start.flatten() for start in self._handed_out().values()]
         moved = torch.sub(torch.cat(handed), local, out=local)
         self.exchange.begin_step()
         self._on_the_way = exchange_gradients(self.exchange, self._parameters, moved)
+
+    def _handed_out(self) -> dict[str, Tensor]:
+        """Return the global weights as local ones began with them, in float32, by name."""
+        views = dict(self.layout.views(self.global_vector.to(self.device)))
+        return {name: views[name].to(tensor.dtype).float() for name, tensor in self.local_weights.items()}
+
+    def aim(self, percentile: float) -> None:
+        """Fix where the pull leads until the next outer step: to what is not sent yet."""
+        memory = self.exchange.memory.after_step(self.exchange.failures.of_step(True))
+        self._aims = aim_at({name: own["residual"] for name, own in memory.items()}, percentile)
+
+    def pull(self, distance: float) -> None:
+        """Move the local weights by so much towards where the pull leads; not while something is on the way."""
+        if self.is_on_the_way or not self._aims:
+            return
+        start = self._handed_out()
+        for name, aim in self._aims.items():  # none of a replica whose file was lost
+            pull(self.local_weights[name], start[name], aim, distance)
 
     @property
     def is_on_the_way(self) -> bool:
@@ -117,6 +136,17 @@ class Fragment:
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def pull_all(fragments: Sequence[Fragment], strength: float, lr: float | None) -> None:
+    """Pull all fragments by `strength` times the rate of the inner optimizer's step; ValueError if it is not given."""
+    if lr is None:
+        raise ValueError(
+            "outer.step: the pull is outer.pull times the rate of the inner optimizer, got no lr; write "
+            'outer.step(lr=optimizer.param_groups[0]["lr"])'
+        )
+    for fragment in fragments:
+        fragment.pull(strength * lr)
 
 
 def divided(weights: Mapping[str, Tensor], number: int) -> list[dict[str, Tensor]]:

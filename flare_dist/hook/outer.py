@@ -59,8 +59,9 @@ def outer(
         offload: keep global weights and the outer optimizer's state on the CPU.
         settings: every (30 steps of the inner optimizer), outer_optimizer (sgd, or your own as
             package.module:callable), outer_options ({"lr": 0.7, "momentum": 0.9, "nesterov": True}), fragments (1),
-            delay (0 steps), mix (0), and those of compression as in `SparseHookState`: density (1), scope, value_codec,
-            residual_decay and others.
+            delay (0 steps), mix (0), pull (0: FLARE's tau, times the lr that `step` is given), pull_percentile (50:
+            only entries whose residual is larger than this percentile of its tensor's are pulled), and those of
+            compression as in `SparseHookState`: density (1), scope, value_codec, residual_decay and others.
 
     Raises ValueError, on all replicas, for settings or models that do not go with it or are not the same on all, and if
     there is one replica only.

@@ -45,12 +45,16 @@ class OuterSettings:
     fragments: int = 1
     delay: int = 0
     mix: float = 0.0
+    pull: float = 0.0  # FLARE's tau
+    pull_percentile: float = 50.0
 
     def __post_init__(self) -> None:
         check_least("outer.every", self.every, 1)
         check_least("outer.fragments", self.fragments, 1)
         check_least("outer.delay", self.delay, 0)
         check_range("outer.mix", self.mix, "[0, 1)")
+        check_range("outer.pull", self.pull, "[0, 1e38)")
+        check_range("outer.pull_percentile", self.pull_percentile, "[0, 100)")
         if self.every % self.fragments:
             raise ValueError(
                 f"outer.fragments: one is sent every `every` / fragments steps, got {self.fragments} in "
@@ -87,8 +91,14 @@ def settings_of(preset: str | None, given: Mapping[str, Any]) -> tuple[OuterSett
     for name in values:
         if name not in names + others:
             raise unknown_choice("outer", name, names + others)
-    own = {name: value for name, value in values.items() if name in names}
-    return OuterSettings(**own), {name: value for name, value in values.items() if name in others}
+    own = OuterSettings(**{name: value for name, value in values.items() if name in names})
+    compression = {name: value for name, value in values.items() if name in others}
+    if own.pull and "residual" not in CompressionConfig(**compression).feedback.state_names:
+        raise ValueError(
+            f"outer.pull: leads to what error feedback holds, got {own.pull} without any; send less, with ec or dgc, "
+            "or set 0"
+        )
+    return own, compression
 
 
 def described(settings: OuterSettings) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_dist.comm.collectives import gather_objects, rank_and_size
+from flare_dist.comm.collectives import rank_and_size
 from flare_dist.hook.checks import check_saved
 from flare_dist.hook.footprint import report_outer_memory
-from flare_dist.hook.fragment import Fragment, divided
+from flare_dist.hook.fragment import Fragment, divided, pull_all
 from flare_dist.hook.meter import HookTraffic
 from flare_dist.hook.outer_settings import OuterSettings, check_continued, described
 from flare_dist.hook.replica_weights import ReplicaWeights
-from flare_dist.hook.replicas import Replicas
+from flare_dist.hook.replicas import Replicas, held_by_any
 from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.shards import Shard
 
@@ -56,15 +56,17 @@ class OuterSteps:
             fragment.exchange.saves = self.saves
         if replicas.is_first_part and rank_and_size(self.process_group)[0] == 0:
             numel = sum(tensor.numel() for tensor in self.parameters)
-            report_outer_memory(numel, self.parameters[0].device.type, exchange.config)
+            report_outer_memory(numel, self.parameters[0].device.type, exchange.config, bool(settings.pull))
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, lr: float | None = None) -> None:
         """Count a step of the inner optimizer, and exchange and apply what is due. Call it behind each of them.
 
-        Raises FloatingPointError on all replicas if the weights of one are not finite, and RuntimeError if another
-        replica has not come.
+        `lr`, the rate of that step, is needed by the setting `pull` alone. Raises FloatingPointError on all replicas if
+        the weights of one are not finite, and RuntimeError if another replica has not come.
         """
+        if self.settings.pull:
+            pull_all(self.fragments, self.settings.pull, lr)
         self.finished_steps += 1
         now = self.settings.fragment_sent_at(self.finished_steps)
         if now is not None:
@@ -114,6 +116,12 @@ class OuterSteps:
                 f"equally many steps, so give each as many batches ({problem})"
             ) from error
         fragment.apply(mix)
+        self._aim(fragment)
+
+    def _aim(self, fragment: Fragment) -> None:
+        """Let FLARE's pull, if there is one, follow what error feedback holds of a fragment now."""
+        if self.settings.pull:
+            fragment.aim(self.settings.pull_percentile)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -173,7 +181,7 @@ class OuterSteps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, the local weights among it; all replicas call it together."""
         check_saved(state, self.rule_name, self.state_names, self.shapes)
-        shared = self._agreed(state.get("shared"))
+        shared = held_by_any(state.get("shared"), self.process_group, self.parameters[0].device)
         check_continued(self.settings, shared or {})
         self.finished_steps = state["step"]
         if shared is None:  # nothing was saved: the weights are where the script has loaded them
@@ -185,12 +193,6 @@ class OuterSteps:
             kept = {name: {kind: vectors[kind] for kind in vectors if kind != "local"} for name, vectors in own.items()}
             memory = {name: vectors for name, vectors in kept.items() if vectors}
             fragment.exchange.load_state_dict({"step": sent, "memory": memory})
+            self._aim(fragment)
             for name, local in fragment.local_weights.items():
                 local.copy_(own[name]["local"] if own[name] else fragment.global_weights[name])
-
-    def _agreed(self, shared: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """Return what all replicas have in common, from one that has it if this one's file is lost."""
-        device = self.parameters[0].device
-        if all(gather_objects(shared is not None, self.process_group, device)):
-            return shared
-        return next((one for one in gather_objects(shared, self.process_group, device) if one is not None), None)

@@ -102,3 +102,10 @@ def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas
                     f"outer.{name}: must be the same on all replicas, got {first.get(name)} on replica 0 and "
                     f"{theirs.get(name)} on replica {number}; start all of them alike"
                 )
+
+
+def held_by_any(own: Mapping[str, Any] | None, group: ProcessGroup | None, device: Any) -> Mapping[str, Any] | None:
+    """Return what all replicas have in common, from one that has it if this one's file is lost; they call together."""
+    if all(gather_objects(own is not None, group, device)):
+        return own
+    return next((one for one in gather_objects(own, group, device) if one is not None), None)

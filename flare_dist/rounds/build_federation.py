@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from flare_dist.clients.batched import BatchedTrainer
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.clients.hosting import Clients
+from flare_dist.clients.kept_optimizer import OPTIMIZER
 from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.personalised import Personalised
 from flare_dist.clients.state import ClientStates
@@ -65,7 +66,8 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     layout = trainer.model.layout
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
     report_break_even(config, compressor, world.size)
-    states = build_memory(config, world, layout.total, remembered(algorithm, compressor))
+    sizes = {OPTIMIZER: trainer.kept.size} if trainer.kept else {}
+    states = build_memory(config, world, layout.total, remembered(algorithm, compressor, *sizes), sizes)
     local = trainer.model
     server = Server(local.parameters, local.buffers, config.server, config.rounds, algorithm, layout)
     batched = BatchedTrainer(trainer, room, data.task) if room else None
@@ -131,25 +133,30 @@ def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module
     return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)
 
 
-def build_memory(config: Config, world: World, total: int, names: tuple[str, ...]) -> ClientStates | FileStates:
-    """Build what keeps the clients' vectors of these names, in memory or in files."""
+def build_memory(
+    config: Config, world: World, total: int, names: tuple[str, ...], sizes: Mapping[str, int]
+) -> ClientStates | FileStates:
+    """Build what keeps the clients' vectors of these names, float32 [total] or of `sizes`, in memory or in files."""
     clients = config.clients
     if not names:
         return ClientStates(names, total, world.device)
     homed = [len(range(rank, clients.count, world.size)) for rank in range(world.size)]
-    share = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
+    spread = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
     ranks = counted(world.size, "rank")
-    log.info("%s on %s%s", counted(clients.count, "client lives", "clients live"), ranks, share)
+    log.info("%s on %s%s", counted(clients.count, "client lives", "clients live"), ranks, spread)
     if clients.state_dir is None:
-        return ClientStates(names, total, world.device)
-    return FileStates(names, total, world.device, Path(clients.state_dir), (world.rank, world.size))
+        return ClientStates(names, total, world.device, sizes)
+    share = (world.rank, world.size)
+    return FileStates(names, total, world.device, Path(clients.state_dir), share, sizes)
 
 
-def remembered(algorithm: Algorithm, compressor: Compressor) -> tuple[str, ...]:
-    """Name the vectors that a client remembers: error feedback's of each payload, and the algorithm's."""
+def remembered(algorithm: Algorithm, compressor: Compressor, *kept: str) -> tuple[str, ...]:
+    """Name the vectors that a client remembers: error feedback's of each payload, the algorithm's, and what is kept."""
     fed_back = [memory_names(compressor, payload) for payload in algorithm.sends]
-    names = (*fed_back[0].values(), *algorithm.memory, *(n for names in fed_back[1:] for n in names.values()))
+    beside = (n for names in fed_back[1:] for n in names.values())
+    names = (*fed_back[0].values(), *algorithm.memory, *beside, *kept)
     twice = [name for name in algorithm.memory if names.count(name) > 1]
     if twice:
-        raise ValueError(f"clients.objective: remembers {twice[0]!r}, a name of error feedback's; choose another")
+        whose = "keep_optimizer" if twice[0] in kept else "error feedback"
+        raise ValueError(f"clients.objective: remembers {twice[0]!r}, a name of {whose}'s; choose another")
     return names

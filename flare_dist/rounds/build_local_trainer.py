@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 
 from flare_dist.algorithms.algorithm import Algorithm
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.clients.kept_optimizer import KeptOptimizer
 from flare_dist.clients.local_model import LocalModel
 from flare_dist.clients.optimizers import find_optimizer, steps_by_name
 from flare_dist.comm.world import World
+from flare_dist.conditions import keeps_optimizer
 from flare_dist.config.config import Config
 from flare_dist.data.datasets import DataSplits
 from flare_dist.engines.build import build_model
@@ -26,7 +28,7 @@ def place(config: Config, world: World, data: DataSplits, model: nn.Module) -> E
     clients = config.clients
     alone = config.mode != "gradient"
 
-    make = find_optimizer(clients.optimizer, clients.optimizer_options)
+    make = find_optimizer(clients.optimizer, clients.optimizer_options, clients.muon, model)
 
     def make_optimizer(parameters: list[Any]) -> Optimizer:
         return make(parameters, clients.lr, clients.momentum, clients.weight_decay)
@@ -52,4 +54,5 @@ def build_local_trainer(
         config.seed,
         algorithm,
         of_all_shards=lambda vector: torch.cat(host.gather(vector)),
+        kept=KeptOptimizer.of(local) if keeps_optimizer(config) else None,
     )

@@ -10,7 +10,7 @@ from flare_dist.errors import check_range
 from flare_dist.exclusion import refuse
 from flare_dist.named import Options
 from flare_dist.schedules import parse_schedule
-from flare_dist.server.optimizers import Kind, Settings, find_optimizer
+from flare_dist.server.optimizers import Kind, Settings, find_optimizer, sgd
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ServerConfig:
         optimizer_options: keyword arguments of your own optimizer, or of torch:NAME.
         lr: server learning rate.
         momentum: momentum of sgd and rmsprop (0 if not given) and of fedavgm (0.9).
+        nesterov: whether sgd and fedavgm step by Nesterov's momentum, which looks one step ahead; as DiLoCo does with
+            sgd, lr 0.7 and momentum 0.9.
         betas: decay of the first and the second moment of optimizers that have them; if not given, those of the
             optimizer: of fedadam and fedyogi 0.9 and 0.99, of fedadagrad 0 and none.
         tau: how adaptive fedadagrad, fedadam and fedyogi are, added to the root of the second moment, which begins with
@@ -42,6 +44,7 @@ class ServerConfig:
     optimizer_options: Options = field(default_factory=dict, hash=False)
     lr: float = 1.0
     momentum: float | None = None
+    nesterov: bool = False
     betas: tuple[float, float] | None = None
     tau: float = 1e-3
     lr_schedule: str = "constant"
@@ -63,7 +66,7 @@ class ServerConfig:
     @property
     def settings(self) -> Settings:
         """Return the optimizer's settings, with its own defaults for what was not given."""
-        given = Settings(self.lr, self.momentum, self.betas, self.tau)
+        given = Settings(self.lr, self.momentum, self.betas, self.tau, self.nesterov)
         return self.kind.with_defaults(given)
 
     @property
@@ -73,6 +76,10 @@ class ServerConfig:
     @property
     def takes_momentum(self) -> bool:
         return self.kind.momentum is not None
+
+    @property
+    def takes_nesterov(self) -> bool:
+        return self.kind.make is sgd
 
     @property
     def takes_betas(self) -> bool:

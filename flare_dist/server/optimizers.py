@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     momentum: float | None = None
     betas: tuple[float, float] | None = None
     tau: float = 1e-3
+    nesterov: bool = False
 
 
 Make = Callable[[Any, Settings], Optimizer]  # of the flat parameters, or of (name, parameter) pairs
@@ -49,8 +50,11 @@ class Kind(NamedTuple):
 
 
 def sgd(parameters: Tensor, settings: Settings) -> Optimizer:
-    """Make SGD: FedAvg at lr 1; with momentum FedAvgM (Hsu et al. 2019): v <- beta * v + Delta, w <- w + lr * v."""
-    return SGD([parameters], lr=settings.lr, momentum=settings.momentum or 0.0)
+    """Make SGD: FedAvg at lr 1; with momentum FedAvgM (Hsu et al. 2019): v <- beta * v + Delta, w <- w + lr * v.
+
+    With Nesterov's w <- w + lr * (Delta + beta * v) it is the outer optimizer of DiLoCo.
+    """
+    return SGD([parameters], lr=settings.lr, momentum=settings.momentum or 0.0, nesterov=settings.nesterov)
 
 
 def rmsprop(parameters: Tensor, settings: Settings) -> Optimizer:
