@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,21 @@ def _plans(entry: dict[str, Any]) -> Iterator[Plan]:
     rates = tuple(map(float, entry.pop("rates")))
     seeds = tuple(map(int, entry.pop("seeds")))
     betas = entry.pop("betas", [0.9, 0.99])
-    choices = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
-    choices["betas"] = betas if isinstance(betas[0], list) else [betas]
-    own = {each.name: each.type for each in fields(Setting)}
-    for values in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, values))
+    for chosen in combinations(entry | {"betas": betas if isinstance(betas[0], list) else [betas]}):
         chosen["beta1"], chosen["beta2"] = chosen.pop("betas")
-        more = {key: value for key, value in chosen.items() if key not in own}
-        known = {key: typed(own[key], value) for key, value in chosen.items() if key in own}
-        settings = " ".join(f"{key}={value}" for key, value in sorted(more.items()))
-        yield Plan(Setting(**known, settings=settings), rates, seeds)
+        yield Plan(Setting(**known_and_more(Setting, chosen)), rates, seeds)
+
+
+def combinations(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield an entry of a grid once for each choice of one value from each of its lists."""
+    choices = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values))
+
+
+def known_and_more(kind: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a dataclass's fields the values chosen for them; all the others are written into its `settings`."""
+    own = {each.name: each.type for each in fields(kind)}
+    more = {key: value for key, value in chosen.items() if key not in own}
+    known = {key: typed(own[key], value) for key, value in chosen.items() if key in own}
+    return known | {"settings": " ".join(f"{key}={value}" for key, value in sorted(more.items()))}

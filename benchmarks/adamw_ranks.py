@@ -64,13 +64,19 @@ def start(pool: ProcessPoolExecutor, run: Run, data: Path, store: Path) -> list[
 
 def train(run: Run, rank: int, data: Path, store: Path) -> Row:
     """Train one run as one of its ranks. Raises ValueError if the hook refuses the setting."""
+    with gloo(rank, run.setting.ranks, store):
+        return _train(run, rank, data)
+
+
+@contextmanager
+def gloo(rank: int, ranks: int, store: Path) -> Iterator[None]:
+    """Be one of some ranks of one thread each as long as the block runs."""
     torch.set_num_threads(1)
-    ranks = run.setting.ranks
     dist.init_process_group(
         "gloo", init_method=store.as_uri(), rank=rank, world_size=ranks, timeout=timedelta(minutes=10)
     )
     try:
-        return _train(run, rank, data)
+        yield
     finally:
         gc.collect()  # hooks hold collectives, which a group must outlive
         dist.destroy_process_group()

@@ -42,7 +42,7 @@ class Task(NamedTuple):
     made: Callable[[Path], object] | None = None  # what takes long and is the same for all runs: made once, in a file
 
 
-def texts(codes: Tensor) -> Examples:
+def texts(codes: Tensor, held_out: int = HELD_OUT) -> Examples:
     """Cut a text into sequences: any of the first nine tenths to train, evenly spaced ones of the rest held out."""
     train, rest = codes[: len(codes) * 9 // 10], codes[len(codes) * 9 // 10 :]
 
@@ -53,7 +53,7 @@ def texts(codes: Tensor) -> Examples:
     def draw(draws: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         return windows(train, torch.randint(len(train) - BLOCK, (count,), generator=draws))
 
-    count = min(HELD_OUT, (len(rest) - 1) // BLOCK)
+    count = min(held_out, (len(rest) - 1) // BLOCK)
     return Examples(draw, windows(rest, torch.linspace(0, len(rest) - BLOCK - 1, count).long()))
 
 

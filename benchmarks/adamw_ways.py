@@ -102,9 +102,12 @@ WAYS = {
 
 def hook_settings(setting: Setting) -> dict[str, Any]:
     """Collect the settings of the hook."""
-    more = dict(pair.split("=", 1) for pair in setting.settings.split())
-    known = {"density": setting.density, "value_codec": setting.value_codec}
-    return known | {name: _value(text) for name, text in more.items()}
+    return {"density": setting.density, "value_codec": setting.value_codec} | read_settings(setting.settings)
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """Read "scope=global update_clip=inf" into keys and values."""
+    return {name: _value(value) for name, value in (pair.split("=", 1) for pair in text.split())}
 
 
 def _value(text: str) -> Any:
