@@ -24,7 +24,7 @@ CONFIGS = ROOT / "configs"
 FILES = sorted(
     path.relative_to(CONFIGS).with_suffix("").as_posix()
     for path in CONFIGS.rglob("*.yaml")
-    if path.parent != CONFIGS / "studies" / "adamw"  # grids of benchmarks/adamw.py
+    if path.parent not in (CONFIGS / "studies" / "adamw", CONFIGS / "studies" / "outer")  # grids of benchmarks/
 )
 STUDY = "studies/federated_lora"
 WAYS = [f"{STUDY}/{name}" for name in ("full", "lora", "sparse", "full_length")]
