@@ -369,6 +369,13 @@ def refusals(world: World) -> Told:
     refuse("three dimensions", given=init_device_mesh("cpu", (2, 1, 1), mesh_dim_names=("replicate", "shard", "tp")))
     refuse("one replica", given=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
     refuse("not sharded", nn.Linear(2, 2))
+    alone_mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("shard", "replicate"))
+    alone_model = sharded(alone_mesh["shard"])
+    with pytest.warns(UserWarning, match="one replica, so nothing is exchanged"):
+        alone = flare_dist.attach(alone_model, mesh=alone_mesh, world_of_one="warn")
+    told["tensors of one replica"] = sorted(flare_dist.hook_tensors(alone))[:2]
+    frozen = net().requires_grad_(False)
+    refuse("all frozen", sharded(mesh["shard"], frozen))
     without_root = net()
     fully_shard(without_root.first, mesh=mesh["shard"])
     refuse("without the root", without_root)
@@ -396,6 +403,7 @@ def refusals(world: World) -> Told:
 
 
 REFUSED = {
+    "all frozen": "attach: the model has no parameters with requires_grad",
     "no mesh": "attach.mesh: the model is sharded, got no mesh; give the DeviceMesh of its replicas",
     "clip_norm": "gradients.clip_norm: FSDP2 hands over one group of parameters at a time",
     "other names": "attach.mesh: needs one dimension named replicate or dp_replicate, got far, near",
@@ -415,5 +423,6 @@ REFUSED = {
 
 def test_what_does_not_go_is_refused_on_all_replicas() -> None:
     for told in run_ranks(refusals, 2):
+        assert told["tensors of one replica"] == ["residual.first.bias", "residual.first.weight"]
         for name, words in REFUSED.items():
             assert words in told[name], name

@@ -99,6 +99,8 @@ def groups_of(model: nn.Module) -> list[Group]:
         module.reshard()  # so that the model's parameters are the sharded ones
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = [group for module in modules for group in _groups_of(module, names)]
+    if not groups:
+        raise ValueError("attach: the model has no parameters with requires_grad; there is nothing to exchange")
     held = {each.parameter for group in groups for each in group.slices}
     for parameter, name in names.items():
         if parameter.requires_grad and parameter not in held:

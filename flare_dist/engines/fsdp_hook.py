@@ -9,7 +9,7 @@ that of a rank's own rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from flare_dist.engines.fsdp_groups import Group, groups_of
 from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.backwards import Backwards
 from flare_dist.hook.ddp import exchange_gradients
-from flare_dist.hook.footprint import report_memory
 from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import Replicas, mesh_place, refuse_unnamed
 from flare_dist.hook.shards import Shard
@@ -45,48 +44,75 @@ def attach_fsdp(
 
     Raises ValueError if it cannot.
     """
+    _check_mesh(mesh, replicate)
+    _check_settings(settings)
+    groups = groups_of(model)
+    for one in groups:
+        one.check()
+    cuts = {each.name: each.cut for one in groups for each in one.slices if each.numel}
+    stand_ins = StandIns({name: cut.own_shape for name, cut in cuts.items()}, groups[0].device)
+    state = _state_of(groups, stand_ins, mesh, replicate, settings)
+    replicas = Replicas(state.process_group)
+    if rank_and_size(replicas.group)[1] == 1:
+        _refuse_or_warn(world_of_one)
+        return state
+    ReplicaWeights(model, replicas, who="attach")
+    _hook(model, groups, state, stand_ins)
+    refuse_scaling(state)
+    return state
+
+
+def _check_mesh(mesh: Any, replicate: Sequence[str]) -> None:
     refuse_unnamed(mesh, "attach", replicate)
     if len(mesh.mesh_dim_names) != 2:
         raise ValueError(
             f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
             'give mesh["replicate", "shard"] by your names'
         )
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
     if settings.get("clip_norm") is not None:
         raise ValueError(
             "gradients.clip_norm: FSDP2 hands over one group of parameters at a time and goes on with its mean, before "
             f"the norm of all is known, got {settings['clip_norm']}; clip behind backward, or leave it out"
         )
-    group, place, others = mesh_place(mesh, replicate)
+
+
+def _refuse_or_warn(world_of_one: WorldOfOne) -> None:
+    if world_of_one == "raise":
+        raise ValueError(
+            "attach: one replica has nobody to exchange with; FSDP2 alone moves its gradients. For a script that also "
+            "runs as one replica, give world_of_one='warn'"
+        )
+    warnings.warn("attach: one replica, so nothing is exchanged between replicas", stacklevel=4)
+
+
+def _state_of(
+    groups: Sequence[Group], stand_ins: StandIns, mesh: Any, replicate: Sequence[str], settings: Mapping[str, Any]
+) -> SparseHookState:
+    """Make the state of the hook: its memory is of this rank's rows, and its names and shapes are the model's."""
+    group, number, count = mesh_place(mesh, replicate)
     replica, replicas = rank_and_size(group)
-    groups = groups_of(model)
-    shapes = {each.name: each.cut.own_shape for one in groups for each in one.slices if each.numel}
-    stand_ins = StandIns(shapes, groups[0].device)
-    if replicas == 1:
-        if world_of_one == "raise":
-            raise ValueError("attach: one replica has nobody to exchange with; FSDP2 alone moves its gradients")
-        warnings.warn("attach: one replica, so nothing is exchanged between replicas", stacklevel=4)
-        return SparseHookState(stand_ins, quiet=True, **settings)
-    for one in groups:
-        one.check()
-    state = SparseHookState(stand_ins, process_group=group, quiet=True, **settings)
-    ReplicaWeights(model, Replicas(group), who="attach")
     slices = [each for one in groups for each in one.slices]
+    cuts = {each.name: each.cut for each in slices if each.numel}
+    state = SparseHookState(stand_ins, process_group=group, quiet=number > 0 or replicas == 1, **settings)
     state.shapes = {each.name: each.cut.shape for each in slices}
     state.parameters = tuple(each.parameter for each in slices)
     state.unapplied = Unapplied(OptimizerSteps(state.parameters))
-    cuts = {each.name: each.cut for each in slices if each.numel}
     everybody = group_of(mesh.mesh.flatten().tolist())
-    over_replicas = next(number for number, name in enumerate(mesh.mesh_dim_names) if name in replicate)
-    state.shard = Shard(replica, replicas, place, others, everybody, cuts, mesh, over_replicas)
-    if place == 0:
-        report_memory(stand_ins.by_name.values(), state.config, state.preconditioning, group)
+    over_replicas = next(place for place, name in enumerate(mesh.mesh_dim_names) if name in replicate)
+    state.shard = Shard(replica, replicas, number, count, everybody, cuts, mesh, over_replicas)
+    return state
+
+
+def _hook(model: nn.Module, groups: Sequence[Group], state: SparseHookState, stand_ins: StandIns) -> None:
+    """Let the exchange take the mean over replicas of each group."""
     backwards = Backwards(state)
     for number, one in enumerate(groups):
         one.leave_replicas_to_hook()
         one.set_hook(GroupHook(one, number, state, backwards, stand_ins))
     model.register_forward_pre_hook(backwards.forward_begins)
-    refuse_scaling(state)
-    return state
 
 
 class GroupHook:
