@@ -138,7 +138,7 @@ def test_powersgd_has_the_buckets_that_training_gives_it(monkeypatch: pytest.Mon
 
     for backend in ("gloo", "nccl"):
         monkeypatch.setattr(benchmark.dist, "get_backend", lambda backend=backend: backend)
-        benchmark.Way("powersgd", 0.01, torch.device("cpu"))
+        benchmark.Way("powersgd", "any", 0.01, torch.device("cpu"))
     assert caps[0]
     assert caps[1] is None
 

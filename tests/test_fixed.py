@@ -94,7 +94,7 @@ def test_a_base_that_all_ranks_have_does_not_travel() -> None:
     moved: list[int] = []
 
     class Two(World):
-        def broadcast_(self, tensor: Tensor) -> Tensor:
+        def broadcast_to_all_(self, tensor: Tensor) -> Tensor:
             moved.append(tensor.numel())
             return tensor
 

@@ -192,6 +192,9 @@ def everything(world: World, directory: str) -> dict[str, Any]:
     found["bare outer"] = bare_outer()
     world.wait_for_all()
     half = place / "outer" / f"step={HALF}.ckpt"
+    found["outer, in the checkpoint"] = torch.load(half, weights_only=False)["state_dict"]
+    memory = f"sparse-hook-outer-{world.rank:05d}-of-00002-step-{HALF}.pt"
+    found["outer, global"] = torch.load(Path(f"{half}.hook") / memory)["shared"]["start"]
     found["outer, resumed"] = trained(place / "outer again", resume=half, **with_momentum)
     return found
 
@@ -316,3 +319,9 @@ def test_outer_steps_are_those_of_a_bare_loop_and_resume_in_mid_window(seen: Any
         assert torch.equal(rank["outer"][0], rank["bare outer"])
         assert torch.equal(rank["outer"][0], rank["outer, resumed"][0])
         assert torch.equal(rank["outer"][0], seen[0]["outer"][0])
+
+
+def test_a_checkpoint_of_outer_steps_holds_the_global_weights(seen: Any) -> None:
+    for rank in seen:
+        for name, weight in rank["outer, global"].items():
+            assert torch.equal(rank["outer, in the checkpoint"][name], weight)

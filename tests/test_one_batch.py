@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
     [
         ({}, None),
         ({"mode": "gradient"}, "only federated training has several clients"),
-        ({"engine": EngineConfig("deepspeed")}, "DeepSpeed trains one client at a time"),
+        ({"engine": EngineConfig("deepspeed")}, "this engine trains one client at a time"),
         ({"engine": EngineConfig(mixed_precision="bf16")}, "mixed precision is for one client at a time"),
         ({"engine": EngineConfig(gradient_accumulation_steps=2)}, "gradients are accumulated for one client at a time"),
         ({"clients": ClientsConfig(objective="fedprox")}, "an objective is for one client at a time"),

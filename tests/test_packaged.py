@@ -16,7 +16,11 @@ from tests.helpers.configs import cached_parser
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / "configs" / "studies"
-OF_BENCHMARKS = (STUDIES / "adamw", STUDIES / "federated_lora")  # grids, and layers that need what a benchmark makes
+OF_BENCHMARKS = (
+    STUDIES / "adamw",
+    STUDIES / "outer",
+    STUDIES / "federated_lora",
+)  # grids, and layers that need what a benchmark makes
 
 
 @pytest.fixture

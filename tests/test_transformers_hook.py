@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -297,6 +298,10 @@ def outer_story(world: World, directory: Path) -> dict[str, Any]:
     trainer, callback = outer_trained(directory / "straight", eval_strategy="no")
     told: dict[str, Any] = {"straight": flat(trainer.model), "wire": callback.hook.wire_bytes}
     told["bare"] = bare_outer(make_trainer(directory / "bare"))
+    half = directory / "straight" / f"checkpoint-{HALF}"
+    told["in the checkpoint"] = load_file(half / "model.safetensors")
+    memory = f"sparse-hook-outer-{world.rank:05d}-of-00002-step-{HALF}.pt"
+    told["global"] = torch.load(half / memory)["shared"]["start"]
     resumed, _ = outer_trained(directory / "straight", directory / "straight" / f"checkpoint-{HALF}")
     told["resumed"] = flat(resumed.model)
     told["refused"] = said_by(lambda: flare_dist.HookCallback(outer=OUTER, density=0.1))
@@ -310,4 +315,6 @@ def test_outer_steps_in_a_trainer_are_those_of_a_bare_loop_and_resume(tmp_path: 
         assert torch.equal(told["straight"], told["bare"])
         assert torch.equal(told["straight"], told["resumed"])
         assert told["wire"] > 0
+        for name, weight in told["in the checkpoint"].items():
+            assert torch.equal(weight, told["global"][name])
         assert "HookCallback.outer: takes all settings itself, got density beside it" in told["refused"][0]

@@ -48,6 +48,12 @@ class Group:
         """Tell if gradients go to the other replicas in this backward: False under set_requires_all_reduce(False)."""
         return bool(self._private.all_reduce_grads)
 
+    @property
+    def fill_advice(self) -> str:
+        """Return what else to do about parameters without a gradient, if PyTorch can."""
+        can = hasattr(self.module, "set_reduce_scatter_unused_params")
+        return ", or call model.set_reduce_scatter_unused_params(True)" if can else ""
+
     def leave_replicas_to_hook(self) -> None:
         """Take the mean over the shards of a replica alone; on a mesh of two dimensions PyTorch goes over both.
 

@@ -157,8 +157,8 @@ class GroupHook:
         if reduced.numel() != sum(each.padded for each in self._slices):
             names = ", ".join(each.name for each in self._slices)
             raise RuntimeError(
-                f"attach: some of {names} got no gradient in this backward, and FSDP2 does not tell which; call "
-                "model.set_reduce_scatter_unused_params(True), or freeze them before attach()"
+                f"attach: some of {names} got no gradient in this backward, and FSDP2 does not tell which; freeze them "
+                f"before attach(){self._group.fill_advice}"
             )
 
     def _hold(self, reduced: Tensor) -> None:

@@ -150,6 +150,8 @@ class LightningHookCallback(Callback):
             goes_along = self.hook is not None and "optimizer_states" in checkpoint  # it is one to resume from
             if goes_along:
                 _refuse_remote(filepath)
+            if self._outer_run and goes_along:
+                self._outer_run.show_global()  # in the parameters whose memory `checkpoint` holds
             save(checkpoint, filepath, *options, **named)
             if self._outer_run and goes_along:
                 self._outer_run.save(_beside(filepath))

@@ -84,9 +84,11 @@ def load_set(
             raise ValueError(
                 f"checkpoint.resume: {folder} holds another model than model.name builds; name the model of that run"
             )
+    for state in states:  # before anything is put together
+        state["clients"] = {client: own for client, own in state["clients"].items() if client % size == rank}
     for state in as_held(states, shard, layout):
         server = state["server"] or server
-        clients.update({c: own for c, own in state["clients"].items() if c % size == rank})
+        clients.update(state["clients"])
         if "slots" in state:
             in_files.append(state["slots"])
     round_ = int(folder.name.removeprefix("round-"))
