@@ -1,6 +1,7 @@
 """Keep what clients remember between rounds, in memory.
 
-The state of client i lives on rank i mod world_size and never moves (`hosting.py`). It is allocated when the client
+The state of client i lives on host i mod hosts and never moves (`hosting.py`); a host is one rank, or several of which
+each has its rows. It is allocated when the client
 first takes part. records/checkpoint.py saves it; with `clients.state_dir` it is in files instead (mapped_states.py).
 """
 

@@ -39,7 +39,7 @@ def _mesh_of(accelerator: Accelerator) -> Any:
     if parallelism is None or not parallelism.dp_replicate_enabled:
         raise ValueError(
             "attach: Accelerate has sharded one replica over all ranks, which leaves nobody to exchange with; divide "
-            "them by ParallelismConfig(dp_replicate_size=..., dp_shard_size=...)"
+            "them by ParallelismConfig(dp_replicate_size=..., dp_shard_size=...), or do not attach"
         )
     return accelerator.torch_device_mesh[tuple(parallelism.fsdp_dim_names)]
 

@@ -4,6 +4,7 @@
                                rank-00001.pt   the memory (residuals and the like) of those whose home is rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
+If hosts have several ranks, each rank writes its rows of what its host has to say, and which they are (rows.py).
 If clients' memory is in files of its own (clients/versions.py), a rank's file names their versions and checksums
 instead, and they are on the disk before the manifest is. The hook has checkpoints of its own (hook/checkpoint.py).
 
