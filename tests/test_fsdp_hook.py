@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,16 +251,13 @@ def said(action: Callable[[], Any], error: type[Exception] = ValueError) -> str:
 
 
 def break_off(world: World, mesh: Any, told: Told) -> None:
-    """A backward that ends in the middle leaves the memory as it was, and the next one is a whole step."""
+    """A backward that ends in the middle leaves the memory as it was; FSDP2 itself would train wrong behind it."""
     model, state = attached(mesh)
     train(model, range(2), world.rank)
     before = flare_dist.hook_tensors(state)
-    handle = model.first.register_forward_hook(_fail_in_backward)
+    model.first.register_forward_hook(_fail_in_backward)
     told["broken off"] = said(lambda: backward(model, 2, world.rank), ZeroDivisionError)
-    handle.remove()
-    model.zero_grad()
-    backward(model, 3, world.rank)
-    told["step behind it"] = state.step
+    told["forward behind it"] = said(lambda: backward(model, 3, world.rank), RuntimeError)
     state.take_back()
     after = flare_dist.hook_tensors(state)
     told["memory behind it"] = all(equal([_whole(before[name]), _whole(after[name])]) for name in before)
@@ -322,7 +320,7 @@ def test_options_hold_for_shards(saved: tuple[Path, list[Told]]) -> None:
 def test_a_backward_that_was_broken_off_leaves_the_memory_as_it_was(saved: tuple[Path, list[Told]]) -> None:
     for told in saved[1]:
         assert told["broken off"] == "integer division or modulo by zero"
-        assert told["step behind it"] == 3
+        assert "attach: a backward was broken off, and FSDP2 would go on with wrong" in told["forward behind it"]
         assert told["memory behind it"]
 
 
@@ -367,7 +365,8 @@ def refusals(world: World) -> Told:
     refuse("clip_norm", clip_norm=1.0)
     refuse("other names", given=init_device_mesh("cpu", (2, 1), mesh_dim_names=("far", "near")))
     refuse("three dimensions", given=init_device_mesh("cpu", (2, 1, 1), mesh_dim_names=("replicate", "shard", "tp")))
-    refuse("one replica", given=init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard")))
+    one_replica = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
+    refuse("one replica", sharded(one_replica["shard"]), given=one_replica)
     refuse("not sharded", nn.Linear(2, 2))
     alone_mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("shard", "replicate"))
     alone_model = sharded(alone_mesh["shard"])
@@ -389,6 +388,16 @@ def refusals(world: World) -> Told:
     other = net()
     other.middle.bias.requires_grad_(world.rank == 0)
     refuse("another model", sharded(mesh["shard"], other))
+    refuse("sharded over all ranks", sharded(init_device_mesh("cpu", (2,))))
+    for place in ("first", "middle.bias"):  # a whole group, and a part of one
+        frozen_part = net()
+        frozen_part.first.requires_grad_(False)
+        frozen_part.middle.bias.requires_grad_(False)
+        model, _ = attached(mesh, frozen_part)
+        backward(model, 0, world.rank)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name.startswith(place))
+        told[f"{place} is trained later"] = said(partial(backward, model, 1, world.rank), RuntimeError)
     for density in (0.05, 1):
         model, _ = attached(mesh, density=density)
         inputs, labels = batch(world.rank, 0)
@@ -416,6 +425,9 @@ REFUSED = {
     "float16": "FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32",
     "attached twice": "the model has an all-reduce hook already",
     "another model": "has another middle.bias; build the same model on all of them",
+    "sharded over all ranks": "attach.mesh: the model is sharded over the ranks [0, 1], and a replica of the mesh is [",
+    "first is trained later": "exchanges what is trained when it is made, got requires_grad=True of first.weight since",
+    "middle.bias is trained later": "got requires_grad=True of middle.bias since; set it before attach()",
     "left out at 0.05": "got another module on one of them",
     "left out at 1": "got another module on one of them",
     "a parameter without a gradient": "got no gradient in this backward, and FSDP2 does not tell which",

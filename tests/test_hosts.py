@@ -111,8 +111,13 @@ def test_a_killed_run_of_two_shards_goes_on_bitwise_and_on_other_hosts_to_roundi
     [
         ({"shards": 2}, {}, "engine.shards: only FSDP2 divides a client's model among ranks"),
         ({"name": "fsdp"}, {"mode": "centralised"}, "engine.name: only federated clients have hosts"),
+        ({"name": "fsdp"}, {}, "engine.name: divides a client's model among the ranks of a host, got fsdp with"),
         ({"name": "fsdp", "shards": 3}, {}, "engine.shards: clients.batch_size must be a multiple of it, got 3"),
-        ({"name": "fsdp", "gradient_accumulation_steps": 2}, {}, "the ranks of a host divide each batch already"),
+        (
+            {"name": "fsdp", "shards": 2, "gradient_accumulation_steps": 2},
+            {},
+            "the ranks of a host divide each batch already",
+        ),
     ],
 )
 def test_what_does_not_go_with_shards_is_refused(engine: dict[str, Any], changes: Any, message: str) -> None:

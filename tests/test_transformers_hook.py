@@ -305,6 +305,7 @@ def outer_story(world: World, directory: Path) -> dict[str, Any]:
     resumed, _ = outer_trained(directory / "straight", directory / "straight" / f"checkpoint-{HALF}")
     told["resumed"] = flat(resumed.model)
     told["refused"] = said_by(lambda: flare_dist.HookCallback(outer=OUTER, density=0.1))
+    told["no settings"] = said_by(lambda: flare_dist.HookCallback(outer="diloco"))  # type: ignore[arg-type]
     return told
 
 
@@ -318,3 +319,4 @@ def test_outer_steps_in_a_trainer_are_those_of_a_bare_loop_and_resume(tmp_path: 
         for name, weight in told["in the checkpoint"].items():
             assert torch.equal(weight, told["global"][name])
         assert "HookCallback.outer: takes all settings itself, got density beside it" in told["refused"][0]
+        assert "HookCallback.outer: takes the settings of flare_dist.outer, got 'diloco'" in told["no settings"][0]

@@ -5,7 +5,7 @@ Looked for, never asked of a version: PyTorch 2.11 is the oldest that the tests 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from flare_dist.comm.collectives import ranks_of
 from flare_dist.cuts import Cut
+from flare_dist.hook.replicas import refuse_unnamed
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
 
@@ -35,6 +37,7 @@ class Group:
     def __init__(self, module: FSDPModule, private: Any, names: dict[nn.Parameter, str]) -> None:
         self.module = module
         self._private = private
+        self._trained = {names[each.sharded_param]: each.sharded_param.requires_grad for each in private.fsdp_params}
         self.slices = [_slice(each, names) for each in private.fsdp_params if each.sharded_param.requires_grad]
 
     @property
@@ -53,6 +56,21 @@ class Group:
         """Return what else to do about parameters without a gradient, if PyTorch can."""
         can = hasattr(self.module, "set_reduce_scatter_unused_params")
         return ", or call model.set_reduce_scatter_unused_params(True)" if can else ""
+
+    def refuse_change(self) -> None:
+        """Raise RuntimeError if other parameters are trained than when the hook was made."""
+        for each, (name, was_trained) in zip(self._private.fsdp_params, self._trained.items()):
+            if each.sharded_param.requires_grad != was_trained:
+                raise RuntimeError(
+                    f"attach: exchanges what is trained when it is made, got requires_grad={not was_trained} of {name} "
+                    "since; set it before attach(), or shard and attach anew"
+                )
+
+    @property
+    def is_in_backward(self) -> bool:
+        """Tell if FSDP2 thinks that the module's backward goes on."""
+        state: Any = self.module._get_fsdp_state()
+        return bool(state._training_state.name == "PRE_BACKWARD")
 
     def leave_replicas_to_hook(self) -> None:
         """Take the mean over the shards of a replica alone; on a mesh of two dimensions PyTorch goes over both.
@@ -80,9 +98,22 @@ class Group:
             raise ValueError("attach: the model has an all-reduce hook already, and FSDP2 takes only one; leave it out")
         self.module.set_all_reduce_hook(hook)
 
-    def check(self) -> None:
-        """Raise ValueError if the mean is not finished when the hook sees it, or of values that it cannot keep."""
+    def stay_frozen(self) -> None:
+        """Raise RuntimeError in the first backward of a frozen group that is trained: its gradients would stay here."""
+        self.set_hook(lambda reduced: self.refuse_change())
+
+    def check(self, shards: list[int]) -> None:
+        """Raise ValueError if the mean is not finished when the hook sees it, or of values that it cannot keep.
+
+        `shards` are the ranks of this replica.
+        """
         private = self._private
+        over = getattr(private.mesh_info, "shard_process_group", None)
+        if over is not None and ranks_of(over) != shards:
+            raise ValueError(
+                f"attach.mesh: the model is sharded over the ranks {ranks_of(over)}, and a replica of the mesh is "
+                f"{shards}; give the mesh that fully_shard was given"
+            )
         if private.force_sum_reduction_for_comms or private.gradient_divide_factor is not None:
             raise ValueError(
                 "attach: set_gradient_divide_factor and set_force_sum_reduction_for_comms divide behind the hook, "
@@ -93,8 +124,39 @@ class Group:
             raise ValueError("attach: FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32")
 
 
-def groups_of(model: nn.Module) -> list[Group]:
-    """Return the groups of a model with something to train; raises ValueError for one that cannot be hooked."""
+def ranks_of_replica(mesh: Any, replicate: Sequence[str]) -> list[int]:
+    """Return the ranks of this rank's replica; raises ValueError for a mesh that does not fit."""
+    refuse_unnamed(mesh, "attach", replicate)
+    if len(mesh.mesh_dim_names) != 2:
+        raise ValueError(
+            f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
+            'give mesh["replicate", "shard"] by your names'
+        )
+    return ranks_of(mesh.get_group(next(name for name in mesh.mesh_dim_names if name not in replicate)))
+
+
+def refuse_broken_off(groups: Sequence[Group]) -> Callable[..., None]:
+    """Return a forward pre-hook that raises RuntimeError behind a backward which an exception has ended.
+
+    FSDP2 takes the next forward for a part of that backward, and trains wrong from then on (PyTorch 2.14).
+    """
+
+    def check(*unused: Any) -> None:
+        is_recomputing = torch._C._current_graph_task_id() >= 0
+        if not is_recomputing and any(each.is_in_backward for each in groups):
+            raise RuntimeError(
+                "attach: a backward was broken off, and FSDP2 would go on with wrong gradients, got another forward; "
+                "build and shard the model anew, and load the last checkpoint"
+            )
+
+    return check
+
+
+def groups_of(model: nn.Module) -> tuple[list[Group], list[Group]]:
+    """Return the groups of a model with something to train, and the frozen ones.
+
+    Raises ValueError for a model that cannot be hooked.
+    """
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not modules:
         raise ValueError(
@@ -104,14 +166,15 @@ def groups_of(model: nn.Module) -> list[Group]:
     for module in modules:
         module.reshard()  # so that the model's parameters are the sharded ones
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [group for module in modules for group in _groups_of(module, names)]
+    every = [group for module in modules for group in _groups_of(module, names)]
+    groups = [group for group in every if group.slices]
     if not groups:
         raise ValueError("attach: the model has no parameters with requires_grad; there is nothing to exchange")
     held = {each.parameter for group in groups for each in group.slices}
     for parameter, name in names.items():
         if parameter.requires_grad and parameter not in held:
             raise ValueError(f"attach: {name} is in no group of fully_shard; shard the root module as well")
-    return groups
+    return groups, [group for group in every if not group.slices]
 
 
 def _groups_of(module: FSDPModule, names: dict[nn.Parameter, str]) -> list[Group]:
@@ -119,13 +182,12 @@ def _groups_of(module: FSDPModule, names: dict[nn.Parameter, str]) -> list[Group
     private = getattr(state, "_fsdp_param_groups", None)
     if private is None:
         private = [group for group in [state._fsdp_param_group] if group is not None]
-    groups = [group for group in (Group(module, each, names) for each in private) if group.slices]
     if len(private) > 1:
         raise ValueError(
             "attach: a module has parameters on several meshes, of which FSDP2 gives each no hook of its own; let "
             "shard_placement_fn return placements on one mesh"
         )
-    return groups
+    return [Group(module, each, names) for each in private]
 
 
 def _slice(private: Any, names: dict[nn.Parameter, str]) -> Slice:

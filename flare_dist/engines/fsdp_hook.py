@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from flare_dist.comm.collectives import group_of, rank_and_size
 from flare_dist.comm.traffic import all_gather_wire
 from flare_dist.engines.attach_ddp import WorldOfOne
-from flare_dist.engines.fsdp_groups import Group, groups_of
+from flare_dist.engines.fsdp_groups import Group, groups_of, ranks_of_replica, refuse_broken_off
 from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.backwards import Backwards
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.replica_weights import ReplicaWeights
-from flare_dist.hook.replicas import Replicas, mesh_place, refuse_unnamed
+from flare_dist.hook.replicas import Replicas, mesh_place
 from flare_dist.hook.shards import Shard
 from flare_dist.hook.stand_ins import StandIns
 from flare_dist.hook.state import SparseHookState
@@ -44,11 +44,11 @@ def attach_fsdp(
 
     Raises ValueError if it cannot.
     """
-    _check_mesh(mesh, replicate)
+    shards = ranks_of_replica(mesh, replicate)
     _check_settings(settings)
-    groups = groups_of(model)
+    groups, frozen = groups_of(model)
     for one in groups:
-        one.check()
+        one.check(shards)
     cuts = {each.name: each.cut for one in groups for each in one.slices if each.numel}
     stand_ins = StandIns({name: cut.own_shape for name, cut in cuts.items()}, groups[0].device)
     state = _state_of(groups, stand_ins, mesh, replicate, settings)
@@ -58,17 +58,11 @@ def attach_fsdp(
         return state
     ReplicaWeights(model, replicas, who="attach")
     _hook(model, groups, state, stand_ins)
+    for one in frozen:
+        one.stay_frozen()
+    model.register_forward_pre_hook(refuse_broken_off(groups))
     refuse_scaling(state)
     return state
-
-
-def _check_mesh(mesh: Any, replicate: Sequence[str]) -> None:
-    refuse_unnamed(mesh, "attach", replicate)
-    if len(mesh.mesh_dim_names) != 2:
-        raise ValueError(
-            f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
-            'give mesh["replicate", "shard"] by your names'
-        )
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -132,6 +126,7 @@ class GroupHook:
 
     def __call__(self, reduced: Tensor) -> None:
         """Replace this rank's rows of a replica's gradients by their mean over the replicas, in place."""
+        self._group.refuse_change()
         self._check_length(reduced)
         if not self._group.exchanges:
             self._hold(reduced)

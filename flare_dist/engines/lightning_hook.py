@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ class LightningHookCallback(Callback):
     local disk. `hook` is what `attach` or `outer` returned, None until training starts.
 
     With `outer`, the settings of `flare_dist.outer`, ranks are replicas that train alone and exchange every so many
-    steps. Lightning validates the global weights; each replica's own, and its optimizers' state, are beside the
-    checkpoint. All replicas end with the same weights.
+    steps. Lightning validates and saves the global weights; each replica's own, and its optimizers' state, are beside
+    the checkpoint. All replicas end with the same weights.
 
     Args:
         resume_from: directory of the memory, if it is not beside the checkpoint. Used once.
@@ -150,9 +151,8 @@ class LightningHookCallback(Callback):
             goes_along = self.hook is not None and "optimizer_states" in checkpoint  # it is one to resume from
             if goes_along:
                 _refuse_remote(filepath)
-            if self._outer_run and goes_along:
-                self._outer_run.show_global()  # in the parameters whose memory `checkpoint` holds
-            save(checkpoint, filepath, *options, **named)
+            with self._outer_run.global_weights() if self._outer_run else nullcontext():  # which the checkpoint shares
+                save(checkpoint, filepath, *options, **named)
             if self._outer_run and goes_along:
                 self._outer_run.save(_beside(filepath))
             elif self.hook is not None and goes_along:

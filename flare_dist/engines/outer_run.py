@@ -7,8 +7,8 @@ beside them: by save_hook_state, and a file of the optimizer's state for each ra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ SETTINGS_OF_OUTER = ("preset", "seed", "offload")
 
 def check_outer(user: str, outer_settings: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Raise ValueError at once for what `outer` would refuse when training begins."""
+    if not isinstance(outer_settings, Mapping):
+        raise ValueError(
+            f"{user}.outer: takes the settings of flare_dist.outer, got {outer_settings!r}; write "
+            '{"preset": "diloco"}, or every, density and others'
+        )
     if others:
         names = ", ".join(others)
         raise ValueError(f"{user}.outer: takes all settings itself, got {names} beside it; write them there")
@@ -69,6 +74,17 @@ class OuterRun:
         """Give the model its own weights back."""
         self._shown.close()
         self._is_shown = False
+
+    @contextmanager
+    def global_weights(self) -> Iterator[None]:
+        """Let the model, and all that shares its memory, have the global weights as long as the block runs."""
+        was_shown = self._is_shown
+        self.show_global()
+        try:
+            yield
+        finally:
+            if not was_shown:
+                self.hide_global()
 
     def finish(self) -> None:
         """Let all replicas end with the same weights."""
