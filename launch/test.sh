@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh
+unset PYTHONDONTWRITEBYTECODE  # or each of a hundred interpreters compiles what uv has installed without bytecode
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy &  # while tests wait for other processes
