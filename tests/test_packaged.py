@@ -16,7 +16,7 @@ from tests.helpers.configs import cached_parser
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / "configs" / "studies"
-OF_BENCHMARKS = (STUDIES / "adamw", STUDIES / "federated_lora")  # grids, and layers that need what a benchmark makes
+OF_BENCHMARKS = tuple(STUDIES / name for name in ("adamw", "outer", "federated_lora"))  # grids, and layers of them
 
 
 @pytest.fixture
