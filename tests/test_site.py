@@ -74,7 +74,7 @@ def local(page: str, link: str) -> tuple[str, str] | None:
 def test_the_command_that_builds_it_is_the_one_that_is_tested() -> None:
     script = (ROOT / "launch" / "docs.sh").read_text()
     assert "-m sphinx --fail-on-warning --nitpicky --quiet -b html" in script
-    assert "'.[docs]'" in script
+    assert "EXTRAS=docs bash launch/install.sh" in script
 
 
 def test_every_source_is_a_page_and_every_page_is_two_clicks_away(pages: dict[str, Page]) -> None:
