@@ -8,7 +8,7 @@ from statistics import mean
 
 from adamw_table import divided, with_spread
 from outer_study_plan import Plan, best_rates, is_inside, tuned
-from outer_study_rows import Row
+from outer_study_rows import Row, Setting
 from outer_study_ways import OVERLAPS
 
 from flare_dist.analysis.links import Link
@@ -40,12 +40,6 @@ class Result:
     is_inside: bool
 
     @property
-    def name(self) -> str:
-        """Return the method with what is not as the preset says."""
-        setting = self.plan.setting
-        return ", ".join([NAMES[setting.method], *setting.settings.split()])
-
-    @property
     def test_loss(self) -> float:
         return mean(row.test_loss for row in self.best)
 
@@ -62,6 +56,16 @@ class Result:
         compute = mean(row.cpu_seconds for row in self.best) / replicas
         wire = link.seconds(self.wire_bytes, mean(row.collectives for row in self.best), replicas)
         return max(compute, wire) if self.plan.setting.method in OVERLAPS else compute + wire
+
+
+def name(setting: Setting) -> str:
+    """Name a method with what is not as the preset says."""
+    return ", ".join([NAMES[setting.method], *setting.settings.split()])
+
+
+def window(setting: Setting) -> str:
+    """Write the steps of a window, for what has one."""
+    return "" if setting.method in OVERLAPS else str(setting.every)
 
 
 def results_of(rows: Sequence[Row], plans: Sequence[Plan]) -> list[Result]:
@@ -87,11 +91,10 @@ def results_table(results: Sequence[Result]) -> list[list[str]]:
 
 
 def _tuned_in_words(result: Result) -> list[str]:
-    every = result.plan.setting.every
     run = result.best[0].run
     return [
-        result.name,
-        str(every) if every > 1 else "",
+        name(result.plan.setting),
+        window(result.plan.setting),
         f"{run.lr:g}{'' if result.is_inside else '*'}",
         f"{run.outer_lr:g}" if run.outer_lr else "",
         with_spread([row.validation_loss for row in result.best]),
@@ -121,8 +124,7 @@ def trials_table(rows: Sequence[Row], plans: Sequence[Plan]) -> list[list[str]]:
     for plan in plans:
         tried = tuned(rows, plan.setting, plan.seeds[0])
         losses = [f"{lr:g}{f' & {outer:g}' if outer else ''}: {tried[lr, outer]:.3f}" for lr, outer in sorted(tried)]
-        name = ", ".join(filter(None, [NAMES[plan.setting.method], *plan.setting.settings.split()]))
-        lines.append([name, str(plan.setting.every), "; ".join(losses) or "to come"])
+        lines.append([name(plan.setting), window(plan.setting), "; ".join(losses) or "to come"])
     return lines
 
 
@@ -144,11 +146,13 @@ def _verdict(sparse: Result, dense: Result, every: int) -> str:
     behind = sparse.test_loss - dense.test_loss
     times = dense.wire_bytes / sparse.wire_bytes
     reached = behind <= GOAL_NATS and times >= GOAL_TIMES
-    goal = f"The goal, {GOAL_NATS:g} at one {GOAL_TIMES}th, is {'' if reached else 'not '}reached"
+    goal = f"The goal, {GOAL_NATS:g} at 1/{GOAL_TIMES}, is {'' if reached else 'not '}reached"
+    so_far = "" if sparse.is_inside and dense.is_inside else ", before the searches have ended"
     runs = f"{len(sparse.best)} and {len(dense.best)} runs"
+    where = "behind" if behind > 0 else "ahead of"
     return (
-        f"- H = {every}: SparseLoCo is {abs(behind):.3f} nats {'behind' if behind > 0 else 'ahead of'} DiLoCo with "
-        f"one {times:.1f}th of its bytes ({runs}). {goal}."
+        f"- H = {every}{so_far}: SparseLoCo is {abs(behind):.3f} nats {where} DiLoCo with 1/{times:.1f} of its bytes "
+        f"({runs}). {goal}."
     )
 
 
@@ -156,11 +160,10 @@ def to_come(rows: Sequence[Row], plans: Sequence[Plan]) -> list[str]:
     """Name the settings that still need runs."""
     lines = []
     for plan in plans:
-        is_begun = plan.done(rows) > 0
-        if plan.missing(rows) or not is_begun:
-            setting = plan.setting
-            what = ", ".join(filter(None, [NAMES[setting.method], *setting.settings.split()]))
-            lines.append(f"{what} H = {setting.every}" + (f" ({plan.done(rows)} done)" if is_begun else ""))
+        if plan.missing(rows) or not plan.done(rows):
+            steps = window(plan.setting)
+            done = f" ({plan.done(rows)} done)" if plan.done(rows) else ""
+            lines.append(name(plan.setting) + (f" at H = {steps}" if steps else "") + done)
     return lines
 
 

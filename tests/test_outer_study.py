@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import outer_study
 import pytest
 import torch
+from outer_study_page import POINTS, points, section
 from outer_study_plan import MOST_TRIALS, Plan, Rates, best_rates, is_inside, next_run, read_grid, tuned
 from outer_study_rows import Row, Run, Setting, append, read_rows
 from outer_study_table import part, results_of, results_table, to_come, verdicts
@@ -21,7 +23,7 @@ from torch import nn
 from tests.ranks import rank_processes
 
 ROOT = Path(__file__).parent.parent
-GRIDS = [ROOT / "configs" / "studies" / "outer" / f"{name}.yaml" for name in ("gpt_0.9m", "gpt_5m")]
+GRIDS = [ROOT / "configs" / "studies" / "outer" / f"{name}.yaml" for name in ("gpt_0.9m", "gpt_0.9m_why", "gpt_5m")]
 PLANS = [plan for grid in GRIDS for plan in read_grid(grid)]
 ROWS = read_rows(outer_study.RESULTS)
 DILOCO = Plan(Setting("diloco"), (0.004, 0.7), (0, 1, 2))
@@ -79,7 +81,7 @@ def test_rates_that_diverge_are_left_behind_and_a_setting_that_always_does_is_gi
 def test_a_setting_that_follows_waits_for_the_other_and_tries_factors_of_its_best_rate() -> None:
     large = Plan(replace(DILOCO.setting, width=320), (0, 0), (0, 1), (1.0, 0.5), DILOCO.setting)
     assert large.missing([]) == []
-    assert to_come([], [large]) == ["DiLoCo H = 30"]
+    assert to_come([], [large]) == ["DiLoCo at H = 30"]
     small = play(DILOCO, bowl(0.004, 0.7))
     runs = [done.run for done in play(large, lambda rates: rates[0], small)[len(small) :]]
     assert [(run.lr, run.outer_lr, run.seed) for run in runs] == [(0.004, 0.7, 0), (0.002, 0.7, 0), (0.002, 0.7, 1)]
@@ -107,8 +109,12 @@ def test_the_goal_is_reached_by_little_loss_and_few_bytes_at_once() -> None:
     for more, wire_bytes, said in ((0.01, 200_000, "is reached"), (0.03, 200_000, "not"), (0.01, 250_000, "not")):
         rows = [*dense, row(Run(SPARSE.setting, 0.004, 1.0, 0), more, wire_bytes)]
         (line,) = verdicts(results_of(rows, [DILOCO, SPARSE]))
-        assert line.startswith(f"- H = 30: SparseLoCo is {more:.3f} nats behind")
+        assert line.startswith(f"- H = 30, before the searches have ended: SparseLoCo is {more:.3f} nats behind")
         assert said in line
+    sparse = play(SPARSE, lambda rates: bowl(0.004, 1.0)(rates) - 0.1)
+    assert verdicts(results_of(dense + sparse, [DILOCO, SPARSE]))[0].startswith(
+        "- H = 30: SparseLoCo is 0.100 nats ahead"
+    )
 
 
 def test_the_table_compares_with_ddp_and_projects_compute_and_wire() -> None:
@@ -176,3 +182,10 @@ def test_grids_have_methods_that_there_are_and_the_setting_of_every_run() -> Non
     settings = {plan.setting for plan in PLANS}
     assert {plan.follows for plan in PLANS if plan.follows} <= settings
     assert len(settings) == len(PLANS)
+
+
+def test_the_page_and_its_figures_are_what_the_file_says() -> None:
+    page = (ROOT / "docs" / "results" / "outer.md").read_text(encoding="utf-8")
+    assert section(ROWS, PLANS) in page
+    with (ROOT / "docs" / "figures" / "outer.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [list(POINTS), *points(ROWS, PLANS)]

@@ -18,8 +18,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from flare_dist.analysis.figure_style import PALETTE, STYLE, show_ticks
-from flare_dist.units import show_bytes
+from flare_dist.analysis.figure_style import PALETTE, STYLE, show_ticks, use_log_scale
+from flare_dist.units import show_bytes, show_seconds
 
 HERE = Path(__file__).parent
 DENSE, SPARSE = PALETTE[8], PALETTE[2]
@@ -82,7 +82,59 @@ def sent(axes: Any) -> None:
     axes.legend(loc="lower right")
 
 
-FIGURES = {"quickstart": (quickstart, 2.6), "frontier": (frontier, 3.0), "bytes": (sent, 3.6)}
+def outer_bytes(axes: Any) -> None:
+    """Show the test loss of a GPT against bytes, of outer steps and of exchanges in each step."""
+    for row in read("outer"):
+        spot(axes, row, float(row["bytes"]), is_full=True)
+    axes.set(xscale="log", xlabel="bytes sent in the whole training, all replicas", ylabel="test loss, nats")
+    show_ticks(axes.xaxis, show_bytes)
+    axes.margins(x=0.2, y=0.15)
+
+
+def outer_seconds(axes: Any) -> None:
+    """Show the same losses against the seconds projected on two links."""
+    for link, column, is_full in (("100 Mbit/s", "seconds_at_100mbit", True), ("1 Gbit/s", "seconds_at_1gbit", False)):
+        for row in read("outer"):
+            spot(axes, row, float(row[column]), is_full)
+        fill = DENSE if is_full else "white"
+        axes.plot(float(row[column]), float(row["loss"]), "o", color=DENSE, markerfacecolor=fill, label=link, zorder=0)
+    axes.set(xlabel="projected time of the whole training", ylabel="test loss, nats")
+    use_log_scale(axes, (1, 2, 5))
+    show_ticks(axes.xaxis, show_seconds)
+    axes.margins(x=0.2, y=0.15)
+    axes.legend()
+
+
+def spot(axes: Any, row: dict[str, str], x: float, is_full: bool) -> None:
+    """Draw one setting with its deviation and, at a full marker, its name."""
+    colour = METHOD_COLOURS[row["method"]]
+    loss = float(row["loss"])
+    fill = colour if is_full else "white"
+    axes.errorbar(x, loss, float(row["deviation"]), color=colour, marker="o", markerfacecolor=fill, markersize=4)
+    if is_full:
+        name = row["method"] + (f", H {row['every']}" if row["every"] != "1" else "")
+        above = row["every"] != "10"  # names of one method beside each other
+        place = (0, 6 if above else -6)
+        axes.annotate(
+            name, (x, loss), xytext=place, textcoords="offset points", ha="center", va="bottom" if above else "top"
+        )
+
+
+METHOD_COLOURS = {
+    "DDP": DENSE,
+    "the hook": PALETTE[1],
+    "DiLoCo": PALETTE[0],
+    "SparseLoCo": SPARSE,
+    "MuLoCo": PALETTE[4],
+    "local SGD": PALETTE[5],
+}
+FIGURES = {
+    "quickstart": (quickstart, 2.6),
+    "frontier": (frontier, 3.0),
+    "bytes": (sent, 3.6),
+    "outer_bytes": (outer_bytes, 3.0),
+    "outer_seconds": (outer_seconds, 3.0),
+}
 
 
 def main() -> None:
