@@ -43,8 +43,7 @@ class Group:
     @property
     def device(self) -> torch.device:
         """Return where gradients are reduced, which is not where parameters are if they are offloaded."""
-        device: torch.device = self._private.device
-        return device
+        return torch.device(self._private.device)
 
     @property
     def exchanges(self) -> bool:
@@ -52,10 +51,9 @@ class Group:
         return bool(self._private.all_reduce_grads)
 
     @property
-    def fill_advice(self) -> str:
-        """Return what else to do about parameters without a gradient, if PyTorch can."""
-        can = hasattr(self.module, "set_reduce_scatter_unused_params")
-        return ", or call model.set_reduce_scatter_unused_params(True)" if can else ""
+    def can_fill(self) -> bool:
+        """Tell if PyTorch can give parameters without a gradient zeros."""
+        return hasattr(self.module, "set_reduce_scatter_unused_params")
 
     def refuse_change(self) -> None:
         """Raise RuntimeError if other parameters are trained than when the hook was made."""

@@ -153,7 +153,7 @@ class GroupHook:
             names = ", ".join(each.name for each in self._slices)
             raise RuntimeError(
                 f"attach: some of {names} got no gradient in this backward, and FSDP2 does not tell which; freeze them "
-                f"before attach(){self._group.fill_advice}"
+                f"before attach(){', or call model.set_reduce_scatter_unused_params(True)' * self._group.can_fill}"
             )
 
     def _hold(self, reduced: Tensor) -> None:
