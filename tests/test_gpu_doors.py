@@ -80,7 +80,9 @@ def group_steps(steps: int) -> tuple[list[Log], Counter[str]]:
         unused = nn.Parameter(torch.zeros(1))
         numels = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         slices = [Slice(name, unused, cut, numels[name], padded[name]) for name, cut in cuts.items()]
-        group: Any = SimpleNamespace(slices=slices, device=torch.device("cuda"), exchanges=True)
+        group: Any = SimpleNamespace(
+            slices=slices, device=torch.device("cuda"), exchanges=True, refuse_change=lambda: None
+        )
         backwards: Any = SimpleNamespace(hand_over=lambda number: None, order=order)
         hook = GroupHook(group, 3, state, backwards, stand_ins)
         for _ in range(steps):
