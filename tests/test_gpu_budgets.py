@@ -81,6 +81,12 @@ def test_more_ranks_take_no_more_launches() -> None:
     assert many <= FEW * eight
 
 
+def test_64_ranks_hold_two_buckets_and_take_no_more_launches() -> None:
+    found = hook_steps(RESNET18, 64, steps=2)
+    assert found.held_by_others <= 2 * found.bucket_nbytes
+    assert found.launches <= FEW * 128
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cap", [2**16, CAP])
 def test_eight_ranks_take_two_buckets_whatever_their_size_and_precision(cap: int, dtype: torch.dtype) -> None:
