@@ -1,8 +1,8 @@
 """Keep what clients remember between rounds, in memory.
 
 The state of client i lives on host i mod hosts and never moves (`hosting.py`); a host is one rank, or several of which
-each has its rows. It is allocated when the client
-first takes part. records/checkpoint.py saves it; with `clients.state_dir` it is in files instead (mapped_states.py).
+each has its rows. It is allocated when the client first takes part. records/checkpoint.py saves it; with
+`clients.state_dir` it is in files instead (mapped_states.py).
 """
 
 from __future__ import annotations

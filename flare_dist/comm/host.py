@@ -43,10 +43,10 @@ class Host:
         """Tell if `condition` holds on every shard."""
         return self.sums([int(condition)]) == [self.shards]
 
-    def gather(self, vector: Tensor) -> list[Tensor]:
-        """Return the one-dimensional tensors of all shards, of whatever lengths, on the device of this one's."""
+    def gather(self, vector: Tensor) -> Tensor:
+        """Return the vectors of all shards one after another, of whatever lengths, on the device of this one's."""
         if self.shards == 1:
-            return [vector]
+            return vector
         lengths = [0] * self.shards
         lengths[self.shard] = vector.numel()
         lengths = self.sums(lengths)
@@ -55,4 +55,4 @@ class Host:
         gathered, work = start_gather(padded, self.group)
         work.wait()
         rows = gathered.to(vector.device).view(self.shards, -1)
-        return [row[:length] for row, length in zip(rows, lengths)]
+        return torch.cat([row[:length] for row, length in zip(rows, lengths)])

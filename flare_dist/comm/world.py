@@ -75,21 +75,19 @@ class World:
 
     def all_gather(self, local: Tensor) -> Tensor:
         """Gather every rank's one-dimensional tensor of n entries as [W, n], on the device of `local`."""
-        if self.size == 1:
-            return local.unsqueeze(0)
-        with self._collective(all_gather_wire(self.size, local.nbytes)):
-            gathered, work = start_gather(local.contiguous(), self._group)
-            work.wait()
-            return gathered.view(self.size, -1).to(local.device)
+        return self._gather(local, self.size, self._group)
 
     def gather_from_all(self, local: Tensor) -> Tensor:
         """Gather the tensors of every rank of every host, by `number`, as [ranks, n]; a control message."""
-        if self.ranks == 1:
+        return self._gather(local, self.ranks, None)
+
+    def _gather(self, local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
+        if size == 1:
             return local.unsqueeze(0)
-        with self._collective(all_gather_wire(self.ranks, local.nbytes)):
-            gathered, work = start_gather(local.contiguous(), None)
+        with self._collective(all_gather_wire(size, local.nbytes)):
+            gathered, work = start_gather(local.contiguous(), group)
             work.wait()
-            return gathered.view(self.ranks, -1).to(local.device)
+            return gathered.view(size, -1).to(local.device)
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks in place, with the same bits on each of them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -45,7 +44,6 @@ def build_local_trainer(
     """Build the loop of local steps over the training data."""
     source = data.batches(data.train, world.device, config.data.augment)
     source.on_batch = world.on_batch
-    host = world.host
     return LocalTrainer(
         local,
         source,
@@ -53,6 +51,6 @@ def build_local_trainer(
         config.rounds,
         config.seed,
         algorithm,
-        of_all_shards=lambda vector: torch.cat(host.gather(vector)),
+        of_all_shards=world.host.gather,
         kept=KeptOptimizer.of(local) if keeps_optimizer(config) else None,
     )
