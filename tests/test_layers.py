@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "json_lines": set(),
     "progress": {"units"},
     "devices": {"units"},
-    "cuts": set(),
+    "cuts": {"layout"},
     "schedules": {"named", "errors"},
     "units": set(),
     "disk": {"errors"},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flare_dist.cuts import ModelShard
 from flare_dist.layout import ParameterLayout
 from flare_dist.tasks.task import Batch, Count
 
@@ -24,8 +25,11 @@ class LocalModel(Protocol):
     dtypes: dict[str, torch.dtype]  # of parameters and buffers by name, as the user has made them
     optimizer: Optimizer
     base: str | None  # digest of what is frozen and lies in files of its own
-    shard: Any  # what this rank holds of a model that its host has divided (engines/fsdp.py); None if it has all
     is_rounded: bool  # `load` rounds parameters to the precision that the model computes in
+
+    @property
+    def shard(self) -> ModelShard | None:
+        """Return what this rank holds of a model that its host has divided; None if it has all."""
 
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and all other buffers those that they began with."""

@@ -7,7 +7,6 @@ asked only while it computes. All ranks of a host call every method together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from flare_dist.comm.host import Host
-from flare_dist.cuts import Cut
+from flare_dist.cuts import Cut, ModelShard
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.flat_buffers import FlatBuffers
 from flare_dist.fixed import base_digest
@@ -26,16 +25,6 @@ from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
 from flare_dist.tasks.batch import count_examples, split
 from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
-
-
-@dataclass(frozen=True)
-class ModelShard:
-    """Tell which rows of a model's trained parameters a rank holds, in the order of its flat vector."""
-
-    number: int
-    count: int
-    whole: ParameterLayout  # of the whole model
-    cuts: tuple[Cut, ...]
 
 
 class ShardedModel:

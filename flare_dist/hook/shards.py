@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flare_dist.comm.collectives import ProcessGroup
-from flare_dist.cuts import Cut
+from flare_dist.cuts import Cut, put_together
 from flare_dist.hook.files import read_file
 
 T = TypeVar("T")
@@ -63,32 +63,28 @@ def joined(saved: Sequence[Mapping[str, Any]], cuts: Mapping[str, Cut] | None) -
 
     `cuts` are those of this rank; None takes whole weights.
     """
-    by_replica: dict[int, Memory] = {}
+    parts: dict[int, dict[str, dict[str, list[tuple[Cut, Tensor]]]]] = {}
     for number, one in enumerate(saved):
         shard = one.get("shard")
-        whole = by_replica.setdefault(shard["replica"] if shard else number, {})
+        of_replica = parts.setdefault(shard["replica"] if shard else number, {})
         for name, vectors in one["memory"].items():
-            cut = Cut(*shard["cuts"][name]) if shard else None
             for kind, vector in vectors.items():
-                _put(whole.setdefault(name, {}), kind, vector, cut)
-    return {replica: _cut(memory, cuts) for replica, memory in by_replica.items()}
+                whole = Cut.whole(tuple(vector.shape))  # also of one number, which each shard has
+                cut = Cut(*shard["cuts"][name]) if shard and vector.dim() else whole
+                of_replica.setdefault(name, {}).setdefault(kind, []).append((cut, vector))
+    return {replica: _cut(of_replica, cuts) for replica, of_replica in parts.items()}
 
 
-def _put(own: dict[str, Tensor], kind: str, vector: Tensor, cut: Cut | None) -> None:
-    """Write a saved vector to its place in the whole."""
-    if cut is None or not vector.dim():
-        own[kind] = vector
-        return
-    if kind not in own:
-        own[kind] = torch.zeros(cut.shape, dtype=vector.dtype)
-    cut.of(own[kind]).copy_(vector)
-
-
-def _cut(memory: Memory, cuts: Mapping[str, Cut] | None) -> Memory:
-    if cuts is None:
-        return memory
-    held = {name: own for name, own in memory.items() if name in cuts}
-    return {name: {kind: cuts[name].of(vector).clone() for kind, vector in own.items()} for name, own in held.items()}
+def _cut(parts: dict[str, dict[str, list[tuple[Cut, Tensor]]]], cuts: Mapping[str, Cut] | None) -> Memory:
+    """Put the vectors of one replica together, and cut what is wanted."""
+    memory: Memory = {}
+    for name, own in parts.items():
+        if cuts is None or name in cuts:
+            wholes = {kind: put_together(pieces) for kind, pieces in own.items()}
+            memory[name] = {
+                kind: whole if cuts is None else cuts[name].of(whole).clone() for kind, whole in wholes.items()
+            }
+    return memory
 
 
 def mean_of(memories: Sequence[Memory], count: int, fed_back: Sequence[str]) -> Memory:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flare_dist.comm.failures import on_all_ranks
 from flare_dist.comm.world import World
+from flare_dist.cuts import ModelShard
 from flare_dist.disk import explained
 from flare_dist.errors import ReportedError
 from flare_dist.records.checkpoint_set import (
@@ -39,7 +40,7 @@ from flare_dist.records.checkpoint_set import (
     load_set,
 )
 from flare_dist.records.files import save_state, sha256, write_text
-from flare_dist.records.rows import Shard, described
+from flare_dist.records.rows import described
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def save(
     server: dict[str, Any],
     memory: dict[str, Any],
     keep: int,
-    shard: Shard | None = None,
+    shard: ModelShard | None = None,
 ) -> int:
     """Write this rank's part of the checkpoint of `round_`; all ranks call it together.
 
@@ -113,7 +114,7 @@ def restore(
     world: World,
     layout: list[list[object]],
     state_dir: Path | None = None,
-    shard: Shard | None = None,
+    shard: ModelShard | None = None,
 ) -> Restored:
     """Read the newest checkpoint that every rank finds whole; all ranks call it together, and nothing is changed.
 

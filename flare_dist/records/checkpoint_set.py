@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flare_dist.clients.versions import StoredStates
+from flare_dist.cuts import ModelShard
 from flare_dist.records.files import sha256
-from flare_dist.records.rows import Shard, as_held
+from flare_dist.records.rows import as_held
 
 MANIFEST = "manifest.json"
 
@@ -66,7 +67,7 @@ def load_set(
     state_dir: Path | None,
     rank: int,
     size: int,
-    shard: Shard | None = None,
+    shard: ModelShard | None = None,
 ) -> Restored:
     """Read what a set has for one of `size` hosts, or for the `shard` of it that a rank holds.
 

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flare_dist.cuts import Cut
-from flare_dist.layout import ParameterLayout
+from flare_dist.cuts import Cut, ModelShard, put_together
 
 WHOLE = ("buffers",)  # vectors that are not of parameters, and the same on all ranks of a host
 
 
-class Shard(Protocol):
-    """What a rank holds of a model that its host has divided (engines/fsdp.py)."""
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def whole(self) -> ParameterLayout: ...
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]: ...
-
-
-def described(shard: Shard | None) -> dict[str, Any]:
+def described(shard: ModelShard | None) -> dict[str, Any]:
     """Return what a rank's file says of its rows; nothing if it holds whole vectors."""
     if shard is None:
         return {}
     return {"shard": {"number": shard.number, "count": shard.count, "cuts": [tuple(cut) for cut in shard.cuts]}}
 
 
-def as_held(states: Sequence[dict[str, Any]], shard: Shard | None, layout: list[list[Any]]) -> list[dict[str, Any]]:
+def as_held(
+    states: Sequence[dict[str, Any]], shard: ModelShard | None, layout: list[list[Any]]
+) -> list[dict[str, Any]]:
     """Return what each host has saved in its files, in order, as rows of `shard` (None = whole vectors).
 
     `layout` describes the whole model.
@@ -47,7 +32,7 @@ def as_held(states: Sequence[dict[str, Any]], shard: Shard | None, layout: list[
         return [state for state in states if shard is None or _number(state) == shard.number]
     hosts = [states[first : first + saved_by] for first in range(0, len(states), saved_by)]
     shapes = [tuple(shape) for _, shape in layout]
-    wanted = shard.cuts if shard else tuple(map(_all_of, shapes))
+    wanted = shard.cuts if shard else tuple(map(Cut.whole, shapes))
     return [_host_as_held(host, wanted, shapes) for host in hosts]
 
 
@@ -62,13 +47,9 @@ def _number(state: dict[str, Any]) -> int:
     return int(state["shard"]["number"]) if "shard" in state else 0
 
 
-def _all_of(shape: tuple[int, ...]) -> Cut:
-    return Cut(0, 0, shape[0] if shape else 1, shape)
-
-
 def _cuts(state: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> list[Cut]:
     if "shard" not in state:
-        return [_all_of(shape) for shape in shapes]
+        return [Cut.whole(shape) for shape in shapes]
     return [Cut(dim, start, stop, tuple(shape)) for dim, start, stop, shape in state["shard"]["cuts"]]
 
 
@@ -82,23 +63,10 @@ def _joined(values: Sequence[Any], cuts: Sequence[Sequence[Cut]], wanted: Sequen
         return [_joined(own, cuts, wanted) for own in zip(*values)]
     if not isinstance(first, Tensor) or not _are_flat(values, cuts):
         return first
-    split = [list(zip(own, value.split([_numel(cut) for cut in own]))) for value, own in zip(values, cuts)]
-    rows = [_rows([parts[place] for parts in split], cut) for place, cut in enumerate(wanted)]
-    return torch.cat(rows)
+    split = [list(zip(own, value.split([cut.numel for cut in own]))) for value, own in zip(values, cuts)]
+    return torch.cat([cut.of(put_together(parts)).flatten() for cut, parts in zip(wanted, zip(*split))])
 
 
 def _are_flat(values: Sequence[Tensor], cuts: Sequence[Sequence[Cut]]) -> bool:
     """Tell if these are vectors with an entry for each of the parameters that their shards hold."""
-    return all(value.shape == (sum(map(_numel, own)),) for value, own in zip(values, cuts))
-
-
-def _rows(parts: Sequence[tuple[Cut, Tensor]], wanted: Cut) -> Tensor:
-    """Put one parameter together, and return the rows that are wanted of it, flat."""
-    whole = torch.empty(wanted.shape, dtype=parts[0][1].dtype)
-    for cut, part in parts:
-        cut.of(whole).copy_(part.view(cut.own_shape) if whole.dim() else part.squeeze())
-    return wanted.of(whole).flatten()
-
-
-def _numel(cut: Cut) -> int:
-    return torch.Size(cut.own_shape).numel() if cut.shape else 1
+    return all(value.shape == (sum(cut.numel for cut in own),) for value, own in zip(values, cuts))
