@@ -78,12 +78,11 @@ def group_steps(steps: int) -> tuple[list[Log], Counter[str]]:
         state = SparseHookState(stand_ins, density=0.01, quiet=True)
         order = CallOrder(None)
         unused = nn.Parameter(torch.zeros(1))
-        numels = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-        slices = [Slice(name, unused, cut, numels[name], padded[name]) for name, cut in cuts.items()]
+        slices = [Slice(name, unused, cut, padded[name]) for name, cut in cuts.items()]
         group: Any = SimpleNamespace(
             slices=slices, device=torch.device("cuda"), exchanges=True, refuse_change=lambda: None
         )
-        backwards: Any = SimpleNamespace(hand_over=lambda number: None, order=order)
+        backwards: Any = SimpleNamespace(hand_over=lambda number, label: order.compare(label))
         hook = GroupHook(group, 3, state, backwards, stand_ins)
         for _ in range(steps):
             reduced = to_gpu(torch.randn(sum(padded.values()), generator=draws))

@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from flare_dist.comm.collectives import ranks_of
 from flare_dist.cuts import Cut
-from flare_dist.hook.replicas import refuse_unnamed
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
 
@@ -27,8 +26,11 @@ class Slice:
     name: str
     parameter: nn.Parameter  # a DTensor
     cut: Cut
-    numel: int
-    padded: int
+    padded: int  # entries
+
+    @property
+    def numel(self) -> int:
+        return self.cut.numel
 
 
 class Group:
@@ -122,17 +124,6 @@ class Group:
             raise ValueError("attach: FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32")
 
 
-def ranks_of_replica(mesh: Any, replicate: Sequence[str]) -> list[int]:
-    """Return the ranks of this rank's replica; raises ValueError for a mesh that does not fit."""
-    refuse_unnamed(mesh, "attach", replicate)
-    if len(mesh.mesh_dim_names) != 2:
-        raise ValueError(
-            f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
-            'give mesh["replicate", "shard"] by your names'
-        )
-    return ranks_of(mesh.get_group(next(name for name in mesh.mesh_dim_names if name not in replicate)))
-
-
 def refuse_broken_off(groups: Sequence[Group]) -> Callable[..., None]:
     """Return a forward pre-hook that raises RuntimeError behind a backward which an exception has ended.
 
@@ -197,4 +188,4 @@ def _slice(private: Any, names: dict[nn.Parameter, str]) -> Slice:
     info = private.mesh_info
     shape = tuple(parameter.shape)
     cut = Cut.of_shard(shape, info.shard_mesh_rank, info.shard_mesh_size, private.fsdp_placement.dim)
-    return Slice(name, parameter, cut, private.sharded_size.numel(), private.padded_sharded_param_size.numel())
+    return Slice(name, parameter, cut, private.padded_sharded_param_size.numel())

@@ -15,22 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flare_dist.comm.collectives import group_of, rank_and_size
-from flare_dist.comm.traffic import all_gather_wire
+from flare_dist.comm.collectives import group_of, rank_and_size, ranks_of
 from flare_dist.engines.attach_ddp import WorldOfOne
-from flare_dist.engines.fsdp_groups import Group, groups_of, ranks_of_replica, refuse_broken_off
+from flare_dist.engines.fsdp_groups import Group, Slice, groups_of, refuse_broken_off
 from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.backwards import Backwards
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.replica_weights import ReplicaWeights
-from flare_dist.hook.replicas import Replicas, mesh_place
+from flare_dist.hook.replicas import REPLICATE, MeshPlace, Replicas, place_in
 from flare_dist.hook.shards import Shard
 from flare_dist.hook.stand_ins import StandIns
 from flare_dist.hook.state import SparseHookState
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
-
-REPLICATE = ("replicate", "dp_replicate")
-_NUMBER_NBYTES = 4  # of call_order
 
 
 def attach_fsdp(
@@ -44,25 +40,37 @@ def attach_fsdp(
 
     Raises ValueError if it cannot.
     """
-    shards = ranks_of_replica(mesh, replicate)
+    place = _place_in(mesh, replicate)
     _check_settings(settings)
     groups, frozen = groups_of(model)
     for one in groups:
-        one.check(shards)
-    cuts = {each.name: each.cut for one in groups for each in one.slices if each.numel}
+        one.check(ranks_of(mesh.get_group(1 - place.over_replicas)))
+    slices = [each for one in groups for each in one.slices]
+    cuts = {each.name: each.cut for each in slices if each.numel}
     stand_ins = StandIns({name: cut.own_shape for name, cut in cuts.items()}, groups[0].device)
-    state = _state_of(groups, stand_ins, mesh, replicate, settings)
-    replicas = Replicas(state.process_group)
-    if rank_and_size(replicas.group)[1] == 1:
+    replica, replicas = rank_and_size(place.group)
+    quiet = place.shard > 0 or replicas == 1
+    state = SparseHookState(stand_ins, process_group=place.group, quiet=quiet, **settings)
+    _tell_of_slices(state, slices)
+    everybody = group_of(mesh.mesh.flatten().tolist())
+    state.shard = Shard(replica, replicas, place.shard, place.shards, everybody, cuts, mesh, place.over_replicas)
+    if replicas == 1:
         _refuse_or_warn(world_of_one)
         return state
-    ReplicaWeights(model, replicas, who="attach")
-    _hook(model, groups, state, stand_ins)
-    for one in frozen:
-        one.stay_frozen()
-    model.register_forward_pre_hook(refuse_broken_off(groups))
+    ReplicaWeights(model, Replicas(place.group), who="attach")
+    _hook(model, groups, frozen, state, stand_ins)
     refuse_scaling(state)
     return state
+
+
+def _place_in(mesh: Any, replicate: Sequence[str]) -> MeshPlace:
+    place = place_in(mesh, "attach", replicate)
+    if len(mesh.mesh_dim_names) != 2:
+        raise ValueError(
+            f"attach.mesh: needs two dimensions, over replicas and over shards, got {', '.join(mesh.mesh_dim_names)}; "
+            'give mesh["replicate", "shard"] by your names'
+        )
+    return place
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
@@ -82,31 +90,28 @@ def _refuse_or_warn(world_of_one: WorldOfOne) -> None:
     warnings.warn("attach: one replica, so nothing is exchanged between replicas", stacklevel=4)
 
 
-def _state_of(
-    groups: Sequence[Group], stand_ins: StandIns, mesh: Any, replicate: Sequence[str], settings: Mapping[str, Any]
-) -> SparseHookState:
-    """Make the state of the hook: its memory is of this rank's rows, and its names and shapes are the model's."""
-    group, number, count = mesh_place(mesh, replicate)
-    replica, replicas = rank_and_size(group)
-    slices = [each for one in groups for each in one.slices]
-    cuts = {each.name: each.cut for each in slices if each.numel}
-    state = SparseHookState(stand_ins, process_group=group, quiet=number > 0 or replicas == 1, **settings)
+def _tell_of_slices(state: SparseHookState, slices: Sequence[Slice]) -> None:
+    """Let the state have the parameters and whole shapes of the model, of which its memory holds slices."""
     state.shapes = {each.name: each.cut.shape for each in slices}
     state.parameters = tuple(each.parameter for each in slices)
     state.unapplied = Unapplied(OptimizerSteps(state.parameters))
-    everybody = group_of(mesh.mesh.flatten().tolist())
-    over_replicas = next(place for place, name in enumerate(mesh.mesh_dim_names) if name in replicate)
-    state.shard = Shard(replica, replicas, number, count, everybody, cuts, mesh, over_replicas)
-    return state
 
 
-def _hook(model: nn.Module, groups: Sequence[Group], state: SparseHookState, stand_ins: StandIns) -> None:
-    """Let the exchange take the mean over replicas of each group."""
+def _hook(
+    model: nn.Module,
+    groups: Sequence[Group],
+    frozen: Sequence[Group],
+    state: SparseHookState,
+    stand_ins: StandIns,
+) -> None:
+    """Let the exchange take the mean over replicas of each group, and refuse what would part the replicas."""
     backwards = Backwards(state)
     for number, one in enumerate(groups):
         one.leave_replicas_to_hook()
         one.set_hook(GroupHook(one, number, state, backwards, stand_ins))
-    model.register_forward_pre_hook(backwards.forward_begins)
+    for one in frozen:
+        one.stay_frozen()
+    model.register_forward_pre_hook(refuse_broken_off(groups))
 
 
 class GroupHook:
@@ -120,8 +125,8 @@ class GroupHook:
         self._parameters = [stand_ins.by_name[each.name] for each in self._slices if each.numel]
         self._state = state
         self._backwards = backwards
-        self._number = number
         self._label = torch.full((1,), number, dtype=torch.int32, device=group.device)
+        self._number = number
         self._pending: Tensor | None = None  # under set_requires_all_reduce(False)
 
     def __call__(self, reduced: Tensor) -> None:
@@ -135,10 +140,7 @@ class GroupHook:
             reduced.add_(self._pending)
             self._pending = None
         self._refuse_addition()
-        self._backwards.hand_over(self._number)
-        self._backwards.order.compare(self._label)
-        size = rank_and_size(self._state.process_group)[1]
-        self._state.count(all_gather_wire(size, _NUMBER_NBYTES), _NUMBER_NBYTES, 0)
+        self._backwards.hand_over(self._number, self._label)
         if not self._parameters:
             return
         # Other streams may be given its memory as soon as FSDP2 has made a gradient of another precision of it.
@@ -181,6 +183,7 @@ class GroupHook:
         return torch.cat([part[: each.numel] for each, part in self._parts(reduced)])
 
     def _put_back(self, mean: Tensor, reduced: Tensor) -> None:
+        """Write the mean over replicas to where the gradients of the slices were."""
         if mean is reduced:
             return
         if mean.numel() == reduced.numel():
@@ -189,5 +192,5 @@ class GroupHook:
         means = mean.split([each.numel for each in self._slices])
         torch._foreach_copy_([part[: each.numel] for each, part in self._parts(reduced)], list(means))
 
-    def _parts(self, reduced: Tensor) -> list[tuple[Any, Tensor]]:
+    def _parts(self, reduced: Tensor) -> list[tuple[Slice, Tensor]]:
         return list(zip(self._slices, reduced.split([each.padded for each in self._slices])))

@@ -28,7 +28,7 @@ from flare_dist.comm.collectives import ProcessGroup
 from flare_dist.hook.outer_settings import described, settings_of
 from flare_dist.hook.outer_steps import OuterSteps
 from flare_dist.hook.replica_weights import ReplicaWeights
-from flare_dist.hook.replicas import check_same, replicas_of
+from flare_dist.hook.replicas import REPLICATE, check_same, replicas_of
 
 
 def outer(
@@ -37,7 +37,7 @@ def outer(
     *,
     preset: str | None = None,
     process_group: ProcessGroup | None = None,
-    replicate: Sequence[str] = ("replicate", "dp_replicate"),
+    replicate: Sequence[str] = REPLICATE,
     seed: int = 0,
     offload: bool = False,
     **settings: Any,

@@ -11,6 +11,17 @@ from torch.nn.parallel import DistributedDataParallel
 from flare_dist.comm.collectives import ProcessGroup, gather_objects, rank_and_size, ranks_of
 from flare_dist.hook.wrappers import unwrapped
 
+REPLICATE = ("replicate", "dp_replicate")  # names of the dimension of a mesh that goes over replicas
+
+
+class MeshPlace(NamedTuple):
+    """The place of a rank in a mesh of replicas, whose other dimensions together go over the parts of each."""
+
+    group: ProcessGroup  # the ranks that hold the same part of the other replicas
+    shard: int  # number of the part
+    shards: int
+    over_replicas: int  # number of the dimension that goes over replicas
+
 
 class Replicas(NamedTuple):
     """The ranks that hold the same part of each replica, and what sets this part apart in names of files."""
@@ -63,32 +74,26 @@ def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
 
 
 def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:
-    refuse_unnamed(mesh, "outer", names)
-    group, shard, shards = mesh_place(mesh, names)
-    part = f"-shard-{shard}-of-{shards}" if shards > 1 else ""
-    return Replicas(group, f"-outer{part}", shard == 0)
+    place = place_in(mesh, "outer", names)
+    part = f"-shard-{place.shard}-of-{place.shards}" if place.shards > 1 else ""
+    return Replicas(place.group, f"-outer{part}", place.shard == 0)
 
 
-def refuse_unnamed(mesh: Any, who: str, names: Sequence[str]) -> None:
-    """Raise ValueError for a mesh that has not just one dimension of these `names`, which goes over replicas."""
+def place_in(mesh: Any, who: str, names: Sequence[str]) -> MeshPlace:
+    """Find this rank in a mesh of which one dimension has one of these `names`; raises ValueError if none has."""
     dimensions = tuple(mesh.mesh_dim_names or ())
-    if len(set(names) & set(dimensions)) != 1:
+    over_replicas = [number for number, name in enumerate(dimensions) if name in names]
+    if len(over_replicas) != 1:
         raise ValueError(
             f"{who}.mesh: needs one dimension named {' or '.join(names)}, got {', '.join(dimensions) or 'none'}; name "
             "it by init_device_mesh(..., mesh_dim_names=...) or give replicate=[NAME]"
         )
-
-
-def mesh_place(mesh: Any, names: Sequence[str]) -> tuple[ProcessGroup, int, int]:
-    """Return the ranks that hold this rank's part of the other replicas, the part's number, and how many there are."""
-    dimensions = tuple(mesh.mesh_dim_names)
-    over_replicas = next(name for name in names if name in dimensions)
     shard = 0
     shards = 1
-    for place in (place for place, name in enumerate(dimensions) if name != over_replicas):
+    for place in (place for place in range(len(dimensions)) if place not in over_replicas):
         shard = shard * mesh.size(place) + mesh.get_local_rank(place)
         shards *= mesh.size(place)
-    return mesh.get_group(over_replicas), shard, shards
+    return MeshPlace(mesh.get_group(over_replicas[0]), shard, shards, over_replicas[0])
 
 
 def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas) -> None:
