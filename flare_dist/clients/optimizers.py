@@ -39,10 +39,11 @@ def find_optimizer(name: Any, options: Options, muon: MuonConfig | None = None, 
 
     Muon looks for embeddings and the output layer in `model`. ValueError names clients.optimizer or one of its options.
     """
-    makers: dict[str, Make] = OPTIMIZERS | {MUON: muon_of(muon or MuonConfig(), model or nn.Module())}
-    found = find(KEY, name, makers)
+    makers = OPTIMIZERS
     if name == MUON:
         check_muon()
+        makers = OPTIMIZERS | {MUON: muon_of(muon or MuonConfig(), model or nn.Module())}
+    found = find(KEY, name, makers)
     if not is_own(name, makers):
         return bind(KEY, name, found, options, ["parameters", "lr", "momentum", "weight_decay"])
     users = bind(KEY, name, found, options, ["named_parameters", "lr"])
