@@ -21,6 +21,7 @@ from flare_dist.engines.fsdp_groups import Group, Slice, groups_of, refuse_broke
 from flare_dist.engines.optimizers import refuse_scaling
 from flare_dist.hook.backwards import Backwards
 from flare_dist.hook.ddp import exchange_gradients
+from flare_dist.hook.held_means import holds_mean
 from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import REPLICATE, MeshPlace, Replicas, place_in
 from flare_dist.hook.shards import Shard
@@ -170,11 +171,7 @@ class GroupHook:
         for each in self._slices:
             gradient: Any = each.parameter.grad
             if gradient is not None and each.numel and gradient.to_local().any():
-                raise RuntimeError(
-                    "gradients.preconditioner: adds updates and not gradients, got a second backward while .grad of "
-                    f"{each.name} holds an exchanged mean; run all but the last backward of a step under "
-                    "set_requires_gradient_sync(False), or call zero_grad first"
-                )
+                raise holds_mean(each.name, "set_requires_gradient_sync(False)")
 
     def _without_padding(self, reduced: Tensor) -> Tensor:
         """Return the gradients of the slices one after another; `reduced` itself if nothing is padded."""

@@ -35,14 +35,19 @@ class HeldMeans:
             self._held.update(names)
 
 
+def holds_mean(name: str, unsynchronised: str) -> RuntimeError:
+    """Return the error of a backward that would add to an exchanged mean; `unsynchronised` is what keeps it from it."""
+    return RuntimeError(
+        f"gradients.preconditioner: adds updates and not gradients, got a second backward while .grad of {name} holds "
+        f"an exchanged mean; run all but the last backward of a step under {unsynchronised}, or call zero_grad first"
+    )
+
+
 def _refuse_addition(held: set[str], name: str, parameter: weakref.ref[Tensor], gradient: Tensor) -> None:
     """Raise RuntimeError if this gradient would be added to an exchanged mean."""
     if name not in held:
         return
     owner = parameter()
     if owner is not None and owner.grad is not None and owner.grad.any():
-        raise RuntimeError(
-            f"gradients.preconditioner: adds updates and not gradients, got a second backward while .grad of {name} "
-            "holds an exchanged mean; run all but the last backward of a step under no_sync, or call zero_grad first"
-        )
+        raise holds_mean(name, "no_sync")
     held.discard(name)
