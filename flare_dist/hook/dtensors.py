@@ -58,23 +58,22 @@ def load_hook_tensors(state: SparseHookState, checkpoint_id: str | Path, key: st
             f"model and settings under {key!r}"
         )
     saved_by = next((int(found[f"{key}.{name}"].size[0]) for name in names), shard.replicas)  # type: ignore[union-attr]
-    over_replicas: Placement = Split(0) if saved_by == shard.replicas else Replicate()
+    is_own = saved_by == shard.replicas  # each replica goes on with its own memory, else all with the mean
+    over_replicas: Placement = Split(0) if is_own else Replicate()
+    rows = 1 if is_own else saved_by
     wanted: dict[str, Any] = {STEP: torch.tensor(0)}
     for full_name, (kind, name) in names.items():
         shape = state.shapes[name]
-        rows = 1 if saved_by == shard.replicas else saved_by
         local = torch.zeros(rows, *_own_shape(state, name, kind, shape))
         wanted[full_name] = _dtensor(shard, name, local, over_replicas, (saved_by, *_shape(state, kind, shape)))
     dcp.load({key: wanted}, checkpoint_id=checkpoint_id)
-    by_replica: list[Memory] = [{} for _ in range(1 if saved_by == shard.replicas else saved_by)]
+    by_replica: list[Memory] = [{} for _ in range(rows)]
     for full_name, (kind, name) in names.items():
         for memory, vector in zip(by_replica, wanted[full_name].to_local().unbind()):
             if name in shard.cuts:
                 memory.setdefault(name, {})[kind] = vector
-    memory = by_replica[0]
-    if saved_by != shard.replicas:
-        memory = mean_of(by_replica, saved_by, state.fed_back)
-        rescale_second_moments(memory, saved_by, shard.replicas)
+    memory = by_replica[0] if is_own else mean_of(by_replica, saved_by, state.fed_back)
+    rescale_second_moments(memory, saved_by, shard.replicas)
     state.load_state_dict({"step": int(wanted[STEP]), "memory": memory, "shapes": state.shapes})
 
 

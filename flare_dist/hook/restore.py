@@ -63,26 +63,28 @@ def load_named(
     if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
         _raise_or_warn(missing, _lost(place, chosen, lost, views), loss)
-    state.load_state_dict(
-        {"step": state.finished_steps if found is None else found, "memory": _own_memory(saved, is_own, state)}
-        | ({"shapes": state.shapes} if state.shard else {})
-        | ({"shared": saved[0]["shared"]} if saved and "shared" in saved[0] else {})
-    )
+    memory, saved_by = _own_memory(saved, is_own, state)
+    rescale_second_moments(memory, saved_by, rank_and_size(state.process_group)[1])
+    shapes = {"shapes": state.shapes} if state.shard else {}
+    shared = {"shared": saved[0]["shared"]} if saved and "shared" in saved[0] else {}
+    of_step = state.finished_steps if found is None else found
+    state.load_state_dict({"step": of_step, "memory": memory, **shapes, **shared})
     _warn_of_gaps(place, chosen, heads)
 
 
-def _own_memory(saved: Sequence[Mapping[str, Any]], is_own: bool, state: Remembering) -> Memory:
-    """Return this rank's memory, from its own file, or from those of all ranks if others had saved."""
-    if is_own or not saved:
-        return dict(saved[0]["memory"]) if saved else {}
+def _own_memory(saved: Sequence[Mapping[str, Any]], is_own: bool, state: Remembering) -> tuple[Memory, int]:
+    """Return this rank's memory, and how many replicas saved it.
+
+    It is that of its own file, or comes from those of all ranks if others had saved.
+    """
     rank, size = rank_and_size(state.process_group)  # of the replicas
+    if is_own or not saved:
+        return (dict(saved[0]["memory"]) if saved else {}), size
     by_replica = joined(saved, state.shard.cuts if state.shard else None)
     saved_by = replicas_in(saved)
     if saved_by == size:
-        return by_replica.get(rank, {})
-    memory = mean_of(list(by_replica.values()), saved_by, state.fed_back)
-    rescale_second_moments(memory, saved_by, size)
-    return memory
+        return by_replica.get(rank, {}), size
+    return mean_of(list(by_replica.values()), saved_by, state.fed_back), saved_by
 
 
 def rescale_second_moments(memory: Memory, saved_by: int, size: int) -> None:
