@@ -21,14 +21,12 @@ def attach_accelerator(accelerator: Accelerator, model: nn.Module, **settings: A
 
     Accelerate itself would drop a hook that is not its own, and saves what is registered with it on one rank only.
     """
+    if accelerator.is_fsdp2 or _bare(model) is not model:  # if it is not wrapped, the error of attach_ddp explains more
+        check_held(accelerator, model)
     if accelerator.is_fsdp2:
-        check_held(accelerator, model)
         state = attach_fsdp(model, **{"mesh": _mesh_of(accelerator)} | settings)
-        save_with(accelerator, state, model)
-        return state
-    if _bare(model) is not model:  # if it is not wrapped, the error of attach_ddp explains more
-        check_held(accelerator, model)
-    state = attach_ddp(model, scaler=accelerator.scaler, **settings)
+    else:
+        state = attach_ddp(model, scaler=accelerator.scaler, **settings)
     save_with(accelerator, state, model)
     return state
 

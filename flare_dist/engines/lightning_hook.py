@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flare_dist.engines.attach import attach, is_engine
-from flare_dist.engines.callback_settings import Advice, check_settings, check_trainer
-from flare_dist.engines.outer_run import OuterRun, check_outer
+from flare_dist.engines.callback_settings import Advice, check_trainer
+from flare_dist.engines.outer_run import OuterRun, check_given
 from flare_dist.errors import not_installed, printable
 from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
 
@@ -64,10 +64,7 @@ class LightningHookCallback(Callback):
     def __init__(
         self, resume_from: str | Path | None = None, outer: Mapping[str, Any] | None = None, **settings: Any
     ) -> None:
-        if outer is None:
-            check_settings("LightningHookCallback", settings)
-        else:
-            check_outer("LightningHookCallback", outer, settings)
+        check_given("LightningHookCallback", outer, settings)
         self.hook: Any = None
         self._outer = outer
         self._outer_run: OuterRun | None = None

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import debugging_hooks, gather_objects, rank_and_size
 from flare_dist.engines.attach_ddp import check_ddp
+from flare_dist.engines.callback_settings import check_settings
 from flare_dist.hook.checkpoint import load_hook_state, save_hook_state
 from flare_dist.hook.outer import outer
 from flare_dist.hook.outer_settings import settings_of
@@ -26,8 +27,11 @@ from flare_dist.hook.outer_steps import OuterSteps
 SETTINGS_OF_OUTER = ("preset", "seed", "offload")
 
 
-def check_outer(user: str, outer_settings: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Raise ValueError at once for what `outer` would refuse when training begins."""
+def check_given(user: str, outer_settings: Mapping[str, Any] | None, others: dict[str, Any]) -> None:
+    """Raise ValueError at once for what `outer`, or `attach` if there are no settings of outer steps, would refuse."""
+    if outer_settings is None:
+        check_settings(user, others)
+        return
     if not isinstance(outer_settings, Mapping):
         raise ValueError(
             f"{user}.outer: takes the settings of flare_dist.outer, got {outer_settings!r}; write "
@@ -55,8 +59,7 @@ class OuterRun:
         wrapped.broadcast_buffers = False  # each replica has its own
         self.steps: OuterSteps = outer(wrapped.module, **settings)
         self._optimizers = [getattr(each, "optimizer", each) for each in optimizers]
-        self._shown = ExitStack()
-        self._is_shown = False
+        self._shown: ExitStack | None = None  # as long as the model has the global weights
 
     def step(self) -> None:
         """Count a step of the inner optimizers."""
@@ -66,19 +69,20 @@ class OuterRun:
 
     def show_global(self) -> None:
         """Let the model have the global weights until `hide_global`."""
-        if not self._is_shown:
+        if self._shown is None:
+            self._shown = ExitStack()
             self._shown.enter_context(self.steps.averaged())
-            self._is_shown = True
 
     def hide_global(self) -> None:
         """Give the model its own weights back."""
-        self._shown.close()
-        self._is_shown = False
+        if self._shown is not None:
+            self._shown.close()
+        self._shown = None
 
     @contextmanager
     def global_weights(self) -> Iterator[None]:
         """Let the model, and all that shares its memory, have the global weights as long as the block runs."""
-        was_shown = self._is_shown
+        was_shown = self._shown is not None
         self.show_global()
         try:
             yield
