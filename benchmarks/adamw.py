@@ -19,12 +19,15 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from statistics import mean
+from typing import TypeVar
 
 from adamw_plan import Plan, read_grid
 from adamw_ranks import rank_processes, start
 from adamw_rows import Row, Run, Setting, append, read_rows
 from adamw_table import print_tables
 from adamw_tasks import prepare
+
+R = TypeVar("R")  # a row of a study
 
 RESULTS = Path(__file__).parent.parent / "docs" / "adamw.csv"
 USUAL_SECONDS = 60.0
@@ -74,7 +77,7 @@ def study(plans: Sequence[Plan], options: argparse.Namespace) -> None:
                 break
             wait([future for futures in running.values() for future in futures], return_when=FIRST_COMPLETED)
             for run in [run for run, futures in running.items() if any(future.done() for future in futures)]:
-                row = outcome(run, running.pop(run))
+                row = outcome(run.setting, running.pop(run))
                 if row is None:
                     refused.add(run.setting)
                     continue
@@ -95,13 +98,13 @@ def next_run(
     return None
 
 
-def outcome(run: Run, futures: Sequence[Future[Row]]) -> Row | None:
-    """Wait for the ranks of a run; None if the hook refuses its setting, which then stays missing."""
+def outcome(setting: object, futures: Sequence[Future[R]]) -> R | None:
+    """Wait for the ranks of a run, and return the first one's row; None if its setting is refused and stays missing."""
     try:
         first, *_ = [future.result() for future in futures]
         return first
     except ValueError as error:
-        say(f"missing: {run.setting}: {error}")
+        say(f"missing: {setting}: {error}")
         return None
 
 

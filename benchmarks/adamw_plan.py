@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from adamw_rows import Row, Run, Setting
@@ -19,6 +19,16 @@ from csv_rows import typed
 
 MOST_RATES = 12  # of one setting, should its loss fall for ever
 USUAL_RATES = 4  # that a setting needs
+
+
+class OfSetting(Protocol):
+    """A plan of any study."""
+
+    @property
+    def setting(self) -> object: ...
+
+
+P = TypeVar("P", bound=OfSetting)
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,14 @@ def read_grid(path: Path) -> list[Plan]:
 
     `rates`, `seeds` and any key of a setting may stand at the top, for all that do not say otherwise; betas are pairs.
     """
+    return plans_in(path, _plans)
+
+
+def plans_in(path: Path, plans_of: Callable[[dict[str, Any]], Iterable[P]]) -> list[P]:
+    """Read a grid whose entries under `settings` say what is different from its top; a setting stands in it once."""
     grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     common = {key: value for key, value in grid.items() if key != "settings"}
-    plans = [plan for entry in grid["settings"] for plan in _plans(common | entry)]
+    plans = [plan for entry in grid["settings"] for plan in plans_of(common | entry)]
     if len({plan.setting for plan in plans}) < len(plans):
         raise ValueError(f"{path}: a setting stands in it twice; remove one")
     return plans

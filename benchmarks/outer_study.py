@@ -15,15 +15,14 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
-from adamw import say
+from adamw import outcome, say
 from adamw_ranks import rank_processes
 from outer_study_page import write_page
 from outer_study_plan import Plan, next_run, read_grid
 from outer_study_ranks import start
-from outer_study_rows import Row, Run, Setting, append, read_rows
+from outer_study_rows import Row, Setting, append, read_rows
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "outer.csv"
@@ -57,23 +56,13 @@ def study(grids: Sequence[Sequence[Plan]], options: argparse.Namespace) -> None:
             run = next((run for plans in grids if (run := next_run(plans, rows, refused))), None)
             if run is None or sum(row.seconds for row in rows) > 3600 * options.budget_hours:
                 break
-            row = outcome(run, start(pool, run, options.data.resolve(), Path(directory) / f"store{number}"))
+            row = outcome(run.setting, start(pool, run, options.data.resolve(), Path(directory) / f"store{number}"))
             if row is None:
                 refused.add(run.setting)
                 continue
             append(options.results, row)
             rows.append(row)
             say(describe(row))
-
-
-def outcome(run: Run, futures: Sequence[Future[Row]]) -> Row | None:
-    """Wait for the replicas of a run; None if its setting is refused, which then stays missing."""
-    try:
-        first, *_ = [future.result() for future in futures]
-        return first
-    except ValueError as error:
-        say(f"missing: {run.setting}: {error}")
-        return None
 
 
 def describe(row: Row) -> str:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from adamw_plan import combinations, known_and_more
+from adamw_plan import combinations, known_and_more, plans_in
 from outer_study_rows import Row, Run, Setting
 
 MOST_TRIALS = 12  # of one setting, should its loss fall for ever
@@ -113,12 +112,7 @@ def read_grid(path: Path) -> list[Plan]:
     `lr`, `outer_lr`, `seeds` and any key of a setting may stand at the top, for all that do not say otherwise. Keys
     that are none of a setting's go to the exchange. `rates_of` names what is different in the setting that is followed.
     """
-    grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    common = {key: value for key, value in grid.items() if key != "settings"}
-    plans = [plan for entry in grid["settings"] for plan in _plans(common | entry)]
-    if len({plan.setting for plan in plans}) < len(plans):
-        raise ValueError(f"{path}: a setting stands in it twice; remove one")
-    return plans
+    return plans_in(path, _plans)
 
 
 def _plans(entry: dict[str, Any]) -> Iterator[Plan]:
