@@ -77,13 +77,13 @@ def alone_group() -> tuple[int, ProcessGroup]:
     return rank, own
 
 
-# Groups that collectives in the background have used, the one of all ranks first. Held beyond their end: a gloo thread
-# that drops the last reference, with the callback of a future, waits for itself and aborts the process.
+# Groups that are held beyond their end, the one of all ranks first: a gloo thread that drops the last reference, with
+# the callback of a future, waits for itself and aborts the process.
 _held: list[ProcessGroup | None] = []
 
 
-def _hold(group: ProcessGroup | None) -> None:
-    """Hold a group (None = all) as long as there is no other one of all ranks."""
+def hold(group: ProcessGroup | None) -> None:
+    """Hold a group (None = all), and that of all ranks, until there is another one of all ranks."""
     if not _held or _held[0] is not dist.group.WORLD:
         _held[:] = [dist.group.WORLD]
     if group is not None and group not in _held:
@@ -97,7 +97,7 @@ def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dis
     """
     if local.is_cuda and backend_of(group) == "gloo":
         local = local.cpu()
-    _hold(group)
+    hold(group)
     gathered = local.new_empty(rank_and_size(group)[1] * local.numel())
     work = all_gather_flat(gathered, local, group=group, async_op=True)
     assert isinstance(work, dist.Work), "this rank is not of the group"
@@ -106,7 +106,7 @@ def start_gather(local: Tensor, group: ProcessGroup | None) -> tuple[Tensor, dis
 
 def start_reduce(tensor: Tensor, group: ProcessGroup | None) -> dist.Work:
     """Start to sum `tensor` over the ranks, in place; the sum is there once the work is done."""
-    _hold(group)
+    hold(group)
     work = dist.all_reduce(tensor, group=group, async_op=True)
     assert work is not None, "this rank is not of the group"
     return work

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from flare_dist.comm.collectives import hold
 from flare_dist.comm.heartbeat import heartbeat
 from flare_dist.comm.host import Host
 from flare_dist.comm.launch import Launch
@@ -22,8 +23,7 @@ from flare_dist.comm.places import Place, agree_on_backend, neighbours, share_pl
 from flare_dist.comm.rank_progress import RankProgress
 from flare_dist.comm.world import World
 
-# Held beyond its end: a gloo thread that drops the last reference, with a callback, waits for itself and aborts.
-_last_group: list[Any] = []
+_last_group: list[Any] = []  # of all ranks, as it was opened here last; it may have ended
 # By place; rank 0's may be the server of all others, who come back to it for the next run of the same processes.
 _stores: dict[tuple[str, str, str], dist.Store] = {}
 
@@ -79,7 +79,8 @@ def open_world(
         # On gloo whatever the backend: rank 0 may train, evaluate or save alone for hours while no GPU waits, and the
         # broken connection of a rank that dies is an error at once.
         meeting_group: Any = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES) if size > 1 else None
-        _last_group[:] = [dist.group.WORLD, meeting_group]
+        _last_group[:] = [dist.group.WORLD]
+        hold(meeting_group)
         try:
             group, host = _divided(rank, size, shards, device if backend == "nccl" else torch.device("cpu"))
             hosts = size // shards
@@ -101,8 +102,11 @@ def _divided(rank: int, size: int, shards: int, wire: torch.device) -> tuple[Any
         return None, Host()
     of_shards = [dist.new_group(list(range(shard, size, shards))) for shard in range(shards)]
     of_hosts = [dist.new_group(list(range(first, first + shards))) for first in range(0, size, shards)]
-    _last_group.extend([*of_shards, *of_hosts])
-    return of_shards[rank % shards], Host(rank % shards, shards, of_hosts[rank // shards], wire)
+    of_shard: Any = of_shards[rank % shards]
+    of_host: Any = of_hosts[rank // shards]
+    hold(of_shard)
+    hold(of_host)
+    return of_shard, Host(rank % shards, shards, of_host, wire)
 
 
 def with_neighbours(launch: Launch, timeout_seconds: float, rendezvous: str = "env://") -> Launch:
