@@ -6,7 +6,7 @@ asked only while it computes. All ranks of a host call every method together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +19,10 @@ from flare_dist.comm.host import Host
 from flare_dist.cuts import Cut, ModelShard
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.flat_buffers import FlatBuffers
+from flare_dist.engines.host_step import end_alike, loss_of_host
 from flare_dist.fixed import base_digest
 from flare_dist.layout import ParameterLayout, dtypes_of, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
-from flare_dist.tasks.batch import count_examples, split
-from flare_dist.tasks.losses import mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
 
 
@@ -72,10 +71,7 @@ class ShardedModel:
     def collect(self) -> None:
         """Take the mean of the buffers over the shards; what is not finite on one of them is NaN on all."""
         self._buffers.collect()
-        if self._host.shards > 1 and self.buffers.numel():
-            self.buffers.copy_(self._host.sum_(self.buffers.clone()).div_(self._host.shards))
-        if not self._host.all_true(bool(self.parameters.isfinite().all())):
-            self.parameters.fill_(torch.nan)
+        end_alike(self._host, self.parameters, self.buffers)
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place."""
@@ -100,13 +96,8 @@ class ShardedModel:
         Returns the mean loss of the whole batch, and how many of its labels count. `penalty` adds to (gradient,
         parameters) of this rank's rows before the step.
         """
-        part, is_own = _part(batch, self._host)
-        loss, count = mean_loss(self._task, self.module, part)
-        own = count * is_own
-        sums = self._host.sum_(torch.stack([loss.detach() * own, torch.as_tensor(own, device=loss.device)]).double())
-        total = sums[1].clamp(min=1)
-        # Gradients are the mean over the shards of what is backpropagated.
-        (loss * (own * self._host.shards / total).to(loss.dtype)).backward()
+        loss = loss_of_host(self._task, self.module, batch, self._host)
+        loss.own.backward()
         self._take_gradient()
         if penalty is not None:
             penalty(self._gradient, self.parameters)
@@ -114,7 +105,7 @@ class ShardedModel:
             self._clip(self._gradient_clipping)
         self.optimizer.step()
         self._refresh()
-        return (sums[0] / total).float(), sums[1]
+        return loss.mean, loss.examples
 
     def _take_gradient(self) -> None:
         """Move the gradients of this rank's rows to the flat one."""
@@ -153,15 +144,3 @@ def _sharded(config: EngineConfig, model: nn.Module, host: Host, device: torch.d
     for part in (*blocks, model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     return model
-
-
-def _part(batch: Batch, host: Host) -> tuple[Batch, int]:
-    """Return this shard's part of a batch, and 1; if there are fewer examples than shards perhaps another's, and 0."""
-    sizes = _sizes(count_examples(batch), host.shards)
-    parts = split(batch, [size for size in sizes if size])
-    return (parts[host.shard], 1) if sizes[host.shard] else (parts[0], 0)
-
-
-def _sizes(examples: int, shards: int) -> Sequence[int]:
-    """Divide so many examples into parts that differ by one at most."""
-    return [examples // shards + (shard < examples % shards) for shard in range(shards)]
