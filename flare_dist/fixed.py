@@ -51,9 +51,8 @@ def base_digest(model: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
-def check_base(key: str, what: str, model: nn.Module, saved: str | None) -> None:
-    """Raise ValueError that begins with `key` if `what` was made with another base than that of `model`."""
-    found = base_digest(model)
+def check_base(key: str, what: str, found: str | None, saved: str | None) -> None:
+    """Raise ValueError that begins with `key` if `what` was made with another base than the one of digest `found`."""
     if found != saved:
         raise ValueError(
             f"{key}: {what} was trained on a base of SHA-256 {_short(saved)}, and model.name builds one of "
@@ -63,7 +62,7 @@ def check_base(key: str, what: str, model: nn.Module, saved: str | None) -> None
 
 def load_trained(key: str, what: str, model: nn.Module, state: Mapping[str, Tensor], saved: str | None) -> None:
     """Load a saved model into one that has been built, which brings the base; ValueError if it is another base."""
-    check_base(key, what, model, saved)
+    check_base(key, what, base_digest(model), saved)
     missing, unexpected = model.load_state_dict(state, strict=False)
     lacking = [name for name in missing if name not in fixed_of(model).base]
     if lacking or unexpected:

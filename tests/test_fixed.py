@@ -62,7 +62,7 @@ def test_a_model_brings_the_base_to_what_was_saved() -> None:
             "export", "a file", model, {k: v for k, v in state.items() if k != "head.weight"}, base_digest(saved)
         )
     with pytest.raises(ValueError, match="of SHA-256 none, and"):
-        check_base("export", "an older file", model, None)
+        check_base("export", "an older file", base_digest(model), None)
 
 
 def test_buffers_that_a_step_does_not_change_are_constants() -> None:

@@ -55,7 +55,7 @@ def resume(config: Config, source: Path | None, run: Run) -> tuple[int, list[dic
         source / rundir.CHECKPOINTS, world, whole_layout(run.model), state_dir, run.model.shard
     )
     if "base" in restored.server:
-        check_base("checkpoint.resume", f"the run in {source}", run.model.module, restored.server["base"])
+        check_base("checkpoint.resume", f"the run in {source}", run.model.base, restored.server["base"])
     run.load_state_dict(restored.server)
     memory = restored.clients
     of_gradients = "step" in restored.server  # a hook remembers gradients, a client deltas
@@ -92,7 +92,7 @@ def _prepare(config: Config, source: Path | None, first_round: int, world: World
 
 
 def whole_layout(model: LocalModel) -> list[list[object]]:
-    """Describe the vectors of the whole model, of which this rank may hold rows alone."""
+    """Describe the vectors of the whole model, of which this rank may hold slices alone."""
     return (model.shard.whole if model.shard else model.layout).describe()
 
 
