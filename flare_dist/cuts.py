@@ -1,4 +1,4 @@
-"""Slices of tensors: the rows of a weight that one rank of several holds."""
+"""Slices of tensors that one rank of several holds: rows of a weight, or a piece of the flattened weight."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from torch import Tensor
 
 from flare_dist.layout import ParameterLayout
 
+FLAT = -1  # in place of a dimension: the tensor is flattened first
+
 
 class Cut(NamedTuple):
-    """A slice of a tensor along one dimension, and the shape of the whole; a number is everybody's."""
+    """A slice of a tensor along one dimension, and the shape of the whole; a number is everybody's.
+
+    With `dim` FLAT it is a slice of the flattened tensor, as ZeRO has them, and a number is one rank's.
+    """
 
     dim: int
     start: int
@@ -36,6 +41,8 @@ class Cut(NamedTuple):
     @property
     def own_shape(self) -> tuple[int, ...]:
         """Return the shape of the slice."""
+        if self.dim == FLAT:
+            return (self.stop - self.start,)
         return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :]) if self.shape else ()
 
     @property
@@ -44,7 +51,9 @@ class Cut(NamedTuple):
         return torch.Size(self.own_shape).numel()
 
     def of(self, whole: Tensor) -> Tensor:
-        """Return a view of this slice of the whole."""
+        """Return a view of this slice of the whole, which must be contiguous if the slice is flat."""
+        if self.dim == FLAT:
+            return whole.view(-1)[self.start : self.stop]
         return whole.narrow(self.dim, self.start, self.stop - self.start) if whole.dim() else whole
 
 
@@ -60,9 +69,14 @@ def put_together(parts: Iterable[tuple[Cut, Tensor]]) -> Tensor:
 
 @dataclass(frozen=True)
 class ModelShard:
-    """Tell which rows of a model's trained parameters a rank holds, in the order of its flat vector."""
+    """Tell which slices of a model's trained parameters a rank holds, in the order of its flat vector."""
 
     number: int
     count: int
     whole: ParameterLayout  # of the whole model
     cuts: tuple[Cut, ...]
+
+    @property
+    def kind(self) -> str:
+        """Name the layout: rows, as FSDP2 cuts them, or flat slices, as ZeRO does."""
+        return "flat slices" if any(cut.dim == FLAT for cut in self.cuts) else "rows"

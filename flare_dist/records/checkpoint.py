@@ -4,7 +4,7 @@
                                rank-00001.pt   the memory (residuals and the like) of those whose home is rank 1
                                manifest.json   round, world size and the SHA-256 of every file; written last
 
-If hosts have several ranks, each rank writes its rows of what its host has to say, and which they are (rows.py).
+If hosts have several ranks, each rank writes its slices of what its host has to say, and which they are (rows.py).
 If clients' memory is in files of its own (clients/versions.py), a rank's file names their versions and checksums
 instead, and they are on the disk before the manifest is. The hook has checkpoints of its own (hook/checkpoint.py).
 
@@ -57,10 +57,10 @@ def save(
 ) -> int:
     """Write this rank's part of the checkpoint of `round_`; all ranks call it together.
 
-    `layout` names the tensors in the flat vectors, of which this rank holds the rows of `shard` (None = all). `server`
-    is saved by host 0 only, `memory` is that of this host's clients. Older sets than the last `keep` are removed once
-    the new one is complete; returns the round of the oldest that is left. Raises ReportedError on all ranks if one of
-    them cannot write its part; the sets before stay.
+    `layout` names the tensors in the flat vectors, of which this rank holds the slices of `shard` (None = all).
+    `server` is saved by host 0 only, `memory` is that of this host's clients. Older sets than the last `keep` are
+    removed once the new one is complete; returns the round of the oldest that is left. Raises ReportedError on all
+    ranks if one of them cannot write its part; the sets before stay.
     """
     of_server = server if world.rank == 0 else {}
     state = {"round": round_, "layout": layout, "server": of_server, **described(shard)} | memory
