@@ -35,7 +35,7 @@ from flare_dist.exclusions_shards import SHARDS
 
 BY_CLASS = ("dirichlet", "dirichlet_unbalanced", "shards")  # partitions that look at the class of each example
 WITHOUT_CLASSES = ("iid", "consecutive", "quantity", "natural")
-ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode
+ZERO_STAGES = {"federated": 2, "centralised": 2, "gradient": 1}  # the largest, by mode; of one rank a host
 PRECONDITIONER = "gradients.preconditioner"
 SENT = (FEEDBACK, "compression.sparsifier", "compression.density")  # whether there is a residual
 
@@ -142,10 +142,11 @@ EXCLUSIONS = (
     Exclusion(("engine.mixed_precision", "device"), "fp16 on a CPU",
               lambda c: c.engine.mixed_precision == "fp16" and c.device == "cpu",
               "fp16 needs a GPU (on a CPU it would do nothing)", "use bf16, which works on both"),
-    Exclusion(("engine.deepspeed_config", "zero_stage", "mode"), "a ZeRO stage above 2, or above 1 in mode gradient",
-              lambda c: c.zero_stage not in range(ZERO_STAGES[c.mode] + 1),
+    Exclusion(("engine.deepspeed_config", "zero_stage", "mode"),
+              "a ZeRO stage above 2 with one rank a host, or above 1 in mode gradient",
+              lambda c: c.engine.shards == 1 and c.zero_stage not in range(ZERO_STAGES[c.mode] + 1),
               "this zero_optimization.stage shards the weights, or leaves no whole gradient to select from",
-              "use 0 to 2, in mode gradient 0 or 1"),
+              "use 0 to 2, in mode gradient 0 or 1, or more engine.shards"),
     Exclusion(("engine.deepspeed_config", "zero_stage", "engine.mixed_precision"), "fp16 at ZeRO stage 0",
               lambda c: c.zero_stage == 0 and c.engine.mixed_precision == "fp16",
               "fp16 needs zero_optimization.stage 1; at 0 DeepSpeed scales no loss", "set it to 1"),

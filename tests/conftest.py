@@ -40,6 +40,7 @@ LONG = {  # about ten seconds and more
     "test_gpu_selection.py",
     "test_gradient.py",
     "test_heartbeat.py",
+    "test_hosts_deepspeed.py",
     "test_launch.py",
     "test_launchers.py",
     "test_lazy_runs.py",

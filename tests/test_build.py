@@ -11,7 +11,7 @@ import torch
 
 from flare_dist.comm.world import World
 from flare_dist.engines.build import _prepare_deepspeed
-from flare_dist.engines.deepspeed import _compile_nothing
+from flare_dist.engines.deepspeed_engine import _compile_nothing
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from flare_dist.algorithms.flare import FlareConfig
 from flare_dist.comm.host import Host
@@ -19,19 +18,13 @@ from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import CheckpointConfig, Config
 from flare_dist.engines.config import EngineConfig
-from flare_dist.rounds.build_run import set_up_federation
-from flare_dist.rounds.federated import federated_round
-from flare_dist.run.export import whole
 from flare_dist.server.config import ServerConfig
+from tests.helpers.hosts import Played, play_on, with_clients
 from tests.helpers.rounds import DENSE, SPARSE
 from tests.helpers.runs import assert_same_run, start, tiny
 from tests.ranks import run_ranks, single
 
 ROWS = dataclasses.replace(SPARSE, compression=CompressionConfig(density=0.05, scope="row"))
-
-
-def with_clients(config: Config, **settings: Any) -> Config:
-    return dataclasses.replace(config, clients=dataclasses.replace(config.clients, **settings))
 
 
 CONFIGS = {
@@ -46,17 +39,10 @@ CONFIGS = {
 TO_ROUNDING = [name for name in CONFIGS if name != "randk"]  # which draws for each shard anew
 
 
-def play_all(world: World) -> dict[str, tuple[dict[str, Tensor], list[dict[str, Any]]]]:
+def play_all(world: World) -> Played:
     """The global model and the rows of every configuration."""
-    played = {}
-    for name, config in CONFIGS.items():
-        engine = EngineConfig(name="fsdp", shards=world.host.shards) if world.host.shards > 1 else EngineConfig()
-        fed = set_up_federation(dataclasses.replace(config, engine=engine), world)
-        rows = [federated_round(round_, fed) for round_ in range(1, config.rounds + 1)]
-        fed.model.load(fed.view, fed.server.buffers)
-        model = {key: whole(value).clone() for key, value in fed.model.module.state_dict().items()}
-        played[name] = (model, rows)
-    return played
+    shards = world.host.shards
+    return play_on(world, CONFIGS, EngineConfig(name="fsdp", shards=shards) if shards > 1 else EngineConfig())
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +95,7 @@ def test_a_killed_run_of_two_shards_goes_on_bitwise_and_on_other_hosts_to_roundi
 @pytest.mark.parametrize(
     ("engine", "changes", "message"),
     [
-        ({"shards": 2}, {}, "engine.shards: only FSDP2 divides a client's model among ranks"),
+        ({"shards": 2}, {}, "engine.shards: only FSDP2 and DeepSpeed's ZeRO divide a client's model"),
         ({"name": "fsdp"}, {"mode": "centralised"}, "engine.name: only federated clients have hosts"),
         ({"name": "fsdp"}, {}, "engine.name: divides a client's model among the ranks of a host, got fsdp with"),
         ({"name": "fsdp", "shards": 3}, {}, "engine.shards: clients.batch_size must be a multiple of it, got 3"),

@@ -18,6 +18,7 @@ from flare_dist.comm.world import World
 from flare_dist.config.config import Config
 from flare_dist.data.config import DataConfig
 from flare_dist.data.source import Part, Source
+from flare_dist.engines.config import EngineConfig
 from flare_dist.fixed import base_digest, fixed_of
 from flare_dist.models.config import ModelConfig
 from flare_dist.models.registry import build
@@ -29,8 +30,11 @@ from flare_dist.tasks.builtin import CLASSIFICATION, NEXT_TOKEN
 from flare_dist.tasks.config import TaskConfig
 from flare_dist.tasks.task import Task
 from flare_dist.vocabulary import Vocabulary
+from tests.helpers.engines import DEEPSPEED_SECONDS
+from tests.helpers.hosts import zero
 from tests.helpers.hugging_face import LORA, of_hub, seeded_tokens, tiny_bert, tiny_llama, write_texts
-from tests.helpers.runs import assert_same_run, data_parallel, start, tiny
+from tests.helpers.runs import assert_same_run, data_parallel, start, start_rank, tiny
+from tests.ranks import run_ranks
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -118,6 +122,27 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, adapted: Path, 
     start(config, kill_in_round=3)
     start(config)
     assert_same_run(adapted, tmp_path / "killed")
+
+
+def on_a_host(world: World, directory: Path, bert: Path, texts: Path) -> None:
+    """Train adapters on a host of two ranks, by both engines, killed and going on."""
+    for engine in (zero(3, 2), EngineConfig(name="fsdp", shards=2)):
+        config = configured(directory / engine.name, bert, texts, lora=LORA)
+        config = dataclasses.replace(config, engine=engine, rounds=3, eval_every=3)
+        start_rank(world, config, kill_in_round=3)
+        start_rank(world, config)
+
+
+def test_adapters_of_a_base_that_a_host_has_divided_go_on(
+    tmp_path: Path, adapted: Path, bert: Path, texts: Path
+) -> None:
+    run_ranks(on_a_host, 2, tmp_path, bert, texts, shards=2, seconds=DEEPSPEED_SECONDS)
+    expected = load_file(adapted / "model.safetensors")
+    for name in ("deepspeed", "fsdp"):
+        state = load_file(tmp_path / name / "model.safetensors")
+        assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in expected.items()}
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            assert file.metadata()["base"] == base_digest(classifier(bert, lora=LORA))
 
 
 def test_what_is_saved_is_small_and_has_the_digest_of_the_base(adapted: Path, bert: Path) -> None:

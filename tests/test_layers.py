@@ -119,7 +119,7 @@ ONLY_IN = {
     "torch.distributed.checkpoint": {"hook/dtensors.py"},
     "torch.distributed.fsdp": {"engines/fsdp.py", "engines/fsdp_groups.py", "engines/attach.py"},
     "accelerate": {"engines/placement.py", "engines/accelerate_hook.py"},
-    "deepspeed": {"engines/deepspeed.py"},
+    "deepspeed": {f"engines/{name}.py" for name in ("deepspeed", "deepspeed_engine", "deepspeed_slices", "gathered")},
     "jsonargparse": {"config/load.py", "config/config_parser.py", "config/parser.py"},
     "tensorboard": {"analysis/events.py", "records/tensorboard.py", "records/cards.py"},
     "wandb": {"records/trackers.py"},

@@ -151,6 +151,6 @@ def is_engine(target: Any) -> bool:
     """Tell whether `target` is a DeepSpeed engine, without importing DeepSpeed."""
     if "deepspeed" not in sys.modules:
         return False
-    from flare_dist.engines.deepspeed import DeepSpeedEngine
+    from flare_dist.engines.deepspeed_engine import DeepSpeedEngine
 
     return isinstance(target, DeepSpeedEngine)

@@ -17,9 +17,10 @@ from flare_dist.tasks.task import Task
 if TYPE_CHECKING:
     from flare_dist.engines.accelerate import AccelerateModel
     from flare_dist.engines.deepspeed import DeepSpeedModel
+    from flare_dist.engines.deepspeed_host import ZeroModel
     from flare_dist.engines.fsdp import ShardedModel
 
-    EngineModel = AccelerateModel | DeepSpeedModel | ShardedModel
+    EngineModel = AccelerateModel | DeepSpeedModel | ShardedModel | ZeroModel
 
 
 def build_model(
@@ -51,9 +52,13 @@ def build_model(
 
         return ShardedModel(config, model, world.device, make_optimizer, task, world.host, gradient_clipping)
     _prepare_deepspeed(world)
+    assert isinstance(config.deepspeed_config, dict)
+    if config.shards > 1:
+        from flare_dist.engines.deepspeed_host import ZeroModel
+
+        return ZeroModel(config.deepspeed_config, model, world.device, make_optimizer, task, world.host)
     from flare_dist.engines.deepspeed import DeepSpeedModel
 
-    assert isinstance(config.deepspeed_config, dict)
     return DeepSpeedModel(config.deepspeed_config, model, world.device, make_optimizer, task, alone, smallest_batch)
 
 
@@ -62,6 +67,8 @@ def _prepare_deepspeed(world: World) -> None:
     ours = {"RANK": world.number, "WORLD_SIZE": world.ranks, "LOCAL_RANK": world.device.index or 0}
     for name, value in ours.items():
         os.environ.setdefault(name, str(value))
+    if world.device.type == "cpu":  # or ZeRO 3 starts a program that counts the cores, for each bucket of each step
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.ranks)))
     if world.device.type == "cuda":
         # DeepSpeed takes this for the number of the GPU; a rank that sees one GPU alone has another local rank.
         os.environ["LOCAL_RANK"] = str(world.device.index)
@@ -70,5 +77,6 @@ def _prepare_deepspeed(world: World) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ["DS_ACCELERATOR"] = world.device.type
-    # DeepSpeed calls it by the name that torch 2.14 warns of; nobody who trains can do anything about it.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
+    # DeepSpeed calls them by names that torch 2.14 warns of; nobody who trains can do anything about it.
+    renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", renamed, FutureWarning)

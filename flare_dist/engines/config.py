@@ -24,11 +24,12 @@ class EngineConfig:
 
     Args:
         name: accelerate (placement and mixed precision by Hugging Face Accelerate) or deepspeed (the same by an engine
-            of DeepSpeed on each rank: ZeRO 0 to 2, in mode gradient 0 and 1) or fsdp (a client's model is divided among
-            the `shards` ranks of a host by FSDP2).
-        shards: consecutive ranks that make up a host, on which a client is trained; each holds its rows of the model,
-            of what clients remember and of the server, and exchanges them with the same rows elsewhere. A batch is
-            divided among them. With compression.scope row what is sent does not depend on it.
+            of DeepSpeed on each rank: ZeRO 0 to 2, in mode gradient 0 and 1; with `shards` ZeRO 1 to 3) or fsdp (FSDP2,
+            with `shards`).
+        shards: consecutive ranks that make up a host, on which a client is trained by fsdp or deepspeed; each holds its
+            part of the model, of what clients remember and of the server, and exchanges it with the same part
+            elsewhere. A batch is divided among them. With fsdp and compression.scope row what is sent does not depend
+            on it; other scopes are per shard.
         shard_blocks: class names of the model's layers that fsdp gathers one by one while it computes (none = those
             that a model of transformers names; otherwise the whole model at once).
         mixed_precision: no, bf16 or fp16 (fp16 needs a GPU); weights, deltas and residuals stay float32.

@@ -6,22 +6,23 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed import DeepSpeedEngine as DeepSpeedEngine
 from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.comm.config import GradientsConfig
+from flare_dist.comm.host import Host
 from flare_dist.engines.accumulation import cut
-from flare_dist.engines.deepspeed_groups import OwnGroups
+from flare_dist.engines.deepspeed_engine import EngineBuffers, has_left_out, start_engine
+from flare_dist.engines.deepspeed_groups import HostGroups
 from flare_dist.engines.deepspeed_hook import attach_engine
 from flare_dist.engines.deepspeed_shards import Shards
+from flare_dist.engines.deepspeed_slices import forget_state
 from flare_dist.fixed import base_digest
 from flare_dist.hook.state import SparseHookState
-from flare_dist.layout import buffer_layout, dtypes_of, in_own_dtype, parameter_layout
-from flare_dist.tasks.batch import cast, pair
+from flare_dist.layout import dtypes_of, parameter_layout
+from flare_dist.tasks.batch import pair
 from flare_dist.tasks.losses import at_least_one, counted, counts_all, mean_loss
 from flare_dist.tasks.task import Batch, Count, Task
 
@@ -47,33 +48,24 @@ class DeepSpeedModel:
     ) -> None:
         self._smallest_batch = smallest_batch
         self._task = task
+        self._is_alone = alone
+        self._has_left_out = False
         self._rank_weight: Callable[[Count], Count] | None = None
         self.layout = parameter_layout(model)
-        self.buffer_layout = buffer_layout(model)
         self.dtypes = dtypes_of(model)
         self.base = base_digest(model)
         self.is_rounded = False
         self.module = model.to(device)
         named = dict(model.named_parameters())
         self._parameters = [named[entry.name] for entry in self.layout.entries]
-        self._initial = {name: b.detach().clone() for name, b in model.named_buffers()}
         self.parameters = torch.cat([p.detach().flatten() for p in self._parameters])
-        self.buffers = torch.empty(self.buffer_layout.total, device=device)
-        for name, view in self.buffer_layout.views(self.buffers):
-            view.copy_(self._initial[name])
-        _compile_nothing(device)
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=make_optimizer(self._parameters),
-            config=settings,
-            mpu=OwnGroups() if alone else None,
-            dist_init_required=False,
-        )
+        self._buffers = EngineBuffers(model, device)
+        self.buffer_layout = self._buffers.layout
+        self.buffers = self._buffers.vector
+        groups = HostGroups(Host()) if alone else None
+        self._engine = start_engine(settings, model, make_optimizer(self._parameters), groups, device)
         self.optimizer: Optimizer = self._engine.basic_optimizer
         self._dtype = self._parameters[0].dtype
-        if self._dtype != torch.float32:
-            model.register_forward_pre_hook(lambda module, inputs: cast(inputs, self._dtype))
-            model.register_forward_hook(lambda module, inputs, outputs: cast(outputs, torch.float32))
         is_whole = alone or not self._engine.zero_optimization_stage()
         shards = 1 if is_whole else self._engine.dp_world_size
         self._shards = Shards(self.optimizer, self.layout.total, shards, self.parameters.device)
@@ -103,14 +95,11 @@ class DeepSpeedModel:
     def load(self, parameters: Tensor, buffers: Tensor) -> None:
         """Give the model these values, and the buffers that no vector holds their initial ones."""
         self.parameters.copy_(parameters)
-        self.buffers.copy_(buffers)
+        self._has_left_out = False
         self._shards.scatter(self.parameters, self._shards.weights)
         for (_, value), parameter in zip(self.layout.views(self.parameters), self._parameters):
             parameter.data.copy_(value)
-        averaged = dict(self.buffer_layout.views(self.buffers))
-        for name, buffer in self.module.named_buffers():
-            initial = self._initial[name]
-            buffer.copy_(in_own_dtype(averaged[name], initial) if name in averaged else initial)
+        self._buffers.load(buffers)
 
     def mask_(self, factor: Tensor) -> None:
         """Multiply the parameters by `factor`, in place: the master weights, and those that the model computes with."""
@@ -122,11 +111,14 @@ class DeepSpeedModel:
             parameter.data.mul_(view)
 
     def collect(self) -> None:
-        """Read the master weights and the buffers into the flat vectors; ranks of one group call it together."""
+        """Read the master weights and the buffers into the flat vectors; ranks of one group call it together.
+
+        The parameters are NaN if a client's step was left out because the gradient was not finite.
+        """
         self.parameters.copy_(self._shards.gather(self._shards.weights))
-        named = dict(self.module.named_buffers())
-        for name, value in self.buffer_layout.views(self.buffers):
-            value.copy_(named[name])
+        self._buffers.collect()
+        if self._has_left_out:
+            self.parameters.fill_(torch.nan)
 
     def optimizer_state(self, name: str) -> dict[str, Any]:
         """Return what a checkpoint keeps of the optimizer, as of one flat vector; ranks of one group call together."""
@@ -149,7 +141,7 @@ class DeepSpeedModel:
 
     def reset(self) -> None:
         """Forget the optimizer's state and the loss scale, so that no client depends on the one trained before it."""
-        self.optimizer.state.clear()
+        forget_state(self._engine)
         self._engine.zero_grad()
         self._engine.micro_steps = 0
         if self._initial_scale is not None:
@@ -177,6 +169,7 @@ class DeepSpeedModel:
             if penalty is not None and number == len(pieces):
                 self._penalise(penalty)
             self._engine.step()
+            self._has_left_out |= self._is_alone and has_left_out(self._engine)
             loss_sum += loss.detach()
         return loss_sum, total
 
@@ -192,9 +185,3 @@ class DeepSpeedModel:
             safe_set_full_grad(parameter, view)
             if getattr(optimizer, "cpu_offload", False):  # has taken the norms, for clipping, with backward
                 optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = view.double().norm()
-
-
-def _compile_nothing(device: torch.device) -> None:
-    """Take from DeepSpeed the operator that it compiles on CPUs, for a minute or two, and that serves inference."""
-    if device.type == "cpu":  # on a GPU looking at the operators asks for a CUDA toolkit
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -17,6 +17,18 @@ OURS = {
     "torch_autocast": "engine.mixed_precision",
     "train_batch_size": "clients.batch_size",
 }
+UNTESTED_WITH_SHARDS = (  # keys of zero_optimization that put slices elsewhere, change what travels, or ask all ranks
+    "offload_optimizer",
+    "offload_param",
+    "cpu_offload",
+    "cpu_offload_param",
+    "zenflow",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+    "enable_sanity_checks",
+)
 
 
 def deepspeed_settings(
@@ -33,7 +45,9 @@ def deepspeed_settings(
             raise ValueError(f"engine.deepspeed_config: sets {key}, which is {ours} here; leave it out")
 
     steps = config.gradient_accumulation_steps
-    _fill(settings, "train_micro_batch_size_per_gpu", math.ceil(batch_size / steps), "clients.batch_size")
+    _fill(
+        settings, "train_micro_batch_size_per_gpu", math.ceil(batch_size / steps / config.shards), "clients.batch_size"
+    )
     _fill(settings, "gradient_accumulation_steps", steps, "engine.gradient_accumulation_steps")
     _fill(settings, "gradient_clipping", gradient_clipping or 0.0, "clients.gradient_clipping")
     for precision in ("bf16", "fp16"):
@@ -48,13 +62,28 @@ def deepspeed_settings(
         raise ValueError(
             "engine.deepspeed_config: data_types.grad_accum_dtype keeps a second set of gradients; leave it out"
         )
-    if settings.get("zero_optimization", {}).get("round_robin_gradients"):
+    zero = settings.get("zero_optimization", {})
+    if zero.get("round_robin_gradients"):
         raise ValueError("engine.deepspeed_config: zero_optimization.round_robin_gradients must be false, got true")
+    if config.shards > 1:
+        _check_untested(zero)
     # It synchronises twice a micro-batch, for a figure that nobody here reads.
     settings["timers"] = {"throughput": {"enabled": False}} | settings.get("timers", {})
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    refuse(EXCLUSIONS, engine=config, mode=mode, zero_stage=stage)
+    refuse(EXCLUSIONS, engine=config, mode=mode, zero_stage=zero.get("stage", 0))
     return settings
+
+
+def _check_untested(zero: dict[str, Any]) -> None:
+    """Raise ValueError if these settings of ZeRO ask for what nobody has tried on a host of several ranks."""
+    for key in UNTESTED_WITH_SHARDS:
+        value = zero.get(key)
+        if isinstance(value, dict) and value.get("device", "none") == "none":
+            continue
+        if value and not (key == "zero_hpz_partition_size" and value == 1):
+            raise ValueError(
+                f"engine.deepspeed_config: zero_optimization.{key} is untested with engine.shards above 1, "
+                f"got {value}; leave it out"
+            )
 
 
 def _read(given: str | dict[str, Any]) -> dict[str, Any]:

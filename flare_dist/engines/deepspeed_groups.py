@@ -1,29 +1,47 @@
-"""Give a DeepSpeed engine process groups that no other rank takes part in."""
+"""Give a DeepSpeed engine the process groups of its host, in which no other rank takes part."""
 
 from __future__ import annotations
 
-from flare_dist.comm.collectives import ProcessGroup, alone_group
+from flare_dist.comm.collectives import ProcessGroup, alone_group, group_of, ranks_of
+from flare_dist.comm.host import Host
 
 
-class OwnGroups:
-    """Give a rank that trains by itself groups of its own, by the methods that DeepSpeed calls on its `mpu`."""
+class HostGroups:
+    """Give an engine the ranks of its host as its whole world, by the methods that DeepSpeed calls on its `mpu`.
 
-    def __init__(self) -> None:
-        self._rank, self._group = alone_group()
+    All ranks of all hosts make it together.
+    """
 
-    def get_data_parallel_group(self) -> ProcessGroup:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._group: ProcessGroup | None
+        self._alone: ProcessGroup | None  # nobody divides a layer among ranks
+        if host.shards == 1:
+            rank, self._group = alone_group()
+            self._ranks = [rank]
+            self._alone = self._group
+        else:
+            self._group = host.group
+            self._ranks = ranks_of(host.group)
+            self._alone = group_of([self._ranks[host.shard]])
+
+    def get_data_parallel_group(self) -> ProcessGroup | None:
         return self._group
 
-    get_model_parallel_group = get_data_parallel_group
-
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return [self._rank]
+        return self._ranks
 
     def get_data_parallel_rank(self) -> int:
-        return 0
+        return self._host.shard
 
     def get_data_parallel_world_size(self) -> int:
-        return 1
+        return self._host.shards
 
-    get_model_parallel_rank = get_data_parallel_rank
-    get_model_parallel_world_size = get_data_parallel_world_size
+    def get_model_parallel_group(self) -> ProcessGroup | None:
+        return self._alone
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1

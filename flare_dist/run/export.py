@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from flare_dist.engines.gathered import whole
 from flare_dist.fixed import fixed_of
 from flare_dist.records import rundir
 from flare_dist.records.files import BASE, save_model
@@ -25,25 +26,35 @@ def save_global(path: Path, run: Run, header: Mapping[str, str] = MappingProxyTy
     server = run.server
     view = run.view
     model.load(view, server.buffers)
-    floats = dict(model.layout.views(view)) | dict(model.buffer_layout.views(server.buffers))
-    names: dict[Any, str] = {
-        parameter: name for name, parameter in model.module.named_parameters()
-    }  # tied ones have one name here
-    state = {name: whole(value) for name, value in model.module.state_dict(keep_vars=True).items()}
-    for name, dtype in model.dtypes.items():
-        if state[name].dtype != dtype:  # the engine computes in a lower precision than it averages in
-            state[name] = floats.get(names.get(state[name], name), state[name]).to(dtype)
-    if run.world.number != 0:
+    is_writer = run.world.number == 0
+    state = {name: value for name, value in _tensors(run) if is_writer}
+    if not is_writer:
         return
-    base = fixed_of(model.module).base
     digest = {} if model.base is None else {BASE: model.base}
-    save_model(path, {name: value for name, value in state.items() if name not in base}, dict(header) | digest)
+    save_model(path, state, dict(header) | digest)
     consensus = run.masks.by_name(model.layout)
     if consensus:
         save_model(path.with_suffix(rundir.MASKS_SUFFIX), consensus)
 
 
-def whole(value: Any) -> Tensor:
-    """Return a tensor of which the ranks of this host hold rows, put together; others as they are."""
-    found: Tensor = value.full_tensor().detach() if hasattr(value, "full_tensor") else value
-    return found
+def _tensors(run: Run) -> Iterator[tuple[str, Tensor]]:
+    """Yield the global model's tensors by name, without its base; all ranks of its host call it together."""
+    model = run.model
+    base = fixed_of(model.module).base
+    held = dict(model.layout.views(run.view)) | dict(model.buffer_layout.views(run.server.buffers))
+    shapes = {entry.name: entry.shape for entry in model.shard.whole.entries} if model.shard else {}
+    names: dict[Any, str] = {
+        parameter: name for name, parameter in model.module.named_parameters()
+    }  # tied ones have one name here
+    for name, value in model.module.state_dict(keep_vars=True).items():
+        if name in base:
+            continue
+        dtype = model.dtypes[name]
+        own = held.get(names.get(value, name))
+        if names.get(value) in shapes:  # of the slices of all ranks, in their order
+            assert own is not None
+            yield name, run.world.host.gather(own.flatten()).view(shapes[names[value]]).to(dtype).cpu()
+        elif own is not None and value.dtype != dtype:  # the engine computes in a lower precision than it averages in
+            yield name, own.to(dtype)
+        else:
+            yield name, whole(value).to(dtype)
