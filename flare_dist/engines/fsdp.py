@@ -48,7 +48,7 @@ class ShardedModel:
         whole = parameter_layout(model)
         cuts = tuple(Cut.of_shard(entry.shape, host.shard, host.shards) for entry in whole.entries)
         self.shard = ModelShard(host.shard, host.shards, whole, cuts)
-        self.module = _sharded(config, model.to(device), host, device)
+        self.module = _sharded(config, model, host, device)
         self.dtypes = dtypes_of(self.module)
         named: dict[str, Any] = dict(self.module.named_parameters())
         self._parameters = [named[entry.name] for entry in whole.entries]
