@@ -56,7 +56,8 @@ def _of_one_size(rows: Sequence[Row], plans: Sequence[Plan]) -> str:
     missing = to_come(rows, plans)
     come = f"To come: {'; '.join(missing)}." if missing else ""
     if not results:
-        return f"## At a width of {plans[0].setting.width}\n\n{come}"
+        setting = plans[0].setting
+        return f"## At a width of {setting.width} and {setting.steps:,} steps\n\n{come}"
     first = results[0].best[0]
     title = f"## {first.parameters / 1e6:.1f} M parameters, {first.tokens / 1e6:.1f} M tokens"
     table = printed(HEADER, results_table(results))
@@ -72,9 +73,8 @@ def printed(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def points(rows: Sequence[Row], plans: Sequence[Plan]) -> list[list[str]]:
-    """Write the points of the figures: the settings of the smaller model that are as the presets say."""
-    smallest = min(plan.setting.width for plan in plans)
-    own = [plan for plan in plans if plan.setting.width == smallest and not plan.setting.settings]
+    """Write the points of the figures: the settings of the first grid's model that are as the presets say."""
+    own = [plan for plan in by_size(plans)[0] if not plan.setting.settings]
     return [_point(result) for result in results_of(rows, own)]
 
 

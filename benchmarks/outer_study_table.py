@@ -25,6 +25,8 @@ NAMES = {
     "hook": "the hook",
     "muloco": "MuLoCo",
     "local_sgd": "local SGD",
+    "muon": "DDP with Muon",
+    "muon_steps": "Muon's moves",
 }
 GOAL_NATS = 0.02  # that SparseLoCo may be behind DiLoCo
 GOAL_TIMES = 100  # fewer bytes
@@ -168,5 +170,6 @@ def to_come(rows: Sequence[Row], plans: Sequence[Plan]) -> list[str]:
 
 
 def by_size(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Divide plans by the width of the model."""
-    return [[plans[number] for number in own] for own in divided(plan.setting.width for plan in plans).values()]
+    """Divide plans by the width of the model and the steps of a run."""
+    sizes = divided((plan.setting.width, plan.setting.steps) for plan in plans)
+    return [[plans[number] for number in own] for own in sizes.values()]

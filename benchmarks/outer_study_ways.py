@@ -1,9 +1,9 @@
 """What the study of outer steps compares: the exchange between replicas, and the optimizers inside.
 
-All but `hook` and `muloco` take AdamW inside, as the study of AdamW does: betas of 0.9 and 0.99, a weight decay of 0.1
-of matrices, gradients clipped to a norm of 1 (each replica its own, if it trains alone). MuLoCo has torch's Muon for
-the matrices of blocks, at the same rate (`adjust_lr_fn="match_rms_adamw"`), and AdamW for embeddings, the output layer
-and vectors.
+All but the hook and those named after Muon take AdamW inside, as the study of AdamW does: betas of 0.9 and 0.99, a
+weight decay of 0.1 of matrices, gradients clipped to a norm of 1 (each replica its own, if it trains alone). The others
+have torch's Muon for the matrices of blocks, at the same rate (`adjust_lr_fn="match_rms_adamw"`), and AdamW for
+embeddings, the output layer and vectors.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def in_windows(preset: str, inner: Callable[[nn.Module, float], list[Optimizer]]
     return make
 
 
+def muon_in_backward(model: nn.Module, run: Run) -> Replica:
+    """Exchange dense gradients in each step, and step by Muon."""
+    ddp = DistributedDataParallel(model)
+    return Replica(ddp, muon_and_adamw(model, run.lr), flare_dist.attach(ddp, density=1.0))
+
+
 def only_adamw(model: nn.Module, lr: float) -> list[Optimizer]:
     """Make AdamW for everything."""
     return [adamw(model, lr, BETAS)]
@@ -88,8 +94,10 @@ METHODS: dict[str, Make] = {
     "sparseloco": in_windows("sparseloco", only_adamw),
     "muloco": in_windows("muloco", muon_and_adamw),
     "local_sgd": in_windows("local_sgd", only_adamw),
+    "muon": muon_in_backward,
+    "muon_steps": in_windows("local_sgd", muon_and_adamw),  # with every=1 and density=0.01
 }
-OVERLAPS = ("ddp", "hook")  # what sends while backward goes on
+OVERLAPS = ("ddp", "hook", "muon")  # what sends while backward goes on
 
 
 def set_rates(replica: Replica, lr: float) -> None:
