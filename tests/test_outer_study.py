@@ -23,7 +23,10 @@ from torch import nn
 from tests.ranks import rank_processes
 
 ROOT = Path(__file__).parent.parent
-GRIDS = [ROOT / "configs" / "studies" / "outer" / f"{name}.yaml" for name in ("gpt_0.9m", "gpt_0.9m_why", "gpt_5m")]
+GRIDS = [
+    ROOT / "configs" / "studies" / "outer" / f"{name}.yaml"
+    for name in ("gpt_0.9m", "gpt_0.9m_why", "gpt_0.9m_muon", "gpt_5m")
+]
 PLANS = [plan for grid in GRIDS for plan in read_grid(grid)]
 ROWS = read_rows(outer_study.RESULTS)
 DILOCO = Plan(Setting("diloco"), (0.004, 0.7), (0, 1, 2))
