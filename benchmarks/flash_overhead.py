@@ -42,7 +42,7 @@ def main() -> None:
     plain = dataclasses.replace(sparse, sparse_training=dataclasses.replace(sparse.sparse_training, method="dense"))
     fed, reference = set_up_federation(sparse), set_up_federation(plain)
     assert isinstance(fed.masks, Masks)
-    fed.masks.begin([sparse.sparse_training.density] * len(fed.masks.entries))
+    fed.masks.begin([sparse.sparse_training.density] * len(fed.masks.layers.whole))
     fed.masks.apply(fed.server)
     spent = {"mask": 0.0, "client": 0.0, "server": 0.0}
     now = fed.world.now

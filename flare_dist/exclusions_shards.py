@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flare_dist.algorithms.excludes import METHOD
-from flare_dist.conditions import is_masked, steps_by_name
+from flare_dist.conditions import steps_by_name
 from flare_dist.exclusion import Exclusion
 
 ZERO_STAGES_OF_HOSTS = (1, 2, 3)  # of several ranks
@@ -46,9 +46,10 @@ SHARDS = [
     Exclusion(("compression.scope", "engine.name", "engine.shards"), "scope row with the slices of ZeRO",
               lambda c: _is_zero(c) and c.compression.scope == "row",
               "ZeRO cuts rows in pieces", f"use engine.name=fsdp, or {SCOPES}"),
-    Exclusion(("engine.shards", METHOD), "several ranks a host with masks",
-              lambda c: _has_shards(c) and is_masked(c),
-              "masks are chosen of whole weights, and here each rank holds a part", "use 1, or dense"),
+    Exclusion(("pruning.criterion", "engine.shards", METHOD), "grasp with several ranks a host",
+              lambda c: _has_shards(c) and c.sparse_training.traits.is_scored and c.pruning.criterion == "grasp",
+              "needs the Hessian, and gradients of a divided model cannot be differentiated again",
+              "choose another, or 1"),
     Exclusion(("engine.shards", "clients.optimizer"), "an optimizer of your own, or muon, with several ranks a host",
               lambda c: _has_shards(c) and steps_by_name(c),
               "the step is of flat vectors of parts, without names", "use sgd, adam or adamw, or 1"),

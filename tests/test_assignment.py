@@ -23,15 +23,15 @@ def test_smaller_budgets_train_nested_parts_of_the_consensus(monkeypatch: pytest
     fed = begin(World(), used)
     assert isinstance(fed.masks, Masks)
     federated_round(1, fed)
-    assert {sum(layer_counts(mask.mask, fed.masks.entries)) for *_, mask in seen} == {BUDGET}
+    assert {sum(layer_counts(mask.mask, fed.masks.layers)) for *_, mask in seen} == {BUDGET}
     seen.clear()
     weights = fed.server.parameters.detach().clone()
     report = federated_round(2, fed)
     masks = sorted((mask.mask for *_, mask in seen), key=lambda mask: int(mask.sum()))
-    assert [sum(layer_counts(mask, fed.masks.entries)) for mask in masks] == [1331, 1997, BUDGET, BUDGET]
+    assert [sum(layer_counts(mask, fed.masks.layers)) for mask in masks] == [1331, 1997, BUDGET, BUDGET]
     for smaller, larger in itertools.pairwise(masks):
         assert (larger | ~smaller).all()
-    half = masks[0][: fed.masks.entries[0].end] & masks[-1][: fed.masks.entries[0].end]
+    half = masks[0][: fed.masks.layers.whole[0].end] & masks[-1][: fed.masks.layers.whole[0].end]
     assert weights[: len(half)][half].abs().mean() > weights[: len(half)][masks[-1][: len(half)]].abs().mean()
     dense = fed.masks.total - PRUNABLE
     sent = [dense + 1331, dense + 1997, dense + BUDGET, dense + BUDGET]

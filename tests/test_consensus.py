@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from flare_dist.clients.client import LocalTrainer
+from flare_dist.comm.host import Host
 from flare_dist.comm.world import World
 from flare_dist.rounds.federated import federated_round
 from flare_dist.server.config import ServerConfig
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import largest_mask, layer_counts
 from flare_dist.sparse_training.methods import METHODS
@@ -31,7 +33,7 @@ def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypa
     fed = begin(World(), config(method=method, counts=counts))
     assert isinstance(fed.masks, Masks)
     rounding = 2 if counts == "faithful" else 0  # one entry a layer
-    layers = layer_counts(fed.masks.mask, fed.masks.entries)
+    layers = layer_counts(fed.masks.mask, fed.masks.layers)
     first = sum(layers)
     assert abs(first - BUDGET) <= (0 if counts == "exact" else 4 * (BUDGET * 0.8) ** 0.5)
     for round_ in range(1, 4):
@@ -39,12 +41,12 @@ def test_density_is_kept_by_every_mask_update(counts: str, method: str, monkeypa
         for result, _, mask in seen:
             assert result.mask is not None
             assert result.mask is mask.mask
-            active = sum(layer_counts(result.mask, fed.masks.entries))
+            active = sum(layer_counts(result.mask, fed.masks.layers))
             if method == "feddst":  # layers keep what they had
-                assert layer_counts(result.mask, fed.masks.entries) == layers
+                assert layer_counts(result.mask, fed.masks.layers) == layers
             else:
                 assert BUDGET <= active <= BUDGET + rounding
-        active = sum(layer_counts(fed.masks.mask, fed.masks.entries))
+        active = sum(layer_counts(fed.masks.mask, fed.masks.layers))
         assert abs(active - BUDGET) <= (rounding if method == "jmwst" else abs(first - BUDGET))
         seen.clear()
 
@@ -113,7 +115,7 @@ def test_feddst_begins_with_erdos_renyi_kernel_densities_and_keeps_them() -> Non
     used = config(method="feddst", exclude=(), density=0.05)
     fed = begin(World(), used)
     assert isinstance(fed.masks, Masks)
-    entries, counts = fed.masks.entries, layer_counts(fed.masks.mask, fed.masks.entries)
+    entries, counts = fed.masks.layers.whole, layer_counts(fed.masks.mask, fed.masks.layers)
     assert sum(counts) == round(0.05 * sum(entry.numel for entry in entries))
     # d_l = min(1, s * sum of sizes / their product); the first convolution (16, 1, 5, 5) has 400 weights.
     scores = [sum(entry.shape) / entry.numel for entry in entries]
@@ -123,7 +125,7 @@ def test_feddst_begins_with_erdos_renyi_kernel_densities_and_keeps_them() -> Non
     assert all(scores[place] * max(scales) >= 0.99 for place in set(range(len(entries))) - set(free))
     for round_ in range(1, 4):
         report = federated_round(round_, fed)
-        assert layer_counts(fed.masks.mask, entries) == counts
+        assert layer_counts(fed.masks.mask, fed.masks.layers) == counts
         assert report["mask_mismatch"] > 0
 
 
@@ -139,8 +141,8 @@ def test_feddst_s_server_averages_over_those_who_have_a_weight_and_keeps_the_lar
     masks = torch.stack([result.mask for result, _, _ in seen if result.mask is not None])
     models = torch.stack([local for _, local, _ in seen])
     mean = (models * masks).sum(0) / masks.sum(0).clamp(min=1)
-    entries = fed.masks.entries
-    assert torch.equal(fed.masks.mask, largest_mask(mean, entries, layer_counts(before, entries), masks.any(0)))
+    layers = fed.masks.layers
+    assert torch.equal(fed.masks.mask, largest_mask(mean, layers, layer_counts(before, layers), masks.any(0)))
     torch.testing.assert_close(fed.server.parameters.detach(), mean * fed.masks.mask)
 
 
@@ -156,4 +158,4 @@ def test_without_a_finite_gradient_the_mask_stays() -> None:
 
 def test_a_model_too_long_for_positions_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 2,147,483,648 in one sparse model"):
-        Masks(SparseTrainingConfig(method="nst"), [], 2**31, 0, 1, torch.device("meta"))
+        Masks(SparseTrainingConfig(method="nst"), Layers.of([], Host()), 2**31, 0, 1, torch.device("meta"))

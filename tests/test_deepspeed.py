@@ -15,6 +15,7 @@ from flare_dist.algorithms.fedprox import FedProxConfig
 from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.config import ClientsConfig
 from flare_dist.clients.optimizers import OPTIMIZERS
+from flare_dist.comm.host import Host
 from flare_dist.comm.world import World
 from flare_dist.config.load import load_config
 from flare_dist.data.batches import BatchSource
@@ -24,6 +25,7 @@ from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.deepspeed_config import deepspeed_settings
 from flare_dist.records.resume import resolve
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import random_mask
 from flare_dist.sparse_training.schedule import falling_rates
@@ -83,11 +85,11 @@ def clients_of(
 
 
 def _moving(local: Any) -> LocalMask:
-    entries = [entry for entry in local.layout.entries if len(entry.shape) == 2]
-    mask = random_mask(entries, [40, 10], local.layout.total, torch.Generator().manual_seed(1), torch.device("cpu"))
+    layers = Layers.of((entry for entry in local.layout.entries if len(entry.shape) == 2), Host())
+    mask = random_mask(layers, [40, 10], local.layout.total, torch.Generator().manual_seed(1), torch.device("cpu"))
     draws, factor = torch.Generator().manual_seed(2), torch.empty(local.layout.total)
     config = SparseTrainingConfig(method="jmwst", growth="gradient")
-    return LocalMask(config, entries, mask, 50, falling_rates(config.prune_rate, 8, 4), draws, factor)
+    return LocalMask(config, layers, mask, 50, falling_rates(config.prune_rate, 8, 4), draws, factor)
 
 
 def every_client(world: World) -> dict[Any, list[tuple[float, Tensor, Tensor]]]:

@@ -12,7 +12,7 @@ from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.schedule import update_steps
-from tests.helpers.masks import ENTRIES, TOTAL, draws, local_mask, update
+from tests.helpers.masks import ENTRIES, LAYERS, TOTAL, draws, local_mask, update
 
 
 def test_masks_move_at_the_end_of_every_epoch_but_the_last_or_in_the_middle_of_a_single_one() -> None:
@@ -41,8 +41,8 @@ def test_an_update_prunes_the_smallest_and_grows_zeros_to_the_same_total(counts:
     assert not weights[~used.mask].any()
     assert torch.equal(used.factor, used.mask.float())
     rounded = 0 if counts == "exact" else len(ENTRIES)  # faithful rounds each layer up
-    assert 220 <= sum(layer_counts(used.mask, ENTRIES)) <= 220 + rounded
-    assert all(count <= entry.numel for count, entry in zip(layer_counts(used.mask, ENTRIES), ENTRIES))
+    assert 220 <= sum(layer_counts(used.mask, LAYERS)) <= 220 + rounded
+    assert all(count <= entry.numel for count, entry in zip(layer_counts(used.mask, LAYERS), ENTRIES))
 
 
 def test_layers_grow_in_proportion_to_their_mean_magnitude() -> None:
@@ -107,13 +107,13 @@ def test_where_the_gradient_overflowed_growth_is_random_and_the_total_is_kept() 
     assert seen is not None
     seen(torch.full((TOTAL,), math.nan), weights)
     update(used, weights, 5)
-    assert sum(layer_counts(used.mask, ENTRIES)) == 220
+    assert sum(layer_counts(used.mask, LAYERS)) == 220
 
 
 def test_a_model_that_is_nearly_dense_stays_as_dense() -> None:
     used, weights = local_mask(actives=(60, 599, 1000))
     update(used, weights, 5)
-    assert sum(layer_counts(used.mask, ENTRIES)) == 1659
+    assert sum(layer_counts(used.mask, LAYERS)) == 1659
 
 
 def test_a_client_that_has_diverged_keeps_its_mask() -> None:
@@ -126,7 +126,7 @@ def test_a_client_that_has_diverged_keeps_its_mask() -> None:
 
 def test_a_frozen_mask_is_not_copied() -> None:
     mask = torch.ones(TOTAL, dtype=torch.bool)
-    used = LocalMask(SparseTrainingConfig(), ENTRIES, mask, 0, {}, draws(), torch.empty(TOTAL))
+    used = LocalMask(SparseTrainingConfig(), LAYERS, mask, 0, {}, draws(), torch.empty(TOTAL))
     assert used.mask is mask
 
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from flare_dist.comm.host import Host
 from flare_dist.layout import Entry, ParameterLayout, parameter_layout
 from flare_dist.models.registry import build
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.masks import (
     apportion,
     bernoulli_mask,
@@ -32,6 +34,7 @@ from flare_dist.tasks.builtin import CLASSIFICATION
 CPU = torch.device("cpu")
 LAYOUT = ParameterLayout.of([(name, torch.empty(n)) for name, n in (("a", 40), ("bias", 5), ("b", 400))])
 ENTRIES = (LAYOUT.entries[0], LAYOUT.entries[2])
+LAYERS = Layers.of(ENTRIES, Host())
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -97,11 +100,11 @@ def test_apportion_is_proportional_and_shares_what_a_limit_cuts_off() -> None:
 
 
 def test_random_masks_have_as_many_entries_as_asked_for_and_depend_on_the_draws() -> None:
-    mask = random_mask(ENTRIES, [7, 100], LAYOUT.total, draws(), CPU)
-    assert layer_counts(mask, ENTRIES) == [7, 100]
+    mask = random_mask(LAYERS, [7, 100], LAYOUT.total, draws(), CPU)
+    assert layer_counts(mask, LAYERS) == [7, 100]
     assert mask[40:45].all()
-    assert torch.equal(mask, random_mask(ENTRIES, [7, 100], LAYOUT.total, draws(), CPU))
-    assert not torch.equal(mask, random_mask(ENTRIES, [7, 100], LAYOUT.total, draws(1), CPU))
+    assert torch.equal(mask, random_mask(LAYERS, [7, 100], LAYOUT.total, draws(), CPU))
+    assert not torch.equal(mask, random_mask(LAYERS, [7, 100], LAYOUT.total, draws(1), CPU))
 
 
 @given(st.integers(1, 300), st.integers(0, 2**31))
@@ -119,17 +122,17 @@ def test_random_places_are_uniform() -> None:
 
 
 def test_bernoulli_masks_are_within_four_deviations_of_their_density() -> None:
-    entries = (Entry("a", (10_000,), 0),)
-    (count,) = layer_counts(bernoulli_mask(entries, [0.05], 10_000, draws(), CPU), entries)
+    layers = Layers.of([Entry("a", (10_000,), 0)], Host())
+    (count,) = layer_counts(bernoulli_mask(layers, [0.05], 10_000, draws(), CPU), layers)
     assert abs(count - 500) < 4 * math.sqrt(500 * 0.95)
     with pytest.raises(ValueError, match="1e-09 leaves none of the 10000 weights of a;"):
-        bernoulli_mask(entries, [1e-9], 10_000, draws(), CPU)
+        bernoulli_mask(layers, [1e-9], 10_000, draws(), CPU)
 
 
 def test_the_largest_weights_within_a_mask_and_nested_budgets() -> None:
     weights = torch.randn(LAYOUT.total, generator=draws())
-    within = random_mask(ENTRIES, [20, 200], LAYOUT.total, draws(), CPU)
-    masks = [largest_mask(weights, ENTRIES, [k, 10 * k], within) for k in (5, 10, 20)]
+    within = random_mask(LAYERS, [20, 200], LAYOUT.total, draws(), CPU)
+    masks = [largest_mask(weights, LAYERS, [k, 10 * k], within) for k in (5, 10, 20)]
     for smaller, larger in itertools.pairwise(masks):
         assert (larger | ~smaller).all()  # nested
     assert torch.equal(masks[-1], within)
@@ -138,16 +141,16 @@ def test_the_largest_weights_within_a_mask_and_nested_budgets() -> None:
 
 
 def test_mismatch_is_the_mean_jaccard_distance_over_pairs() -> None:
-    masks = [random_mask(ENTRIES, [10, 90], LAYOUT.total, draws(seed), CPU) for seed in range(3)]
+    masks = [random_mask(LAYERS, [10, 90], LAYOUT.total, draws(seed), CPU) for seed in range(3)]
     inner = [{n for n in range(LAYOUT.total) if mask[n] and not 40 <= n < 45} for mask in masks]
     expected = sum(1 - len(a & b) / len(a | b) for a, b in itertools.combinations(inner, 2)) / 3
-    assert mask_mismatch(masks, ENTRIES) == pytest.approx(expected, abs=1e-12)
-    assert mask_mismatch([masks[0], masks[0]], ENTRIES) == 0.0
-    assert mask_mismatch(masks[:1], ENTRIES) == 0.0
+    assert mask_mismatch(masks, LAYERS) == pytest.approx(expected, abs=1e-12)
+    assert mask_mismatch([masks[0], masks[0]], LAYERS) == 0.0
+    assert mask_mismatch(masks[:1], LAYERS) == 0.0
 
 
 def test_what_lies_outside_a_mask_is_dropped_and_counted() -> None:
-    mask = everything_but(ENTRIES, LAYOUT.total, CPU)
+    mask = everything_but(LAYERS, LAYOUT.total, CPU)
     vectors = [torch.ones(LAYOUT.total), torch.zeros(LAYOUT.total)]
     vectors[1][0] = 3.0
     assert drop_outside(vectors, mask) == 440 + 1

@@ -77,14 +77,14 @@ def test_a_federated_score_is_that_of_the_clients_mean_gradient() -> None:
     module, source = fed.clients.trainer.model.module, fed.clients.trainer.source
     fed.clients.trainer.model.load(start, fed.server.buffers)
     named = dict(module.named_parameters())
-    weights = [named[entry.name] for entry in fed.masks.entries]
+    weights = [named[entry.name] for entry in fed.masks.layers.whole]
     total = [torch.zeros_like(weight) for weight in weights]
     for part in fed.clients.partition:  # uniform weighting
         ((inputs, labels),) = source.batches(part, len(part), None)
         for slot, own in zip(total, torch.autograd.grad(F.cross_entropy(module(inputs), labels), weights)):
             slot.add_(own, alpha=0.1)
     scores = torch.cat([(w * g).abs().flatten() for w, g in zip(weights, total)]).detach()
-    kept = torch.cat([fed.masks.mask[e.offset : e.end] for e in fed.masks.entries])
+    kept = torch.cat([fed.masks.mask[e.offset : e.end] for e in fed.masks.layers.whole])
     assert scores[kept].min() >= scores[~kept].max() - 1e-9
 
 
@@ -140,4 +140,4 @@ def test_synflow_of_a_resnet_is_finite() -> None:
 def used_numel(used: Config) -> list[int]:
     fed = set_up_federation(used, World())
     assert isinstance(fed.masks, Masks)
-    return [entry.numel for entry in fed.masks.entries]
+    return [entry.numel for entry in fed.masks.layers.whole]

@@ -8,29 +8,32 @@ from typing import Any
 import pytest
 import torch
 
+from flare_dist.comm.host import Host
 from flare_dist.layout import Entry
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.masks import layer_counts
 from flare_dist.sparse_training.pruning import PruningConfig, highest, layer_shares
 
 
 def test_the_highest_scores_are_kept_globally_or_by_layer() -> None:
     entries = (Entry("a", (10,), 0), Entry("b", (5, 8), 12))
+    layers = Layers.of(entries, Host())
     scores = torch.rand(52, generator=torch.Generator().manual_seed(0))
     everything = torch.ones(52, dtype=torch.bool)
-    mask = highest(scores, entries, 12, everything, None)
+    mask = highest(scores, layers, 12, everything, None)
     prunable = torch.cat([scores[:10], scores[12:]])
     kept = torch.cat([mask[:10], mask[12:]])
     assert (int(kept.sum()), bool(mask[10:12].all())) == (12, True)
     assert prunable[kept].min() > prunable[~kept].max()
-    again = highest(scores, entries, 6, mask, None)
+    again = highest(scores, layers, 6, mask, None)
     assert (mask | ~again).all()
-    assert layer_counts(highest(scores, entries, 20, everything, layer_shares("uniform", entries)), entries) == [4, 16]
+    assert layer_counts(highest(scores, layers, 20, everything, layer_shares("uniform", entries)), layers) == [4, 16]
     # ERK: 10 / 10 against 13 / 40 of the weights
-    assert layer_counts(highest(scores, entries, 18, everything, layer_shares("erk", entries)), entries) == [8, 10]
-    tied = highest(torch.ones(52), entries, 12, everything, None)
-    assert layer_counts(tied, entries) == [10, 2]
-    lopsided = highest(scores * (torch.arange(52) < 12), entries, 5, everything, None)
-    assert layer_counts(lopsided, entries) == [4, 1]  # no layer dies
+    assert layer_counts(highest(scores, layers, 18, everything, layer_shares("erk", entries)), layers) == [8, 10]
+    tied = highest(torch.ones(52), layers, 12, everything, None)
+    assert layer_counts(tied, layers) == [10, 2]
+    lopsided = highest(scores * (torch.arange(52) < 12), layers, 5, everything, None)
+    assert layer_counts(lopsided, layers) == [4, 1]  # no layer dies
 
 
 @pytest.mark.parametrize(

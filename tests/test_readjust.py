@@ -23,7 +23,7 @@ from flare_dist.sparse_training.prunable import prunable_entries
 from flare_dist.sparse_training.pruning import PruningConfig
 from flare_dist.sparse_training.readjust import readjusted_mask, uses_of
 from flare_dist.tasks.builtin import CLASSIFICATION
-from tests.helpers.masks import BUDGET, ENTRIES, PRUNABLE, TOTAL, begin, config, draws, spy
+from tests.helpers.masks import BUDGET, ENTRIES, LAYERS, PRUNABLE, TOTAL, begin, config, draws, spy
 
 
 @pytest.mark.parametrize("name", ["cnn", "2nn"])
@@ -49,9 +49,9 @@ def test_what_is_readjusted_is_the_best_by_importance_over_time(rate: float) -> 
     mask = torch.rand(TOTAL, generator=draws(3)) < 0.1
     mask[60:65] = True  # not prunable
     uses = [4.0, 2.0, 1.0]
-    before, keep = layer_counts(mask, ENTRIES), sum(layer_counts(mask, ENTRIES))
-    new = readjusted_mask(ENTRIES, weights, mask, squares, uses, rate, keep)
-    assert sum(layer_counts(new, ENTRIES)) == keep
+    before, keep = layer_counts(mask, LAYERS), sum(layer_counts(mask, LAYERS))
+    new = readjusted_mask(LAYERS, weights, mask, squares, uses, rate, keep)
+    assert sum(layer_counts(new, LAYERS)) == keep
     assert new[60:65].all()
     # By hand, in float64: what stays for its size, then the others by g^2 / t.
     stays, rest = set(), []
@@ -81,11 +81,11 @@ def test_prunefl_s_clients_measure_the_gradients_of_all_weights_and_the_server_f
     torch.testing.assert_close(result.squares.double(), expected, rtol=1e-3, atol=1e-9)
     assert result.squares[~before].any()  # of weights that are not active, too
     mean = torch.stack([found.squares for found, _, _ in seen if found.squares is not None]).mean(0)  # uniform weights
-    entries = fed.masks.entries
-    new = readjusted_mask(entries, _unmasked(seen, start), before, mean, fed.masks.uses, 0.25, BUDGET)
+    layers = fed.masks.layers
+    new = readjusted_mask(layers, _unmasked(seen, start), before, mean, fed.masks.uses, 0.25, BUDGET)
     assert torch.equal(fed.masks.mask, new)
     assert report["mask_bytes"] == 4 * WORD * PRUNABLE
-    common = sum(layer_counts(before, entries)) + fed.masks.total - PRUNABLE
+    common = sum(layer_counts(before, layers)) + fed.masks.total - PRUNABLE
     assert report["uplink_bytes"] == 4 * WORD * (common + PRUNABLE)
     later = federated_round(2, fed)
     assert (later["mask_bytes"], later["uplink_bytes"]) == (0, 4 * WORD * common)

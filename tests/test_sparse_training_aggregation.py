@@ -49,7 +49,7 @@ def test_the_server_has_the_mean_of_the_clients_models(
         torch.testing.assert_close(
             fed.server.parameters.detach()[consensus].double(), expected[consensus], rtol=1e-5, atol=1e-6
         )
-        for entry in fed.masks.entries:
+        for entry in fed.masks.layers.whole:
             own = slice(entry.offset, entry.end)
             left_out = expected[own][~consensus[own] & (holders[own] > 0)].abs()
             assert not left_out.numel() or left_out.max() <= expected[own][consensus[own]].abs().min() + 1e-6

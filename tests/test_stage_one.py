@@ -32,7 +32,7 @@ def test_stage_one_sends_one_number_for_each_layer_and_nothing_of_the_models() -
     assert (row["clients"], row["uplink_bytes"]) == (2, 2 * 4 * 2)
     found = row["stage_one"]
     assert [len(layers) for layers in found["sensitivities"].values()] == [2, 2]
-    assert sum(d * e.numel for d, e in zip(found["densities"], fed.masks.entries)) == pytest.approx(BUDGET)
+    assert sum(d * e.numel for d, e in zip(found["densities"], fed.masks.layers.whole)) == pytest.approx(BUDGET)
     assert list(row["layer_densities"].values()) == pytest.approx(found["densities"])
     assert torch.equal(fed.server.parameters.detach(), before * fed.masks.mask)
 

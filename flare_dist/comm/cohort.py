@@ -25,14 +25,14 @@ def mean_in_order(
     """Average the clients' dense vectors by weight, float32 [total]; also return whose they are: those that are finite.
 
     `own` are those of the clients on this rank. One all-reduce for each client, in order, so that the bits do not
-    depend on who hosted whom; None if no vector is finite.
+    depend on who hosted whom; None if no vector is finite. One that is not on a rank of its host is left out by all.
     """
     mean = torch.zeros(total, device=world.device)
     present = 0.0
     finite = []
     for client, weight in cohort.weights.items():
         vector = world.all_reduce_(own[client] if client in own else torch.zeros_like(mean))
-        if bool(vector.isfinite().all()):
+        if world.host.all_true(bool(vector.isfinite().all())):
             mean.add_(vector, alpha=weight)
             present += weight
             finite.append(client)

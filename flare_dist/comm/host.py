@@ -43,13 +43,17 @@ class Host:
         """Tell if `condition` holds on every shard."""
         return self.sums([int(condition)]) == [self.shards]
 
-    def gather(self, vector: Tensor) -> Tensor:
+    def lengths(self, own: int) -> list[int]:
+        """Return the numbers of all shards, of which this one's is `own`."""
+        numbers = [0] * self.shards
+        numbers[self.shard] = own
+        return self.sums(numbers)
+
+    def gather(self, vector: Tensor, lengths: list[int] | None = None) -> Tensor:
         """Return the vectors of all shards one after another, of whatever lengths, on the device of this one's."""
         if self.shards == 1:
             return vector
-        lengths = [0] * self.shards
-        lengths[self.shard] = vector.numel()
-        lengths = self.sums(lengths)
+        lengths = lengths or self.lengths(vector.numel())
         padded = vector.new_zeros(max(lengths))
         padded[: vector.numel()] = vector
         gathered, work = start_gather(padded, self.group)

@@ -113,20 +113,50 @@ class ZeroModel:
         Returns the mean loss of the whole batch, and how many of its labels count. `penalty` adds to (gradient,
         parameters) of this rank's slices before the step.
         """
-        self._slices.clear_gradients()
         loss = loss_of_host(self._task, self._engine, batch, self._host)
-        self._engine.set_gradient_accumulation_boundary(True)
-        self._engine.backward(loss.own, scale_wrt_gas=False)
+        self._backward(loss.own)
         if penalty is not None:
             self._penalise(penalty)
         self._engine.step()
         self._has_left_out |= has_left_out(self._engine)
         return loss.mean, loss.examples
 
+    def gradient_of(self, batch: Batch) -> tuple[Tensor, Count]:
+        """Return the gradient of a whole batch's mean loss by this rank's slices, and how many labels count in it."""
+        loss = loss_of_host(self._task, self._engine, batch, self._host)
+        self._backward(loss.own)
+        return self._taken_gradient(), loss.examples
+
+    def flow_of(self, inputs: Tensor, scale: float) -> Tensor:
+        """Return the gradient of `scale` times the sum of the outputs under |W| and no biases, by own slices."""
+        for own, entry in zip(self._slices.weights, self.shard.whole.entries):
+            own.abs_() if len(entry.shape) > 1 else own.zero_()
+        self._slices.refresh()
+        self._backward(self._engine(inputs).sum() * scale)
+        found = self._taken_gradient()
+        self.load(self.parameters, self.buffers.clone())
+        return found
+
+    def _backward(self, loss: Tensor) -> None:
+        """Leave the gradient of a loss in the engine."""
+        self._slices.clear_gradients()
+        self._engine.set_gradient_accumulation_boundary(True)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def _taken_gradient(self) -> Tensor:
+        """Return the gradient that no step will take, and clear it from the engine."""
+        self._read_gradient()
+        self.reset()
+        return self._gradient
+
+    def _read_gradient(self) -> None:
+        """Copy the gradients to the flat one."""
+        torch.cat([own.float() for own in self._slices.gradients()], out=self._gradient)
+
     def _penalise(self, penalty: Callable[[Tensor, Tensor], None]) -> None:
         """Let `penalty` add to the gradients that the next step takes."""
         self._read()
-        torch.cat([own.float() for own in self._slices.gradients()], out=self._gradient)
+        self._read_gradient()
         penalty(self._gradient, self.parameters)
         for number, (_, value) in enumerate(self.layout.views(self._gradient)):
             self._slices.set_gradient(number, value)

@@ -6,8 +6,9 @@ asked only while it computes. All ranks of a host call every method together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from flare_dist.comm.host import Host
 from flare_dist.cuts import Cut, ModelShard
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.flat_buffers import FlatBuffers
-from flare_dist.engines.host_step import end_alike, loss_of_host
+from flare_dist.engines.host_step import HostLoss, end_alike, loss_of_host
 from flare_dist.fixed import base_digest
 from flare_dist.layout import ParameterLayout, dtypes_of, parameter_layout
 from flare_dist.server.optimizers import load_optimizer_state, optimizer_state
@@ -96,9 +97,7 @@ class ShardedModel:
         Returns the mean loss of the whole batch, and how many of its labels count. `penalty` adds to (gradient,
         parameters) of this rank's rows before the step.
         """
-        loss = loss_of_host(self._task, self.module, batch, self._host)
-        loss.own.backward()
-        self._take_gradient()
+        loss = self._backward(batch)
         if penalty is not None:
             penalty(self._gradient, self.parameters)
         if self._gradient_clipping is not None:
@@ -106,6 +105,25 @@ class ShardedModel:
         self.optimizer.step()
         self._refresh()
         return loss.mean, loss.examples
+
+    def gradient_of(self, batch: Batch) -> tuple[Tensor, Count]:
+        """Return the gradient of a whole batch's mean loss by this rank's rows, and how many labels count in it."""
+        loss = self._backward(batch)
+        return self._gradient, loss.examples
+
+    def flow_of(self, inputs: Tensor, scale: float) -> Tensor:
+        """Return the gradient of `scale` times the sum of the outputs under |W| and no biases, by this rank's rows."""
+        with _positive(self.module):
+            (self.module(inputs).sum() * scale).backward()
+            self._take_gradient()
+        return self._gradient
+
+    def _backward(self, batch: Batch) -> HostLoss:
+        """Leave the gradient of a batch, of which each shard computes a part."""
+        loss = loss_of_host(self._task, self.module, batch, self._host)
+        loss.own.backward()
+        self._take_gradient()
+        return loss
 
     def _take_gradient(self) -> None:
         """Move the gradients of this rank's rows to the flat one."""
@@ -144,3 +162,17 @@ def _sharded(config: EngineConfig, model: nn.Module, host: Host, device: torch.d
     for part in (*blocks, model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     return model
+
+
+@contextmanager
+def _positive(module: nn.Module) -> Iterator[None]:
+    """Make |W| of this rank's rows of the weights and zeros of those of the biases, and restore them afterwards."""
+    rows = [parameter.to_local().detach() for parameter in cast(Any, module.parameters())]
+    before = [own.clone() for own in rows]
+    try:
+        for own in rows:
+            own.abs_() if own.dim() > 1 else own.zero_()
+        yield
+    finally:
+        for own, values in zip(rows, before):
+            own.copy_(values)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flare_dist.compression.bits import set_bits, unpack_bits
 from flare_dist.cuts import Cut, ModelShard, put_together
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,13 @@ def _joined(values: Sequence[Any], cuts: Sequence[Sequence[Cut]], wanted: Sequen
         return {key: own[0] if key in WHOLE else _joined(own, cuts, wanted) for key, own in inner.items()}
     if isinstance(first, (list, tuple)):
         return [_joined(own, cuts, wanted) for own in zip(*values)]
-    if not isinstance(first, Tensor) or not _are_flat(values, cuts):
+    if not isinstance(first, Tensor):
+        return first
+    if first.dtype == torch.uint8 and _are_bits(values, cuts):  # a mask
+        masks = [unpack_bits(bits)[:numel] for bits, numel in zip(values, _numels(cuts))]
+        joined = _joined(masks, cuts, wanted)
+        return set_bits(joined.nonzero().squeeze(1), joined.numel())
+    if not _are_flat(values, cuts):
         return first
     split = [list(zip(own, value.split([cut.numel for cut in own]))) for value, own in zip(values, cuts)]
     return torch.cat([cut.of(put_together(parts)).flatten() for cut, parts in zip(wanted, zip(*split))])
@@ -81,4 +88,14 @@ def _joined(values: Sequence[Any], cuts: Sequence[Sequence[Cut]], wanted: Sequen
 
 def _are_flat(values: Sequence[Tensor], cuts: Sequence[Sequence[Cut]]) -> bool:
     """Tell if these are vectors with an entry for each of the parameters that their shards hold."""
-    return all(value.shape == (sum(cut.numel for cut in own),) for value, own in zip(values, cuts))
+    return all(value.shape == (numel,) for value, numel in zip(values, _numels(cuts)))
+
+
+def _are_bits(values: Sequence[Tensor], cuts: Sequence[Sequence[Cut]]) -> bool:
+    """Tell if these have a bit for each of the entries of such vectors."""
+    return all(value.shape == (-(-numel // 8),) for value, numel in zip(values, _numels(cuts)))
+
+
+def _numels(cuts: Sequence[Sequence[Cut]]) -> list[int]:
+    """Count the entries of each shard's flat vectors."""
+    return [sum(cut.numel for cut in own) for own in cuts]

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from flare_dist.clients.client import LocalTrainer
 from flare_dist.clients.evaluation import batch_size, evaluate, evaluation_seed
 from flare_dist.clients.hosting import Clients
 from flare_dist.clients.kept_optimizer import OPTIMIZER
+from flare_dist.clients.local_model import LocalModel
 from flare_dist.clients.mapped_states import FileStates
 from flare_dist.clients.personalised import Personalised
 from flare_dist.clients.state import ClientStates
@@ -30,7 +32,7 @@ from flare_dist.data.datasets import DataSplits
 from flare_dist.data.holdings import client_groups
 from flare_dist.data.partition import Partition
 from flare_dist.exclusion import refuse
-from flare_dist.layout import parameter_layout
+from flare_dist.layout import Entry, parameter_layout
 from flare_dist.rounds.break_even import report_break_even
 from flare_dist.rounds.build_local_trainer import build_local_trainer, place
 from flare_dist.rounds.federation import Federation
@@ -40,6 +42,7 @@ from flare_dist.seeding import derive_seed, seeded
 from flare_dist.server.downlink import Downlink
 from flare_dist.server.server import Server
 from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.methods import METHODS
 from flare_dist.sparse_training.no_masks import NoMasks
 from flare_dist.sparse_training.prunable import prunable_entries
@@ -51,7 +54,7 @@ log = logging.getLogger(__name__)
 
 def build_federation(config: Config, world: World, data: DataSplits, parts: Partition, model: nn.Module) -> Federation:
     """Build the federation of mode: federated."""
-    masks = build_masks(config, world, data, model)
+    prunable = find_prunable(config, data, model)
     room = 0  # for clients that are trained as one batch; worked out while the model is as it was built
     if config.clients.together == "always":
         assert isinstance(data.blank, Tensor), "examples of a Dataset are read for one client after another"
@@ -60,9 +63,11 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     feedback = "none" if config.exchanged.is_dense else config.exchanged.rule
     server_ = config.server
     algorithm = algorithm_of(config.clients, server_.aggregator, feedback, server_.aggregator_options)
-    algorithm = compose(algorithm, sparse_models(masks))
     refuse(algorithm.excludes, **vars(config))
-    trainer = build_local_trainer(config, world, data, place(config, world, data, model), algorithm)
+    placed = place(config, world, data, model)
+    masks = build_masks(config, world, prunable, placed)
+    algorithm = compose(algorithm, sparse_models(masks))
+    trainer = build_local_trainer(config, world, data, placed, algorithm)
     layout = trainer.model.layout
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
     report_break_even(config, compressor, world.size)
@@ -115,12 +120,18 @@ def groups_of(config: DataConfig, data: DataSplits, parts: Partition) -> list[st
     return client_groups(list(parts), data.train) if config.partition == "natural" and data.train.group_names else []
 
 
-def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module) -> Masks | NoMasks:
-    """Build the masks of a sparse model, before an engine has taken it to another device or precision."""
+class Prunable(NamedTuple):
+    """The prunable weights of a sparse model, and how often an example uses each, if the method asks for it."""
+
+    entries: Sequence[Entry] = ()
+    uses: Sequence[float] = ()
+
+
+def find_prunable(config: Config, data: DataSplits, model: nn.Module) -> Prunable:
+    """Find what masks are of, before an engine takes the model to another device or precision, or divides it."""
     if not config.sparse_training.is_sparse:
-        return NoMasks()
-    layout = parameter_layout(model)
-    entries = prunable_entries(model, layout, config.sparse_training)
+        return Prunable()
+    entries = prunable_entries(model, parameter_layout(model), config.sparse_training)
     uses: Sequence[float] = ()
     if METHODS[config.sparse_training.method].is_measured:
         if not isinstance(data.blank, Tensor):
@@ -130,7 +141,17 @@ def build_masks(config: Config, world: World, data: DataSplits, model: nn.Module
             )
         with seeded(derive_seed(config.seed, "uses")):
             uses = uses_of(model, entries, data.blank)
-    return Masks(config.sparse_training, entries, layout.total, config.seed, config.rounds, world.device, uses)
+    return Prunable(entries, uses)
+
+
+def build_masks(config: Config, world: World, prunable: Prunable, model: LocalModel) -> Masks | NoMasks:
+    """Build the masks of a sparse model, of which this rank may hold a part."""
+    sparse = config.sparse_training
+    if not sparse.is_sparse:
+        return NoMasks()
+    layers = Layers.of(prunable.entries, world.host, model.shard)
+    total = model.layout.total
+    return Masks(sparse, layers, total, config.seed, config.rounds, world.device, prunable.uses)
 
 
 def build_memory(

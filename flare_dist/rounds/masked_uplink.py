@@ -96,10 +96,11 @@ class MaskedUplink:
         if method.is_personal:
             return nbytes
         consensus = int(masks.mask.count_nonzero())
-        whole = positions_nbytes(masks.total, consensus)
+        whole = masks.whole_nbytes()
         for client, count in active.items():
             nbytes += positions_nbytes(consensus, count) if count < consensus else 0
-            nbytes += masks.downlink.nbytes_to(client, whole)
+            told = masks.downlink.nbytes_to(client, whole)
+            nbytes += told if self.fed.world.host.shard == 0 else 0  # it is that of the whole host
         return nbytes
 
     def local_mask(self, client: int, memory: State) -> LocalMask:
@@ -110,7 +111,7 @@ class MaskedUplink:
         draws = generator(masks.seed, "growth", self.round, client)
         return LocalMask(
             masks.config,
-            masks.entries,
+            masks.layers,
             own.encoding.mask,
             own.budget,
             own.rates,
@@ -143,19 +144,19 @@ class MaskedUplink:
             self.squares = self._mean_squares(received)
         if self.squares is None:
             return received
-        self.mask_nbytes = WORD * sum(sizes(self.masks.entries)) * len(received.accepted)
+        self.mask_nbytes = WORD * sum(sizes(self.masks.layers.own)) * len(received.accepted)
         return replace(received, uplink_bytes=received.uplink_bytes + self.mask_nbytes)
 
     def _mean_squares(self, received: Received) -> Tensor | None:
         """Average the squared gradients of the prunable weights, which clients send in float32."""
-        entries = self.masks.entries
+        layers = self.masks.layers
         weights = {client: self.cohort.weights[client] for client in received.accepted}
-        own = {client: torch.cat(list(layers_of(squares, entries))) for client, squares in self._measured.items()}
-        mean, _ = mean_in_order(self.fed.world, Cohort(self.cohort.hosts, weights), own, sum(sizes(entries)))
+        own = {client: torch.cat(list(layers_of(squares, layers))) for client, squares in self._measured.items()}
+        mean, _ = mean_in_order(self.fed.world, Cohort(self.cohort.hosts, weights), own, sum(sizes(layers.own)))
         if mean is None:
             return None
         squares = mean.new_zeros(self.masks.total)
-        for layer, part in zip(layers_of(squares, entries), mean.split(sizes(entries))):
+        for layer, part in zip(layers_of(squares, layers), mean.split(sizes(layers.own))):
             layer.copy_(part)
         return squares
 
@@ -178,6 +179,8 @@ class MaskedUplink:
 
     def row(self, received: Received) -> dict[str, Any]:
         """Report densities and bytes of masks, and how much memory was dropped; all ranks call it together."""
-        dropped = self.fed.world.largest([float(count) for count in self.dropped.values()])  # 0 but on a client's host
+        world = self.fed.world
+        of_host = world.host.sums(list(self.dropped.values()))
+        dropped = world.largest([float(count) for count in of_host])  # 0 but on a client's host
         row = self.masks.report(self.fed.server.parameters.data, self.client_masks, self.mask_nbytes)
         return row | {"dropped_residuals": int(sum(dropped))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from flare_dist.server.aggregation import cohort_weights
 from flare_dist.server.server import sample_cohort
 from flare_dist.sparse_training.consensus import Masks
 from flare_dist.sparse_training.criteria import CRITERIA, Batches
-from flare_dist.sparse_training.masks import budget, layers_of, sizes
+from flare_dist.sparse_training.divided import DIVIDED
+from flare_dist.sparse_training.masks import budget, layer_counts, layers_of, sizes
 from flare_dist.sparse_training.pruning import highest, layer_shares
 from flare_dist.tasks.batch import labels_of
 from flare_dist.tasks.task import Batch
@@ -42,15 +44,16 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
     Raises DivergedError on all ranks if no client measures anything finite.
     """
     world = fed.world
-    entries = masks.entries
+    layers = masks.layers
     settings = fed.config.pruning
     criterion = CRITERIA[settings.criterion]
     drawn = _asked(fed.config) if criterion.needs_data else []
     watch = Stopwatch(world)
     parameters = fed.view
     mask = torch.ones(masks.total, dtype=torch.bool, device=world.device)
-    prunable = sum(sizes(entries))
-    keep = budget(masks.config, entries)
+    prunable = sum(sizes(layers.whole))
+    own_prunable = sum(sizes(layers.own))  # bytes are those of this rank's part
+    keep = budget(masks.config, layers.whole)
     uplink_nbytes = 0
     # The model once, then the masks alone.
     downlink_nbytes = WORD * masks.total * len(drawn)
@@ -62,12 +65,12 @@ def prune(fed: Federation, masks: Masks) -> dict[str, Any]:
         scores = _scores(fed.config, masks, parameters, measured, step)
         left = keep if step == settings.steps else round(density * prunable)
         if settings.criterion == "threshold" and step == settings.steps:
-            passing = sum(int((layer >= settings.threshold).sum()) for layer in layers_of(scores * mask, entries))
-            left = max(len(entries), min(left, passing))
-        active = int(mask.count_nonzero()) - masks.total + prunable
-        downlink_nbytes += len(drawn) * positions_nbytes(prunable, active) if step > 1 else 0
+            passing = sum(layer_counts(scores * mask >= settings.threshold, layers))
+            left = max(len(layers.whole), min(left, passing))
+        active = int(mask.count_nonzero()) - masks.total + own_prunable
+        downlink_nbytes += len(drawn) * positions_nbytes(own_prunable, active) if step > 1 else 0
         uplink_nbytes += WORD * active * senders
-        mask = highest(scores, entries, left, mask, layer_shares(settings.scope, entries))
+        mask = highest(scores, layers, left, mask, layer_shares(settings.scope, layers.whole))
     if not criterion.needs_data:  # each rank has scored for itself, and GPUs need not agree to the last bit
         world.broadcast_(mask)
     masks.begin_with(mask)
@@ -80,11 +83,14 @@ def _row(fed: Federation, clients: int, uplink_nbytes: int, downlink_nbytes: int
     settings = fed.config.pruning
     traffic = fed.world.traffic
     federated = settings.data == "clients"
-    return {
-        "clients": clients if federated else 0,
+    of_shard = {
         "uplink_bytes": uplink_nbytes if federated else 0,
         "downlink_bytes": downlink_nbytes if federated else 0,
         "wire_bytes": traffic.wire_bytes,
+    }
+    return {
+        "clients": clients if federated else 0,
+        **dict(zip(of_shard, fed.world.host.sums(list(of_shard.values())))),
         "collectives": traffic.collectives,
         **watch.totals(),
         "pruned": settings.criterion,
@@ -106,10 +112,14 @@ def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tupl
     module = fed.model.module
     criterion = CRITERIA[config.pruning.criterion]
     named = dict(module.named_parameters())
-    weights = [named[entry.name] for entry in masks.entries]
+    weights = [named[entry.name] for entry in masks.layers.whole]
+    divided: Any = fed.model if fed.model.shard else None  # among the ranks of a host
 
     def measure(client: int, batches: Batches) -> Tensor:
         seed_draws(derive_seed(config.seed, "pruning dropout", step, client), world.device)
+        if divided:
+            measured = DIVIDED[criterion.measure](divided, batches, world.host)
+            return _flat(masks, layers_of(measured, masks.layers))
         return _flat(masks, criterion.measure(module, weights, batches, fed.task))
 
     if not criterion.needs_data:
@@ -159,16 +169,26 @@ def _lacks_labels(batch: Batch, ignored: int | None) -> bool:
     return not labels.is_floating_point() and bool(missing.any())
 
 
-def _flat(masks: Masks, parts: list[Tensor]) -> Tensor:
-    """Join a tensor for each entry to one vector [total]."""
+def _flat(masks: Masks, parts: Iterable[Tensor]) -> Tensor:
+    """Join a tensor for each layer to one vector [total]."""
     vector = torch.zeros(masks.total, device=masks.device)
-    for layer, part in zip(layers_of(vector, masks.entries), parts):
+    for layer, part in zip(layers_of(vector, masks.layers), parts):
         layer.copy_(part.detach().flatten())
     return vector
 
 
 def _scores(config: Config, masks: Masks, parameters: Tensor, measured: Tensor, step: int) -> Tensor:
     if config.pruning.criterion == "random":
-        draws = generator(config.seed, "pruning scores", step)
-        return torch.rand(masks.total, generator=draws).to(masks.device)
+        return _random_scores(masks, generator(config.seed, "pruning scores", step))
     return CRITERIA[config.pruning.criterion].finish(parameters, measured)
+
+
+def _random_scores(masks: Masks, draws: torch.Generator) -> Tensor:
+    """Draw scores, the same for a weight whichever rank of how many of a host holds it.
+
+    Each rank draws those of the whole model, once before training, and keeps its own.
+    """
+    layers = masks.layers
+    drawn = torch.rand(layers.host.sums([masks.total])[0], generator=draws)
+    of_layers = (drawn[entry.offset : entry.end] for entry in layers.whole)
+    return _flat(masks, [layers.own_part(number, scores) for number, scores in enumerate(of_layers)])

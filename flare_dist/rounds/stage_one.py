@@ -74,7 +74,7 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     """Play stage 1; all ranks call it together. Returns its bytes and seconds, and under `stage_one` its findings."""
     config = fed.config
     world = fed.world
-    entries = masks.entries
+    layers = masks.layers
     settings = masks.config
     drawn = sample_cohort(
         config.seed, 0, config.clients.count, max(1, round(settings.init_frac * config.clients.count))
@@ -90,15 +90,16 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     found = {client: row for client, row in zip(drawn, rows) if any(row)}
     if not found:
         raise DivergedError("stage 1: the losses or deltas of all its clients are not finite; try a lower clients.lr")
-    densities = flash.consensus_densities(settings, entries, list(found.values()))
-    console.print(density_table(entries, found, densities))
-    dense = masks.total - sum(entry.numel for entry in entries)
+    densities = flash.consensus_densities(settings, layers, list(found.values()))
+    console.print(density_table(layers.whole, found, densities))
+    of_host = [masks.total - sum(entry.numel for entry in layers.own), world.traffic.wire_bytes]
+    dense, wire_bytes = world.host.sums(of_host)
     return {
         "clients": len(drawn),
         "rejected_clients": len(drawn) - len(found),
-        "uplink_bytes": WORD * len(entries) * len(found),
-        "downlink_bytes": WORD * (dense + flash.budget(settings, entries)) * len(drawn),  # masks follow from the seed
-        "wire_bytes": world.traffic.wire_bytes,
+        "uplink_bytes": WORD * len(layers.whole) * len(found),
+        "downlink_bytes": WORD * (dense + budget(settings, layers.whole)) * len(drawn),  # masks follow from the seed
+        "wire_bytes": wire_bytes,
         "collectives": world.traffic.collectives,
         **watch.totals(),
         "stage_one": {"sensitivities": {str(client): row for client, row in found.items()}, "densities": densities},
@@ -114,10 +115,12 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
     world = fed.world
     usual = fed.clients.trainer
     clients = dataclasses.replace(config.clients, local_epochs=masks.config.init_epochs, local_steps=None)
-    trainer = LocalTrainer(usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm)
+    trainer = LocalTrainer(
+        usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm, usual.of_all_shards
+    )
     nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
     hosts = hosting_ranks(drawn, world.size, stateful=False)
-    sensitivities = torch.zeros(len(drawn), len(masks.entries), device=world.device)
+    sensitivities = torch.zeros(len(drawn), len(masks.layers.whole), device=world.device)
     for place, client in enumerate(drawn):
         examples = fed.clients.partition[client]
         # On every rank, so that a mask that cannot be is an error on all of them.
@@ -131,21 +134,21 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
             told = fed.server.told
             result = trainer.train(client, 0, examples, fed.view, buffers, nothing_kept, mask, told)
             if result.is_finite:
-                active = layer_counts(mask.mask, masks.entries)
-                sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, masks.entries)])
-        shown.advance(1, WORD * len(masks.entries))
+                active = layer_counts(mask.mask, masks.layers)
+                sensitivities[place] = torch.tensor([count / e.numel for count, e in zip(active, masks.layers.whole)])
+        shown.advance(1, WORD * len(masks.layers.whole))
     return sensitivities
 
 
 def first_mask(masks: Masks, client: int, steps: int, epoch_steps: int) -> LocalMask:
     """Open a random mask of the client's own, of the same density in each layer."""
     config = masks.config
-    entries = masks.entries
+    layers = masks.layers
     draws = generator(masks.seed, "scout mask", client=client)  # the name fixes the bits of runs
-    even = [config.density] * len(entries)
-    mask = flash.drawn_mask(config, entries, even, masks.total, draws, masks.device)
+    even = [config.density] * len(layers.whole)
+    mask = flash.drawn_mask(config, layers, even, masks.total, draws, masks.device)
     rates = falling_rates(config.prune_rate, steps, epoch_steps)
-    return LocalMask(config, entries, mask, budget(config, entries), rates, draws, masks.factor, masks.growth)
+    return LocalMask(config, layers, mask, budget(config, layers.whole), rates, draws, masks.factor, masks.growth)
 
 
 def density_table(

@@ -28,11 +28,11 @@ def save_global(path: Path, run: Run, header: Mapping[str, str] = MappingProxyTy
     model.load(view, server.buffers)
     is_writer = run.world.number == 0
     state = {name: value for name, value in _tensors(run) if is_writer}
+    consensus = run.masks.by_name()
     if not is_writer:
         return
     digest = {} if model.base is None else {BASE: model.base}
     save_model(path, state, dict(header) | digest)
-    consensus = run.masks.by_name(model.layout)
     if consensus:
         save_model(path.with_suffix(rundir.MASKS_SUFFIX), consensus)
 

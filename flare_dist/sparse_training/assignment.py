@@ -11,7 +11,7 @@ from flare_dist.compression.compressor import Compressor
 from flare_dist.compression.masked import Limits, MaskedEncoding
 from flare_dist.sparse_training import flash
 from flare_dist.sparse_training.consensus import Masks
-from flare_dist.sparse_training.masks import budget, layer_counts
+from flare_dist.sparse_training.masks import budget, layer_counts, sizes
 from flare_dist.sparse_training.schedule import Moves
 
 
@@ -40,13 +40,13 @@ def assign(
     nested = {1.0: masks.mask}
     if masks.config.hetero:
         factors = flash.budgets_of(masks.config, list(steps), round_, masks.seed)
-        nested = flash.nested_masks(masks.config, masks.entries, parameters, masks.mask)
+        nested = flash.nested_masks(masks.config, masks.layers, parameters, masks.mask)
     is_common = not moves.clients and set(factors.values()) == {1.0}
     encodings: dict[tuple[float, int, int], MaskedEncoding] = {}
     assigned = {}
     for client, (count, epoch) in steps.items():
         factor = factors[client]
-        keep = budget(masks.config, masks.entries, factor)
+        keep = budget(masks.config, masks.layers.whole, factor)
         rates = moves.rates(count, epoch)
         kind = (factor, count if rates else 0, client if masks.method.is_personal else -1)
         if kind not in encodings:
@@ -58,10 +58,16 @@ def assign(
 
 
 def limits_of(masks: Masks, mask: Tensor, keep: int, rates: Mapping[int, float]) -> Limits:
-    """Bound what updates at these rates make of a mask, of whose prunable weights `keep` are to be active."""
-    rounding = len(masks.entries)
-    dense = masks.total - sum(entry.numel for entry in masks.entries)
-    active = sum(layer_counts(mask, masks.entries))
+    """Bound what updates at these rates make of a mask, of whose prunable weights `keep` are to be active.
+
+    All that changes may lie in this rank's part of the layers.
+    """
+    rounding = len(masks.layers.whole)
+    prunable = sum(sizes(masks.layers.own))
+    dense = masks.total - prunable
+    active = sum(layer_counts(mask, masks.layers))
+    own = int(mask.count_nonzero()) - dense
     most = max(active, keep)
     removed = min(active, sum(int(rate * most) + 1 for rate in rates.values()))
-    return Limits(removed, removed + max(0, keep - active) + rounding, dense + most + rounding)
+    grown = removed + max(0, keep - active) + rounding
+    return Limits(min(own, removed), min(prunable - own, grown), dense + min(most + rounding, own + grown))

@@ -77,17 +77,22 @@ def flow(module: nn.Module, weights: Sequence[Tensor], batches: Batches, task: T
 
     Of `batches` only the shape of the first input counts. Norms, dropout and softmax are left out and biases are zero.
     """
-    batch = next(iter(batches))
-    inputs, _ = pair(batch)
-    if not isinstance(inputs, Tensor):
-        raise ValueError(f"pruning.criterion: synflow needs inputs that are one tensor, got {describe(batch)}")
-    with _linear_and_positive(module):
+    inputs = first_inputs(next(iter(batches)))
+    with only_linear(module), _positive(module):
         scores = module(torch.ones_like(inputs[:1], dtype=torch.float64))
         parts = torch.autograd.grad(scores.sum(), list(weights), allow_unused=True)
         found = [torch.zeros_like(w) if p is None else p for w, p in zip(weights, parts)]
         # In a deep network R leaves the range of float32; the order of scores is all that counts.
         scale = max(float(part.amax()) for part in found) or 1.0
         return [part / scale for part in found]
+
+
+def first_inputs(batch: Batch) -> Tensor:
+    """Return the inputs of a batch; raises ValueError if they are not one tensor."""
+    inputs, _ = pair(batch)
+    if not isinstance(inputs, Tensor):
+        raise ValueError(f"pruning.criterion: synflow needs inputs that are one tensor, got {describe(batch)}")
+    return inputs
 
 
 def _averaged(
@@ -113,19 +118,27 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _linear_and_positive(module: nn.Module) -> Iterator[None]:
-    """Turn the module into a chain of |W_l| in float64, and restore its parameters afterwards."""
-    before = [(p, p.data) for p in module.parameters()]
+def only_linear(module: nn.Module) -> Iterator[None]:
+    """Let inputs pass through layers whose output is no product with weights, and bring the layers back afterwards."""
     left_out = [layer for layer in module.modules() if isinstance(layer, _NOT_LINEAR)]
     try:
         for layer in left_out:
             vars(layer)["forward"] = lambda inputs: inputs
-        for p, data in before:
-            p.data = data.double().abs() if p.dim() > 1 else torch.zeros_like(data, dtype=torch.float64)
         yield
     finally:
         for layer in left_out:
             del vars(layer)["forward"]
+
+
+@contextmanager
+def _positive(module: nn.Module) -> Iterator[None]:
+    """Make |W_l| of the weights in float64 and zeros of the biases, and restore them afterwards."""
+    before = [(p, p.data) for p in module.parameters()]
+    try:
+        for p, data in before:
+            p.data = data.double().abs() if p.dim() > 1 else torch.zeros_like(data, dtype=torch.float64)
+        yield
+    finally:
         for p, data in before:
             p.data = data
 

@@ -13,8 +13,15 @@ from torch import Tensor
 from flare_dist.compression.masked import change_nbytes
 
 
+def change_between(before: Tensor, after: Tensor) -> int:
+    """Count the bytes of the change of a mask, bool [total], to another."""
+    removed, grown = (int(moved.count_nonzero()) for moved in (before & ~after, after & ~before))
+    active = int(before.count_nonzero())
+    return change_nbytes(active, len(before) - active, removed, grown)
+
+
 class MaskDownlink:
-    """The bytes of each change of the consensus, and which of them each client has."""
+    """The bytes of each change of the consensus, on all ranks of a host together, and which of them each client has."""
 
     def __init__(self) -> None:
         self._changes: list[int] = []  # the first is the first mask
@@ -28,11 +35,9 @@ class MaskDownlink:
         """Count the first mask, which takes `nbytes`."""
         self._changes = [nbytes]
 
-    def change(self, before: Tensor, after: Tensor) -> None:
-        """Count the change of the consensus, bool [total], to another."""
-        removed, grown = (int(moved.count_nonzero()) for moved in (before & ~after, after & ~before))
-        active = int(before.count_nonzero())
-        self._changes.append(change_nbytes(active, len(before) - active, removed, grown))
+    def change(self, nbytes: int) -> None:
+        """Count the change of the consensus to another, which takes `nbytes`."""
+        self._changes.append(nbytes)
 
     def nbytes_to(self, client: int, whole: int) -> int:
         """Count what this client has missed, at most the bytes of the `whole` mask, which it holds from then on."""

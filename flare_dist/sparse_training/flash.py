@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flare_dist.layout import Entry
 from flare_dist.seeding import generator
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.masks import (
     apportion,
     bernoulli_mask,
@@ -32,22 +32,21 @@ from flare_dist.sparse_training.masks import (
     sizes,
 )
 
-Entries = Sequence[Entry]
 
-
-def _exact_counts(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[int]:
+def _exact_counts(config: SparseTrainingConfig, layers: Layers, shares: Sequence[float]) -> list[int]:
     """Share the budget among layers in proportion to `shares`; what a full one cannot take the others get."""
-    return none_empty(apportion(shares, budget(config, entries), sizes(entries)), sizes(entries))
+    limits = sizes(layers.whole)
+    return none_empty(apportion(shares, budget(config, layers.whole), limits), limits)
 
 
-def budget_densities(config: SparseTrainingConfig, entries: Entries, shares: Sequence[float]) -> list[float]:
+def budget_densities(config: SparseTrainingConfig, layers: Layers, shares: Sequence[float]) -> list[float]:
     """Return each layer's density if the budget is shared in proportion to `shares`."""
-    return [count / entry.numel for count, entry in zip(_exact_counts(config, entries, shares), entries)]
+    return [count / entry.numel for count, entry in zip(_exact_counts(config, layers, shares), layers.whole)]
 
 
 def drawn_mask(
     config: SparseTrainingConfig,
-    entries: Entries,
+    layers: Layers,
     densities: Sequence[float],
     total: int,
     draws: torch.Generator,
@@ -55,34 +54,34 @@ def drawn_mask(
 ) -> Tensor:
     """Draw a mask of these densities; if counts are exact, `budget` of all weights together are active."""
     if config.counts == "faithful":
-        return bernoulli_mask(entries, densities, total, draws, device)
-    shares = [density * entry.numel for density, entry in zip(densities, entries)]
-    return random_mask(entries, _exact_counts(config, entries, shares), total, draws, device)
+        return bernoulli_mask(layers, densities, total, draws, device)
+    shares = [density * entry.numel for density, entry in zip(densities, layers.whole)]
+    return random_mask(layers, _exact_counts(config, layers, shares), total, draws, device)
 
 
 def consensus_densities(
-    config: SparseTrainingConfig, entries: Entries, sensitivities: Sequence[Sequence[float]]
+    config: SparseTrainingConfig, layers: Layers, sensitivities: Sequence[Sequence[float]]
 ) -> list[float]:
     """Return each layer's density, from the sensitivities of the clients of stage 1."""
     means = [math.fsum(layer) / len(layer) for layer in zip(*sensitivities)]
-    shares = [mean * entry.numel for mean, entry in zip(means, entries)]
+    shares = [mean * entry.numel for mean, entry in zip(means, layers.whole)]
     if config.counts == "exact":
-        return budget_densities(config, entries, shares)
-    scale = config.density * sum(sizes(entries)) / math.fsum(shares)
+        return budget_densities(config, layers, shares)
+    scale = config.density * sum(sizes(layers.whole)) / math.fsum(shares)
     return [min(mean * scale, 1.0) for mean in means]
 
 
 def projected_mask(
-    config: SparseTrainingConfig, entries: Entries, weights: Tensor, within: Tensor, shares: Sequence[float], keep: int
+    config: SparseTrainingConfig, layers: Layers, weights: Tensor, within: Tensor, shares: Sequence[float], keep: int
 ) -> Tensor:
     """Keep the largest of the weights active in `within`, `keep` in all, in proportion to the layers' `shares`."""
-    limits = layer_counts(within, entries)
+    limits = layer_counts(within, layers)
     if config.counts == "exact":
         counts = none_empty(apportion(shares, keep, limits), limits)
     else:
         scale = min(1.0, keep / (math.fsum(shares) or 1.0))
         counts = [min(limit, max(1, int(share * scale + 1e-9))) for share, limit in zip(shares, limits)]
-    return largest_mask(weights, entries, counts, within)
+    return largest_mask(weights, layers, counts, within)
 
 
 def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int, seed: int) -> dict[int, float]:
@@ -103,16 +102,16 @@ def budgets_of(config: SparseTrainingConfig, cohort: Sequence[int], round_: int,
 
 
 def nested_masks(
-    config: SparseTrainingConfig, entries: Entries, weights: Tensor, consensus: Tensor
+    config: SparseTrainingConfig, layers: Layers, weights: Tensor, consensus: Tensor
 ) -> dict[float, Tensor]:
     """Return the mask of each budget by its factor: the largest weights of the consensus that it can afford.
 
     Each lies within the next larger one. Layers have their shares of the consensus.
     """
     masks = {1.0: consensus}
-    shares = layer_counts(consensus, entries)
+    shares = layer_counts(consensus, layers)
     within = consensus
     for factor in sorted({factor for _, factor in config.hetero if factor < 1}, reverse=True):
-        within = projected_mask(config, entries, weights, within, shares, budget(config, entries, factor))
+        within = projected_mask(config, layers, weights, within, shares, budget(config, layers.whole, factor))
         masks[factor] = within
     return masks

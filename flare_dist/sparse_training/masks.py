@@ -1,6 +1,7 @@
 """Masks of a model: how many weights each layer keeps, and which.
 
 A mask is a bool vector [total] over the flat parameters, true if a weight is active; what is not prunable always is.
+If a host of several ranks has divided the model, [total] is a rank's part of it, and counts are of the whole layers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from flare_dist.compression.sparsifiers import largest
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.config import SparseTrainingConfig
+from flare_dist.sparse_training.layers import Layers
 
 _CHUNK = 2**20  # entries of several masks that are compared at once
 
@@ -32,7 +34,7 @@ def sizes(entries: Sequence[Entry]) -> list[int]:
 
 
 def budget(config: SparseTrainingConfig, entries: Sequence[Entry], factor: float = 1.0) -> int:
-    """Count the weights that are active at `factor` times the density, which is read as an exact decimal."""
+    """Count the weights of whole layers that are active at `factor` times the density, read as an exact decimal."""
     exact = Decimal(repr(float(config.density))) * Decimal(repr(float(factor)))
     return round(exact * sum(entry.numel for entry in entries))
 
@@ -77,46 +79,49 @@ def none_empty(counts: Sequence[int], limits: Sequence[int]) -> list[int]:
     return filled
 
 
-def layers_of(vector: Tensor, entries: Sequence[Entry]) -> Iterator[Tensor]:
-    """Yield the slice of a flat vector that belongs to each entry."""
-    return (vector[entry.offset : entry.end] for entry in entries)
+def layers_of(vector: Tensor, layers: Layers) -> Iterator[Tensor]:
+    """Yield the slice of a flat vector that belongs to each layer."""
+    return (vector[entry.offset : entry.end] for entry in layers.own)
 
 
-def layer_counts(mask: Tensor, entries: Sequence[Entry]) -> list[int]:
-    """Count the active weights of each entry."""
-    return [int(layer.count_nonzero()) for layer in layers_of(mask, entries)]
+def layer_counts(mask: Tensor, layers: Layers) -> list[int]:
+    """Count the active weights of each layer."""
+    return layers.host.sums([int(layer.count_nonzero()) for layer in layers_of(mask, layers)])
 
 
-def everything_but(entries: Sequence[Entry], total: int, device: torch.device) -> Tensor:
-    """Return the mask in which no weight of the entries is active."""
+def everything_but(layers: Layers, total: int, device: torch.device) -> Tensor:
+    """Return the mask in which no weight of the layers is active."""
     mask = torch.ones(total, dtype=torch.bool, device=device)
-    for layer in layers_of(mask, entries):
+    for layer in layers_of(mask, layers):
         layer.zero_()
     return mask
 
 
 def random_mask(
-    entries: Sequence[Entry], counts: Sequence[int], total: int, draws: torch.Generator, device: torch.device
+    layers: Layers, counts: Sequence[int], total: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Draw a mask with so many active weights in each entry."""
-    mask = everything_but(entries, total, device)
-    for layer, count in zip(layers_of(mask, entries), counts):
-        layer[random_places(layer.numel(), count, draws).to(device)] = True
+    """Draw a mask with so many active weights in each layer; every rank of a host draws the same."""
+    mask = everything_but(layers, total, device)
+    for number, (layer, count) in enumerate(zip(layers_of(mask, layers), counts)):
+        places = random_places(layers.whole[number].numel, count, draws)
+        layer[layers.own_places(number, places).to(device)] = True
     return mask
 
 
 def bernoulli_mask(
-    entries: Sequence[Entry], densities: Sequence[float], total: int, draws: torch.Generator, device: torch.device
+    layers: Layers, densities: Sequence[float], total: int, draws: torch.Generator, device: torch.device
 ) -> Tensor:
     """Draw each weight by itself, with its layer's density as the probability (FLASH's code).
 
     Raises ValueError if a layer draws none.
     """
-    mask = everything_but(entries, total, device)
-    for entry, layer, density in zip(entries, layers_of(mask, entries), densities):
-        layer.copy_(torch.rand(layer.numel(), generator=draws) < density)
-        if not layer.any():
+    mask = everything_but(layers, total, device)
+    for number, (layer, density) in enumerate(zip(layers_of(mask, layers), densities)):
+        entry = layers.whole[number]
+        drawn = torch.rand(entry.numel, generator=draws) < density
+        if not drawn.any():
             raise empty_layer(entry, density)
+        layer.copy_(layers.own_part(number, drawn))
     return mask
 
 
@@ -132,30 +137,43 @@ def random_places(numel: int, count: int, draws: torch.Generator) -> Tensor:
     return places[torch.randperm(len(places), generator=draws)[:count]]
 
 
-def largest_mask(weights: Tensor, entries: Sequence[Entry], counts: Sequence[int], within: Tensor) -> Tensor:
-    """Keep each entry's largest magnitudes, so many of them, among those active in the mask `within`.
+def largest_mask(weights: Tensor, layers: Layers, counts: Sequence[int], within: Tensor) -> Tensor:
+    """Keep each layer's largest magnitudes, so many of them, among those active in the mask `within`.
 
     Ties go to the lowest index; counts must not exceed what `within` has.
     """
     mask = within.clone()
-    for layer, count, values in zip(layers_of(mask, entries), counts, layers_of(weights, entries)):
-        candidates = layer.nonzero().squeeze(1)
-        assert count <= len(candidates), "more weights are to be kept than there are"
-        layer.zero_()
-        if count:
-            layer[candidates[largest(values[candidates], count)]] = True
+    for layer, count, values in zip(layers_of(mask, layers), counts, layers_of(weights, layers)):
+        keep_largest(layers, layer, values, count)
     return mask
 
 
-def mask_mismatch(masks: Sequence[Tensor], entries: Sequence[Entry]) -> float:
+def keep_largest(layers: Layers, layer: Tensor, values: Tensor, count: int) -> None:
+    """Keep so many of a layer's active weights, those of the largest `values`, in place.
+
+    `layer` and `values` are this rank's part of its mask and of what is compared.
+    """
+
+    def choice(magnitudes: Tensor) -> Tensor:
+        assert count <= len(magnitudes), "more weights are to be kept than there are"
+        return largest(magnitudes, count)
+
+    candidates = layer.nonzero().squeeze(1)
+    layer.zero_()
+    if count:
+        layer[candidates[layers.choose(values[candidates], choice)]] = True
+
+
+def mask_mismatch(masks: Sequence[Tensor], layers: Layers) -> float:
     """Average the Jaccard distance 1 - |a and b| / |a or b| over pairs of masks, of the prunable weights; 0 for one."""
     if len(masks) < 2:
         return 0.0
     both = torch.zeros(len(masks), len(masks), dtype=torch.float64, device=masks[0].device)
-    for entry in entries:
+    for entry in layers.own:
         for start in range(entry.offset, entry.end, _CHUNK):
             rows = torch.stack([mask[start : min(start + _CHUNK, entry.end)] for mask in masks]).float()
             both += rows @ rows.T  # whole numbers below 2^24: exact
+    layers.host.sum_(both)
     sizes = both.diagonal()
     distances = 1 - both / (sizes[:, None] + sizes - both).clamp_(min=1)
     first, second = torch.triu_indices(len(masks), len(masks), offset=1)

@@ -7,15 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from flare_dist.layout import ParameterLayout
-
 
 class NoMasks:
     """Nothing to begin, to save or to export."""
 
     have_begun = True
 
-    def by_name(self, layout: ParameterLayout) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """Return no masks."""
         return {}
 

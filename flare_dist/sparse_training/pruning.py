@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.criteria import CRITERIA
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, none_empty
 
 SCOPES = ("global", "erk", "uniform")
@@ -69,28 +71,35 @@ def layer_shares(scope: str, entries: Sequence[Entry]) -> list[float] | None:
     return [float(sum(entry.shape) if scope == "erk" else entry.numel) for entry in entries]
 
 
-def highest(
-    scores: Tensor, entries: Sequence[Entry], keep: int, mask: Tensor, shares: Sequence[float] | None
-) -> Tensor:
+def highest(scores: Tensor, layers: Layers, keep: int, mask: Tensor, shares: Sequence[float] | None) -> Tensor:
     """Keep the `keep` highest scores among what is active in `mask`, at least one in each layer.
 
     `scores` are float32 [total]; ties go to the lowest index. With `shares` each layer keeps its own part.
     """
-    actives = layer_counts(mask, entries)
-    if shares is None:
-        allowed = [layer[own] for layer, own in zip(layers_of(scores, entries), layers_of(mask, entries))]
-        together = torch.cat(allowed)
-        bound = together.topk(keep).values[-1] if keep < together.numel() else together.amin()
-        counts = [int((layer > bound).sum()) for layer in allowed]
-        for place, layer in enumerate(allowed):
-            counts[place] += min(int((layer == bound).sum()), keep - sum(counts))
-    else:
-        counts = apportion(shares, keep, actives)
+    actives = layer_counts(mask, layers)
+    counts = _global_counts(scores, layers, keep, mask, actives) if shares is None else apportion(shares, keep, actives)
     counts = none_empty(counts, actives)
     kept = mask.clone()
-    for layer, values, count in zip(layers_of(kept, entries), layers_of(scores, entries), counts):
+    for layer, values, count in zip(layers_of(kept, layers), layers_of(scores, layers), counts):
         places = layer.nonzero().squeeze(1)
         layer.zero_()
-        order = torch.argsort(values[places], descending=True, stable=True)
-        layer[places[order[:count]]] = True
+        layer[places[layers.choose(values[places], partial(_first_by_score, count=count))]] = True
     return kept
+
+
+def _global_counts(scores: Tensor, layers: Layers, keep: int, mask: Tensor, actives: Sequence[int]) -> list[int]:
+    """Count in each layer what is among the `keep` highest scores of all together; ties go to the first layers."""
+    if keep >= sum(actives):
+        return list(actives)
+    allowed = [layer[own] for layer, own in zip(layers_of(scores, layers), layers_of(mask, layers))]
+    bound = layers.kth_largest(torch.cat(allowed), keep)
+    counts = layers.host.sums([int((layer > bound).sum()) for layer in allowed])
+    tied = layers.host.sums([int((layer == bound).sum()) for layer in allowed])
+    for place, own in enumerate(tied):
+        counts[place] += min(own, keep - sum(counts))
+    return counts
+
+
+def _first_by_score(scores: Tensor, count: int) -> Tensor:
+    """Return the places of the highest scores, the first of equals."""
+    return torch.argsort(scores, descending=True, stable=True)[:count]

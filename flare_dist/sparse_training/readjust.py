@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flare_dist.layout import Entry
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.masks import largest_mask, layer_counts, layers_of
 from flare_dist.sparse_training.pruning import highest
 
@@ -50,7 +51,7 @@ def uses_of(module: nn.Module, entries: Sequence[Entry], inputs: Tensor) -> list
 
 
 def readjusted_mask(
-    entries: Sequence[Entry],
+    layers: Layers,
     weights: Tensor,
     mask: Tensor,
     squares: Tensor,
@@ -62,10 +63,10 @@ def readjusted_mask(
 
     Those come by `squares` (float32 [total], sums of squared gradients) over `uses`, active or not.
     """
-    actives = layer_counts(mask, entries)
-    stays = largest_mask(weights, entries, [count - int(rate * count) for count in actives], mask)
+    actives = layer_counts(mask, layers)
+    stays = largest_mask(weights, layers, [count - int(rate * count) for count in actives], mask)
     importance = squares.clone()
-    for layer, times in zip(layers_of(importance, entries), uses):
+    for layer, times in zip(layers_of(importance, layers), uses):
         layer.div_(times)
     importance[stays] = torch.inf  # ahead of all others
-    return highest(importance, entries, keep, torch.ones_like(mask), None)
+    return highest(importance, layers, keep, torch.ones_like(mask), None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flare_dist.clients.client import ClientResult, LocalTrainer
 from flare_dist.clients.config import ClientsConfig
+from flare_dist.comm.host import Host
 from flare_dist.comm.world import World
 from flare_dist.compression.config import CompressionConfig
 from flare_dist.config.config import Config
@@ -24,6 +25,7 @@ from flare_dist.rounds.federation import Federation
 from flare_dist.rounds.stage_one import begin_masks
 from flare_dist.sparse_training.config import SparseTrainingConfig
 from flare_dist.sparse_training.consensus import Masks
+from flare_dist.sparse_training.layers import Layers
 from flare_dist.sparse_training.local_mask import LocalMask
 from flare_dist.sparse_training.masks import random_mask
 
@@ -86,6 +88,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ClientResult, Tensor, Loc
 
 ENTRIES = (Entry("a", (60,), 0), Entry("b", (30, 20), 65), Entry("c", (1000,), 665))
 TOTAL = 1665
+LAYERS = Layers.of(ENTRIES, Host())
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -95,10 +98,10 @@ def draws(seed: int = 0) -> torch.Generator:
 def local_mask(actives: tuple[int, ...] = (20, 100, 100), steps: int = 10, **settings: Any) -> tuple[LocalMask, Tensor]:
     """Make a mask in the middle of its round, and weights under it."""
     config = SparseTrainingConfig(method="jmwst", **settings)
-    mask = random_mask(ENTRIES, actives, TOTAL, draws(), torch.device("cpu"))
+    mask = random_mask(LAYERS, actives, TOTAL, draws(), torch.device("cpu"))
     weights = torch.randn(TOTAL, generator=draws(1)) * mask
     rates = {step: config.prune_rate * (1 - step / steps) for step in range(steps)}
-    used = LocalMask(config, ENTRIES, mask, sum(actives), rates, draws(2), torch.empty(TOTAL), config.resolved_growth)
+    used = LocalMask(config, LAYERS, mask, sum(actives), rates, draws(2), torch.empty(TOTAL), config.resolved_growth)
     return used, weights
 
 
