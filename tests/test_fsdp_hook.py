@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 import flare_dist
 from flare_dist.comm.collectives import gather_objects
 from flare_dist.comm.world import World
+from flare_dist.hook import call_order
+from flare_dist.hook.backwards import ABSENT, arrived, elsewhere
+from flare_dist.hook.call_order import CallOrder, begin_together
 from flare_dist.hook.state import SparseHookState
 from tests.helpers.hook import batch, net
 from tests.helpers.sharded import backward, equal, mesh_of, sharded, train, whole
@@ -403,6 +406,8 @@ def refusals(world: World) -> Told:
         inputs, labels = batch(world.rank, 0)
         loss = F.cross_entropy(model(inputs, skip=world.rank == 1), labels)
         told[f"left out at {density}"] = said(loss.backward, RuntimeError)
+    model, _ = attached(mesh)
+    told["attached late"] = said(lambda: attached(mesh) if world.rank else backward(model, 0, 0), RuntimeError)
     model, _ = attached(mesh, Unused())
     told["a parameter without a gradient"] = said(lambda: backward(model, 0, world.rank), RuntimeError)
     model, _ = attached(mesh, Unused())
@@ -430,6 +435,7 @@ REFUSED = {
     "middle.bias is trained later": "got requires_grad=True of middle.bias since; set it before attach()",
     "left out at 0.05": "got another module on one of them",
     "left out at 1": "got another module on one of them",
+    "attached late": "attach: all replicas must call it together, got one that calls it while others train",
     "a parameter without a gradient": "got no gradient in this backward, and FSDP2 does not tell which",
 }
 
@@ -439,3 +445,16 @@ def test_what_does_not_go_is_refused_on_all_replicas() -> None:
         assert told["tensors of one replica"] == ["residual.first.bias", "residual.first.weight"]
         for name, words in REFUSED.items():
             assert words in told[name], name
+
+
+def test_a_replica_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: Any = torch.futures.Future()
+    gone.set_exception(RuntimeError("Connection closed by peer"))
+    words = "another replica did not come .* give each as many batches, and let all of them begin together .*closed"
+    with pytest.raises(RuntimeError, match=words):
+        arrived(gone)
+    monkeypatch.setattr(call_order, "start_gather", lambda place, group: (place, gone))
+    with pytest.raises(RuntimeError, match=words):
+        CallOrder(None, ABSENT, elsewhere).compare(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="outer: another replica does not begin; every replica"):
+        begin_together(None, torch.device("cpu"), "outer", elsewhere)

@@ -418,12 +418,17 @@ def test_a_preset_trains_and_sends_fewer_bytes_than_every_step() -> None:
     numel = sum(parameter.numel() for parameter in net().parameters())
     for preset, (own, _, wire_bytes) in first.items():
         assert all(torch.equal(a, b) for a, b in zip(own, second[preset][0]))  # step 12 has just set them
-        assert 0 < wire_bytes <= 2 * (2 * 4 * numel)
+        assert 0 < wire_bytes <= 2 * (2 * 4 * numel + 2 * 8)  # eight to tell the step
 
 
 def train_sharded(world: World, shards: int, density: float, directory: Path | None) -> list[Tensor]:
     """Train replicas of `shards` ranks each; all ranks of a replica see its batches. Returns the whole weights."""
     mesh = init_device_mesh("cpu", (world.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+    if shards > 1:
+        partly = net()
+        fully_shard(partly[2], mesh=mesh["shard"])
+        with pytest.raises(ValueError, match=r"a replica has 2 ranks, which would train 0\.weight each on its own"):
+            flare_dist.outer(partly, mesh)
     model = net()
     for part in (model[0], model[2], model):
         fully_shard(part, mesh=mesh["shard"])
@@ -462,7 +467,19 @@ def refuse_meshes(world: World) -> list[str]:
     inside = net()
     fully_shard(inside, mesh=mesh["shard"])
     nameless = init_device_mesh("cpu", (2,), mesh_dim_names=("workers",))
-    for model, given in ((crossing, mesh), (inside, None), (inside, nameless)):
+    over_all = net()
+    fully_shard(over_all, mesh=init_device_mesh("cpu", (2,)))
+    flat = net()
+    flat.append(type("FullyShardedDataParallel", (nn.Identity,), {})())
+    given: Any
+    for model, given in (
+        (crossing, mesh),
+        (inside, None),
+        (inside, nameless),
+        (over_all, mesh),
+        (flat, None),
+        (inside, "mesh"),
+    ):
         with pytest.raises(ValueError, match="outer") as error:
             flare_dist.outer(model, given)
         said.append(str(error.value))
@@ -474,3 +491,6 @@ def test_meshes_that_do_not_fit_are_refused() -> None:
         assert "sharded on a mesh with replicate" in said[0]
         assert "the model is sharded, got no mesh" in said[1]
         assert "needs one dimension named replicate or dp_replicate, got workers" in said[2]
+        assert "the model is sharded over the ranks [0, 1], and a replica of the mesh is [" in said[3]
+        assert "shard the model by fully_shard (FSDP2)" in said[4]
+        assert "outer.mesh: must be a DeviceMesh, got str" in said[5]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,19 +63,30 @@ def test_finish_does_nothing_to_weights_that_are_the_same_and_training_goes_on_b
         assert all(torch.equal(a, b) for a, b in zip(*own))
 
 
-def end_early(world: World) -> int:
-    """Replica 0 ends behind step 11, so that its two last messages meet those of steps 12 and 14."""
-    model = net()
-    outer = flare_dist.outer(model, every=4, fragments=2, delay=1, mix=0.5)
-    train(world, model, outer, range(1, 16 if world.rank else 12))
-    if world.rank == 0:
-        outer.finish()
-    return outer.finished_steps
+def part(world: World) -> list[str]:
+    """Replica 0 ends behind step 11, and the other goes on; then it begins anew while the other trains."""
+    said = []
+    go_on: Callable[[], Any]
+    for case in ("ends early", "begins late"):
+        group: Any = dist.new_group()
+        model = net()
+        outer = flare_dist.outer(model, every=4, fragments=2, delay=1, mix=0.5, process_group=group)
+        train(world, model, outer, range(1, 12))
+        if world.rank:
+            go_on = partial(train, world, model, outer, range(12, 16))
+        else:
+            go_on = outer.finish if case == "ends early" else partial(flare_dist.outer, model, process_group=group)
+        with pytest.raises(RuntimeError) as error:
+            go_on()
+        said.append(str(error.value))
+    return said
 
 
-def test_a_replica_that_ends_early_sends_in_the_order_of_the_others() -> None:
-    """Sums of other lengths would abort the process."""
-    assert run_ranks(end_early, 2) == [11, 15]
+def test_replicas_in_different_steps_are_told_so_on_all_of_them() -> None:
+    """Messages of other lengths would abort the process."""
+    for said in run_ranks(part, 2):
+        assert "outer: all replicas must be in the same step, got replica 0 in step 11, replica 1 in step 12" in said[0]
+        assert "got replica 0 in outer(), replica 1 in step 12; let all of them begin, load and end together" in said[1]
 
 
 def grow_infinite(world: World) -> str:

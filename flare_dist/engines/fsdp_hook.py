@@ -19,7 +19,8 @@ from flare_dist.comm.collectives import group_of, rank_and_size, ranks_of
 from flare_dist.engines.attach_ddp import WorldOfOne
 from flare_dist.engines.fsdp_groups import Group, Slice, groups_of, refuse_broken_off
 from flare_dist.engines.optimizers import refuse_scaling
-from flare_dist.hook.backwards import Backwards
+from flare_dist.hook.backwards import Backwards, arrived, elsewhere
+from flare_dist.hook.call_order import begin_together, place_of
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.held_means import holds_mean
 from flare_dist.hook.replica_weights import ReplicaWeights
@@ -58,6 +59,7 @@ def attach_fsdp(
     if replicas == 1:
         _refuse_or_warn(world_of_one)
         return state
+    begin_together(place.group, groups[0].device, "attach", elsewhere)
     ReplicaWeights(model, Replicas(place.group), who="attach")
     _hook(model, groups, frozen, state, stand_ins)
     refuse_scaling(state)
@@ -126,7 +128,7 @@ class GroupHook:
         self._parameters = [stand_ins.by_name[each.name] for each in self._slices if each.numel]
         self._state = state
         self._backwards = backwards
-        self._label = torch.full((1,), number, dtype=torch.int32, device=group.device)
+        self._label = torch.full((1,), place_of(number), device=group.device)
         self._number = number
         self._pending: Tensor | None = None  # under set_requires_all_reduce(False)
 
@@ -147,8 +149,7 @@ class GroupHook:
         # Other streams may be given its memory as soon as FSDP2 has made a gradient of another precision of it.
         self._state.side_streams.hold(reduced)
         flat = self._without_padding(reduced)
-        mean = exchange_gradients(self._state, self._parameters, flat).wait()
-        self._put_back(mean, reduced)
+        self._put_back(arrived(exchange_gradients(self._state, self._parameters, flat)), reduced)
 
     def _check_length(self, reduced: Tensor) -> None:
         """Raise RuntimeError if some of the group's parameters got no gradient: nobody tells which."""

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.autograd import Variable
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.comm.traffic import all_gather_wire
-from flare_dist.hook.call_order import CallOrder
+from flare_dist.hook.call_order import BEGINNING, CallOrder, absent
 from flare_dist.hook.state import SparseHookState
+
+ABSENT = "attach: another replica did not come to the exchange of its gradients"
+
+
+def elsewhere(places: Sequence[int]) -> str:
+    """Write the error of replicas that hand over different modules; see call_order.py."""
+    if BEGINNING in places:
+        return (
+            "attach: all replicas must call it together, got one that calls it while others train; build the model and "
+            "attach on all of them before the first step"
+        )
+    return (
+        "attach: the replicas must reduce the gradients of the same modules in the same order, got another module on "
+        "one of them, as if its forward had left one out; run the same modules on all replicas, times 0 where one has "
+        "no use for it"
+    )
+
+
+def arrived(mean: torch.futures.Future[Tensor]) -> Tensor:
+    """Wait for a mean over replicas; what stops its collective mostly is that one of them takes fewer steps."""
+    try:
+        return mean.wait()
+    except RuntimeError as error:
+        raise absent(ABSENT, error) from error
 
 
 class Backwards:
     """Begins a step of `state` with the first group of parameters in each backward, and ends it with the backward."""
 
     def __init__(self, state: SparseHookState) -> None:
-        self._order = CallOrder(state.process_group)
+        self._order = CallOrder(state.process_group, ABSENT, elsewhere)
         self._state = state
         self._handed_over: set[int] = set()  # groups of the backward that is going on
 
     def hand_over(self, number: int, label: Tensor) -> None:
         """Begin a step with the first group of a backward, and with one that is used twice in it.
 
-        `label` is the number as int32 [1] on the device, which must be that of the other replicas.
+        `label` is its place (call_order.py) on the device, which must be that of the other replicas.
         """
         if number in self._handed_over:
             self._end()

@@ -22,13 +22,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from flare_dist.comm.collectives import ProcessGroup
+from flare_dist.hook.call_order import begin_together
 from flare_dist.hook.outer_settings import described, settings_of
 from flare_dist.hook.outer_steps import OuterSteps
 from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import REPLICATE, check_same, replicas_of
+from flare_dist.hook.turns import elsewhere
 
 
 def outer(
@@ -68,5 +71,7 @@ def outer(
     """
     replicas = replicas_of(model, mesh, process_group, replicate)
     own, compression = settings_of(preset, settings)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    begin_together(replicas.group, device, "outer", elsewhere)
     check_same(described(own) | compression | {"seed": seed}, model, replicas)
     return OuterSteps(ReplicaWeights(model, replicas), replicas, own, compression, seed, offload)

@@ -19,6 +19,7 @@ from flare_dist.hook.replica_weights import ReplicaWeights
 from flare_dist.hook.replicas import Replicas, held_by_any
 from flare_dist.hook.save_watch import SaveWatch
 from flare_dist.hook.shards import Shard
+from flare_dist.hook.turns import Turns
 
 
 class OuterSteps:
@@ -48,6 +49,7 @@ class OuterSteps:
         self.fragments = [
             Fragment(part, self.process_group, home, settings.make_optimizer, seed, compression) for part in parts
         ]
+        self._turns = Turns(self.fragments, self.process_group)
         exchange = self.fragments[0].exchange
         self.fed_back = exchange.config.feedback.state_names
         self.state_names = (*exchange.state_names, "local")
@@ -63,7 +65,7 @@ class OuterSteps:
         """Count a step of the inner optimizer, and exchange and apply what is due. Call it behind each of them.
 
         `lr`, the rate of that step, is needed by the setting `pull` alone. Raises FloatingPointError on all replicas if
-        the weights of one are not finite, and RuntimeError if another replica has not come.
+        the weights of one are not finite, and RuntimeError if another replica has not come or is in another step.
         """
         if self.settings.pull:
             pull_all(self.fragments, self.settings.pull, lr)
@@ -71,8 +73,9 @@ class OuterSteps:
         now = self.settings.fragment_sent_at(self.finished_steps)
         if now is not None:
             self.weights.check()
-            self.fragments[now].send()
+            self._turns.send(now, self.finished_steps)
         self.saves.look()
+        self._turns.look()
         sent = self.finished_steps - self.settings.delay
         due = self.settings.fragment_sent_at(sent) if sent > 0 else None
         if due is not None and self.fragments[due].is_on_the_way:  # finish() may have applied it
@@ -86,15 +89,13 @@ class OuterSteps:
         each fragment, but of those that are the same everywhere since this step.
         """
         self.weights.check()
+        self._turns.end(self.finished_steps)
         for number, fragment in enumerate(self.fragments):
             if fragment.is_on_the_way:
                 self._apply(number, self.settings.mix)
-        # In turn, so that what a replica that ends early sends meets the same fragment of the others: none aborts.
-        first = self.finished_steps * self.settings.fragments // self.settings.every
-        for place in range(first, first + len(self.fragments)):
-            number = place % len(self.fragments)
+        for number in range(len(self.fragments)):
             if not self._is_shared(number):
-                self.fragments[number].send()
+                self._turns.send(number, self.finished_steps)
                 self._apply(number, 0.0)
         self._ended_at = self.finished_steps
 
@@ -105,16 +106,9 @@ class OuterSteps:
         return (just_set and self.finished_steps > 0) or self._ended_at == self.finished_steps
 
     def _apply(self, number: int, mix: float) -> None:
-        """Take the outer step of a fragment; what stops its collective mostly is that one replica takes fewer steps."""
+        """Take the outer step of a fragment."""
+        self._turns.wait(number, self.finished_steps)
         fragment = self.fragments[number]
-        try:
-            fragment.wait()
-        except RuntimeError as error:
-            problem = str(error).split("\n")[0]
-            raise RuntimeError(
-                f"outer: fragment {number} did not arrive in step {self.finished_steps}; every replica must take "
-                f"equally many steps, so give each as many batches ({problem})"
-            ) from error
         fragment.apply(mix)
         self._aim(fragment)
 

@@ -21,6 +21,7 @@ class MeshPlace(NamedTuple):
     shard: int  # number of the part
     shards: int
     over_replicas: int  # number of the dimension that goes over replicas
+    ranks: frozenset[int]  # of this replica
 
 
 class Replicas(NamedTuple):
@@ -33,7 +34,8 @@ class Replicas(NamedTuple):
 
 def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: Sequence[str]) -> Replicas:
     """Find with whom this rank exchanges; raises ValueError if the mesh, or the model on it, does not fit."""
-    replicas = Replicas(group) if mesh is None else _on_mesh(mesh, names)
+    place = None if mesh is None else place_in(mesh, "outer", names)
+    replicas = Replicas(group) if place is None else _on_mesh(place)
     rank, size = rank_and_size(replicas.group)
     if rank < 0:
         raise ValueError("outer.process_group: this rank is not of it; let the ranks of a group alone call outer()")
@@ -42,23 +44,47 @@ def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: 
             "outer: one replica has nobody to exchange with; start several ranks, by torchrun --nproc_per_node for "
             "example, or leave it out"
         )
-    _check_shards(model, mesh, names)
+    _check_shards(model, place, names)
     _check_ddp(model, replicas)
     return replicas
 
 
-def _check_shards(model: nn.Module, mesh: Any, names: Sequence[str]) -> None:
-    """Raise ValueError for a sharded model without a mesh, or one whose shards cross the replicas."""
-    sharded: list[Any] = [parameter for parameter in model.parameters() if hasattr(parameter, "to_local")]
-    if sharded and mesh is None:
+def _check_shards(model: nn.Module, place: MeshPlace | None, names: Sequence[str]) -> None:
+    """Raise ValueError for a model that is not sharded over the ranks of its replica, and over these alone."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "outer: FSDP1 shards one flat vector without the bounds of its parameters, got FullyShardedDataParallel; "
+            "shard the model by fully_shard (FSDP2)"
+        )
+    parameters = dict(model.named_parameters())
+    sharded: dict[str, Any] = {name: each for name, each in parameters.items() if hasattr(each, "to_local")}
+    if sharded and place is None:
         raise ValueError("outer.mesh: the model is sharded, got no mesh; give the DeviceMesh that it was made with")
-    for parameter in sharded:
-        crossing = set(parameter.device_mesh.mesh_dim_names or ()) & set(names)
-        if crossing:
-            raise ValueError(
-                f"outer.mesh: the model is sharded on a mesh with {crossing.pop()}, over which every step averages its "
-                'gradients; shard it by fully_shard(part, mesh=mesh["shard"])'
-            )
+    for parameter in sharded.values():
+        _check_mesh(parameter.device_mesh, place, names)
+    whole = [name for name, each in parameters.items() if each.requires_grad and name not in sharded]
+    if place is not None and place.shards > 1 and whole and not isinstance(unwrapped(model), DistributedDataParallel):
+        raise ValueError(
+            f"outer.mesh: a replica has {place.shards} ranks, which would train {whole[0]} each on its own, got it not "
+            'sharded; call fully_shard(model, mesh=mesh["shard"]) on the root module as well, or '
+            "DistributedDataParallel over the ranks of a replica"
+        )
+
+
+def _check_mesh(mesh: Any, place: MeshPlace | None, names: Sequence[str]) -> None:
+    """Raise ValueError if a parameter is sharded over replicas, or over other ranks than those of its own."""
+    crossing = set(mesh.mesh_dim_names or ()) & set(names)
+    if crossing:
+        raise ValueError(
+            f"outer.mesh: the model is sharded on a mesh with {crossing.pop()}, over which every step averages its "
+            'gradients; shard it by fully_shard(part, mesh=mesh["shard"])'
+        )
+    ranks = mesh.mesh.flatten().tolist()
+    if place is not None and not place.ranks.issuperset(ranks):
+        raise ValueError(
+            f"outer.mesh: the model is sharded over the ranks {ranks}, and a replica of the mesh is "
+            f"{sorted(place.ranks)}; give the whole mesh that fully_shard was given a part of"
+        )
 
 
 def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
@@ -73,14 +99,15 @@ def _check_ddp(model: nn.Module, replicas: Replicas) -> None:
             )
 
 
-def _on_mesh(mesh: Any, names: Sequence[str]) -> Replicas:
-    place = place_in(mesh, "outer", names)
+def _on_mesh(place: MeshPlace) -> Replicas:
     part = f"-shard-{place.shard}-of-{place.shards}" if place.shards > 1 else ""
     return Replicas(place.group, f"-outer{part}", place.shard == 0)
 
 
 def place_in(mesh: Any, who: str, names: Sequence[str]) -> MeshPlace:
     """Find this rank in a mesh of which one dimension has one of these `names`; raises ValueError if none has."""
+    if not hasattr(mesh, "mesh_dim_names"):
+        raise ValueError(f"{who}.mesh: must be a DeviceMesh, got {type(mesh).__name__}; make one by init_device_mesh")
     dimensions = tuple(mesh.mesh_dim_names or ())
     over_replicas = [number for number, name in enumerate(dimensions) if name in names]
     if len(over_replicas) != 1:
@@ -93,7 +120,8 @@ def place_in(mesh: Any, who: str, names: Sequence[str]) -> MeshPlace:
     for place in (place for place in range(len(dimensions)) if place not in over_replicas):
         shard = shard * mesh.size(place) + mesh.get_local_rank(place)
         shards *= mesh.size(place)
-    return MeshPlace(mesh.get_group(over_replicas[0]), shard, shards, over_replicas[0])
+    own = mesh.mesh.select(over_replicas[0], mesh.get_local_rank(over_replicas[0])).flatten().tolist()
+    return MeshPlace(mesh.get_group(over_replicas[0]), shard, shards, over_replicas[0], frozenset(own))
 
 
 def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas) -> None:
