@@ -37,12 +37,14 @@ CONFIGS = {
     "randk": dataclasses.replace(ROWS, compression=CompressionConfig(density=0.3, sparsifier="randk", scope="row")),
 }
 TO_ROUNDING = [name for name in CONFIGS if name != "randk"]  # which draws for each shard anew
+SOME = ["rows", "flare"]  # on a host of four ranks
 
 
 def play_all(world: World) -> Played:
-    """The global model and the rows of every configuration."""
+    """The global model and the rows of every configuration; of some on hosts of more than two ranks."""
     shards = world.host.shards
-    return play_on(world, CONFIGS, EngineConfig(name="fsdp", shards=shards) if shards > 1 else EngineConfig())
+    configs = CONFIGS if shards <= 2 else {name: CONFIGS[name] for name in SOME}
+    return play_on(world, configs, EngineConfig(name="fsdp", shards=shards) if shards > 1 else EngineConfig())
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,10 @@ def one() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("hosts", "shards"), [(1, 2), (2, 2), (1, 4)])
+@pytest.mark.parametrize(("hosts", "shards"), [(2, 2), (1, 4)])
 def test_hosts_of_several_shards_are_those_of_one_to_rounding(one: dict[str, Any], hosts: int, shards: int) -> None:
     for played in run_ranks(play_all, hosts * shards, shards=shards):
-        for name in TO_ROUNDING:
+        for name in TO_ROUNDING if shards <= 2 else SOME:
             model, rows = played[name]
             expected, expected_rows = one[name]
             for key, weight in model.items():
