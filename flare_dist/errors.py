@@ -115,6 +115,13 @@ def check_least(key: str, value: float | None, least: int) -> None:
         raise ValueError(f"{key}: out of range, got {value}; choose at least {least}")
 
 
+def check_whole(key: str, value: object, least: int) -> None:
+    """Raise ValueError that names the dotted `key` if `value` is no whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{key}: must be a whole number, got {value!r}; choose one of at least {least}")
+    check_least(key, value, least)
+
+
 def check_range(key: str, value: float | None, interval: str) -> None:
     """Raise ValueError that names the dotted `key` if `value` is not in the interval or NaN; None, not given, passes.
 

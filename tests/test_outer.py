@@ -352,6 +352,9 @@ def test_what_does_not_fit_is_refused_in_one_line_on_all_replicas() -> None:
     ("settings", "message"),
     [
         ({"every": 0}, "outer.every"),
+        ({"every": 2.5}, "outer.every: must be a whole number, got 2.5"),
+        ({"every": True}, "outer.every: must be a whole number, got True"),
+        ({"outer_options": {"lr": -1.0}}, "outer.outer_options: Invalid learning rate: -1.0, got"),
         ({"every": 30, "fragments": 4}, "choose a divisor of 30"),
         ({"every": 4, "delay": 4}, "choose less than 4"),
         ({"mix": 1.0}, "outer.mix"),

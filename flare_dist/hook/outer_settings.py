@@ -21,7 +21,7 @@ import torch
 from torch.optim import Optimizer
 
 from flare_dist.compression.config import CompressionConfig
-from flare_dist.errors import check_choice, check_least, check_range, unknown_choice
+from flare_dist.errors import check_choice, check_range, check_whole, reason, unknown_choice
 from flare_dist.named import bind, expect, find
 
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
@@ -49,9 +49,9 @@ class OuterSettings:
     pull_percentile: float = 50.0
 
     def __post_init__(self) -> None:
-        check_least("outer.every", self.every, 1)
-        check_least("outer.fragments", self.fragments, 1)
-        check_least("outer.delay", self.delay, 0)
+        check_whole("outer.every", self.every, 1)
+        check_whole("outer.fragments", self.fragments, 1)
+        check_whole("outer.delay", self.delay, 0)
         check_range("outer.mix", self.mix, "[0, 1)")
         check_range("outer.pull", self.pull, "[0, 1e38)")
         check_range("outer.pull_percentile", self.pull_percentile, "[0, 100)")
@@ -65,7 +65,13 @@ class OuterSettings:
                 f"outer.delay: a fragment must have arrived before it is sent again, got {self.delay} with every "
                 f"{self.every}; choose less than {self.every}"
             )
-        self.make_optimizer([torch.zeros(1, requires_grad=True)])
+        try:
+            self.make_optimizer([torch.zeros(1, requires_grad=True)])
+        except ValueError as error:
+            if str(error).startswith("outer."):
+                raise
+            options = dict(self.outer_options)
+            raise ValueError(f"outer.outer_options: {reason(error)}, got {options}; choose other values") from error
 
     def make_optimizer(self, weights: Any) -> Optimizer:
         """Make the outer optimizer of some weights; raises ValueError that names what is wrong with its options."""
