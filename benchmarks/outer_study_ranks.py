@@ -72,7 +72,8 @@ def take_steps(replica: Replica, run: Run, examples: Examples, rank: int) -> boo
     outer = replica.exchange if isinstance(replica.exchange, OuterSteps) else None
     try:
         for step in range(steps):
-            set_rates(replica, run.lr * rate(step, steps))
+            lr = run.lr * rate(step, steps)
+            set_rates(replica, lr)
             inputs, labels = examples.draw(generator(run.seed, "batch", step), BATCH)
             loss = cross_entropy(replica.model(inputs[rank::replicas]), labels[rank::replicas])
             replica.model.zero_grad()
@@ -81,7 +82,7 @@ def take_steps(replica: Replica, run: Run, examples: Examples, rank: int) -> boo
             for optimizer in replica.optimizers:
                 optimizer.step()
             if outer:
-                outer.step()
+                outer.step(lr)  # of which a pull takes its share
             if step % LOOKS == 0 and not math.isfinite(total(loss.item())):
                 return False
         if outer:
