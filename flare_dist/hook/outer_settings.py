@@ -65,19 +65,18 @@ class OuterSettings:
                 f"outer.delay: a fragment must have arrived before it is sent again, got {self.delay} with every "
                 f"{self.every}; choose less than {self.every}"
             )
-        try:
-            self.make_optimizer([torch.zeros(1, requires_grad=True)])
-        except ValueError as error:
-            if str(error).startswith("outer."):
-                raise
-            options = dict(self.outer_options)
-            raise ValueError(f"outer.outer_options: {reason(error)}, got {options}; choose other values") from error
+        self.make_optimizer([torch.zeros(1, requires_grad=True)])
 
     def make_optimizer(self, weights: Any) -> Optimizer:
         """Make the outer optimizer of some weights; raises ValueError that names what is wrong with its options."""
         key = "outer.outer_optimizer"
         found = find(key, self.outer_optimizer, OPTIMIZERS)
-        made = bind(key, self.outer_optimizer, found, dict(self.outer_options), ["params"])(weights)
+        options = dict(self.outer_options)
+        make = bind(key, self.outer_optimizer, found, options, ["params"])
+        try:
+            made = make(weights)
+        except ValueError as error:
+            raise ValueError(f"outer.outer_options: {reason(error)}, got {options}; choose other values") from error
         optimizer: Optimizer = expect(key, self.outer_optimizer, made, Optimizer, "torch.optim.SGD(weights, lr)")
         return optimizer
 
