@@ -7,7 +7,7 @@ If a host of several ranks has divided the model, [total] is a rank's part of it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 import torch
@@ -158,10 +158,17 @@ def keep_largest(layers: Layers, layer: Tensor, values: Tensor, count: int) -> N
         assert count <= len(magnitudes), "more weights are to be kept than there are"
         return largest(magnitudes, count)
 
+    if count:
+        keep_chosen(layers, layer, values, choice)
+    else:
+        layer.zero_()
+
+
+def keep_chosen(layers: Layers, layer: Tensor, values: Tensor, choice: Callable[[Tensor], Tensor]) -> None:
+    """Keep of a layer's active weights those that `choice` finds among their `values` on all ranks, in place."""
     candidates = layer.nonzero().squeeze(1)
     layer.zero_()
-    if count:
-        layer[candidates[layers.choose(values[candidates], choice)]] = True
+    layer[candidates[layers.choose(values[candidates], choice)]] = True
 
 
 def mask_mismatch(masks: Sequence[Tensor], layers: Layers) -> float:

@@ -16,7 +16,7 @@ from flare_dist.errors import check_choice, check_least, check_range
 from flare_dist.layout import Entry
 from flare_dist.sparse_training.criteria import CRITERIA
 from flare_dist.sparse_training.layers import Layers
-from flare_dist.sparse_training.masks import apportion, layer_counts, layers_of, none_empty
+from flare_dist.sparse_training.masks import apportion, keep_chosen, layer_counts, layers_of, none_empty
 
 SCOPES = ("global", "erk", "uniform")
 DATA = ("clients", "server")
@@ -81,9 +81,7 @@ def highest(scores: Tensor, layers: Layers, keep: int, mask: Tensor, shares: Seq
     counts = none_empty(counts, actives)
     kept = mask.clone()
     for layer, values, count in zip(layers_of(kept, layers), layers_of(scores, layers), counts):
-        places = layer.nonzero().squeeze(1)
-        layer.zero_()
-        layer[places[layers.choose(values[places], partial(_first_by_score, count=count))]] = True
+        keep_chosen(layers, layer, values, partial(_first_by_score, count=count))
     return kept
 
 
