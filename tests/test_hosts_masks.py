@@ -61,6 +61,14 @@ def net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     )
 
 
+def frozen(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The same, whose first layer and whose largest are not trained."""
+    model = net(input_shape, num_classes)
+    for layer in (model[0], model[4]):
+        layer.requires_grad_(requires_grad=False)
+    return model
+
+
 BASE = Config(
     seed=2,
     rounds=2,
@@ -88,6 +96,9 @@ CONFIGS = {
     "snip": pruned("snip", steps=2),
     "synflow": pruned("synflow", steps=3),
     "threshold": pruned("threshold"),
+    "synflow, frozen layers": dataclasses.replace(
+        pruned("synflow", steps=3), model=ModelConfig(name=f"{__name__}:frozen")
+    ),
 }
 # Top-k under a mask is of each rank's rows, and so no run of one rank is the same.
 BY_RANK = dataclasses.replace(
@@ -96,7 +107,8 @@ BY_RANK = dataclasses.replace(
     compression=CompressionConfig(density=0.2),
     server=ServerConfig(momentum=0.5),
 )
-STAGES = {"jmwst": 3, "nst": 1, "snip": 3, "synflow": 1, "threshold": 2}  # of ZeRO, which are played as well
+# Of ZeRO, which are played as well.
+STAGES = {"jmwst": 3, "nst": 1, "snip": 3, "synflow": 1, "threshold": 2, "synflow, frozen layers": 3}
 GATHERED = ("jmwst", "spdst of unlike budgets", "feddst", "nst")  # each with a header, and the change of a mask
 POISONED = 4  # a client whose inputs are no numbers, which is left out
 WHOLE = (Entry("a", (5, 4), 0), Entry("b", (3,), 20), Entry("c", (1, 30), 23), Entry("d", (40, 10), 53))

@@ -17,7 +17,8 @@ from flare_dist.comm.host import Host
 from flare_dist.cuts import ModelShard
 from flare_dist.engines.deepspeed_engine import EngineBuffers, has_left_out, start_engine
 from flare_dist.engines.deepspeed_groups import HostGroups
-from flare_dist.engines.deepspeed_slices import SLICES, Slices, check_within, forget_state
+from flare_dist.engines.deepspeed_slices import SLICES, Slices, check_within, forget_state, held_of
+from flare_dist.engines.flow import make_positive, positive
 from flare_dist.engines.host_step import end_alike, loss_of_host
 from flare_dist.fixed import base_digest
 from flare_dist.layout import ParameterLayout, dtypes_of, parameter_layout
@@ -57,6 +58,7 @@ class ZeroModel:
         self.optimizer: Optimizer = self._engine.basic_optimizer
         stage = self._engine.zero_optimization_stage()
         self._slices: Slices = SLICES[stage](self._engine.optimizer, parameters)
+        self._frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.shard = ModelShard(host.shard, host.shards, whole, self._slices.cuts)
         names = [entry.name for entry in whole.entries]
         self.layout = ParameterLayout.of(zip(names, self._slices.weights))
@@ -129,11 +131,12 @@ class ZeroModel:
 
     def flow_of(self, inputs: Tensor, scale: float) -> Tensor:
         """Return the gradient of `scale` times the sum of the outputs under |W| and no biases, by own slices."""
-        for own, entry in zip(self._slices.weights, self.shard.whole.entries):
-            own.abs_() if len(entry.shape) > 1 else own.zero_()
-        self._slices.refresh()
-        self._backward(self._engine(inputs).sum() * scale)
-        found = self._taken_gradient()
+        dims = [len(entry.shape) for entry in self.shard.whole.entries]
+        with positive([held_of(parameter) for parameter in self._frozen]):
+            make_positive(list(zip(self._slices.weights, dims)))
+            self._slices.refresh()
+            self._backward(self._engine(inputs).sum() * scale)
+            found = self._taken_gradient()
         self.load(self.parameters, self.buffers.clone())
         return found
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.comm.host import Host
 from flare_dist.cuts import FLAT, Cut
+from flare_dist.engines.flow import Held
 
 
 class Slices(Protocol):
@@ -105,6 +106,13 @@ class SlicesOfEach:
     def clear_gradients(self) -> None:
         # A parameter that a batch does not use would be stepped by the gradient of a batch before.
         self._optimizer.grad_partitions_flat_buffer.zero_()
+
+
+def held_of(parameter: Any) -> Held:
+    """Return what this rank holds of a parameter that no optimizer steps: all of it before ZeRO 3, then a piece."""
+    if hasattr(parameter, "ds_id"):
+        return parameter.ds_tensor.detach(), len(parameter.ds_shape)
+    return parameter.detach(), parameter.dim()
 
 
 def _cut_of(parameter: Any) -> Cut:

@@ -6,9 +6,8 @@ asked only while it computes. All ranks of a host call every method together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from flare_dist.comm.host import Host
 from flare_dist.cuts import Cut, ModelShard
 from flare_dist.engines.config import EngineConfig
 from flare_dist.engines.flat_buffers import FlatBuffers
+from flare_dist.engines.flow import Held, make_positive, positive
 from flare_dist.engines.host_step import HostLoss, end_alike, loss_of_host
 from flare_dist.fixed import base_digest
 from flare_dist.layout import ParameterLayout, dtypes_of, parameter_layout
@@ -53,6 +53,7 @@ class ShardedModel:
         self.dtypes = dtypes_of(self.module)
         named: dict[str, Any] = dict(self.module.named_parameters())
         self._parameters = [named[entry.name] for entry in whole.entries]
+        self._frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
         self.layout = ParameterLayout.of((e.name, p.to_local()) for e, p in zip(whole.entries, self._parameters))
         self.parameters = torch.cat([p.to_local().detach().flatten() for p in self._parameters])
         self._gradient = torch.zeros_like(self.parameters)
@@ -113,9 +114,11 @@ class ShardedModel:
 
     def flow_of(self, inputs: Tensor, scale: float) -> Tensor:
         """Return the gradient of `scale` times the sum of the outputs under |W| and no biases, by this rank's rows."""
-        with _positive(self.module):
+        with positive(_rows_of(self._frozen)):
+            make_positive(_rows_of(self._parameters))
             (self.module(inputs).sum() * scale).backward()
             self._take_gradient()
+        self._refresh()
         return self._gradient
 
     def _backward(self, batch: Batch) -> HostLoss:
@@ -164,15 +167,5 @@ def _sharded(config: EngineConfig, model: nn.Module, host: Host, device: torch.d
     return model
 
 
-@contextmanager
-def _positive(module: nn.Module) -> Iterator[None]:
-    """Make |W| of this rank's rows of the weights and zeros of those of the biases, and restore them afterwards."""
-    rows = [parameter.to_local().detach() for parameter in cast(Any, module.parameters())]
-    before = [own.clone() for own in rows]
-    try:
-        for own in rows:
-            own.abs_() if own.dim() > 1 else own.zero_()
-        yield
-    finally:
-        for own, values in zip(rows, before):
-            own.copy_(values)
+def _rows_of(parameters: Sequence[Any]) -> list[Held]:
+    return [(parameter.to_local().detach(), parameter.dim()) for parameter in parameters]
