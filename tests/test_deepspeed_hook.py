@@ -123,6 +123,11 @@ def everything(world: World, directory: str) -> tuple[dict[Any, tuple[Tensor, in
         said.append(str(caught.value))
     with pytest.raises(ValueError, match=r"^gradients\.clip_norm: ZeRO stage 1 .*, got 0\.1; use stage 0, or"):
         flare_dist.attach(start(world, 1)[0], clip_norm=0.1)
+    for stage in (0, 1, 3):
+        engine, model = start(world, stage)
+        for given in (engine, model) if stage else (engine,):
+            with pytest.raises(ValueError, match=r"^outer: DeepSpeed overwrites the model's weights by its own"):
+                flare_dist.outer(given)
     return results, said
 
 

@@ -12,6 +12,7 @@ from flare_dist.comm.collectives import ProcessGroup, gather_objects, rank_and_s
 from flare_dist.hook.wrappers import unwrapped
 
 REPLICATE = ("replicate", "dp_replicate")  # names of the dimension of a mesh that goes over replicas
+_DEEPSPEED_MARKS = ("_hp_mapping", "ds_id")  # of parameters at ZeRO 1 and 2, and at 3
 
 
 class MeshPlace(NamedTuple):
@@ -44,9 +45,21 @@ def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: 
             "outer: one replica has nobody to exchange with; start several ranks, by torchrun --nproc_per_node for "
             "example, or leave it out"
         )
+    _check_engine(model)
     _check_shards(model, place, names)
     _check_ddp(model, replicas)
     return replicas
+
+
+def _check_engine(model: nn.Module) -> None:
+    """Raise ValueError for a model whose weights are copies of what an engine steps."""
+    is_engine = any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
+    is_copy = any(hasattr(each, mark) for each in model.parameters() for mark in _DEEPSPEED_MARKS)
+    if is_engine or is_copy:
+        raise ValueError(
+            "outer: DeepSpeed overwrites the model's weights by its own copies, got a model of its engine; use "
+            "DistributedDataParallel or fully_shard inside a replica, or attach(engine) for an exchange in every step"
+        )
 
 
 def _check_shards(model: nn.Module, place: MeshPlace | None, names: Sequence[str]) -> None:
