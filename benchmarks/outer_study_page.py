@@ -73,9 +73,16 @@ def printed(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def points(rows: Sequence[Row], plans: Sequence[Plan]) -> list[list[str]]:
-    """Write the points of the figures: the settings of the first grid's model that are as the presets say."""
-    own = [plan for plan in by_size(plans)[0] if not plan.setting.settings]
+    """Write the points of the figures: the settings of the first grid's model that are as the presets say.
+
+    What has the rates of another method is not compared with it.
+    """
+    own = [plan for plan in by_size(plans)[0] if not plan.setting.settings and _has_own_rates(plan)]
     return [_point(result) for result in results_of(rows, own)]
+
+
+def _has_own_rates(plan: Plan) -> bool:
+    return plan.follows is None or plan.follows.method == plan.setting.method
 
 
 def _point(result: Result) -> list[str]:

@@ -193,3 +193,9 @@ def test_the_page_and_its_figures_are_what_the_file_says() -> None:
     assert section(ROWS, PLANS) in page
     with (ROOT / "docs" / "figures" / "outer.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [list(POINTS), *points(ROWS, PLANS)]
+
+
+def test_figures_have_no_method_at_the_rates_of_another() -> None:
+    drawn = {(point[0], point[1]) for point in points(ROWS, PLANS)}
+    assert ("DiLoCo", "10") in drawn  # those of DiLoCo at H = 30
+    assert ("local SGD", "30") not in drawn
