@@ -23,9 +23,10 @@ from typing import TypeVar
 
 from adamw_plan import Plan, read_grid
 from adamw_ranks import rank_processes, start
-from adamw_rows import Row, Run, Setting, append, read_rows
+from adamw_rows import Row, Run, Setting
 from adamw_table import print_tables
 from adamw_tasks import prepare
+from csv_rows import append_row, read_rows
 
 R = TypeVar("R")  # a row of a study
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is in the file instead")
     options = parser.parse_args()
     if options.table:
-        print_tables(read_rows(options.results), options.only)
+        print_tables(read_rows(options.results, Row), options.only)
         return
     plans = [plan for grid in options.grids for plan in read_grid(grid)]
     plans = [plan for plan in plans if not options.only or plan.setting.task in options.only]
@@ -60,7 +61,7 @@ def study(plans: Sequence[Plan], options: argparse.Namespace) -> None:
     """Train what is missing in the order of the plans, several runs at a time if that is asked for."""
     data = options.data.resolve()
     end = time.monotonic() + 60 * options.budget_minutes
-    rows = read_rows(options.results)
+    rows = read_rows(options.results, Row)
     running: dict[Run, list[Future[Row]]] = {}
     refused: set[Setting] = set()
     most = options.jobs * max(plan.setting.ranks for plan in plans)
@@ -81,7 +82,7 @@ def study(plans: Sequence[Plan], options: argparse.Namespace) -> None:
                 if row is None:
                     refused.add(run.setting)
                     continue
-                append(options.results, row)
+                append_row(options.results, row)
                 rows.append(row)
                 say(f"{describe(row)}; {left(plans, rows, refused)}")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 import yaml
 from adamw_rows import Row, Run, Setting
-from csv_rows import typed
 
 MOST_RATES = 12  # of one setting, should its loss fall for ever
 USUAL_RATES = 4  # that a setting needs
@@ -113,7 +112,7 @@ def combinations(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def known_and_more(kind: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Give a dataclass's fields the values chosen for them; all the others are written into its `settings`."""
-    own = {each.name: each.type for each in fields(kind)}
+    own = get_type_hints(kind)
     more = {key: value for key, value in chosen.items() if key not in own}
-    known = {key: typed(own[key], value) for key, value in chosen.items() if key in own}
+    known = {key: own[key](value) for key, value in chosen.items() if key in own}
     return known | {"settings": " ".join(f"{key}={value}" for key, value in sorted(more.items()))}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from csv_rows import append_line, fields_of, read_lines
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,3 @@ class Row:
     seconds: float
     cpu_seconds: float  # of all ranks together, whatever else the machine was doing
     torch: str
-
-
-COLUMNS = (*(each.name for each in fields(Setting)), "lr", "seed", *(each.name for each in fields(Row)[1:]))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the runs that are done."""
-    return [_row(line) for line in read_lines(path)]
-
-
-def _row(line: dict[str, str]) -> Row:
-    setting = Setting(**fields_of(Setting, line))
-    measured = fields_of(Row, line, but=("run",))
-    return Row(Run(setting, float(line["lr"]), int(line["seed"])), **measured)
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a run to the file."""
-    measured = {each.name: getattr(row, each.name) for each in fields(Row)[1:]}
-    line = asdict(row.run.setting) | {"lr": row.run.lr, "seed": row.run.seed} | measured
-    append_line(path, COLUMNS, line)

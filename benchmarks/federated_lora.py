@@ -29,7 +29,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from federated_lora_rows import MEASURED, Plan, Row, Run, Setting, append, read_rows
+from csv_rows import append_row, read_rows
+from federated_lora_rows import MEASURED, Plan, Row, Run, Setting
 from federated_lora_table import print_tables
 from federated_lora_texts import described, known_to_apt, packages, parted, write
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is in the file instead")
     options = parser.parse_args()
     if options.table:
-        print_tables(read_rows(options.results))
+        print_tables(read_rows(options.results, Row))
         return
     logging.getLogger("flare_dist").setLevel(logging.ERROR)
     try:
@@ -84,12 +85,12 @@ def study(options: argparse.Namespace) -> None:
     configs = {way: layered(way, options.more) for way in options.ways}
     plans = [Plan(Setting(way, " ".join(options.more), data), config.server.lr) for way, config in configs.items()]
     while time.monotonic() < end:
-        rows = read_rows(options.results)
+        rows = read_rows(options.results, Row)
         run = next((run for plan in plans for run in plan.missing(rows)), None)
         if run is None:
             break
         row = train(run, configs[run.setting.way], texts, options.data / "model")
-        append(options.results, row)
+        append_row(options.results, row)
         say(f"{describe(row)}; {left(plans, [*rows, row])}")
 
 

@@ -8,10 +8,7 @@ both sides. The other seeds train at the best rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from csv_rows import append_line, fields_of, read_lines
+from dataclasses import dataclass, fields
 
 SEEDS = (0, 1, 2)
 MOST_RATES = 10  # of one way, should it improve for ever
@@ -54,24 +51,6 @@ class Row:
 
 
 MEASURED = tuple(each.name for each in fields(Row)[1:])
-COLUMNS = (*(each.name for each in fields(Setting)), "lr", "seed", *MEASURED)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the runs that are done."""
-    return [_row(line) for line in read_lines(path)]
-
-
-def _row(line: dict[str, str]) -> Row:
-    setting = Setting(**fields_of(Setting, line))
-    measured = fields_of(Row, line, but=("run",))
-    return Row(Run(setting, float(line["lr"]), int(line["seed"])), **measured)
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a run to the file."""
-    run = asdict(row.run.setting) | {"lr": row.run.lr, "seed": row.run.seed}
-    append_line(path, COLUMNS, run | {name: getattr(row, name) for name in MEASURED})
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from csv_rows import append_line, fields_of, read_lines
+from csv_rows import append_row, read_rows
 from federated_lora import CONFIGS, MOST, fetch_model, make_texts
 from timing import print_table
 
@@ -68,7 +68,6 @@ class Row:
     torch: str
 
 
-COLUMNS = (*(each.name for each in fields(Layout)), *(each.name for each in fields(Row)[1:]))
 LAYOUTS = [
     *(
         Layout(way, engine, hosts, shards)
@@ -90,7 +89,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is in the file instead")
     options = parser.parse_args()
     if options.table:
-        print_rows(read_rows(options.results))
+        print_rows(read_rows(options.results, Row))
         return
     fetch_model(options.data)
     places = {
@@ -98,11 +97,11 @@ def main() -> None:
         "data.tokenizer": str((options.data / "model").absolute()),
         "model.name": f"hf:{without_dropout(options.data / 'model').absolute()}",
     }
-    done = {row.layout for row in read_rows(options.results)}
+    done = {row.layout for row in read_rows(options.results, Row)}
     for layout in LAYOUTS:
         if layout not in done and layout.engine in options.engines:
             row = train(layout, places)
-            append_line(options.results, COLUMNS, asdict(layout) | _measured(row))
+            append_row(options.results, row)
             print(time.strftime("%H:%M"), row, file=sys.stderr, flush=True)
 
 
@@ -147,17 +146,6 @@ def _row(layout: Layout, ranks: Sequence[Mapping[str, Any]], seconds: float) -> 
     most = {name: max(rank[name] for rank in ranks) for name in ("state_bytes", "peak_bytes")}
     version = torch.__version__.partition("+")[0]
     return Row(layout, ROUNDS, **{**ranks[0], **most}, seconds=round(seconds, 1), torch=version)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the layouts that are done."""
-    return [
-        Row(Layout(**fields_of(Layout, line)), **fields_of(Row, line, but=("layout",))) for line in read_lines(path)
-    ]
-
-
-def _measured(row: Row) -> dict[str, Any]:
-    return {each.name: getattr(row, each.name) for each in fields(Row)[1:]}
 
 
 def print_rows(rows: Sequence[Row]) -> None:

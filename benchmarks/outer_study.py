@@ -19,10 +19,11 @@ from pathlib import Path
 
 from adamw import outcome, say
 from adamw_ranks import rank_processes
+from csv_rows import append_row, read_rows
 from outer_study_page import write_page
 from outer_study_plan import Plan, next_run, read_grid
 from outer_study_ranks import start
-from outer_study_rows import Row, Setting, append, read_rows
+from outer_study_rows import Row, Setting
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "outer.csv"
@@ -38,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     grids = [read_grid(grid) for grid in options.grids]
     if options.page:
-        write_page(DOCS, read_rows(options.results), [plan for plans in grids for plan in plans])
+        write_page(DOCS, read_rows(options.results, Row), [plan for plans in grids for plan in plans])
         return
     try:
         study(grids, options)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def study(grids: Sequence[Sequence[Plan]], options: argparse.Namespace) -> None:
     """Train what is missing, one run at a time."""
-    rows = read_rows(options.results)
+    rows = read_rows(options.results, Row)
     refused: set[Setting] = set()
     most = max(plan.setting.replicas for plans in grids for plan in plans)
     with tempfile.TemporaryDirectory() as directory, rank_processes(most) as pool:
@@ -60,7 +61,7 @@ def study(grids: Sequence[Sequence[Plan]], options: argparse.Namespace) -> None:
             if row is None:
                 refused.add(run.setting)
                 continue
-            append(options.results, row)
+            append_row(options.results, row)
             rows.append(row)
             say(describe(row))
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from csv_rows import append_line, fields_of, read_lines
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,3 @@ class Row:
     cpu_seconds: float  # of training on all replicas together, whatever else the machine was doing
     seconds: float
     torch: str
-
-
-COLUMNS = (*(each.name for each in fields(Setting)), *("lr", "outer_lr", "seed"), *(f.name for f in fields(Row)[1:]))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the runs that are done."""
-    return [_row(line) for line in read_lines(path)]
-
-
-def _row(line: dict[str, str]) -> Row:
-    setting = Setting(**fields_of(Setting, line))
-    return Row(Run(setting, **fields_of(Run, line, but=("setting",))), **fields_of(Row, line, but=("run",)))
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a run to the file."""
-    line = asdict(row)
-    run = line.pop("run")
-    append_line(path, COLUMNS, run.pop("setting") | run | line)

@@ -14,10 +14,11 @@ import torch
 from adamw_plan import MOST_RATES, Plan, read_grid
 from adamw_prototypes import ChosenByUpdate
 from adamw_ranks import rate
-from adamw_rows import Row, Run, Setting, append, read_rows
+from adamw_rows import Row, Run, Setting
 from adamw_table import print_tables, results
 from adamw_tasks import TASKS
 from adamw_ways import WAYS, hook_settings
+from csv_rows import append_row, read_rows
 from torch import nn
 
 from tests.ranks import rank_processes
@@ -77,16 +78,16 @@ def test_the_next_run_is_the_most_important_that_is_neither_done_nor_running_nor
 
 def test_the_file_gives_back_what_was_written_even_if_a_kill_broke_its_last_line(tmp_path: Path) -> None:
     file = tmp_path / "new" / "adamw.csv"
-    assert read_rows(file) == []
+    assert read_rows(file, Row) == []
     rows = play(PLAN, lambda lr: math.inf if lr > 0.002 else 1 / 3 + lr)
     for done in rows[:2]:
-        append(file, done)
+        append_row(file, done)
     with file.open("a") as broken:
         broken.write("char_gpt,ec,2,0.0")
-    assert read_rows(file) == rows[:2]
+    assert read_rows(file, Row) == rows[:2]
     for done in rows[2:]:
-        append(file, done)
-    assert read_rows(file) == rows
+        append_row(file, done)
+    assert read_rows(file, Row) == rows
     assert file.read_text().count("\n") == 1 + len(rows)
 
 
@@ -176,7 +177,7 @@ def test_a_study_trains_what_is_missing_and_nothing_twice(tmp_path: Path, monkey
     with rank_processes(1) as pool:
         pool.submit(int).result()  # starts the forkserver, which all tests share, with what the other ones preload
     adamw.main()
-    rows = read_rows(results_file)
+    rows = read_rows(results_file, Row)
     losses = {(done.run.setting.way, done.run.setting.ranks, done.run.lr): done.loss for done in rows}
     assert {key[:2] for key in losses} == {("dense", 1), ("dense", 2), ("p", 2), ("s", 2)}
     assert losses["dense", 1, 0.016] == pytest.approx(losses["dense", 2, 0.016], abs=1e-3)  # the same examples

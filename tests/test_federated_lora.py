@@ -9,7 +9,8 @@ from pathlib import Path
 
 import federated_lora
 import pytest
-from federated_lora_rows import MOST_RATES, SEEDS, Plan, Row, Run, Setting, append, read_rows
+from csv_rows import append_row, read_rows
+from federated_lora_rows import MOST_RATES, SEEDS, Plan, Row, Run, Setting
 from federated_lora_table import print_tables, results
 from federated_lora_texts import PARTS, Package, described, packages, parted, write
 
@@ -116,13 +117,13 @@ def test_the_file_gives_back_what_was_written_even_if_a_kill_broke_its_last_line
     file = tmp_path / "rows.csv"
     rows = play(PLAN, lambda lr: 1 / (3 + lr))
     for done in rows[:2]:
-        append(file, done)
+        append_row(file, done)
     with file.open("a") as broken:
         broken.write("lora,,2 cl")
-    assert read_rows(file) == rows[:2]
+    assert read_rows(file, Row) == rows[:2]
     for done in rows[2:]:
-        append(file, done)
-    assert read_rows(file) == rows
+        append_row(file, done)
+    assert read_rows(file, Row) == rows
 
 
 def test_the_table_compares_means_over_seeds_with_dense_lora(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,8 +64,8 @@ def net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def frozen(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The same, whose first layer and whose largest are not trained."""
     model = net(input_shape, num_classes)
-    for layer in (model[0], model[4]):
-        layer.requires_grad_(requires_grad=False)
+    for layer in ("0", "4"):
+        model.get_submodule(layer).requires_grad_(requires_grad=False)
     return model
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from adamw import RESULTS
 from adamw_plan import read_grid
-from adamw_rows import Row, read_rows
+from adamw_rows import Row
 from adamw_table import at_best, by_setting, divided, is_inside, results, with_spread
+from csv_rows import read_rows
 
 from flare_dist.hook import advice
 
 ROOT = Path(__file__).parent.parent
-ROWS = read_rows(RESULTS)
+ROWS = read_rows(RESULTS, Row)
 PAGE = (ROOT / "docs" / "guides" / "optimizers.md").read_text(encoding="utf-8")
 STUDY = (ROOT / "docs" / "results" / "adamw.md").read_text(encoding="utf-8")
 MEASURED = STUDY.partition("**Time.**")[0]

@@ -13,9 +13,10 @@ from pathlib import Path
 import outer_study
 import pytest
 import torch
+from csv_rows import append_row, read_rows
 from outer_study_page import POINTS, points, section
 from outer_study_plan import MOST_TRIALS, Plan, Rates, best_rates, is_inside, next_run, read_grid, tuned
-from outer_study_rows import Row, Run, Setting, append, read_rows
+from outer_study_rows import Row, Run, Setting
 from outer_study_table import part, results_of, results_table, to_come, verdicts
 from outer_study_ways import METHODS, muon_and_adamw
 from torch import nn
@@ -28,7 +29,7 @@ GRIDS = [
     for name in ("gpt_0.9m", "gpt_0.9m_why", "gpt_0.9m_muon", "gpt_5m")
 ]
 PLANS = [plan for grid in GRIDS for plan in read_grid(grid)]
-ROWS = read_rows(outer_study.RESULTS)
+ROWS = read_rows(outer_study.RESULTS, Row)
 DILOCO = Plan(Setting("diloco"), (0.004, 0.7), (0, 1, 2))
 SPARSE = Plan(Setting("sparseloco"), (0.004, 1.0), (0, 1, 2))
 DDP = Plan(Setting("ddp", every=1), (0.004, 0.0), (0, 1, 2))
@@ -103,8 +104,8 @@ def test_plans_take_turns_in_the_order_of_the_grid() -> None:
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
     rows = play(DILOCO, lambda rates: math.inf if rates[0] > 0.004 else 1 / 3 + rates[0])
     for done in rows:
-        append(tmp_path / "outer.csv", done)
-    assert read_rows(tmp_path / "outer.csv") == rows
+        append_row(tmp_path / "outer.csv", done)
+    assert read_rows(tmp_path / "outer.csv", Row) == rows
 
 
 def test_the_goal_is_reached_by_little_loss_and_few_bytes_at_once() -> None:
@@ -161,7 +162,7 @@ def test_a_study_trains_what_is_missing_and_nothing_twice(
     with rank_processes(1) as pool:
         pool.submit(int).result()  # starts the forkserver, which all tests share, with what the other ones preload
     outer_study.main()
-    *rows, large, half = read_rows(results_file)
+    *rows, large, half = read_rows(results_file, Row)
     by_method = {done.run.setting.method: done for done in rows}
     assert list(by_method) == ["ddp", "diloco", "sparseloco", "hook"]
     assert len(rows) == 4  # what is refused is missing, and the others go on
