@@ -148,7 +148,7 @@ def left_out(world: World, engine: EngineConfig) -> list[Any]:
     inputs = resident(fed.clients.trainer.source).inputs.float()
     inputs[fed.clients.partition[2][0]] = float("nan")
     resident(fed.clients.trainer.source).inputs = inputs
-    if world.rank == 1:
+    if world.host_number == 1:
         evaluate(fed.model.module, fed.source, fed.task)
     row = federated_round(1, fed)
     return [row["rejected_clients"], bool(fed.view.isfinite().all())]
@@ -239,7 +239,7 @@ def runs_of_two(world: World, directory: Path) -> None:
     host = zero(3, 2)
     start_rank(world, run(directory / "straight", host))
     start_rank(world, run(directory / "killed", host), kill_in_round=5)
-    if world.number == 0:
+    if world.rank == 0:
         shutil.copytree(directory / "killed", directory / "source")
     world.meet()
     start_rank(world, run(directory / "killed", host))

@@ -172,7 +172,7 @@ def test_a_live_process_whose_steps_stop_ends_the_run(monkeypatch: pytest.Monkey
 def test_batches_of_an_evaluation_are_signs_too() -> None:
     given = load_parts(DENSE)
     run = build_run(resolve_by_model(given, "cpu"), World(), given.data, given.parts, given.model)
-    run.world.ranks = 2  # nobody is told of the only rank
+    run.world.size = 2  # nobody is told of the only rank
     evaluate = evaluator(DENSE, run, given.data)
     before = run.world.progress._signs
     evaluate()

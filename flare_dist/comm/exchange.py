@@ -116,12 +116,12 @@ class SparseUplink:
     def _gather(self, world: World) -> Iterator[Message]:
         """Yield all messages of the cohort in its order, gathered in runs of consecutive clients."""
         clients = list(self.cohort.hosts)
-        run = max(1, GATHER_LIMIT // self.slot_nbytes) * world.size
+        run = max(1, GATHER_LIMIT // self.slot_nbytes) * world.hosts
         for start in range(0, len(clients), run):
             part = clients[start : start + run]
-            hosted = [[client for client in part if self.cohort.hosts[client] == rank] for rank in range(world.size)]
+            hosted = [[client for client in part if self.cohort.hosts[client] == rank] for rank in range(world.hosts)]
             slots = max(map(len, hosted))
-            own = [self._messages.pop(client) for client in hosted[world.rank]]
+            own = [self._messages.pop(client) for client in hosted[world.host_number]]
             gathered = world.all_gather(pack(own, slots, self.slot_nbytes, world.device))
             slot_of = {
                 client: packed[number * self.slot_nbytes : (number + 1) * self.slot_nbytes]

@@ -58,7 +58,7 @@ def _exchange(world: World) -> None:
     """Send a sparse and a dense update of each rank; raises RuntimeError if a mean is not what it must be."""
     layout = ParameterLayout((Entry("weight", (TOTAL,), 0),))
     packing = Packing.of(CompressionConfig(), layout, [], world.device)
-    cohort = Cohort({rank: rank for rank in range(world.size)}, dict.fromkeys(range(world.size), 1 / world.size))
+    cohort = Cohort({rank: rank for rank in range(world.hosts)}, dict.fromkeys(range(world.hosts), 1 / world.hosts))
 
     def delta(rank: int) -> Tensor:
         return (torch.arange(TOTAL, device=world.device) + rank).float()
@@ -70,7 +70,7 @@ def _exchange(world: World) -> None:
     def receive(total: DeltaSum, client: int, payload: Payload, weight: float) -> None:
         mean(total, payload, weight)
 
-    result = ClientResult(world.rank, 1, 0.0, delta(world.rank), torch.zeros(0, device=world.device))
+    result = ClientResult(world.host_number, 1, 0.0, delta(world.host_number), torch.zeros(0, device=world.device))
     encodings = dict.fromkeys(cohort.hosts, packing)
     zeros = torch.zeros(TOTAL, device=world.device)
     sparse = SparseUplink(cohort, receive, zeros, 0, encodings, packing.most_nbytes(KEPT))
@@ -83,7 +83,7 @@ def _exchange(world: World) -> None:
         expected = torch.zeros(TOTAL, device=world.device)
         for rank, weight in cohort.weights.items():
             mean(expected, payload(rank), weight)
-        uplink.add(result, payload(world.rank))
+        uplink.add(result, payload(world.host_number))
         if not torch.allclose(uplink.exchange(world).mean_vector, expected):
             kind = "sparse" if uplink is sparse else "dense"
-            raise RuntimeError(f"rank {world.rank}: the mean of {kind} updates is not that of what was sent")
+            raise RuntimeError(f"rank {world.host_number}: the mean of {kind} updates is not that of what was sent")

@@ -25,13 +25,13 @@ from flare_dist.comm.traffic import Traffic, all_gather_wire, all_reduce_wire
 class World:
     """The ranks of a run, and the bytes that their collectives moved.
 
-    `rank` of `size` is this rank's host among the hosts; `number` of `ranks` is the rank as its launcher counts.
+    `rank` of `size` is this rank as its launcher counts, `host_number` of `hosts` the host that it belongs to.
     """
 
     def __init__(
         self,
-        rank: int = 0,
-        size: int = 1,
+        host_number: int = 0,
+        hosts: int = 1,
         device: torch.device | None = None,
         backend: str = "",
         progress: RankProgress | None = None,
@@ -40,11 +40,11 @@ class World:
         host: Host | None = None,
     ) -> None:
         self.host = host or Host()
-        self.ranks = size * self.host.shards
-        self.number = rank * self.host.shards + self.host.shard
+        self.host_number = host_number
+        self.hosts = hosts
+        self.size = hosts * self.host.shards
+        self.rank = host_number * self.host.shards + self.host.shard
         self._group = group  # the ranks of the same shard; None = all
-        self.rank = rank
-        self.size = size
         self.device = device or torch.device("cpu")
         self.backend = backend
         self.progress = progress or RankProgress()
@@ -55,7 +55,7 @@ class World:
     @property
     def on_batch(self) -> Callable[[], None] | None:
         """Return what notes a batch as a sign that this rank advances; nobody waits for the only rank."""
-        return self.progress.advance if self.ranks > 1 else None
+        return self.progress.advance if self.size > 1 else None
 
     @contextmanager
     def _collective(self, wire_bytes: int) -> Iterator[None]:
@@ -75,11 +75,11 @@ class World:
 
     def all_gather(self, local: Tensor) -> Tensor:
         """Gather every rank's one-dimensional tensor of n entries as [W, n], on the device of `local`."""
-        return self._gather(local, self.size, self._group)
+        return self._gather(local, self.hosts, self._group)
 
     def gather_from_all(self, local: Tensor) -> Tensor:
-        """Gather the tensors of every rank of every host, by `number`, as [ranks, n]; a control message."""
-        return self._gather(local, self.ranks, None)
+        """Gather the tensors of every rank of every host, by `rank`, as [size, n]; a control message."""
+        return self._gather(local, self.size, None)
 
     def _gather(self, local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
         if size == 1:
@@ -91,20 +91,20 @@ class World:
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks in place, with the same bits on each of them."""
-        if self.size == 1:
+        if self.hosts == 1:
             return tensor
-        with self._collective(all_reduce_wire(self.size, tensor.nbytes)):
+        with self._collective(all_reduce_wire(self.hosts, tensor.nbytes)):
             moved = tensor.to(self._wire_device)
             dist.all_reduce(moved, group=self._group)
             return tensor if moved is tensor else tensor.copy_(moved)
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Overwrite `tensor` with that of host 0."""
-        return self._broadcast_(tensor, self.size, self.host.shard, self._group)
+        return self._broadcast_(tensor, self.hosts, self.host.shard, self._group)
 
     def broadcast_to_all_(self, tensor: Tensor) -> Tensor:
         """Overwrite `tensor` with that of rank 0 on every rank of every host."""
-        return self._broadcast_(tensor, self.ranks, 0, None)
+        return self._broadcast_(tensor, self.size, 0, None)
 
     def _broadcast_(self, tensor: Tensor, size: int, source: int, group: ProcessGroup | None) -> Tensor:
         if size == 1:
@@ -117,7 +117,7 @@ class World:
     def largest(self, numbers: list[float]) -> list[float]:
         """Take the elementwise maximum over all ranks; a control message, whose few bytes are not counted."""
         maxima = torch.tensor(numbers, dtype=torch.float64, device=self._wire_device)
-        if self.ranks > 1:
+        if self.size > 1:
             self.traffic.collectives += 1
             self.progress.arrive()
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
@@ -129,7 +129,7 @@ class World:
 
     def wait_for_all(self) -> None:
         """Wait at a barrier, so that what follows measures communication and not the slowest rank's computation."""
-        if self.ranks > 1:
+        if self.size > 1:
             start = self.now()
             self.traffic.collectives += 1
             self.meet()

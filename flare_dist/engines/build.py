@@ -64,11 +64,11 @@ def build_model(
 
 def _prepare_deepspeed(world: World) -> None:
     """Tell DeepSpeed by the environment what it would ask its own launcher for; the process group is there already."""
-    ours = {"RANK": world.number, "WORLD_SIZE": world.ranks, "LOCAL_RANK": world.device.index or 0}
+    ours = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.device.index or 0}
     for name, value in ours.items():
         os.environ.setdefault(name, str(value))
     if world.device.type == "cpu":  # or ZeRO 3 starts a program that counts the cores, for each bucket of each step
-        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.ranks)))
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
     if world.device.type == "cuda":
         # DeepSpeed takes this for the number of the GPU; a rank that sees one GPU alone has another local rank.
         os.environ["LOCAL_RANK"] = str(world.device.index)

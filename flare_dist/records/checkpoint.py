@@ -62,17 +62,17 @@ def save(
     removed once the new one is complete; returns the round of the oldest that is left. Raises ReportedError on all
     ranks if one of them cannot write its part; the sets before stay.
     """
-    of_server = server if world.rank == 0 else {}
+    of_server = server if world.host_number == 0 else {}
     state = {"round": round_, "layout": layout, "server": of_server, **described(shard)} | memory
     with _new_folder(folder_of(directory, round_), world) as folder:
-        path = folder / f"rank-{world.number:05d}.pt"
+        path = folder / f"rank-{world.rank:05d}.pt"
         with on_all_ranks(world):
             save_state(path, _compact(state))
         digests = world.gather_from_all(torch.tensor(list(sha256(path)), dtype=torch.uint8))
         with on_all_ranks(world):  # no rank removes what an older set names before the new one is complete
-            if world.number == 0:
+            if world.rank == 0:
                 files = {f"rank-{rank:05d}.pt": bytes(digest.tolist()).hex() for rank, digest in enumerate(digests)}
-                manifest = {"format": 1, "round": round_, "world_size": world.ranks, "sha256": files}
+                manifest = {"format": 1, "round": round_, "world_size": world.size, "sha256": files}
                 write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
                 for old in complete_rounds(directory)[:-keep]:
                     shutil.rmtree(folder_of(directory, old))
@@ -84,12 +84,12 @@ def _new_folder(folder: Path, world: World) -> Iterator[Path]:
     """Make the folder of a set, and remove it again if the disk does not take the whole set; all ranks together."""
     try:
         with on_all_ranks(world), explained("output_dir", folder):
-            if world.number == 0:
+            if world.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)  # a killed group may have left files of another set
                 folder.mkdir(parents=True)
         yield folder
     except ReportedError:
-        if world.number == 0:
+        if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # half a set only takes the space that is missing
         raise
 
@@ -131,13 +131,13 @@ def restore(
             )
         folder = folder_of(directory, newest)
         digests = digests_of(folder)
-        share = sorted(digests)[world.number :: world.ranks]  # the shares of all ranks are the set
+        share = sorted(digests)[world.rank :: world.size]  # the shares of all ranks are the set
         restored = None
         if world.all_true(bool(digests) and not damage_in(folder, digests, share)):
-            restored = load_set(folder, layout, state_dir, world.rank, world.size, shard)
+            restored = load_set(folder, layout, state_dir, world.host_number, world.hosts, shard)
             if world.all_true(not restored.problems):
                 return restored
-        if world.number == 0:
+        if world.rank == 0:
             problems = _problems(folder, layout, state_dir, was_read=restored is not None)
             log.warning("%s; all ranks fall back to the checkpoint before round %d", "; ".join(problems), newest)
         newest -= 1

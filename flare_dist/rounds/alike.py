@@ -61,16 +61,16 @@ def different_ranks(world: World, parts: Iterable[bytes | memoryview], shards: i
 
     By a hash of 62 bits, in a control message.
     """
-    if world.ranks == 1:
+    if world.size == 1:
         return []
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
-    halves = [0.0] * (2 * world.ranks)  # each rank's in its own place; a float64 holds them exactly
+    halves = [0.0] * (2 * world.size)  # each rank's in its own place; a float64 holds them exactly
     own = int.from_bytes(digest.digest(), "little") >> 2
-    halves[2 * world.number : 2 * world.number + 2] = [float(own >> 31), float(own & (2**31 - 1))]
+    halves[2 * world.rank : 2 * world.rank + 2] = [float(own >> 31), float(own & (2**31 - 1))]
     found = world.largest(halves)
-    hashes = [found[2 * rank : 2 * rank + 2] for rank in range(world.ranks)]
+    hashes = [found[2 * rank : 2 * rank + 2] for rank in range(world.size)]
     return [rank for rank, own_hash in enumerate(hashes) if own_hash != hashes[rank % shards]]
 
 

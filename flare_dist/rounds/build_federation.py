@@ -70,7 +70,7 @@ def build_federation(config: Config, world: World, data: DataSplits, parts: Part
     trainer = build_local_trainer(config, world, data, placed, algorithm)
     layout = trainer.model.layout
     compressor = Compressor(config.exchanged, layout, config.seed, world.device)
-    report_break_even(config, compressor, world.size)
+    report_break_even(config, compressor, world.hosts)
     sizes = {OPTIMIZER: trainer.kept.size} if trainer.kept else {}
     states = build_memory(config, world, layout.total, remembered(algorithm, compressor, *sizes), sizes)
     local = trainer.model
@@ -161,13 +161,13 @@ def build_memory(
     clients = config.clients
     if not names:
         return ClientStates(names, total, world.device)
-    homed = [len(range(rank, clients.count, world.size)) for rank in range(world.size)]
+    homed = [len(range(rank, clients.count, world.hosts)) for rank in range(world.hosts)]
     spread = f", {min(homed)} to {max(homed)} on each" if min(homed) < max(homed) else f", {max(homed)} on each"
-    ranks = counted(world.size, "rank")
+    ranks = counted(world.hosts, "rank")
     log.info("%s on %s%s", counted(clients.count, "client lives", "clients live"), ranks, spread)
     if clients.state_dir is None:
         return ClientStates(names, total, world.device, sizes)
-    share = (world.rank, world.size)
+    share = (world.host_number, world.hosts)
     return FileStates(names, total, world.device, Path(clients.state_dir), share, sizes)
 
 

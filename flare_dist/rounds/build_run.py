@@ -123,12 +123,12 @@ def build_run(config: Config, world: World, data: DataSplits, parts: Partition, 
     share_start(world, model)
     run = BUILDERS[config.mode](config, world, data, parts, model)
     log.info("data: %s", in_words(data, config.clients.count if config.mode == "federated" else 0))
-    ranks = counted(world.ranks, "rank")
+    ranks = counted(world.size, "rank")
     if world.host.shards > 1:
-        ranks = f"{counted(world.size, 'host')} of {counted(world.host.shards, 'rank')}"
+        ranks = f"{counted(world.hosts, 'host')} of {counted(world.host.shards, 'rank')}"
     threads = counted(torch.get_num_threads(), "thread")
     machine = f"{ranks} on {world.device.type} with {threads} each"
-    if world.ranks > 1:
+    if world.size > 1:
         machine = f"{machine}, over {world.backend}"
     held = run.model.shard.whole if run.model.shard else run.model.layout
     log.info("%s: %s, %d parameters, %s", config.output_dir, config.model.name, held.total, machine)
@@ -142,10 +142,10 @@ def build_data_parallel(
     gradients = _with_unused(config, model, data)
     local: Any = place(config, world, data, model)  # not of fsdp, which compatibility.py refuses in this mode
     trainer = build_local_trainer(config, world, data, local, FEDAVG)
-    report_break_even(config, Compressor(config.exchanged, local.layout, config.seed, world.device), world.size)
+    report_break_even(config, Compressor(config.exchanged, local.layout, config.seed, world.device), world.hosts)
     hook = local.distribute(gradients, config.seed, partial(rank_weight, world), **vars(config.exchanged))
     hook.clock.on_send = world.progress.arrive
-    epochs = SharedEpochs(len(trainer.source), config.clients.batch_size, world.size, config.seed)
+    epochs = SharedEpochs(len(trainer.source), config.clients.batch_size, world.hosts, config.seed)
     server = Server(local.parameters, local.buffers, config.server, config.rounds)
     return DataParallel(config, world, data.task, trainer, server, hook, epochs)
 

@@ -39,7 +39,7 @@ def centralised_round(round_: int, run: Centralised) -> dict[str, Any]:
     server = run.server
     watch = Stopwatch(world)
     train_loss = 0.0
-    if world.rank == 0:
+    if world.host_number == 0:
         with watch.phase("compute"):
             trainer.model.load(server.parameters.data, server.buffers)
             train_loss = trainer.run_steps(0, round_, run.examples)

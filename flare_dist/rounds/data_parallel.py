@@ -44,7 +44,7 @@ class DataParallel(LocalRun):
             for name, view in self._by_name(kind, vector):
                 if name in memory:
                     view.copy_(memory[name][kind].view_as(view))
-        return {"clients": {self.world.rank: flat}}
+        return {"clients": {self.world.host_number: flat}}
 
     @property
     def _lengths(self) -> dict[str, int]:
@@ -75,14 +75,14 @@ class DataParallel(LocalRun):
         for kind, length in self._lengths.items():
             for name, view in self._by_name(kind, _own_or_mean(kind, saved, length, ranks, self.world)):
                 memory.setdefault(name, {})[kind] = view
-        rescale_second_moments(memory, ranks or self.world.size, self.world.size)
+        rescale_second_moments(memory, ranks or self.world.hosts, self.world.hosts)
         self.hook.load_state_dict({"step": step, "memory": memory})
 
 
 def _own_or_mean(kind: str, saved: Mapping[int, dict[str, Tensor]], length: int, ranks: int, world: World) -> Tensor:
     """Return this rank's vector, or the mean of those of all `ranks`; zero if there is none of that kind."""
-    if world.all_true(ranks == world.size and list(saved) == [world.rank]):
-        return saved[world.rank].get(kind, torch.zeros(length)).to(world.device)
+    if world.all_true(ranks == world.hosts and list(saved) == [world.host_number]):
+        return saved[world.host_number].get(kind, torch.zeros(length)).to(world.device)
     mean = torch.zeros(length, device=world.device)
     for of_rank in saved.values():
         if kind in of_rank:

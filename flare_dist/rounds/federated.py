@@ -52,7 +52,7 @@ def draw(round_: int, fed: Federation) -> Cohort:
     clients = fed.config.clients
     sizes = fed.clients.partition.sizes
     drawn = sample_cohort(fed.config.seed, round_, len(sizes), fed.clients.cohort_size)
-    hosts = hosting_ranks(drawn, fed.world.size, stateful=bool(fed.clients.states.names))
+    hosts = hosting_ranks(drawn, fed.world.hosts, stateful=bool(fed.clients.states.names))
     return Cohort(hosts, cohort_weights(drawn, sizes, clients.weighting))
 
 
@@ -62,7 +62,7 @@ def train(
     """Train the clients hosted here; yields what each brings back, and its memory while it may be changed."""
     clients = fed.clients
     server = fed.server
-    hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.rank]
+    hosted = [client for client, rank in cohort.hosts.items() if rank == fed.world.host_number]
     if clients.batched:
         yield from _train_as_one_batch(clients.batched, round_, hosted, fed, watch)
         return
@@ -114,7 +114,7 @@ def publish(round_: int, fed: Federation) -> None:
     downlink = fed.downlink
     if not downlink.is_lossless:
         blank = torch.empty(downlink.message_nbytes(), dtype=torch.uint8, device=world.device)
-        downlink.receive(world.broadcast_(downlink.encode() if world.rank == 0 else blank))
+        downlink.receive(world.broadcast_(downlink.encode() if world.host_number == 0 else blank))
     elif not fed.server.is_plain:
         world.broadcast_(downlink.parameters)
     downlink.finish_round(round_)

@@ -40,7 +40,7 @@ class Federation:
     @cached_property
     def steps_here(self) -> bool:
         """Tell whether this rank steps the server: rank 0, or all if the step is stateless and sent back whole."""
-        return self.world.rank == 0 or (self.server.is_plain and self.downlink.is_lossless)
+        return self.world.host_number == 0 or (self.server.is_plain and self.downlink.is_lossless)
 
     @property
     def source(self) -> Batches:

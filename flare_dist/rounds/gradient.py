@@ -61,7 +61,7 @@ class _Steps:
         """Take the hook's next step."""
         run = self.run
         hook = run.hook
-        rank = run.world.rank
+        rank = run.world.host_number
         start = time.perf_counter()
         seed_draws(derive_seed(run.config.seed, "dropout", hook.step, rank), run.world.device)
         loss, _ = run.model.step(next(self._batches))
@@ -74,7 +74,7 @@ class _Steps:
     def _draws(self) -> Iterator[Draw]:
         """Draw this rank's batch of each step of the round."""
         run = self.run
-        rank = run.world.rank
+        rank = run.world.host_number
         for step in range(run.hook.step, run.hook.step + run.config.eval_every):
             yield run.epochs.indices(step, rank), generator(run.config.seed, "augment", step, rank)
 
@@ -96,8 +96,8 @@ def _share(round_: int, run: DataParallel, loss_sum: Tensor) -> float:
     server = run.server
     server.parameters.data.copy_(model.parameters)
     # The mean of the changes: that of a constant's values may be another number, by rounding.
-    server.buffers.add_(world.all_reduce_(model.buffers - server.buffers).div_(world.size))
-    train_loss = (world.all_reduce_(loss_sum) / (world.size * run.config.eval_every)).item()
+    server.buffers.add_(world.all_reduce_(model.buffers - server.buffers).div_(world.hosts))
+    train_loss = (world.all_reduce_(loss_sum) / (world.hosts * run.config.eval_every)).item()
     if not world.all_true(math.isfinite(train_loss)):
         raise DivergedError(f"round {round_}: the training loss is not finite; try a lower clients.lr")
     return train_loss
@@ -106,4 +106,4 @@ def _share(round_: int, run: DataParallel, loss_sum: Tensor) -> float:
 def rank_weight(world: World, count: Count) -> Tensor:
     """Weigh this rank in a mean over ranks by counts; all ranks call it together."""
     own = torch.as_tensor(count, device=world.device)
-    return own * world.size / world.all_reduce_(own.clone()).clamp(min=1)
+    return own * world.hosts / world.all_reduce_(own.clone()).clamp(min=1)

@@ -79,7 +79,7 @@ class Stopwatch:
         self.client_seconds = dict(zip(cohort, everywhere[len(measured) :]))
         if not largest["slowest_client_seconds"]:
             del largest["slowest_client_seconds"]
-        return {"ranks": self.world.ranks, **largest}
+        return {"ranks": self.world.size, **largest}
 
 
 def federated_report(
@@ -163,7 +163,7 @@ def gradient_report(
     communication_seconds. `buckets` has for each bucket of a step when it was sent, in seconds, and its bytes.
     """
     seconds = watch.totals() | {"late_seconds": late_seconds}
-    ranks = run.world.size
+    ranks = run.world.hosts
     traffic = run.world.traffic
     total = ranks * run.config.eval_every * run.server.parameters.numel()
     return {

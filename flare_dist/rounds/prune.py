@@ -125,10 +125,10 @@ def _measure(fed: Federation, masks: Masks, drawn: list[int], step: int) -> tupl
     if not criterion.needs_data:
         batch = fed.clients.trainer.source.batches(torch.zeros(1, dtype=torch.int64), 1, None)
         return measure(SERVER, batch), 0
-    hosts = hosting_ranks(drawn, world.size, stateful=False)
+    hosts = hosting_ranks(drawn, world.hosts, stateful=False)
     own: dict[int, Tensor] = {}
     for client in drawn:
-        if hosts[client] == world.rank:
+        if hosts[client] == world.host_number:
             own[client] = measure(client, _batches(fed, client))
     world.wait_for_all()
     shares = {SERVER: 1.0}

@@ -82,7 +82,7 @@ def stage_one(fed: Federation, masks: Masks, console: Console) -> dict[str, Any]
     epochs = counted(settings.init_epochs, "epoch")
     log.info("stage 1: training for the layer densities: %s, %s each", counted(len(drawn), "client"), epochs)
     watch = Stopwatch(world)
-    own = list(hosting_ranks(drawn, world.size, stateful=False).values()).count(world.rank)
+    own = list(hosting_ranks(drawn, world.hosts, stateful=False).values()).count(world.host_number)
     with Steps("stage 1: clients", own, console, at_once=True) as shown:
         sensitivities = _train(fed, masks, drawn, watch, shown)
     world.wait_for_all()
@@ -119,7 +119,7 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
         usual.model, usual.source, clients, config.rounds, config.seed, usual.algorithm, usual.of_all_shards
     )
     nothing_kept = {name: torch.zeros_like(fed.server.parameters.data) for name in fed.clients.states.names}
-    hosts = hosting_ranks(drawn, world.size, stateful=False)
+    hosts = hosting_ranks(drawn, world.hosts, stateful=False)
     sensitivities = torch.zeros(len(drawn), len(masks.layers.whole), device=world.device)
     for place, client in enumerate(drawn):
         examples = fed.clients.partition[client]
@@ -127,7 +127,7 @@ def _train(fed: Federation, masks: Masks, drawn: Sequence[int], watch: Stopwatch
         steps = clients.steps_with(len(examples))
         epoch_steps = clients.epoch_steps(len(examples))
         mask = first_mask(masks, client, steps, epoch_steps)
-        if hosts[client] != world.rank:
+        if hosts[client] != world.host_number:
             continue
         with watch.phase("compute", client):
             buffers = fed.server.buffers

@@ -29,13 +29,13 @@ def check_shared(directory: Path, world: World, found: list[bool]) -> None:
 
     `found` is what this rank has read from it; it decides what the ranks do next, so they must agree.
     """
-    token = torch.randint(2**62, (1,)) if world.number == 0 else torch.zeros(1, dtype=torch.int64)
+    token = torch.randint(2**62, (1,)) if world.rank == 0 else torch.zeros(1, dtype=torch.int64)
     mark = directory / f".shared-{world.broadcast_to_all_(token).item()}"
     with on_all_ranks(world), explained("output_dir", mark):
-        if world.number == 0:
+        if world.rank == 0:
             mark.touch()
     views = world.gather_from_all(torch.tensor([mark.exists(), *found], dtype=torch.uint8))
-    if world.number == 0:
+    if world.rank == 0:
         mark.unlink()
     if not (views == views[0]).all():
         raise ValueError(f"output_dir: {directory} is not shared by all nodes, which checkpoints and resuming need")
@@ -76,7 +76,7 @@ def _prepare(config: Config, source: Path | None, first_round: int, world: World
     """Clear the output directory of what is newer than the run being continued, and write the configuration."""
     directory = Path(config.output_dir)
     with on_all_ranks(world), explained("output_dir", directory):
-        if world.number != 0:
+        if world.rank != 0:
             return
         if source == directory:
             checkpoint.discard_after(directory / rundir.CHECKPOINTS, first_round - 1)

@@ -26,7 +26,7 @@ def save_global(path: Path, run: Run, header: Mapping[str, str] = MappingProxyTy
     server = run.server
     view = run.view
     model.load(view, server.buffers)
-    is_writer = run.world.number == 0
+    is_writer = run.world.rank == 0
     state = {name: value for name, value in _tensors(run) if is_writer}
     consensus = run.masks.by_name()
     if not is_writer:

@@ -43,12 +43,12 @@ def open_recorder(
     described = describe(given.data)
     opened: Any = nullcontext()
     with on_all_ranks(run.world):
-        if run.world.number == 0:
+        if run.world.rank == 0:
             write_text(Path(config.output_dir) / rundir.PREPROCESSING, as_json(described))
             texts = {"partition": as_markdown(holdings(given.parts, given.data, CARD_CLIENTS))}
             opened = Tracker(config, rows, console, run.task.best, first_round, texts)
     with opened as tracker:
-        evaluate = evaluator(config, run, given.data) if run.world.rank == 0 else dict
+        evaluate = evaluator(config, run, given.data) if run.world.host_number == 0 else dict
         yield Recorder(config, run, tracker, evaluate, header(described), on_round)
 
 
@@ -72,7 +72,7 @@ class Recorder:
         self.run = run
         self.directory = Path(config.output_dir)
         self.tracker = tracker
-        self.is_host_0 = run.world.rank == 0  # all of whose ranks evaluate and save
+        self.is_host_0 = run.world.host_number == 0  # all of whose ranks evaluate and save
         self.evaluate = evaluate
         self.texts = texts
         self.on_round = on_round
@@ -104,13 +104,13 @@ class Recorder:
                 save_global(self.directory / rundir.MODEL, self.run, self.texts)
             if self.tracker:
                 engine = self.config.engine
-                hardware = {"device": engine.device, "ranks": self.run.world.ranks, "threads": engine.threads}
+                hardware = {"device": engine.device, "ranks": self.run.world.size, "threads": engine.threads}
                 summary = summarise(self.tracker.rows, self.tracker.elapsed_seconds, hardware, self.run.task.best)
                 write_text(self.directory / rundir.SUMMARY, encoded(summary, indent=1))
         return summary
 
     def _evaluated(self, round_: int) -> dict[str, Any]:
-        with blamed(self.config, round_, self.run.world.number):
+        with blamed(self.config, round_, self.run.world.rank):
             return self.evaluate()
 
     def _write(self, row: dict[str, Any]) -> None:

@@ -133,13 +133,13 @@ def _play_round(round_: int, config: Config, run: Run) -> dict[str, Any]:
     """Play a round of the mode; returns its row. A fault that is not the user's is raised as RuntimeError."""
     world = run.world
     try:
-        with blamed(config, round_, world.number), _memory_named(config, round_, world), world.progress.watched():
+        with blamed(config, round_, world.rank), _memory_named(config, round_, world), world.progress.watched():
             return ROUNDS[config.mode](round_, run) | skipped_on_all_ranks(world, run.source, config.data.on_error)
     except ValueError as error:
         if isinstance(error, WrongResultError) or str(error).startswith(NAMED):
             raise
         # Nothing that the user typed: keep the traceback, on whichever rank.
-        raise RuntimeError(f"round {round_} failed on rank {world.number}") from error
+        raise RuntimeError(f"round {round_} failed on rank {world.rank}") from error
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def _memory_named(config: Config, round_: int, world: World) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        place = f"round {round_} on rank {world.number} ({world.device}: {reason(error)[:200]})"
+        place = f"round {round_} on rank {world.rank} ({world.device}: {reason(error)[:200]})"
         raise OutOfMemoryError(
             f"clients.batch_size: out of memory in {place}, got {config.clients.batch_size}; lower it, or raise "
             "engine.gradient_accumulation_steps"

@@ -91,7 +91,7 @@ def start_rank(world: World, config: Config, kill_in_round: int | None = None, d
         patch.setattr(recorder, "save_global", save_or_die)
         patch.setattr(trainer, "open_world", lambda *arguments, **settings: Group())
         try:
-            train(config, Launch(world.number, world.ranks, world.number, world.ranks), Console(quiet=True), data=data)
+            train(config, Launch(world.rank, world.size, world.rank, world.size), Console(quiet=True), data=data)
         except Killed:
             assert kill_in_round is not None
 
