@@ -39,7 +39,7 @@ class Result:
     plan: Plan
     best: Sequence[Row]  # its runs at these rates, the seed that tuned first
     trials: int
-    is_inside: bool
+    has_ended: bool
 
     @property
     def test_loss(self) -> float:
@@ -83,7 +83,8 @@ def _result(rows: Sequence[Row], plan: Plan) -> Result | None:
         return None
     own = [row for row in rows if row.run.setting == plan.setting]
     best = [row for row in own if (row.run.lr, row.run.outer_lr) == rates]
-    return Result(plan, best, len(tried), plan.follows is not None or is_inside(tried))
+    has_ended = is_inside(tried) if plan.follows is None else not plan.wanted(rows, tried)
+    return Result(plan, best, len(tried), has_ended)
 
 
 def results_table(results: Sequence[Result]) -> list[list[str]]:
@@ -97,7 +98,7 @@ def _tuned_in_words(result: Result) -> list[str]:
     return [
         name(result.plan.setting),
         window(result.plan.setting),
-        f"{run.lr:g}{'' if result.is_inside else '*'}",
+        f"{run.lr:g}{'' if result.has_ended else '*'}",
         f"{run.outer_lr:g}" if run.outer_lr else "",
         with_spread([row.validation_loss for row in result.best]),
         with_spread([row.test_loss for row in result.best]),
@@ -149,7 +150,7 @@ def _verdict(sparse: Result, dense: Result, every: int) -> str:
     times = dense.wire_bytes / sparse.wire_bytes
     reached = behind <= GOAL_NATS and times >= GOAL_TIMES
     goal = f"The goal, {GOAL_NATS:g} at 1/{GOAL_TIMES}, is {'' if reached else 'not '}reached"
-    so_far = "" if sparse.is_inside and dense.is_inside else ", before the searches have ended"
+    so_far = "" if sparse.has_ended and dense.has_ended else ", before the searches have ended"
     runs = f"{len(sparse.best)} and {len(dense.best)} runs"
     where = "behind" if behind > 0 else "ahead of"
     return (
