@@ -22,7 +22,7 @@ from tests.helpers.runs import tiny
 
 def recorder(tmp_path: Path, tracker: Any, on_round: Any = None, **settings: Any) -> Recorder:
     world = World()
-    world.rank = 0 if tracker else 1  # host 0 measures and writes
+    world.host_number = 0 if tracker else 1  # host 0 measures and writes
     run: Any = SimpleNamespace(world=world, task=SimpleNamespace(best=("loss", "min")))
     config = Config(output_dir=str(tmp_path), **settings)
     return Recorder(config, run, tracker, lambda: {"test_loss": 0.5}, {}, on_round)
