@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import flare_dist
 from flare_dist.comm.world import World
+from flare_dist.engines.callback_run import HookRun
 from tests.helpers.hook import (
     CLASSES,
     INPUTS,
@@ -267,7 +268,7 @@ def saving(local_rank: int, removes: bool) -> tuple[flare_dist.LightningHookCall
         remove_checkpoint=lambda filepath: Path(filepath).unlink() if removes else None,
     )
     callback = flare_dist.LightningHookCallback(**HOOK)
-    callback.hook = flare_dist.SparseHookState(net(), **HOOK)
+    callback._run = HookRun(flare_dist.SparseHookState(net(), **HOOK))
     callback._save_with(strategy)
     return callback, strategy, saved
 

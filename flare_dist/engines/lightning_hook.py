@@ -6,16 +6,15 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flare_dist.engines.attach import attach, is_engine
+from flare_dist.engines.callback_run import CallbackRun, HookRun
 from flare_dist.engines.callback_settings import Advice, check_trainer
 from flare_dist.engines.outer_run import OuterRun, check_given
 from flare_dist.errors import not_installed, printable
-from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
 
 _LIBRARIES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, with classes of their own
 
@@ -65,68 +64,61 @@ class LightningHookCallback(Callback):
         self, resume_from: str | Path | None = None, outer: Mapping[str, Any] | None = None, **settings: Any
     ) -> None:
         check_given("LightningHookCallback", outer, settings)
-        self.hook: Any = None
+        self._run = CallbackRun()
         self._outer = outer
-        self._outer_run: OuterRun | None = None
-        self._steps = 0  # of the trainer, when an outer step was last counted
+        self._steps = 0  # of the trainer, when one was last counted
         self._settings = settings
         self._resume_from = resume_from
         self._step: int | None = None  # of the memory that goes with the checkpoint that was loaded
         self._strategy: Any = None  # that saves both
+
+    @property
+    def hook(self) -> Any:
+        """Return what `attach` or `outer` returned, None until training starts."""
+        return self._run.hook
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the model as the strategy has wrapped it; the checkpoint is loaded by now."""
         for each in trainer.checkpoint_callbacks:  # now, and not after the first steps
             if not getattr(each, "save_weights_only", False):
                 _refuse_remote(getattr(each, "dirpath", None))
+        self._run = self._begin(trainer)
+        self._steps = trainer.global_step
+        if self._strategy is not trainer.strategy:
+            self._save_with(trainer.strategy)
+        if trainer.ckpt_path is not None or self._resume_from is not None:
+            step = self._step if self._resume_from is None else None
+            self._run.load(Path(self._resume_from or _of_checkpoint(trainer.ckpt_path)), step)
+            self._resume_from = None
+
+    def _begin(self, trainer: Any) -> CallbackRun:
         model = trainer.strategy.model
         if self._outer is not None:
-            self._begin_outer(trainer, model)
-            return
+            return OuterRun("LightningHookCallback", model, trainer.optimizers, self._outer)
         clips = trainer.gradient_clip_val
         check_trainer("LightningHookCallback", self._settings, trainer.optimizers, model, clips, _ADVICE)
         settings = dict(self._settings)
         if not is_engine(model):  # whose scale is its own
             settings["scaler"] = getattr(trainer.precision_plugin, "scaler", None)
-        self.hook = attach(model, optimizer=trainer.optimizers, **settings)
-        if self._strategy is not trainer.strategy:
-            self._save_with(trainer.strategy)
-        if trainer.ckpt_path is not None or self._resume_from is not None:
-            step = self._step if self._resume_from is None else None
-            resume_hook_state(self.hook, self._resume_from or _of_checkpoint(trainer.ckpt_path), step)
-            self._resume_from = None
-
-    def _begin_outer(self, trainer: Any, model: Any) -> None:
-        run = OuterRun("LightningHookCallback", model, trainer.optimizers, self._outer or {})
-        self._outer_run = run
-        self.hook = run.steps
-        self._steps = trainer.global_step
-        if self._strategy is not trainer.strategy:
-            self._save_with(trainer.strategy)
-        if trainer.ckpt_path is not None or self._resume_from is not None:
-            run.load(Path(self._resume_from or _of_checkpoint(trainer.ckpt_path)))
-            self._resume_from = None
+        return HookRun(attach(model, optimizer=trainer.optimizers, **settings))
 
     def on_train_batch_end(self, trainer: Any, *unused: Any) -> None:
         """Take an outer step if the optimizers have stepped and one is due."""
-        if self._outer_run and trainer.global_step != self._steps:
+        if trainer.global_step != self._steps:
             self._steps = trainer.global_step
-            self._outer_run.step()
+            self._run.step()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validate the global weights."""
-        if self._outer_run:
-            self._outer_run.show_global()
+        self._run.show_global()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Go on with this replica's own weights."""
-        if self._outer_run:
-            self._outer_run.hide_global()
+        self._run.hide_global()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let all replicas end with the same weights."""
-        if self._outer_run:
-            self._outer_run.finish()
+        self._run.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint notes of the memory."""
@@ -148,12 +140,10 @@ class LightningHookCallback(Callback):
             goes_along = self.hook is not None and "optimizer_states" in checkpoint  # it is one to resume from
             if goes_along:
                 _refuse_remote(filepath)
-            with self._outer_run.global_weights() if self._outer_run else nullcontext():  # which the checkpoint shares
+            with self._run.global_weights():  # whose memory the checkpoint shares
                 save(checkpoint, filepath, *options, **named)
-            if self._outer_run and goes_along:
-                self._outer_run.save(_beside(filepath))
-            elif self.hook is not None and goes_along:
-                save_hook_state(self.hook, _beside(filepath))
+            if goes_along:
+                self._run.save(_beside(filepath))
 
         def remove_both(filepath: str | Path) -> None:
             is_link = os.path.islink(filepath)  # to a checkpoint that stays

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import debugging_hooks, gather_objects, rank_and_size
 from flare_dist.engines.attach_ddp import check_ddp
+from flare_dist.engines.callback_run import CallbackRun
 from flare_dist.engines.callback_settings import check_settings
 from flare_dist.hook.checkpoint import load_hook_state, save_hook_state
 from flare_dist.hook.outer import outer
@@ -44,7 +45,7 @@ def check_given(user: str, outer_settings: Mapping[str, Any] | None, others: dic
     settings_of(outer_settings.get("preset"), own)
 
 
-class OuterRun:
+class OuterRun(CallbackRun):
     """The outer steps of one training, and the weights that are shown while the trainer evaluates or saves."""
 
     def __init__(self, user: str, wrapped: nn.Module, optimizers: Sequence[Any], settings: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ class OuterRun:
         check_ddp(wrapped)
         wrapped.register_comm_hook(None, debugging_hooks.noop_hook)
         wrapped.broadcast_buffers = False  # each replica has its own
-        self.steps: OuterSteps = outer(wrapped.module, **settings)
+        self.hook: OuterSteps = outer(wrapped.module, **settings)
         self._optimizers = [getattr(each, "optimizer", each) for each in optimizers]
         self._shown: ExitStack | None = None  # as long as the model has the global weights
 
@@ -65,13 +66,13 @@ class OuterRun:
         """Count a step of the inner optimizers."""
         self.hide_global()
         group = self._optimizers[0].param_groups[0]
-        self.steps.step(lr=float(group["lr"]) if self.steps.settings.pull else None)
+        self.hook.step(lr=float(group["lr"]) if self.hook.settings.pull else None)
 
     def show_global(self) -> None:
         """Let the model have the global weights until `hide_global`."""
         if self._shown is None:
             self._shown = ExitStack()
-            self._shown.enter_context(self.steps.averaged())
+            self._shown.enter_context(self.hook.averaged())
 
     def hide_global(self) -> None:
         """Give the model its own weights back."""
@@ -81,7 +82,7 @@ class OuterRun:
 
     @contextmanager
     def global_weights(self) -> Iterator[None]:
-        """Let the model, and all that shares its memory, have the global weights as long as the block runs."""
+        """Let the model have the global weights as long as the block runs."""
         was_shown = self._shown is not None
         self.show_global()
         try:
@@ -91,26 +92,26 @@ class OuterRun:
                 self.hide_global()
 
     def finish(self) -> None:
-        """Let all replicas end with the same weights."""
+        """Take one more outer step of what is not the same yet."""
         self.hide_global()
-        self.steps.finish()
+        self.hook.finish()
 
     def save(self, directory: Path) -> None:
         """Write what is this replica's own; every rank calls it."""
         self.hide_global()
-        save_hook_state(self.steps, directory)
+        save_hook_state(self.hook, directory)
         state = [optimizer.state_dict() for optimizer in self._optimizers]
         torch.save(state, self._file(directory))
 
-    def load(self, directory: Path) -> None:
+    def load(self, directory: Path, step: int | None = None) -> None:
         """Take over what `save` wrote; replicas that are new keep the optimizer's state that the trainer has loaded."""
-        load_hook_state(self.steps, directory)
+        load_hook_state(self.hook, directory, step=step)
         path = self._file(directory)
         has_own = path.exists()
         if has_own:
             for optimizer, state in zip(self._optimizers, torch.load(path, map_location="cpu", weights_only=True)):
                 optimizer.load_state_dict(state)
-        if not all(gather_objects(has_own, self.steps.process_group, self.steps.parameters[0].device)):
+        if not all(gather_objects(has_own, self.hook.process_group, self.hook.parameters[0].device)):
             warnings.warn(
                 f"outer: {directory} holds no optimizer of some replicas, as many as there are now did not save; they "
                 "go on with that of the checkpoint",
@@ -118,5 +119,5 @@ class OuterRun:
             )
 
     def _file(self, directory: Path) -> Path:
-        rank, size = rank_and_size(self.steps.process_group)
+        rank, size = rank_and_size(self.hook.process_group)
         return directory / f"inner-optimizer-{rank:05d}-of-{size:05d}.pt"

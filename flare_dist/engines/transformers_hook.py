@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.engines.attach import attach, is_engine
+from flare_dist.engines.callback_run import CallbackRun, HookRun
 from flare_dist.engines.callback_settings import Advice, check_trainer
 from flare_dist.engines.outer_run import OuterRun, check_given
 from flare_dist.errors import not_installed
-from flare_dist.hook.checkpoint import resume_hook_state, save_hook_state
 
 try:
     from transformers import TrainerCallback
@@ -53,75 +53,62 @@ class HookCallback(TrainerCallback):
         self, resume_from: str | Path | None = None, outer: Mapping[str, Any] | None = None, **settings: Any
     ) -> None:
         check_given("HookCallback", outer, settings)
-        self.hook: Any = None
+        self._run = CallbackRun()
         self._outer = outer
-        self._outer_run: OuterRun | None = None
         self._settings = settings
         self._resume_from = resume_from
         self._attached: Callable[[], nn.Module | None] = lambda: None
+
+    @property
+    def hook(self) -> Any:
+        """Return what `attach` or `outer` returned, None until training begins."""
+        return self._run.hook
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **others: Any
     ) -> None:
         """Attach to the model as the Trainer has wrapped it; its checkpoint is loaded by now."""
         wrapped = _wrapped(model, optimizer)
-        if self._outer is not None:
-            self._begin_outer(args, state, wrapped, optimizer)
-            return
-        hook = self.hook
-        if hook is None or self._attached() is not wrapped:  # a second train() may go on with the same
-            check_trainer("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
-            settings = dict(self._settings)
-            if not is_engine(wrapped):  # whose scale is its own
-                settings["scaler"] = getattr(optimizer, "scaler", None)
-            hook = attach(wrapped, optimizer=optimizer, **settings)
-            self.hook = hook
+        if self._attached() is not wrapped:  # a second train() may go on with the same
+            self._run = self._begin(args, wrapped, optimizer)
             self._attached = weakref.ref(wrapped)
         if state.global_step or self._resume_from is not None:
-            resume_hook_state(hook, self._resume_from or _checkpoint(args, state))
+            self._run.load(Path(self._resume_from or _checkpoint(args, state)))
             self._resume_from = None
+
+    def _begin(self, args: Any, wrapped: nn.Module, optimizer: Any) -> CallbackRun:
+        if self._outer is not None:
+            return OuterRun("HookCallback", wrapped, [optimizer], self._outer)
+        check_trainer("HookCallback", self._settings, optimizer, wrapped, args.max_grad_norm, _ADVICE)
+        settings = dict(self._settings)
+        if not is_engine(wrapped):  # whose scale is its own
+            settings["scaler"] = getattr(optimizer, "scaler", None)
+        return HookRun(attach(wrapped, optimizer=optimizer, **settings))
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Write this rank's memory beside the weights, unless the checkpoint is none to resume from."""
-        if self.hook is None or args.save_only_model or state.is_hyper_param_search:
-            return
-        if self._outer_run:
-            self._outer_run.save(_checkpoint(args, state))
-        else:
-            save_hook_state(self.hook, _checkpoint(args, state))
+        if not (args.save_only_model or state.is_hyper_param_search):
+            self._run.save(_checkpoint(args, state))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Take an outer step if one is due."""
-        if self._outer_run:
-            self._outer_run.step()
+        self._run.step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Let the Trainer evaluate and save the global weights; the next event gives each replica its own back."""
-        if self._outer_run and (control.should_evaluate or control.should_save):
-            self._outer_run.show_global()
+        if control.should_evaluate or control.should_save:
+            self._run.show_global()
 
     on_epoch_end = on_step_end
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Go on with this replica's own weights."""
-        if self._outer_run:
-            self._outer_run.hide_global()
+        self._run.hide_global()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Let all replicas end with the same weights; the best ones, if the Trainer has loaded them, are."""
-        if self._outer_run and not (args.load_best_model_at_end and state.best_model_checkpoint):
-            self._outer_run.finish()
-
-    def _begin_outer(self, args: Any, state: Any, wrapped: nn.Module, optimizer: Any) -> None:
-        run = self._outer_run
-        if run is None or self._attached() is not wrapped:
-            run = OuterRun("HookCallback", wrapped, [optimizer], self._outer or {})
-            self._outer_run = run
-            self.hook = run.steps
-            self._attached = weakref.ref(wrapped)
-        if state.global_step or self._resume_from is not None:
-            run.load(Path(self._resume_from or _checkpoint(args, state)))
-            self._resume_from = None
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._run.finish()
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
