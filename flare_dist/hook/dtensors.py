@@ -33,12 +33,12 @@ def hook_tensors(state: SparseHookState) -> dict[str, Any]:
     shard = _sharded(state)
     saved = state.state_dict()
     tensors: dict[str, Any] = {STEP: torch.tensor(saved[STEP])}
-    for name, shape in state.shapes.items():
+    for kind, name in _vectors(state):
+        shape = state.shapes[name]
         own = saved["memory"].get(name, {})
-        for kind in state.state_names:
-            whole = _shape(state, kind, shape)
-            local = own.get(kind, torch.zeros(_own_shape(state, name, kind, shape))).unsqueeze(0)
-            tensors[f"{kind}.{name}"] = _dtensor(shard, name, local, Split(0), (shard.replicas, *whole))
+        local = own.get(kind, torch.zeros(_own_shape(state, name, kind, shape))).unsqueeze(0)
+        whole = (shard.replicas, *_shape(state, kind, shape))
+        tensors[f"{kind}.{name}"] = _dtensor(shard, name, local, Split(0), whole)
     return tensors
 
 
@@ -49,32 +49,43 @@ def load_hook_tensors(state: SparseHookState, checkpoint_id: str | Path, key: st
     checkpoint holds no such memory.
     """
     shard = _sharded(state)
-    found = dcp.FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
-    names = {f"{kind}.{name}": (kind, name) for name in state.shapes for kind in state.state_names}
-    missing = [name for name in names if f"{key}.{name}" not in found]
-    if missing or f"{key}.{STEP}" not in found:
-        raise ValueError(
-            f"{checkpoint_id}: holds no {key}.{missing[0] if missing else STEP}; save hook_tensors(state) of the same "
-            f"model and settings under {key!r}"
-        )
-    saved_by = next((int(found[f"{key}.{name}"].size[0]) for name in names), shard.replicas)  # type: ignore[union-attr]
+    saved_by = _saved_by(state, checkpoint_id, key)
     is_own = saved_by == shard.replicas  # each replica goes on with its own memory, else all with the mean
     over_replicas: Placement = Split(0) if is_own else Replicate()
     rows = 1 if is_own else saved_by
     wanted: dict[str, Any] = {STEP: torch.tensor(0)}
-    for full_name, (kind, name) in names.items():
+    for kind, name in _vectors(state):
         shape = state.shapes[name]
         local = torch.zeros(rows, *_own_shape(state, name, kind, shape))
-        wanted[full_name] = _dtensor(shard, name, local, over_replicas, (saved_by, *_shape(state, kind, shape)))
+        whole = (saved_by, *_shape(state, kind, shape))
+        wanted[f"{kind}.{name}"] = _dtensor(shard, name, local, over_replicas, whole)
     dcp.load({key: wanted}, checkpoint_id=checkpoint_id)
     by_replica: list[Memory] = [{} for _ in range(rows)]
-    for full_name, (kind, name) in names.items():
-        for memory, vector in zip(by_replica, wanted[full_name].to_local().unbind()):
+    for kind, name in _vectors(state):
+        for memory, vector in zip(by_replica, wanted[f"{kind}.{name}"].to_local().unbind()):
             if name in shard.cuts:
                 memory.setdefault(name, {})[kind] = vector
     memory = by_replica[0] if is_own else mean_of(by_replica, saved_by, state.fed_back)
     rescale_second_moments(memory, saved_by, shard.replicas)
     state.load_state_dict({"step": int(wanted[STEP]), "memory": memory, "shapes": state.shapes})
+
+
+def _vectors(state: SparseHookState) -> list[tuple[str, str]]:
+    """List what is remembered: every kind of each parameter."""
+    return [(kind, name) for name in state.shapes for kind in state.state_names]
+
+
+def _saved_by(state: SparseHookState, checkpoint_id: str | Path, key: str) -> int:
+    """Return how many replicas saved; raises ValueError if the checkpoint lacks a vector of this state's."""
+    found: dict[str, Any] = dcp.FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
+    names = [f"{kind}.{name}" for kind, name in _vectors(state)]
+    for name in (*names, STEP):
+        if f"{key}.{name}" not in found:
+            raise ValueError(
+                f"{checkpoint_id}: holds no {key}.{name}; save hook_tensors(state) of the same model and settings "
+                f"under {key!r}"
+            )
+    return int(found[f"{key}.{names[0]}"].size[0]) if names else _sharded(state).replicas
 
 
 def _sharded(state: SparseHookState) -> Shard:

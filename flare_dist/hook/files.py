@@ -91,6 +91,33 @@ def on_all_ranks(ranks: Ranks, action: Callable[[], T]) -> list[T]:
     return [result for result, _ in gathered]
 
 
+def look(directory: Path, names: Sequence[str], ranks: Ranks) -> tuple[Seen, Views]:
+    """Return the files of these names that this rank sees, and which ones each rank does; all ranks call it."""
+    seen: Seen = {}
+
+    def find() -> dict[SavedSet, set[int]]:
+        seen.update(find_sets(directory, *names))
+        return {key: set(files) for key, files in seen.items()}
+
+    views = on_all_ranks(ranks, find)
+    return seen, views
+
+
+def may_be_meant(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
+    """List the sets that may be meant: those of this version, of `step` if given; else the one of an older version."""
+    found = set().union(*views)
+    new = [key for key in found if key.name == name and key.step is not None]
+    if new:
+        return [key for key in new if step in (None, key.step)]
+    old = [key for key in found if key.name == old_name and key.step is None]
+    old = old or [key for key in found if key.name == name and key.step is None]
+    whole = whole_sets(old, views)
+    if len(old) > 1 and len(whole) != 1:
+        sizes = ", ".join(str(key.size) for key in sorted(whole or old))
+        raise ValueError(f"{place} holds sets of {sizes} ranks: remove all but one")
+    return whole or old
+
+
 def newest_set(candidates: Sequence[SavedSet], seen: Seen, ranks: Ranks) -> SavedSet:
     """Choose the set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
     if len(candidates) == 1:

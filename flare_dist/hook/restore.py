@@ -14,9 +14,9 @@ from flare_dist.hook.checks import check_saved
 from flare_dist.hook.files import (
     Ranks,
     SavedSet,
-    Seen,
     Views,
-    find_sets,
+    look,
+    may_be_meant,
     newest_set,
     on_all_ranks,
     read_file,
@@ -34,31 +34,19 @@ def load_named(
     check_choice("missing", missing, ("raise", "zero"))
     place = Path(directory)
     ranks = Ranks.of(savers(state), state.parameters)
-    rank, size = rank_and_size(savers(state))
-    seen: Seen = {}
-
-    def look() -> dict[SavedSet, set[int]]:
-        seen.update(find_sets(place, name, old_name))
-        return {key: set(files) for key, files in seen.items()}
-
-    views = on_all_ranks(ranks, look)
-    candidates = _candidates(place, name, old_name, step, views)
+    seen, views = look(place, (name, old_name), ranks)
+    candidates = may_be_meant(place, name, old_name, step, views)
     if not candidates:
         _raise_or_warn(missing, _nothing_found(place, name, step, views), "every rank begins without a memory")
         state.load_state_dict({"step": state.finished_steps, "memory": {}})
         return
     chosen = newest_set(candidates, seen, ranks)
-    own = seen.get(chosen, {}).get(rank)
-    is_own = all(on_all_ranks(ranks, lambda: chosen.size == size and (own is None or is_of_shard(state.shard, own))))
-    wanted = [{reader} if is_own else set(range(chosen.size)) for reader in range(size)]
+    files = seen.get(chosen, {})
+    is_own = all(on_all_ranks(ranks, lambda: _goes_on_with_own(chosen, files, state)))
+    wanted = [_read_by(reader, chosen, is_own) for reader in range(len(views))]
     lost = sorted(set().union(*(want - view.get(chosen, set()) for want, view in zip(wanted, views))))
-    saved: list[dict[str, Any]] = []
-
-    def read() -> _Head:
-        saved.extend(_read_own(seen[chosen][number], state) for number in sorted(wanted[rank] - set(lost)))
-        return _Head.of(saved, state)
-
-    heads = on_all_ranks(ranks, read)
+    own_wanted = wanted[rank_and_size(ranks.group)[0]]
+    saved, heads = _read([files[number] for number in sorted(own_wanted - set(lost))], state, ranks)
     found = _common_step(place, chosen, step, heads)
     if lost and (found is None or any(head.remembers for head in heads)):
         loss = f"the memory of {show_numbered('rank', lost)} is lost, and zero from now on"
@@ -70,6 +58,29 @@ def load_named(
     of_step = state.finished_steps if found is None else found
     state.load_state_dict({"step": of_step, "memory": memory, **shapes, **shared})
     _warn_of_gaps(place, chosen, heads)
+
+
+def _goes_on_with_own(chosen: SavedSet, files: Mapping[int, Path], state: Remembering) -> bool:
+    """Tell if as many ranks saved as there are, and this one's file, if there is one, is of the rows that it has."""
+    rank, size = rank_and_size(savers(state))
+    return chosen.size == size and (rank not in files or is_of_shard(state.shard, files[rank]))
+
+
+def _read_by(rank: int, chosen: SavedSet, is_own: bool) -> set[int]:
+    """Return whose files a rank reads: its own, or those of all if the memory goes to other ranks."""
+    return {rank} if is_own else set(range(chosen.size))
+
+
+def _read(paths: Sequence[Path], state: Remembering, ranks: Ranks) -> tuple[list[dict[str, Any]], list[_Head]]:
+    """Return what is in this rank's files, and the heads of what each rank has read."""
+    saved: list[dict[str, Any]] = []
+
+    def read() -> _Head:
+        saved.extend(_read_own(path, state) for path in paths)
+        return _Head.of(saved, state)
+
+    heads = on_all_ranks(ranks, read)
+    return saved, heads
 
 
 def _own_memory(saved: Sequence[Mapping[str, Any]], is_own: bool, state: Remembering) -> tuple[Memory, int]:
@@ -142,21 +153,6 @@ def _warn_of_gaps(place: Path, chosen: SavedSet, heads: Sequence[_Head]) -> None
     added = sorted(set().union(*(head.added for head in heads)))
     if added:
         warnings.warn(f"{place}: the saved memory lacks {', '.join(added)}: zero from now on", stacklevel=4)
-
-
-def _candidates(place: Path, name: str, old_name: str, step: int | None, views: Views) -> list[SavedSet]:
-    """List the sets that may be meant: those of this version, of `step` if given; else the one of an older version."""
-    found = set().union(*views)
-    new = [key for key in found if key.name == name and key.step is not None]
-    if new:
-        return [key for key in new if step in (None, key.step)]
-    old = [key for key in found if key.name == old_name and key.step is None]
-    old = old or [key for key in found if key.name == name and key.step is None]
-    whole = whole_sets(old, views)
-    if len(old) > 1 and len(whole) != 1:
-        sizes = ", ".join(str(key.size) for key in sorted(whole or old))
-        raise ValueError(f"{place} holds sets of {sizes} ranks: remove all but one")
-    return whole or old
 
 
 def _read_own(path: Path, state: Remembering) -> dict[str, Any]:
