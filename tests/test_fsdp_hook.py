@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_common
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
 import flare_dist
@@ -355,6 +358,19 @@ def test_memory_moves_to_other_numbers_of_shards_exactly_and_of_replicas_as_its_
                 assert torch.equal(vectors, kept[name].mean(0).expand_as(vectors))
 
 
+def on_two_meshes(mesh: Any) -> nn.Module:
+    """The net with its biases on another mesh than its weights, as experts may be."""
+    other = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))["shard"]
+    infos = [_fsdp_common.FSDPMeshInfo(each, shard_mesh_dim=0) for each in (other, mesh)]
+
+    def place(parameter: nn.Parameter) -> Any:
+        return _fsdp_common.ShardPlacementResult(Shard(0), infos[parameter.dim() - 1])
+
+    model = net()
+    fully_shard(model, mesh=mesh, shard_placement_fn=place)
+    return model
+
+
 def refusals(world: World) -> Told:
     """What is refused on two replicas of one shard, and what is said."""
     mesh = mesh_of(world, 1)
@@ -384,6 +400,12 @@ def refusals(world: World) -> Told:
     divided = sharded(mesh["shard"])
     divided.first.set_gradient_divide_factor(3.0)
     refuse("another factor", divided)
+    both_ways = init_device_mesh("cpu", (2, 1, 1), mesh_dim_names=("replicate", "shard", "tp"))
+    split = net()
+    parallelize_module(split.first, both_ways["tp"], ColwiseParallel())
+    refuse("tensor parallelism", sharded(both_ways["shard"], split), given=both_ways["replicate", "shard"])
+    if hasattr(_fsdp_common, "ShardPlacementResult"):  # not in torch 2.11
+        refuse("several groups in a module", on_two_meshes(mesh["shard"]))
     half = MixedPrecisionPolicy(param_dtype=torch.float16)
     refuse("float16", sharded(mesh["shard"], net(), mp_policy=half))
     twice_attached, _ = attached(mesh)
@@ -427,6 +449,7 @@ REFUSED = {
     "not sharded": "attach: a mesh is for models of fully_shard (FSDP2), got Linear; FSDP1 hands",
     "without the root": "is in no group of fully_shard; shard the root module as well",
     "another factor": "divide behind the hook",
+    "tensor parallelism": "first.weight is sharded by tensor parallelism as well; attach to models of FSDP2 alone",
     "float16": "FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32",
     "attached twice": "the model has an all-reduce hook already",
     "another model": "has another middle.bias; build the same model on all of them",
@@ -445,6 +468,8 @@ def test_what_does_not_go_is_refused_on_all_replicas() -> None:
         assert told["tensors of one replica"] == ["residual.first.bias", "residual.first.weight"]
         for name, words in REFUSED.items():
             assert words in told[name], name
+        several = "attach: a module has parameters on several meshes"
+        assert several in told.get("several groups in a module", several)
 
 
 def test_a_replica_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

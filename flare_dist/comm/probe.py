@@ -86,4 +86,4 @@ def _exchange(world: World) -> None:
         uplink.add(result, payload(world.host_number))
         if not torch.allclose(uplink.exchange(world).mean_vector, expected):
             kind = "sparse" if uplink is sparse else "dense"
-            raise RuntimeError(f"rank {world.host_number}: the mean of {kind} updates is not that of what was sent")
+            raise RuntimeError(f"rank {world.rank}: the mean of {kind} updates is not that of what was sent")
