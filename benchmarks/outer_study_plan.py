@@ -25,8 +25,8 @@ Rates = tuple[float, float]  # inner and outer
 class Plan:
     """One setting with the rates that are tried first and the seeds; the first seed tunes.
 
-    A setting that `follows` another takes that one's best rates and does not search: of the inner rate, it tries these
-    `factors`.
+    A setting that `follows` another takes that one's best rates and tries these `factors` of the inner rate, until one
+    is no better than the one before.
     """
 
     setting: Setting
@@ -49,12 +49,24 @@ class Plan:
 
     def wanted(self, rows: Sequence[Row], tried: dict[Rates, float]) -> list[Rates]:
         """List the rates that are to be tried now."""
-        start = self.start if self.follows is None else best_rates(tuned(rows, self.follows, self.seeds[0]))
-        first = [] if start is None else [(factor * start[0], start[1]) for factor in self.factors]
-        untried = [rates for rates in first if rates not in tried]
-        if untried or self.follows or len(tried) >= MOST_TRIALS:
-            return untried
-        return [rates for rates in next_rates(tried) if rates not in tried]
+        if self.follows is not None:
+            return self._factor_of(best_rates(tuned(rows, self.follows, self.seeds[0])), tried)
+        if not tried:
+            return [self.start]
+        return [] if len(tried) >= MOST_TRIALS else [rates for rates in next_rates(tried) if rates not in tried]
+
+    def _factor_of(self, start: Rates | None, tried: dict[Rates, float]) -> list[Rates]:
+        if start is None:
+            return []
+        least = math.inf
+        for factor in self.factors:
+            rates = (factor * start[0], start[1])
+            if rates not in tried:
+                return [rates]
+            if tried[rates] >= least:
+                break
+            least = tried[rates]
+        return []
 
     def done(self, rows: Sequence[Row]) -> int:
         """Count its runs."""
