@@ -18,6 +18,7 @@ from adamw_plan import combinations, known_and_more, plans_in
 from outer_study_rows import Row, Run, Setting
 
 MOST_TRIALS = 12  # of one setting, should its loss fall for ever
+SEEDS_DIFFER = 0.01  # nats; a loss that is worse by less does not end a search
 Rates = tuple[float, float]  # inner and outer
 
 
@@ -26,7 +27,7 @@ class Plan:
     """One setting with the rates that are tried first and the seeds; the first seed tunes.
 
     A setting that `follows` another takes that one's best rates and tries these `factors` of the inner rate, until one
-    is no better than the one before.
+    is worse than the best by more than seeds differ.
     """
 
     setting: Setting
@@ -63,9 +64,9 @@ class Plan:
             rates = (factor * start[0], start[1])
             if rates not in tried:
                 return [rates]
-            if tried[rates] >= least:
+            if tried[rates] > least + SEEDS_DIFFER:
                 break
-            least = tried[rates]
+            least = min(least, tried[rates])
         return []
 
     def done(self, rows: Sequence[Row]) -> int:
