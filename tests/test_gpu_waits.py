@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_dist.comm.host import Host
+from flare_dist.comm.world import World
 from flare_dist.compression.unwaited import largest_unwaited
 from flare_dist.data.batches import BatchSource
 from flare_dist.data.examples import Examples
@@ -74,6 +76,17 @@ def test_the_ranks_of_a_hook_meet_on_their_own_gpus(tmp_path: Path) -> None:
             pytest.raises(RefusedError),
         ):
             load_hook_state(state, tmp_path)
+
+
+def test_control_messages_of_the_cpu_go_through_the_gpu_under_nccl() -> None:
+    gpu = torch.device("cuda", 0)
+    with pretend_gpu(), nccl(2):
+        world = World(hosts=2, device=gpu, backend="nccl")
+        gathered = world.gather_from_all(torch.tensor([3, 7], dtype=torch.uint8))
+        host = Host(shards=2, wire=gpu).gather(torch.ones(3), [3, 2])
+    assert gathered.tolist() == [[3, 7], [3, 7]]
+    assert gathered.device == host.device == torch.device("cpu")
+    assert host.tolist() == [1.0] * 5
 
 
 def test_a_bucket_of_deepspeed_is_read_behind_the_copies_into_it() -> None:

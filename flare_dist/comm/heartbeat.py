@@ -3,8 +3,8 @@
 A rank may wait long for another in a collective, for it may be training; what it must not do is wait for one that is
 stopped. So each rank counts up in the launcher's store from a thread of its own and looks at the others' counts; a
 second thread looks at the clock, because a store whose process is stopped never answers. A process that lives may have
-stopped to train, so the ranks also tell how far they have come (progress.py), and why they fail (last_words.py). Deaths
-need no watching: the launcher and the broken connections report them at once.
+stopped to train, so the ranks also tell how far they have come (rank_progress.py), and why they fail (last_words.py).
+Deaths need no watching: the launcher and the broken connections report them at once.
 """
 
 from __future__ import annotations

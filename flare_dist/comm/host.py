@@ -56,7 +56,7 @@ class Host:
         lengths = lengths or self.lengths(vector.numel())
         padded = vector.new_zeros(max(lengths))
         padded[: vector.numel()] = vector
-        gathered, work = start_gather(padded, self.group)
+        gathered, work = start_gather(padded.to(self._wire_device), self.group)
         work.wait()
         rows = gathered.to(vector.device).view(self.shards, -1)
         return torch.cat([row[:length] for row, length in zip(rows, lengths)])

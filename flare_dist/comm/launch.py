@@ -18,7 +18,7 @@ class Launch:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1  # 0 if the launcher does not tell: `with_neighbours` (world.py) asks the other ranks
+    local_size: int = 1  # 0 if the launcher does not tell: `with_neighbours` (group.py) asks the other ranks
     launched: bool = False  # by a launcher that tells the local rank, possibly as the only rank
 
     @classmethod

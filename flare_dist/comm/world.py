@@ -85,7 +85,7 @@ class World:
         if size == 1:
             return local.unsqueeze(0)
         with self._collective(all_gather_wire(size, local.nbytes)):
-            gathered, work = start_gather(local.contiguous(), group)
+            gathered, work = start_gather(local.to(self._wire_device).contiguous(), group)
             work.wait()
             return gathered.view(size, -1).to(local.device)
 
