@@ -44,6 +44,20 @@ class Counting(AdamW):
             state["last"] = group["d"]
 
 
+class Adaptive(SGD):
+    """Changes its distance with its gradients, and not if these are zero, as some optimizers do."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.01, momentum=0.9)
+        self.param_groups[0]["d"] = 0.1
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        group = self.param_groups[0]
+        if any(parameter.grad.any() for parameter in group["params"]):
+            group["d"] *= 1.1
+        super().step()
+
+
 MAKE: dict[str, tuple[Make, bool]] = {  # and whether it is given each parameter by its name
     "momentum": (lambda given: SGD(given, lr=0.1, momentum=0.9), False),
     "adamw": (lambda given: AdamW(given, lr=0.01), False),
@@ -109,6 +123,17 @@ class Listing(SGD):
 def test_what_cannot_be_kept_is_said(make: Make, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         KeptOptimizer.of(model_of(make, True))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_settings_that_a_gradient_of_zero_does_not_change_are_not_lost_unseen() -> None:
+    model = model_of(Adaptive, True)
+    kept = KeptOptimizer.of(model)
+    vector = torch.zeros(kept.size)
+    model.optimizer.param_groups[0]["lr"] = 0.005  # as a schedule does
+    model.step(batch(0, 0))
+    with pytest.raises(ValueError, match=r"^clients\.keep_optimizer: Adaptive keeps other tensors or settings than"):
+        kept.write(vector)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

@@ -18,6 +18,7 @@ from flare_dist.clients.local_model import LocalModel
 
 OPTIMIZER = "optimizer"  # its name among the vectors that a client remembers
 KEY = "clients.keep_optimizer"
+_OF_ROUND = ("lr",)  # settings of groups that a schedule changes
 _ALIGNMENT = 8  # bytes: no number is longer
 _DTYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}  # of plain numbers
 
@@ -47,6 +48,7 @@ class KeptOptimizer:
     def __init__(self, optimizer: Optimizer, slots: list[Slot]) -> None:
         self._optimizer = optimizer
         self._slots = slots
+        self._settings = [dict(group) for group in optimizer.param_groups]  # as a client begins
         what = f"{type(optimizer).__qualname__} {[slot._replace(device='') for slot in slots]}"
         self._mark = zlib.crc32(what.encode()) + 1  # tells this optimizer's state from none, and from another's
         starts = [_ALIGNMENT]
@@ -81,10 +83,11 @@ class KeptOptimizer:
             return
         counted = [(slot.owner, slot.name) for slot in self._slots if slot.of_group]
         found = list(_found(self._optimizer, counted))
-        if [slot for slot, _ in found] != self._slots:
+        changed = {each for each in _counted(self._optimizer, self._settings) if each[1] not in _OF_ROUND}
+        if [slot for slot, _ in found] != self._slots or not changed.issubset(counted):
             raise ValueError(
-                f"{KEY}: {type(self._optimizer).__qualname__} keeps other tensors than after its first step, got true; "
-                "set false"
+                f"{KEY}: {type(self._optimizer).__qualname__} keeps other tensors or settings than after a first step, "
+                "got true; set false"
             )
         content = vector.view(torch.uint8)
         self._mark_in(content).fill_(self._mark)
