@@ -182,7 +182,11 @@ def test_density_1_on_two_replicas_is_native_hsdp_bitwise(shards: int, names: li
 
 def memories_equal(one: SparseHookState, other: SparseHookState) -> bool:
     pairs = zip(flare_dist.hook_tensors(one).values(), flare_dist.hook_tensors(other).values())
-    return all(equal([_whole(mine), _whole(theirs)]) for mine, theirs in pairs)
+    return all(_same(mine, theirs) for mine, theirs in pairs)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one == other if isinstance(one, str) else equal([_whole(one), _whole(other)])
 
 
 def _whole(tensor: Any) -> Tensor:
@@ -227,6 +231,8 @@ def resume(world: World, mesh: Any, told: Told, directory: Path) -> None:
         train(model, range(3, STEPS), world.rank)
         told[f"resumed from {way}"] = equal([whole(straight), whole(model)]) and memories_equal(state, again)
         told[f"steps from {way}"] = again.step
+        _, other = attached(mesh)
+        told[f"another rule from {way}"] = said(partial(load, other, place))
 
 
 def options(world: World, mesh: Any, told: Told) -> None:
@@ -237,7 +243,7 @@ def options(world: World, mesh: Any, told: Told) -> None:
     told["taken back"] = state.take_back()
     model.zero_grad()
     after = flare_dist.hook_tensors(state)
-    told["as before"] = all(equal([_whole(before[name]), _whole(after[name])]) for name in before)
+    told["as before"] = all(_same(before[name], after[name]) for name in before)
     model, state = attached(mesh, preconditioner="adam")
     train(model, range(3), world.rank, lr=0.01)
     told["preconditioned replicas are equal"] = equal(gather_objects(whole(model), None))
@@ -266,7 +272,7 @@ def break_off(world: World, mesh: Any, told: Told) -> None:
     told["forward behind it"] = said(lambda: backward(model, 3, world.rank), RuntimeError)
     state.take_back()
     after = flare_dist.hook_tensors(state)
-    told["memory behind it"] = all(equal([_whole(before[name]), _whole(after[name])]) for name in before)
+    told["memory behind it"] = all(_same(before[name], after[name]) for name in before)
 
 
 def _fail_in_backward(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -308,6 +314,8 @@ def test_training_resumes_bitwise_from_files_and_from_dtensors(saved: tuple[Path
         assert told["resumed from files"]
         assert told["resumed from tensors"]
         assert told["steps from files"] == told["steps from tensors"] == STEPS
+        for way in ("files", "tensors"):
+            assert "the memory was saved under dgc, and here the rule is ec" in told[f"another rule from {way}"]
 
 
 def test_options_hold_for_shards(saved: tuple[Path, list[Told]]) -> None:
@@ -350,6 +358,7 @@ def test_memory_moves_to_other_numbers_of_shards_exactly_and_of_replicas_as_its_
         assert torch.equal(weights, saved[1][0]["by rows"])  # a mean of two equal gradients is exact
     for loaded in memories:
         assert loaded.pop("step") == 3
+        assert loaded.pop("rule") == "dgc"
         for name, vectors in loaded.items():
             assert vectors.any()
             if len(vectors) == len(kept[name]):

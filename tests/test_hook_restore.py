@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
 from flare_dist.comm.world import World
+from flare_dist.cuts import Cut
+from flare_dist.hook.shards import Shard, is_of_shard
 from tests.helpers.hook import assert_same_memory, attached, backward, net, said_by
 from tests.ranks import run_ranks
 
@@ -173,3 +176,14 @@ def test_the_last_save_counts_and_not_the_highest_step(tmp_path: Path) -> None:
     for (said,), number in run_ranks(started_over, RANKS, str(tmp_path)):
         assert re.search("those of rank 1 of 2 are missing of step 2;.*load step=5, which is whole", said)
         assert number == 2
+
+
+def test_a_file_of_other_slices_is_none_of_a_shard_s_own(tmp_path: Path) -> None:
+    """As if `shard_placement_fn` divides columns by now: the same place of the same mesh, and others' rows."""
+    rows = Shard(0, 2, 0, 2, None, {"weight": Cut.of_shard((4, 4), 0, 2)}, None, 0)
+    columns = replace(rows, cuts={"weight": Cut.of_shard((4, 4), 0, 2, dim=1)})
+    path = tmp_path / "saved.pt"
+    torch.save({"step": 0, "memory": {}, **rows.saved()}, path)
+    assert is_of_shard(rows, path)
+    assert not is_of_shard(columns, path)
+    assert not is_of_shard(None, path)

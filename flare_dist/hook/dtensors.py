@@ -23,16 +23,17 @@ from flare_dist.hook.shards import Memory, Shard, mean_of
 from flare_dist.hook.state import SparseHookState
 
 STEP = "step"
+RULE = "rule"
 
 
 def hook_tensors(state: SparseHookState) -> dict[str, Any]:
-    """Return the memory of `attach(model, mesh=...)` as DTensors by kind and parameter, and the step; copies.
+    """Return the memory of `attach(model, mesh=...)` as DTensors by kind and parameter, the step and the rule; copies.
 
     All ranks call it between steps. Raises ValueError for the hook of a model that is not sharded.
     """
     shard = _sharded(state)
     saved = state.state_dict()
-    tensors: dict[str, Any] = {STEP: torch.tensor(saved[STEP])}
+    tensors: dict[str, Any] = {STEP: torch.tensor(saved[STEP]), RULE: state.rule_name}
     for kind, name in _vectors(state):
         shape = state.shapes[name]
         own = saved["memory"].get(name, {})
@@ -53,7 +54,7 @@ def load_hook_tensors(state: SparseHookState, checkpoint_id: str | Path, key: st
     is_own = saved_by == shard.replicas  # each replica goes on with its own memory, else all with the mean
     over_replicas: Placement = Split(0) if is_own else Replicate()
     rows = 1 if is_own else saved_by
-    wanted: dict[str, Any] = {STEP: torch.tensor(0)}
+    wanted: dict[str, Any] = {STEP: torch.tensor(0), RULE: ""}
     for kind, name in _vectors(state):
         shape = state.shapes[name]
         local = torch.zeros(rows, *_own_shape(state, name, kind, shape))
@@ -67,7 +68,8 @@ def load_hook_tensors(state: SparseHookState, checkpoint_id: str | Path, key: st
                 memory.setdefault(name, {})[kind] = vector
     memory = by_replica[0] if is_own else mean_of(by_replica, saved_by, state.fed_back)
     rescale_second_moments(memory, saved_by, shard.replicas)
-    state.load_state_dict({"step": int(wanted[STEP]), "memory": memory, "shapes": state.shapes})
+    own = {"step": int(wanted[STEP]), "rule": wanted[RULE], "memory": memory, "shapes": state.shapes}
+    state.load_state_dict(own)
 
 
 def _vectors(state: SparseHookState) -> list[tuple[str, str]]:
@@ -79,7 +81,7 @@ def _saved_by(state: SparseHookState, checkpoint_id: str | Path, key: str) -> in
     """Return how many replicas saved; raises ValueError if the checkpoint lacks a vector of this state's."""
     found: dict[str, Any] = dcp.FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
     names = [f"{kind}.{name}" for kind, name in _vectors(state)]
-    for name in (*names, STEP):
+    for name in (*names, STEP, RULE):
         if f"{key}.{name}" not in found:
             raise ValueError(
                 f"{checkpoint_id}: holds no {key}.{name}; save hook_tensors(state) of the same model and settings "

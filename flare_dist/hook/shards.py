@@ -53,9 +53,12 @@ def replicas_in(saved: Sequence[Mapping[str, Any]]) -> int:
 
 
 def is_of_shard(shard: Shard | None, path: Path) -> bool:
-    """Tell if a file holds the memory of just this shard; of whole parameters if there is none."""
+    """Tell if a file holds the memory of just this shard's slices; of whole parameters if there is none."""
     saved = read_file(path, mmap=True).get("shard")
-    return (saved["place"] if saved else None) == (shard.place if shard else None)
+    if shard is None or not saved:
+        return shard is None and not saved
+    cuts = {name: Cut(*cut) for name, cut in saved["cuts"].items()}
+    return saved["place"] == shard.place and all(cuts[name] == shard.cuts.get(name, cuts[name]) for name in cuts)
 
 
 def joined(saved: Sequence[Mapping[str, Any]], cuts: Mapping[str, Cut] | None) -> dict[int, Memory]:
