@@ -60,7 +60,7 @@ def attach_fsdp(
         _refuse_or_warn(world_of_one)
         return state
     begin_together(place.group, groups[0].device, "attach", elsewhere)
-    ReplicaWeights(model, Replicas(place.group), who="attach")
+    ReplicaWeights(model, Replicas(place.group), "attach", wire=groups[0].device)
     _hook(model, groups, frozen, state, stand_ins)
     refuse_scaling(state)
     return state
@@ -134,6 +134,7 @@ class GroupHook:
 
     def __call__(self, reduced: Tensor) -> None:
         """Replace this rank's rows of a replica's gradients by their mean over the replicas, in place."""
+        self._backwards.hold(reduced)
         self._group.refuse_change()
         self._check_length(reduced)
         if not self._group.exchanges:
@@ -146,8 +147,6 @@ class GroupHook:
         self._backwards.hand_over(self._number, self._label)
         if not self._parameters:
             return
-        # Other streams may be given its memory as soon as FSDP2 has made a gradient of another precision of it.
-        self._state.side_streams.hold(reduced)
         flat = self._without_padding(reduced)
         self._put_back(arrived(exchange_gradients(self._state, self._parameters, flat)), reduced)
 

@@ -45,6 +45,19 @@ class Backwards:
         self._order = CallOrder(state.process_group, ABSENT, elsewhere)
         self._state = state
         self._handed_over: set[int] = set()  # groups of the backward that is going on
+        self._held: list[Tensor] = []
+
+    def hold(self, reduced: Tensor) -> None:
+        """Hold until the backward ends what FSDP2 lets go of as soon as it has made a gradient of it.
+
+        It was allocated by the stream that reduces over shards, which would be given its memory again while others
+        still read it.
+        """
+        if not reduced.is_cuda:
+            return
+        if not self._held:
+            Variable._execution_engine.queue_callback(self._held.clear)
+        self._held.append(reduced)
 
     def hand_over(self, number: int, label: Tensor) -> None:
         """Begin a step with the first group of a backward, and with one that is used twice in it.

@@ -28,6 +28,7 @@ class HeldMeans:
         """Look no more, for a loop that is known to clear its gradients, though not to None."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
 
     def note(self, names: Iterable[str]) -> None:
         """Note that the gradients of these parameters are being exchanged."""

@@ -31,7 +31,7 @@ class HookWatch:
         self._exchanges = 0
         self._forwards = 0  # in training, since the last exchange
         self._has_warned = False
-        self._handles = _refuse_sparse_gradients(ddp, state)
+        self._handles = _refuse_sparse_gradients(ddp)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"state": self.state}
@@ -100,7 +100,7 @@ def _attach_again(gradient: Tensor | None = None) -> None:
     )
 
 
-def _refuse_sparse_gradients(ddp: DistributedDataParallel, state: SparseHookState) -> list[Any]:
+def _refuse_sparse_gradients(ddp: DistributedDataParallel) -> list[Any]:
     """Let the first backward raise for sparse gradients that nothing has announced; returns the hooks' handles."""
     announced = sparse_gradient_names(ddp.module)
     named = [(name, p) for name, p in ddp.module.named_parameters() if p.requires_grad and name not in announced]
