@@ -462,6 +462,93 @@ def test_replicas_of_two_shards_are_those_of_one(tmp_path: Path, density: float)
     assert len(list(tmp_path.glob("sparse-hook-outer-shard-?-of-2-0000?-of-00002-step-5.pt"))) == 4
 
 
+def look_between(world: World) -> tuple[Tensor, list[bool]]:
+    """Train two replicas of a layer that only the root shards, with evaluations where a user may have them."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    inputs = torch.ones(3, 10)
+
+    def trained(looks: bool) -> tuple[Tensor, list[bool]]:
+        torch.manual_seed(0)
+        model: Any = fully_shard(nn.Linear(10, 3), mesh=mesh["shard"])
+        sharded: list[Any] = list(model.parameters())
+        as_computed: list[bool] = []
+
+        def look() -> None:
+            with torch.no_grad():
+                found = model(inputs)
+            weight, bias = (each.full_tensor() for each in sharded)
+            as_computed.append(torch.equal(found, F.linear(inputs, weight, bias)))
+
+        if looks:
+            look()
+        outer = flare_dist.outer(model, mesh, every=3)
+        optimizer = torch.optim.SGD(sharded, lr=0.1)
+        for step in range(1, 5):
+            F.cross_entropy(model(batch(step, world.rank)[0]), batch(step, world.rank)[1]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if looks:
+                look()
+            outer.step()
+            if looks:
+                look()
+                with outer.averaged():
+                    look()
+        outer.finish()
+        if looks:
+            look()
+        return torch.cat([each.full_tensor().flatten() for each in sharded]).detach(), as_computed
+
+    straight, _ = trained(looks=False)
+    looked, as_computed = trained(looks=True)
+    return straight - looked, as_computed
+
+
+def test_evaluations_compute_with_the_weights_that_are_there_and_change_nothing() -> None:
+    """FSDP2 keeps what a forward without a backward has gathered of the root."""
+    for difference, as_computed in run_ranks(look_between, 2):
+        assert not difference.any()
+        assert as_computed == [True] * 14
+
+
+def refuse_short(world: World) -> list[str]:
+    """What each rank says of weights of which the second of two shards has no rows, or of fewer than fragments."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    said = []
+    for trained in ((2,), (0, 2)):
+        model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False))
+        for layer in (0, 2):
+            model[layer].requires_grad_(layer in trained)
+        fully_shard(model, mesh=mesh["shard"])
+        with pytest.raises(ValueError, match="outer") as error:
+            flare_dist.outer(model, mesh, fragments=len(trained))
+        said.append(str(error.value))
+    return said
+
+
+def test_weights_of_too_few_rows_are_refused_on_all_shards_alike() -> None:
+    first, *others = run_ranks(refuse_short, 4)
+    assert first[0].startswith("outer: each rank needs rows of some trained weight, got 2.weight of shape (1, 6)")
+    assert first[1] == "outer.fragments: each needs a tensor of its own, got 2 for 1 tensors; choose fewer"
+    assert others == [first] * 3
+
+
+def load_more(world: World, directory: Path) -> str:
+    model = net()
+    model[0].requires_grad_(False)
+    outer = flare_dist.outer(model, every=2)
+    flare_dist.save_hook_state(outer, directory)
+    outer = flare_dist.outer(model.requires_grad_(True), every=2)
+    with pytest.raises(ValueError, match="outer") as error:
+        flare_dist.load_hook_state(outer, directory)
+    return str(error.value)
+
+
+def test_a_memory_without_what_is_trained_by_now_is_refused(tmp_path: Path) -> None:
+    for said in run_ranks(load_more, 2, tmp_path):
+        assert "outer: the memory was saved while 0.weight, 0.bias was frozen, got it trained; load the" in said
+
+
 def refuse_meshes(world: World) -> list[str]:
     said = []
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))

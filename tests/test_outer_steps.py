@@ -164,7 +164,7 @@ def test_a_memory_of_other_settings_is_refused(other: dict[str, Any], message: s
     settings = described(OuterSettings(**ON_THE_WAY))
     saved: dict[str, Any] = {"settings": settings, "arrived": {"weight": torch.zeros(1)}, "optimizer": momentum}
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the message is compared)
-        check_continued(OuterSettings(**ON_THE_WAY | other), saved)
+        check_continued(OuterSettings(**ON_THE_WAY | other), saved, ())
     assert message in str(error.value)
-    check_continued(OuterSettings(**ON_THE_WAY | {"mix": 0.0}), saved)
-    check_continued(OuterSettings(**ON_THE_WAY | {"every": 6}), saved | {"arrived": {}})
+    check_continued(OuterSettings(**ON_THE_WAY | {"mix": 0.0}), saved, ())
+    check_continued(OuterSettings(**ON_THE_WAY | {"every": 6}), saved | {"arrived": {}}, ())

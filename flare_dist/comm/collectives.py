@@ -49,6 +49,14 @@ def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | 
     return gathered
 
 
+def object_from(source: int, own: Any, group: ProcessGroup | None, device: torch.device | None = None) -> Any:
+    """Return what rank `source` of the group gives; pickled, and all ranks of it call it together."""
+    held = [own]
+    with nullcontext() if device is None or device.type != "cuda" else torch.cuda.device(device):
+        dist.broadcast_object_list(held, group_src=source, group=group)
+    return held[0]
+
+
 def ranks_of(group: ProcessGroup | None) -> list[int]:
     """Return the ranks of a group (None = all), as they are numbered among all."""
     return dist.get_process_group_ranks(group)

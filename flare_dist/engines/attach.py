@@ -12,7 +12,7 @@ from flare_dist.compression.gpu_trial import warm_up
 from flare_dist.engines.attach_ddp import WorldOfOne, attach_ddp, hint_if_alone, is_alone
 from flare_dist.engines.optimizers import follow_advice, handed_over, warn_of_clipping, watch_gradients
 from flare_dist.hook.state import SparseHookState
-from flare_dist.hook.wrappers import unwrapped
+from flare_dist.hook.wrappers import reshard, sharded_modules, unwrapped
 
 
 def attach(
@@ -54,6 +54,8 @@ def attach(
     trained = target if model is None else model
     if adapt and optimizer is None:
         raise ValueError("attach: adapt=True changes an optimizer, got none; give optimizer=optimizer, too")
+    if isinstance(trained, nn.Module):
+        reshard(sharded_modules(trained))
     if optimizer is not None and isinstance(trained, nn.Module):
         state = _with_optimizer(target, model, world_of_one, optimizer, adapt, settings)
     else:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from flare_dist.comm.collectives import ranks_of
 from flare_dist.cuts import Cut
+from flare_dist.hook.wrappers import plain_name, reshard
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
 
@@ -152,8 +153,7 @@ def groups_of(model: nn.Module) -> tuple[list[Group], list[Group]]:
             f"attach: a mesh is for models of fully_shard (FSDP2), got {type(model).__name__}; FSDP1 hands its hooks "
             "one flat vector without the bounds of its parameters, so shard the model by fully_shard"
         )
-    for module in modules:
-        module.reshard()  # so that the model's parameters are the sharded ones
+    reshard(modules)  # so that the model's parameters are the sharded ones
     names = {parameter: name for name, parameter in model.named_parameters()}
     every = [group for module in modules for group in _groups_of(module, names)]
     groups = [group for group in every if group.slices]
@@ -182,7 +182,7 @@ def _groups_of(module: FSDPModule, names: dict[nn.Parameter, str]) -> list[Group
 def _slice(private: Any, names: dict[nn.Parameter, str]) -> Slice:
     """Describe what a rank holds of a parameter; raises ValueError if it is sharded in another way, too."""
     parameter = private.sharded_param
-    name = names[parameter].replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+    name = plain_name(names[parameter])
     if getattr(private, "is_dtensor", False):
         raise ValueError(f"attach: {name} is sharded by tensor parallelism as well; attach to models of FSDP2 alone")
     info = private.mesh_info

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flare_dist.comm.collectives import debugging_hooks, gather_objects, rank_and_size
@@ -60,30 +60,31 @@ class OuterRun(CallbackRun):
         wrapped.broadcast_buffers = False  # each replica has its own
         self.hook: OuterSteps = outer(wrapped.module, **settings)
         self._optimizers = [getattr(each, "optimizer", each) for each in optimizers]
-        self._shown: ExitStack | None = None  # as long as the model has the global weights
+        self._own: dict[str, Tensor] | None = None  # this replica's weights, as long as the model has the global ones
+        self._is_over = False  # all replicas have the same weights, or those that the trainer has loaded
 
     def step(self) -> None:
         """Count a step of the inner optimizers."""
         self.hide_global()
+        self._is_over = False
         group = self._optimizers[0].param_groups[0]
         self.hook.step(lr=float(group["lr"]) if self.hook.settings.pull else None)
 
     def show_global(self) -> None:
         """Let the model have the global weights until `hide_global`."""
-        if self._shown is None:
-            self._shown = ExitStack()
-            self._shown.enter_context(self.hook.averaged())
+        if self._own is None and not self._is_over:
+            self._own = self.hook.show_global()
 
     def hide_global(self) -> None:
         """Give the model its own weights back."""
-        if self._shown is not None:
-            self._shown.close()
-        self._shown = None
+        if self._own is not None:
+            self.hook.weights.set(self._own)
+        self._own = None
 
     @contextmanager
     def global_weights(self) -> Iterator[None]:
         """Let the model have the global weights as long as the block runs."""
-        was_shown = self._shown is not None
+        was_shown = self._own is not None
         self.show_global()
         try:
             yield
@@ -95,6 +96,12 @@ class OuterRun(CallbackRun):
         """Take one more outer step of what is not the same yet."""
         self.hide_global()
         self.hook.finish()
+        self._is_over = True
+
+    def leave(self) -> None:
+        """Forget this replica's own weights."""
+        self._own = None
+        self._is_over = True
 
     def save(self, directory: Path) -> None:
         """Write what is this replica's own; every rank calls it."""

@@ -64,7 +64,7 @@ class Fragment:
     def aim(self, percentile: float) -> None:
         """Fix where the pull leads until the next outer step: to what is not sent yet."""
         memory = self.exchange.memory.after_step(self.exchange.failures.of_step(True))
-        self._aims = aim_at({name: own["residual"] for name, own in memory.items()}, percentile)
+        self._aims = aim_at({name: own["residual"].to(self.device) for name, own in memory.items()}, percentile)
 
     def pull(self, distance: float) -> None:
         """Move the local weights by so much towards where the pull leads; not while something is on the way."""
@@ -151,10 +151,6 @@ def pull_all(fragments: Sequence[Fragment], strength: float, lr: float | None) -
 
 def divided(weights: Mapping[str, Tensor], number: int) -> list[dict[str, Tensor]]:
     """Divide weights, in their order, into parts of about equally many entries, the same on all replicas."""
-    if number > len(weights):
-        raise ValueError(
-            f"outer.fragments: each needs a tensor of its own, got {number} for {len(weights)} tensors; choose fewer"
-        )
     total = sum(tensor.numel() for tensor in weights.values())
     parts: list[dict[str, Tensor]] = [{}]
     passed = 0

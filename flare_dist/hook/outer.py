@@ -30,7 +30,7 @@ from flare_dist.hook.call_order import begin_together
 from flare_dist.hook.outer_settings import described, settings_of
 from flare_dist.hook.outer_steps import OuterSteps
 from flare_dist.hook.replica_weights import ReplicaWeights
-from flare_dist.hook.replicas import REPLICATE, check_same, replicas_of
+from flare_dist.hook.replicas import REPLICATE, check_rows, check_same, replicas_of
 from flare_dist.hook.turns import elsewhere
 
 
@@ -74,4 +74,5 @@ def outer(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     begin_together(replicas.group, device, "outer", elsewhere)
     check_same(described(own) | compression | {"seed": seed}, model, replicas)
+    check_rows(model, own.fragments)
     return OuterSteps(ReplicaWeights(model, replicas), replicas, own, compression, seed, offload)

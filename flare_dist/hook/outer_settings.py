@@ -13,7 +13,7 @@ muloco       DiLoCo whose inner optimizer is Muon: Therien et al., "MuLoCo: Muon
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,11 +121,17 @@ def _plain(value: Any) -> Any:
     )
 
 
-def check_continued(settings: OuterSettings, shared: Mapping[str, Any]) -> None:
-    """Raise ValueError if what replicas have saved in common does not go on under these settings.
+def check_continued(settings: OuterSettings, shared: Mapping[str, Any], trained: Iterable[str]) -> None:
+    """Raise ValueError if what replicas have saved in common does not go on under these settings, with these weights.
 
     The rate of the outer optimizer, `mix`, and `every` and `delay` if nothing is on the way, may be others.
     """
+    lacking = [name for name in trained if name not in shared.get("start", [name])]
+    if lacking:
+        raise ValueError(
+            f"outer: the memory was saved while {', '.join(lacking)} was frozen, got it trained; load the weights "
+            "alone, and call outer() without the memory"
+        )
     saved, here = shared.get("settings", {}), described(settings)
     for name in ("fragments", *(("every", "delay") if shared.get("arrived") else ())):
         if saved.get(name, here[name]) != here[name]:

@@ -110,6 +110,7 @@ class OuterSteps:
         self._turns.wait(number, self.finished_steps)
         fragment = self.fragments[number]
         fragment.apply(mix)
+        self.weights.reshard()
         self._aim(fragment)
 
     def _aim(self, fragment: Fragment) -> None:
@@ -123,17 +124,17 @@ class OuterSteps:
 
         To evaluate or to export in the middle of a window; buffers stay the replica's own.
         """
-        kept = [tensor.clone() for tensor in self.parameters]
-        with torch.no_grad():
-            for fragment in self.fragments:
-                for name, weight in fragment.global_weights.items():
-                    fragment.local_weights[name].copy_(weight)
+        own = self.show_global()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensor, own in zip(self.parameters, kept):
-                    tensor.copy_(own)
+            self.weights.set(own)
+
+    def show_global(self) -> dict[str, Tensor]:
+        """Give the model the global weights, and return copies of this replica's own, to be set again."""
+        own = {name: tensor.clone() for name, tensor in self.weights.tensors.items()}
+        self.weights.set({name: weight for each in self.fragments for name, weight in each.global_weights.items()})
+        return own
 
     @property
     def traffic(self) -> HookTraffic:
@@ -176,7 +177,7 @@ class OuterSteps:
         """Take over what `state_dict` gave, the local weights among it; all replicas call it together."""
         check_saved(state, self.rule_name, self.state_names, self.shapes)
         shared = held_by_any(state.get("shared"), self.process_group, self.parameters[0].device)
-        check_continued(self.settings, shared or {})
+        check_continued(self.settings, shared or {}, self.shapes)
         self.finished_steps = state["step"]
         if shared is None:  # nothing was saved: the weights are where the script has loaded them
             return
@@ -190,3 +191,4 @@ class OuterSteps:
             self._aim(fragment)
             for name, local in fragment.local_weights.items():
                 local.copy_(own[name]["local"] if own[name] else fragment.global_weights[name])
+        self.weights.reshard()

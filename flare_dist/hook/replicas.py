@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flare_dist.comm.collectives import ProcessGroup, gather_objects, rank_and_size, ranks_of
-from flare_dist.hook.wrappers import unwrapped
+from flare_dist.comm.collectives import ProcessGroup, gather_objects, object_from, rank_and_size, ranks_of
+from flare_dist.cuts import Cut
+from flare_dist.hook.wrappers import reshard, sharded_modules, unwrapped
 
 REPLICATE = ("replicate", "dp_replicate")  # names of the dimension of a mesh that goes over replicas
 _DEEPSPEED_MARKS = ("_hp_mapping", "ds_id")  # of parameters at ZeRO 1 and 2, and at 3
@@ -35,6 +36,7 @@ class Replicas(NamedTuple):
 
 def replicas_of(model: nn.Module, mesh: Any, group: ProcessGroup | None, names: Sequence[str]) -> Replicas:
     """Find with whom this rank exchanges; raises ValueError if the mesh, or the model on it, does not fit."""
+    reshard(sharded_modules(model))  # so that its parameters are the sharded ones
     place = None if mesh is None else place_in(mesh, "outer", names)
     replicas = Replicas(group) if place is None else _on_mesh(place)
     rank, size = rank_and_size(replicas.group)
@@ -82,6 +84,32 @@ def _check_shards(model: nn.Module, place: MeshPlace | None, names: Sequence[str
             'sharded; call fully_shard(model, mesh=mesh["shard"]) on the root module as well, or '
             "DistributedDataParallel over the ranks of a replica"
         )
+
+
+def check_rows(model: nn.Module, fragments: int) -> None:
+    """Raise ValueError, on all ranks alike, if there is a shard with rows of fewer trained weights than fragments."""
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    held = sum(_is_on_each_shard(each) for each in trained.values())
+    if trained and not held:
+        name, weight = next(iter(trained.items()))
+        raise ValueError(
+            f"outer: each rank needs rows of some trained weight, got {name} of shape {tuple(weight.shape)} and others "
+            "on more shards than they have rows; shard a replica over fewer ranks, or train a longer weight, too"
+        )
+    if held < fragments and trained:
+        raise ValueError(
+            f"outer.fragments: each needs a tensor of its own, got {fragments} for {held} tensors; choose fewer"
+        )
+
+
+def _is_on_each_shard(parameter: Any) -> bool:
+    """Tell if each rank of a replica has rows of it, if `torch.chunk` has divided them."""
+    dimensions = [each.dim for each in getattr(parameter, "placements", ()) if each.is_shard()]
+    if not dimensions:
+        return True
+    shards = parameter.device_mesh.size()
+    last = Cut.of_shard(tuple(parameter.shape), shards - 1, shards, dimensions[0])
+    return last.numel > 0
 
 
 def _check_mesh(mesh: Any, place: MeshPlace | None, names: Sequence[str]) -> None:
@@ -152,6 +180,7 @@ def check_same(settings: Mapping[str, Any], model: nn.Module, replicas: Replicas
 
 def held_by_any(own: Mapping[str, Any] | None, group: ProcessGroup | None, device: Any) -> Mapping[str, Any] | None:
     """Return what all replicas have in common, from one that has it if this one's file is lost; they call together."""
-    if all(gather_objects(own is not None, group, device)):
+    has_own = gather_objects(own is not None, group, device)
+    if all(has_own) or not any(has_own):
         return own
-    return next((one for one in gather_objects(own, group, device) if one is not None), None)
+    return object_from(has_own.index(True), own, group, device)

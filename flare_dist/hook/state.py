@@ -22,7 +22,7 @@ from flare_dist.hook.scale import Failures, LossScaler
 from flare_dist.hook.shards import Shard
 from flare_dist.hook.side_streams import SideStreams
 from flare_dist.hook.updates import OptimizerSteps, Unapplied
-from flare_dist.hook.wrappers import uncompiled_name
+from flare_dist.hook.wrappers import plain_name
 
 
 class SparseHookState:
@@ -84,7 +84,7 @@ class SparseHookState:
         self.state_names = (*self.fed_back, *own.vectors, *own.counts)
         module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         check_parameters(module, self.config, self.preconditioning)
-        self._names = {p: uncompiled_name(name) for name, p in module.named_parameters() if p.requires_grad}
+        self._names = {p: plain_name(name) for name, p in module.named_parameters() if p.requires_grad}
         self.parameters = tuple(self._names)  # that are trained, in the model's order
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
         self.is_attached = True  # False for a copy, whose DDP object has no hook

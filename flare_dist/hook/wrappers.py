@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,17 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def uncompiled_name(name: str) -> str:
-    """Drop what torch.compile puts into the name of a parameter."""
-    return name.replace("_orig_mod.", "")
+def plain_name(name: str) -> str:
+    """Drop what torch.compile and activation checkpointing put into the name of a parameter."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """List the modules that fully_shard was called on."""
+    return [each for each in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(each).__mro__)]
+
+
+def reshard(modules: Iterable[Any]) -> None:
+    """Let shards be the parameters again: a forward without a backward leaves those of the root gathered."""
+    for module in modules:
+        module.reshard()
