@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
 from flare_dist.comm.world import World
-from tests.helpers.hook import assert_same_memory, flat, make_accelerator, said_by
+from flare_dist.engines.outer_run import OuterRun
+from tests.helpers.hook import assert_same_memory, flat, make_accelerator, net, said_by
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="transformers is not installed")
@@ -307,6 +308,32 @@ def outer_story(world: World, directory: Path) -> dict[str, Any]:
     told["refused"] = said_by(lambda: flare_dist.HookCallback(outer=OUTER, density=0.1))
     told["no settings"] = said_by(lambda: flare_dist.HookCallback(outer="diloco"))  # type: ignore[arg-type]
     return told
+
+
+def load_best(world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights that a trainer has loaded at its end, those behind it, and those of a later validation."""
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = OuterRun("HookCallback", model, [optimizer], OUTER)
+    for parameter in model.parameters():
+        parameter.detach().add_(world.rank + 1.0)
+    run.step()
+    run.show_global()  # to evaluate
+    for parameter in model.parameters():
+        parameter.detach().fill_(3.0)
+    best = flat(model)
+    run.leave()
+    run.hide_global()
+    behind = flat(model)
+    with run.global_weights():
+        later = flat(model)
+    return best, behind, later
+
+
+def test_weights_that_a_trainer_loads_at_its_end_stay() -> None:
+    for best, behind, later in run_ranks(load_best, 2):
+        assert torch.equal(behind, best)
+        assert torch.equal(later, best)
 
 
 def test_outer_steps_in_a_trainer_are_those_of_a_bare_loop_and_resume(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class CallbackRun:
     def finish(self) -> None:
         """Let all ranks end with the same weights."""
 
+    def leave(self) -> None:
+        """End with the weights that the trainer has loaded, the same on all ranks."""
+
     def save(self, directory: Path) -> None:
         """Write what is this rank's own; every rank calls it."""
 

@@ -107,7 +107,9 @@ class HookCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Let all replicas end with the same weights; the best ones, if the Trainer has loaded them, are."""
-        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            self._run.leave()
+        else:
             self._run.finish()
 
 
