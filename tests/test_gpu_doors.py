@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import flare_dist
 from flare_dist.cuts import Cut
@@ -83,15 +83,18 @@ def group_steps(steps: int) -> tuple[list[Log], Counter[str]]:
         group: Any = SimpleNamespace(
             slices=slices, device=torch.device("cuda"), exchanges=True, refuse_change=lambda: None
         )
-        backwards: Any = SimpleNamespace(hand_over=lambda number, label: order.compare(label))
+        held: list[Tensor] = []
+        backwards: Any = SimpleNamespace(hand_over=lambda number, label: order.compare(label), hold=held.append)
         hook = GroupHook(group, 3, state, backwards, stand_ins)
         for _ in range(steps):
             reduced = to_gpu(torch.randn(sum(padded.values()), generator=draws))
             with LOG.fresh() as own:
                 state.begin_step()
                 hook(reduced)
+                held.clear()
                 order.end_step()
                 order.look()
+            del reduced
             logs.append(own)
         state.begin_step()
     return logs, Counter(STREAMS.hazards)
