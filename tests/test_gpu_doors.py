@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +11,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import flare_dist
 from flare_dist.cuts import Cut
 from flare_dist.engines.fsdp_groups import Slice
 from flare_dist.engines.fsdp_hook import GroupHook
-from flare_dist.hook.backwards import ABSENT, elsewhere
-from flare_dist.hook.call_order import CallOrder
+from flare_dist.hook import backwards as backwards_module
+from flare_dist.hook.backwards import Backwards
 from flare_dist.hook.side_streams import SideStreams
 from flare_dist.hook.stand_ins import StandIns
 from flare_dist.hook.state import SparseHookState
@@ -77,26 +77,35 @@ def group_steps(steps: int) -> tuple[list[Log], Counter[str]]:
         shapes = {name: cut.own_shape for name, cut in cuts.items()}
         stand_ins = StandIns(shapes, torch.device("cuda"))
         state = SparseHookState(stand_ins, density=0.01, quiet=True)
-        order = CallOrder(None, ABSENT, elsewhere)
+        backwards = Backwards(state)
         unused = nn.Parameter(torch.zeros(1))
         slices = [Slice(name, unused, cut, padded[name]) for name, cut in cuts.items()]
         group: Any = SimpleNamespace(
             slices=slices, device=torch.device("cuda"), exchanges=True, refuse_change=lambda: None
         )
-        held: list[Tensor] = []
-        backwards: Any = SimpleNamespace(hand_over=lambda number, label: order.compare(label), hold=held.append)
+        ends: list[Callable[[], None]] = []  # what autograd calls when a backward is over
+        engine = SimpleNamespace(_execution_engine=SimpleNamespace(queue_callback=ends.append))
         hook = GroupHook(group, 3, state, backwards, stand_ins)
+        over_shards, over_replicas = STREAMS.made(), STREAMS.made()
         for _ in range(steps):
-            reduced = to_gpu(torch.randn(sum(padded.values()), generator=draws))
-            with LOG.fresh() as own:
-                state.begin_step()
-                hook(reduced)
-                held.clear()
-                order.end_step()
-                order.look()
-            del reduced
+            STREAMS.wait(STREAMS.event(), over_shards)  # as FSDP2 lets it before it allocates
+            with STREAMS.on(over_shards):
+                reduced = to_gpu(torch.randn(sum(padded.values()), generator=draws)).clone()
+            STREAMS.wait(STREAMS.event(over_shards), over_replicas)
+            with LOG.fresh() as own, patch.object(backwards_module, "Variable", engine):
+                with STREAMS.on(over_replicas):
+                    hook(reduced)
+                held = [*backwards._held]
+                del reduced  # as FSDP2 does, which has made a gradient of it
+                STREAMS.wait(STREAMS.event(over_replicas))
+                while ends:
+                    ends.pop(0)()
             logs.append(own)
-        state.begin_step()
+            STREAMS.wait(STREAMS.event(), over_shards)
+            STREAMS.wait(STREAMS.event(), over_replicas)
+            del held  # what was let go of by now is given away from here on
+        with STREAMS.on(over_replicas):
+            state.begin_step()
     return logs, Counter(STREAMS.hazards)
 
 
@@ -111,3 +120,26 @@ def test_a_group_of_a_sharded_model_waits_for_nothing() -> None:
 def test_a_hook_that_forgets_to_hold_what_it_reads_is_a_hazard() -> None:
     with patch.object(SideStreams, "hold", lambda self, *tensors: None):
         assert group_steps(3)[1]
+
+
+def test_a_hook_that_lets_go_of_what_was_reduced_is_a_hazard() -> None:
+    with patch.object(Backwards, "hold", lambda self, reduced: None):
+        assert group_steps(3)[1]
+
+
+def test_the_outer_state_can_stay_on_the_cpu() -> None:
+    """Global weights and momentum lie there; what an outer step gives is the same."""
+    weights = []
+    for offload in (False, True):
+        with gpus(8):
+            torch.manual_seed(0)
+            model = Parameters(SHAPES).to("cuda")
+            outer = flare_dist.outer(model, every=1, density=0.1, offload=offload)
+            for parameter in model.parameters():
+                parameter.data.mul_(0.5)
+            outer.step()
+            kept = [*outer.fragments[0].global_weights.values()]
+            moved = [own["momentum_buffer"] for own in outer.fragments[0].optimizer.state.values()]
+            assert {each.device.type for each in kept + moved} == {"cpu" if offload else "cuda"}
+            weights.append([parameter.detach().cpu() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights))

@@ -59,6 +59,7 @@ class CallOrder:
         self._who = who
         self._problem = problem
         self._differs: Tensor | None = None
+        self._copied: Tensor | None = None  # held until the copy is over; another stream may have allocated it
         self._arrived: Tensor | None = None
         self._event: torch.cuda.Event | None = None
 
@@ -93,6 +94,7 @@ class CallOrder:
         self._arrived = torch.empty((), dtype=torch.bool, pin_memory=True)
         self._arrived.copy_(self._differs, non_blocking=True)
         self._event = torch.cuda.current_stream(self._differs.device).record_event()
+        self._copied = self._differs
         self._differs = None
 
     def look(self) -> None:
@@ -100,6 +102,7 @@ class CallOrder:
         if self._arrived is None or (self._event is not None and not self._event.query()):
             return
         differs = bool(self._arrived)
+        self._copied = None
         self._arrived = None
         self._event = None
         if differs:
