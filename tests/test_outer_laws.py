@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 import flare_dist
 from flare_dist.comm.world import World
 from tests.ranks import run_ranks
-from tests.test_outer import batch, net
+from tests.test_outer import LR as INNER_LR
+from tests.test_outer import RESUMED, adamw, batch, inner_step, net, train
+from tests.test_outer import STEPS as WINDOWS
 
 SPARSE: dict[str, Any] = {"density": 0.1, "warmup": [1.0], "warmup_rounds": 5}
 STEPS = 200
@@ -49,3 +56,49 @@ def test_an_inner_adamw_without_momentum_is_the_preconditioner() -> None:
     for a, b, start in zip(by_outer, by_hook, before):
         assert (b - start).abs().max() > 10 * LR
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+KILLED_IN = 14  # one fragment is on the way then
+
+
+def train_until_killed(world: World, directory: Path) -> None:
+    """Save in each step; the second replica is killed before it has saved one, which the first may have."""
+    model = net(seed=world.rank)
+    outer = flare_dist.outer(model, **RESUMED)
+    optimizer = adamw(model)
+    for step in range(1, WINDOWS + 1):
+        inner_step(model, optimizer, step, world.rank)
+        outer.step(lr=INNER_LR)
+        if (world.rank, step) == (1, KILLED_IN):
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.save(optimizer.state_dict(), directory / f"inner-{world.rank}-{step}.pt")
+        flare_dist.save_hook_state(outer, directory)
+
+
+def go_on(world: World, directory: Path) -> tuple[int, list[Tensor]]:
+    """The step that was saved last on both replicas, and local and global weights at the end."""
+    model = net(seed=7)  # nothing of it counts
+    outer = flare_dist.outer(model, **RESUMED)
+    try:
+        flare_dist.load_hook_state(outer, directory)
+    except ValueError as error:  # the first replica has saved a step more, which is told on both
+        whole = re.findall(r"rank 1 of 2 are missing of step \d+; .* or load step=(\d+), which is whole", str(error))
+        flare_dist.load_hook_state(outer, directory, step=int(whole[0]))
+    saved = outer.finished_steps
+    optimizer = adamw(model)
+    optimizer.load_state_dict(torch.load(directory / f"inner-{world.rank}-{saved}.pt"))
+    for step in range(saved + 1, WINDOWS + 1):
+        inner_step(model, optimizer, step, world.rank)
+        outer.step(lr=INNER_LR)
+    own = [parameter.detach().clone() for parameter in model.parameters()]
+    with outer.averaged():
+        return saved, own + [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_window_goes_on_bitwise(tmp_path: Path) -> None:
+    straight = run_ranks(train, 2, RESUMED, WINDOWS)
+    with pytest.raises(RuntimeError, match=r"abruptly|another replica"):
+        run_ranks(train_until_killed, 2, tmp_path)
+    for (saved, weights), (own, shared, _) in zip(run_ranks(go_on, 2, tmp_path), straight):
+        assert KILLED_IN - 4 <= saved < KILLED_IN
+        assert all(torch.equal(a, b) for a, b in zip(weights, own + shared))

@@ -107,7 +107,7 @@ class OuterSteps:
 
     def _apply(self, number: int, mix: float) -> None:
         """Take the outer step of a fragment."""
-        self._turns.wait(number, self.finished_steps)
+        self._turns.wait(number)
         fragment = self.fragments[number]
         fragment.apply(mix)
         self.weights.reshard()

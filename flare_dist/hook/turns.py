@@ -8,7 +8,7 @@ import torch
 
 from flare_dist.comm.collectives import ProcessGroup, rank_and_size
 from flare_dist.comm.traffic import all_gather_wire
-from flare_dist.hook.call_order import BEGINNING, CallOrder, absent, number_of, place_of
+from flare_dist.hook.call_order import BEGINNING, CallOrder, number_of, place_of
 from flare_dist.hook.fragment import Fragment
 
 
@@ -29,16 +29,13 @@ class Turns:
         self._meetings[number] = self._meet(number, step)
         self._fragments[number].send()
 
-    def wait(self, number: int, step: int) -> None:
-        """Wait for what was sent; what stops its collective mostly is that one replica takes fewer steps."""
+    def wait(self, number: int) -> None:
+        """Wait for what was sent."""
         meeting = self._meetings.pop(number, None)  # none if it had arrived when it was saved
         if meeting is not None:
             meeting()
             self._order.end_step()
-        try:
-            self._fragments[number].wait()
-        except RuntimeError as error:
-            raise absent(f"outer: fragment {number} did not arrive in step {step}", error) from error
+        self._fragments[number].wait()
 
     def end(self, step: int) -> None:
         """Meet the other replicas at their end."""
