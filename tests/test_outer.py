@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import flare_dist
 from flare_dist.comm.world import World
 from flare_dist.compression.sparsifiers import largest
+from flare_dist.compression.value_codecs import VALUE_CODECS, Groups
 from flare_dist.hook.outer_settings import PRESETS, OuterSettings
 from tests.ranks import run_ranks
 
@@ -89,7 +91,15 @@ class Oracle:
     """All replicas in one process."""
 
     def __init__(
-        self, replicas: int, every: int, parts: list[list[int]], delay: int, mix: float, density: float, pull: float
+        self,
+        replicas: int,
+        every: int,
+        parts: list[list[int]],
+        delay: int,
+        mix: float,
+        density: float,
+        pull: float,
+        codec: str,
     ) -> None:
         self.models = [net() for _ in range(replicas)]
         self.inner = [adamw(model) for model in self.models]
@@ -98,6 +108,8 @@ class Oracle:
         self.residuals = [[torch.zeros_like(p) for p in self.start] for _ in self.models]
         self.every, self.parts, self.delay, self.mix, self.density = every, parts, delay, mix, density
         self.distance = LR * pull
+        self.codec = VALUE_CODECS[codec]
+        self.decay = DECAY if codec == "2bit" else 1.0
         self.sent: dict[int, tuple[int, list[Tensor]]] = {}  # by the step in which it is due
 
     @torch.no_grad()
@@ -108,10 +120,12 @@ class Oracle:
             return sum((one / len(moved) for one in moved[1:]), moved[0] / len(moved))
         mean = torch.zeros(moved[0].numel())
         for residuals, one in zip(self.residuals, moved):
-            total = (residuals[number] + one).flatten()
+            total = (self.decay * residuals[number] + one).flatten()
             places = largest(total, max(1, round(self.density * total.numel())))
-            mean.index_add_(0, places, total[places] / len(moved))
-            residuals[number] = total.index_fill(0, places, 0).view_as(one)
+            groups = Groups(torch.zeros_like(places), 1)  # a tensor is less than a block
+            values = self.codec.decode(self.codec.encode(total[places], groups, None), groups)
+            mean.index_add_(0, places, values / len(moved))
+            residuals[number] = total.index_add(0, places, -values).view_as(one)
         return mean.view_as(moved[0])
 
     @torch.no_grad()
@@ -150,21 +164,28 @@ class Oracle:
         return iter([[p.detach() for p in model.parameters()] for model in self.models])
 
 
-CASES = [  # fragments, delay, mix, density, pull
-    (1, 0, 0.0, 1.0, 0.0),
-    (2, 0, 0.0, 1.0, 0.0),
-    (2, 3, 0.5, 1.0, 0.0),
-    (1, 5, 0.25, 0.1, 0.0),
-    (2, 2, 0.0, 0.1, 0.0),
-    (1, 0, 0.0, 0.1, 0.0),
-    (1, 0, 0.0, 0.1, 0.25),
-    (2, 2, 0.5, 0.1, 0.25),
+DECAY = 0.95  # of what waits, in SparseLoCo
+CASES = [  # fragments, delay, mix, density, pull, codec of values
+    (1, 0, 0.0, 1.0, 0.0, "fp32"),
+    (2, 0, 0.0, 1.0, 0.0, "fp32"),
+    (2, 3, 0.5, 1.0, 0.0, "fp32"),
+    (1, 5, 0.25, 0.1, 0.0, "fp32"),
+    (2, 2, 0.0, 0.1, 0.0, "fp32"),
+    (1, 0, 0.0, 0.1, 0.0, "fp32"),
+    (1, 0, 0.0, 0.1, 0.25, "fp32"),
+    (2, 2, 0.5, 0.1, 0.25, "fp32"),
+    (2, 5, 0.5, 1.0, 0.0, "fp32"),  # two fragments are on the way
+    (1, 0, 0.0, 0.1, 0.0, "2bit"),
 ]
 
 
+OF_CODEC: dict[str, Any] = {"2bit": {"residual_decay": DECAY, "scope": "block", "block": 4096}}
+
+
 def train_all(world: World) -> list[tuple[list[Tensor], list[Tensor], int]]:
-    names = ("fragments", "delay", "mix", "density", "pull")
-    return [train(world, {"every": 6, "outer_options": DILOCO} | dict(zip(names, case))) for case in CASES]
+    names = ("fragments", "delay", "mix", "density", "pull", "value_codec")
+    settings = [{"every": 6, "outer_options": DILOCO} | dict(zip(names, case)) for case in CASES]
+    return [train(world, each | OF_CODEC.get(each["value_codec"], {})) for each in settings]
 
 
 @functools.cache
@@ -177,10 +198,10 @@ def trained(replicas: int) -> list[list[tuple[list[Tensor], list[Tensor], int]]]
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_are_those_of_the_oracle(replicas: int, case: int) -> None:
     """Bitwise, but for the dense sum of four replicas, whose order gloo chooses."""
-    fragments, delay, mix, density, pull = CASES[case]
+    fragments, delay, mix, density, pull, codec = CASES[case]
     parts = [[0], [1, 2, 3]] if fragments == 2 else [[0, 1, 2, 3]]
     found = [own[case] for own in trained(replicas)]
-    expected = list(Oracle(replicas, 6, parts, delay, mix, density, pull).train())
+    expected = list(Oracle(replicas, 6, parts, delay, mix, density, pull, codec).train())
     for (own, _, wire_bytes), one in zip(found, expected):
         for mine, theirs in zip(own, one):
             if density == 1 and replicas == 4:
@@ -190,7 +211,7 @@ def test_replicas_are_those_of_the_oracle(replicas: int, case: int) -> None:
         assert wire_bytes > 0
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1]))  # the global weights
     if pull:
-        plain = trained(replicas)[0][CASES.index((1, 0, 0.0, 0.1, 0.0))]
+        plain = trained(replicas)[0][CASES.index((1, 0, 0.0, 0.1, 0.0, "fp32"))]
         assert not any(torch.equal(a, b) for a, b in zip(found[0][0], plain[0]))
 
 
@@ -288,6 +309,14 @@ def test_another_number_of_replicas_keeps_the_means(tmp_path: Path, replicas: in
             means = [sum(one["memory"][name][kind] for one in states) / len(states) for states in (before, after)]
             torch.testing.assert_close(*means, rtol=1e-5, atol=1e-7)
         assert all(torch.equal(one["shared"]["start"][name], before[0]["shared"]["start"][name]) for one in after)
+    for kept in (one["shared"] for one in after):
+        for kind in ("arrived", "optimizer"):
+            assert kept[kind].keys() == before[0]["shared"][kind].keys() != set()
+        assert all(torch.equal(mean, before[0]["shared"]["arrived"][name]) for name, mean in kept["arrived"].items())
+        for name, own in kept["optimizer"].items():
+            moved = before[0]["shared"]["optimizer"][name]
+            assert own.keys() == moved.keys()
+            assert all(torch.equal(own[kind], moved[kind]) for kind in own)
 
 
 def test_a_replica_whose_file_is_lost_begins_with_the_global_weights(tmp_path: Path) -> None:
@@ -310,7 +339,7 @@ def refuse_on_all(world: World, what: str) -> str:
     if what == "another model" and world.rank == 1:
         model = nn.Linear(10, 2)
     elif what == "replicas that are one DDP":
-        model = nn.parallel.DistributedDataParallel(model)
+        model = DistributedDataParallel(model)
     elif what == "nothing trained":
         model.requires_grad_(False)
     elif what == "too many fragments":
@@ -416,6 +445,25 @@ def train_presets(world: World) -> dict[str, tuple[list[Tensor], list[Tensor], i
     return {preset: train(world, {"preset": preset, "every": 6}, 12) for preset in PRESETS}
 
 
+def send_large(world: World) -> list[int]:
+    """What one window of the dense and of the sparse preset sends, of a matrix of whole blocks."""
+    sent = []
+    for preset in ("diloco", "sparseloco"):
+        model = nn.Linear(2048, 2048, bias=False)
+        outer = flare_dist.outer(model, preset=preset, every=1)
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2048, 2048))
+        outer.step()
+        sent.append(outer.wire_bytes)
+    return sent
+
+
+def test_sparseloco_sends_a_hundredth_of_dense_windows_among_four() -> None:
+    """Each gather sends a message three times, and a ring a dense vector one and a half times."""
+    dense, sparse = run_ranks(send_large, 4)[0]
+    assert sparse <= dense / 100
+
+
 def test_a_preset_trains_and_sends_fewer_bytes_than_every_step() -> None:
     first, second = run_ranks(train_presets, 2)
     numel = sum(parameter.numel() for parameter in net().parameters())
@@ -460,6 +508,42 @@ def test_replicas_of_two_shards_are_those_of_one(tmp_path: Path, density: float)
     for one in run_ranks(train_sharded, 4, 2, density, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(one, alone[0]))
     assert len(list(tmp_path.glob("sparse-hook-outer-shard-?-of-2-0000?-of-00002-step-5.pt"))) == 4
+    if density == 1:
+        for said in run_ranks(load_on_other_shards, 2, tmp_path):
+            assert "holds outer steps of replicas of 2 ranks, got another number; load them with as many" in said
+
+
+def load_on_other_shards(world: World, directory: Path) -> str:
+    with pytest.raises(ValueError, match="outer steps") as error:
+        flare_dist.load_hook_state(flare_dist.outer(net(), every=4), directory)
+    return str(error.value)
+
+
+def train_behind_ddp(world: World, directory: Path) -> list[Tensor]:
+    """The same replicas, whose two ranks DistributedDataParallel keeps alike; saved and loaded in mid-window."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    model = DistributedDataParallel(net(), process_group=mesh.get_group("shard"))
+    settings: dict[str, Any] = {"every": 4, "fragments": 2, "delay": 1, "density": 0.5, "scope": "block", "block": 2}
+    outer = flare_dist.outer(model, mesh, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(1, 13):
+        inputs, labels = batch(step, mesh.get_local_rank("replicate"))
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        outer.step()
+        if step == 5:
+            flare_dist.save_hook_state(outer, directory)
+            outer = flare_dist.outer(model, mesh, **settings)
+            flare_dist.load_hook_state(outer, directory)
+    with outer.averaged():
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_replicas_may_be_ddp_inside(tmp_path: Path) -> None:
+    alone = run_ranks(train_sharded, 2, 1, 0.5, None)
+    for one in run_ranks(train_behind_ddp, 4, tmp_path):
+        assert all(torch.equal(a, b) for a, b in zip(one, alone[0]))
 
 
 def look_between(world: World) -> tuple[Tensor, list[bool]]:

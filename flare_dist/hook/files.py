@@ -118,6 +118,13 @@ def may_be_meant(place: Path, name: str, old_name: str, step: int | None, views:
     return whole or old
 
 
+def numbers_of_shards(place: Path, name: str) -> list[int]:
+    """List on how many ranks a replica the outer steps there were saved, whatever shard `name` is of."""
+    root = re.escape(name.partition("-shard-")[0])
+    found = [re.match(rf"{root}(?:-shard-\d+-of-(\d+))?-\d{{5}}-of-", path.name) for path in place.glob("*.pt")]
+    return sorted({int(each[1] or 1) for each in found if each})
+
+
 def newest_set(candidates: Sequence[SavedSet], seen: Seen, ranks: Ranks) -> SavedSet:
     """Choose the set that was saved last, by the time in its files: steps begin anew if somebody starts over."""
     if len(candidates) == 1:

@@ -18,6 +18,7 @@ from flare_dist.hook.files import (
     look,
     may_be_meant,
     newest_set,
+    numbers_of_shards,
     on_all_ranks,
     read_file,
     whole_sets,
@@ -173,6 +174,12 @@ def _raise_or_warn(missing: str, problem: str, consequence: str) -> None:
 
 def _nothing_found(place: Path, name: str, step: int | None, views: Views) -> str:
     steps = sorted({key.step for view in views for key in view if key.name == name and key.step is not None})
+    elsewhere = [] if steps else numbers_of_shards(place, name)
+    if elsewhere:
+        return (
+            f"{place} holds outer steps of replicas of {' or '.join(map(str, elsewhere))} ranks, got another number; "
+            "load them with as many, or call outer.finish() there and begin with the weights alone"
+        )
     return (
         f"{place} holds no complete set of {name} files{'' if step is None else f' of step {step}'} (found: "
         f"{', '.join(f'step {one}' for one in steps) or 'none'}); save_hook_state is called on every rank, and a "
