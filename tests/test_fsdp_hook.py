@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,18 +16,21 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard import _fsdp_common
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import flare_dist
 from flare_dist.comm.collectives import gather_objects
 from flare_dist.comm.world import World
+from flare_dist.engines import fsdp_groups
 from flare_dist.hook import call_order
 from flare_dist.hook.backwards import ABSENT, arrived, elsewhere
 from flare_dist.hook.call_order import CallOrder, begin_together
 from flare_dist.hook.state import SparseHookState
-from tests.helpers.hook import batch, net
+from tests.helpers.hook import batch, flat, net
 from tests.helpers.sharded import backward, equal, mesh_of, sharded, train, whole
 from tests.ranks import run_ranks
 
@@ -137,6 +141,22 @@ def low_precision(make: Any, world: World) -> Tensor:
 
 
 @like_native
+def clipped(make: Any, world: World) -> Tensor:
+    """With the norms of the last step, which are all far above what is let through."""
+    model = make(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    norms: list[Any] = []
+    for step in range(STEPS):
+        backward(model, step, world.rank)
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), max_norm=0.1))
+        optimizer.step()
+        optimizer.zero_grad()
+    whole_norms = torch.stack([norm.full_tensor() for norm in norms])
+    assert (whole_norms > 0.1).all()
+    return torch.cat([whole(model), whole_norms])
+
+
+@like_native
 def recomputed(make: Any, world: World) -> Tensor:
     model = make(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -180,6 +200,39 @@ def test_density_1_on_two_replicas_is_native_hsdp_bitwise(shards: int, names: li
         assert told == dict.fromkeys(names, True)
 
 
+RULES: list[dict[str, Any]] = [
+    {},
+    {"error_feedback": "dgc"},
+    {"preconditioner": "adam"},
+    {"warmup": [1.0, 0.2], "warmup_rounds": 4},
+]
+
+
+def like_ddp(world: World) -> list[list[Tensor]]:
+    """Weights and residuals of ten sparse steps, of DistributedDataParallel and of replicas of one shard."""
+    found = []
+    mesh = mesh_of(world, 1)
+    for rule in RULES:
+        plain = DistributedDataParallel(net())
+        by_bucket = flare_dist.attach(plain, density=0.05, **rule)
+        made, by_group = attached(mesh, **rule)
+        for model in (plain, made):
+            train(model, range(10), world.rank, lr=0.01)
+        memories = [state.state_dict()["memory"] for state in (by_bucket, by_group)]
+        residuals = [{name: own["residual"] for name, own in memory.items()} for memory in memories]
+        ours = [flat(plain), *residuals[0].values()]
+        theirs = [whole(made), *(residuals[1][name] for name in residuals[0])]
+        found.append([one.flatten() - other.flatten() for one, other in zip(ours, theirs)])
+    return found
+
+
+def test_sparse_steps_are_those_of_distributed_data_parallel() -> None:
+    """Bitwise: each tensor is selected from by itself, in a bucket as in a group; those steps have an oracle."""
+    for found in run_ranks(like_ddp, 2):
+        for rule, differences in zip(RULES, found):
+            assert not any(difference.any() for difference in differences), rule
+
+
 def memories_equal(one: SparseHookState, other: SparseHookState) -> bool:
     pairs = zip(flare_dist.hook_tensors(one).values(), flare_dist.hook_tensors(other).values())
     return all(_same(mine, theirs) for mine, theirs in pairs)
@@ -199,14 +252,19 @@ def attached(mesh: Any, model: nn.Module | None = None, **settings: Any) -> tupl
 
 
 def send_little(world: World, mesh: Any, told: Told) -> None:
-    """150 steps of a wider net at density 0.01."""
+    """150 steps of a wider net at density 0.01; each rank begins with weights of its own."""
+    torch.manual_seed(world.rank)
     wide = nn.Sequential(nn.Linear(12, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 4))
     model, state = attached(mesh, wide, density=0.01)
     train(model, range(150), world.rank)
     told["replicas are equal"] = equal(gather_objects(whole(model), None))
-    told["part of dense bytes"] = state.traffic.uplink_bytes / (
-        150 * 4 * sum(p.to_local().numel() for p in model.parameters())
-    )
+    own: list[Any] = [parameter.to_local() for parameter in model.parameters()]  # type: ignore[attr-defined]
+    own_numel = sum(part.numel() for part in own)
+    told["part of dense bytes"] = state.traffic.uplink_bytes / (150 * 4 * own_numel)
+    told["part of dense bytes on the wire"] = state.traffic.wire_bytes / (2 * 150 * 4 * own_numel)  # of a ring of two
+    told["collectives a step"] = state.traffic.collectives / 150
+    remembered = [vectors["residual"].numel() for vectors in state.state_dict()["memory"].values()]
+    told["remembered of own"] = sum(remembered) / own_numel
 
 
 def resume(world: World, mesh: Any, told: Told, directory: Path) -> None:
@@ -307,6 +365,9 @@ def test_replicas_stay_equal_while_less_than_a_45th_of_dense_bytes_is_sent(saved
     for told in saved[1]:
         assert told["replicas are equal"]
         assert told["part of dense bytes"] < 1 / 45
+        assert told["part of dense bytes on the wire"] < 1 / 45
+        assert told["collectives a step"] == 2 * 3  # three groups: where a replica is, and what it sends
+        assert told["remembered of own"] == 1
 
 
 def test_training_resumes_bitwise_from_files_and_from_dtensors(saved: tuple[Path, list[Told]]) -> None:
@@ -356,6 +417,8 @@ def test_memory_moves_to_other_numbers_of_shards_exactly_and_of_replicas_as_its_
     memories, weights = run_ranks(load_elsewhere, ranks, shards, saved[0])[0]
     if (ranks, shards) == (2, 1):
         assert torch.equal(weights, saved[1][0]["by rows"])  # a mean of two equal gradients is exact
+    elif (ranks, shards) == (6, 3):  # of which one has no row of the last layer but padding
+        torch.testing.assert_close(weights, saved[1][0]["by rows"], rtol=1e-5, atol=1e-6)
     for loaded in memories:
         assert loaded.pop("step") == 3
         assert loaded.pop("rule") == "dgc"
@@ -417,6 +480,14 @@ def refusals(world: World) -> Told:
         refuse("several groups in a module", on_two_meshes(mesh["shard"]))
     half = MixedPrecisionPolicy(param_dtype=torch.float16)
     refuse("float16", sharded(mesh["shard"], net(), mp_policy=half))
+    with patch.object(fsdp_groups, "_READ", ("mesh_info", "gone")):
+        refuse("a torch without what is read")
+    with patch.object(FSDPParamGroup, "_is_hsdp", True):
+        refuse("a torch that still goes over replicas", sharded(mesh))
+    of_another_kind = sharded(mesh)
+    info: Any = fsdp_groups.groups_of(of_another_kind)[0][0]._private.mesh_info
+    info.__class__ = type("NewMeshInfo", (type(info),), {})
+    refuse("a torch with another kind of mesh", of_another_kind)
     twice_attached, _ = attached(mesh)
     refuse("attached twice", twice_attached)
     other = net()
@@ -461,6 +532,9 @@ REFUSED = {
     "tensor parallelism": "first.weight is sharded by tensor parallelism as well; attach to models of FSDP2 alone",
     "float16": "FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32",
     "attached twice": "the model has an all-reduce hook already",
+    "a torch without what is read": "FSDP2's groups of parameters have no gone; this is another PyTorch than",
+    "a torch that still goes over replicas": "attach: PyTorch still takes the mean over replicas itself; this is anoth",
+    "a torch with another kind of mesh": "attach: cannot take replicas out of NewMeshInfo; this is another PyTorch",
     "another model": "has another middle.bias; build the same model on all of them",
     "sharded over all ranks": "attach.mesh: the model is sharded over the ranks [0, 1], and a replica of the mesh is [",
     "first is trained later": "exchanges what is trained when it is made, got requires_grad=True of first.weight since",

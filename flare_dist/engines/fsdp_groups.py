@@ -18,6 +18,10 @@ from flare_dist.cuts import Cut
 from flare_dist.hook.wrappers import plain_name, reshard
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
+_READ = (
+    *("fsdp_params", "device", "mesh_info", "mp_policy", "all_reduce_grads", "gradient_divide_factor"),
+    *("force_sum_reduction_for_comms", "_is_hsdp", "_all_reduce_hook"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Group:
     """One module's parameters, whose gradients are reduced as one vector."""
 
     def __init__(self, module: FSDPModule, private: Any, names: dict[nn.Parameter, str]) -> None:
+        lacking = ", ".join(name for name in _READ if not hasattr(private, name))
+        if lacking:
+            raise ValueError(f"attach: FSDP2's groups of parameters have no {lacking}; this is {_OTHER_TORCH}")
         self.module = module
         self._private = private
         self._trained = {names[each.sharded_param]: each.sharded_param.requires_grad for each in private.fsdp_params}
