@@ -258,7 +258,7 @@ def send_little(world: World, mesh: Any, told: Told) -> None:
     model, state = attached(mesh, wide, density=0.01)
     train(model, range(150), world.rank)
     told["replicas are equal"] = equal(gather_objects(whole(model), None))
-    own: list[Any] = [parameter.to_local() for parameter in model.parameters()]  # type: ignore[attr-defined]
+    own: list[Any] = [parameter.to_local() for parameter in model.parameters()]
     own_numel = sum(part.numel() for part in own)
     told["part of dense bytes"] = state.traffic.uplink_bytes / (150 * 4 * own_numel)
     told["part of dense bytes on the wire"] = state.traffic.wire_bytes / (2 * 150 * 4 * own_numel)  # of a ring of two

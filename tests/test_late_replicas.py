@@ -43,7 +43,7 @@ def meeting(delay: int) -> Any:
 
 
 def sharded(world: World, group: Any) -> None:
-    alone = [dist.new_group([rank]) for rank in range(world.size)][world.rank]
+    alone: Any = [dist.new_group([rank]) for rank in range(world.size)][world.rank]
     ranks = torch.arange(world.size).unsqueeze(1)
     mesh: Any = DeviceMesh.from_group([group, alone], "cpu", mesh=ranks, mesh_dim_names=("replicate", "shard"))
     model: Any = fully_shard(net(), mesh=mesh["shard"])

@@ -184,7 +184,7 @@ OF_CODEC: dict[str, Any] = {"2bit": {"residual_decay": DECAY, "scope": "block", 
 
 def train_all(world: World) -> list[tuple[list[Tensor], list[Tensor], int]]:
     names = ("fragments", "delay", "mix", "density", "pull", "value_codec")
-    settings = [{"every": 6, "outer_options": DILOCO} | dict(zip(names, case)) for case in CASES]
+    settings: list[dict[str, Any]] = [{"every": 6, "outer_options": DILOCO} | dict(zip(names, case)) for case in CASES]
     return [train(world, each | OF_CODEC.get(each["value_codec"], {})) for each in settings]
 
 

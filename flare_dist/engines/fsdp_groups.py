@@ -19,7 +19,7 @@ from flare_dist.hook.wrappers import plain_name, reshard
 
 _OTHER_TORCH = "another PyTorch than this hook knows; PyTorch 2.11 to 2.15 are tested"
 _READ = (
-    *("fsdp_params", "device", "mesh_info", "mp_policy", "all_reduce_grads", "gradient_divide_factor"),
+    *("fsdp_params", "device", "mesh_info", "all_reduce_grads", "gradient_divide_factor"),
     *("force_sum_reduction_for_comms", "_is_hsdp", "_all_reduce_hook"),
 )
 
@@ -127,7 +127,8 @@ class Group:
                 "attach: set_gradient_divide_factor and set_force_sum_reduction_for_comms divide behind the hook, "
                 "whose memory would be of other units; leave them out"
             )
-        kinds = {private.mp_policy.reduce_dtype or private.mp_policy.param_dtype}
+        policies = [each.mp_policy for each in private.fsdp_params]  # which PyTorch 2.15 no longer has of the group
+        kinds = {policy.reduce_dtype or policy.param_dtype for policy in policies}
         if torch.float16 in kinds | {each.parameter.dtype for each in self.slices}:
             raise ValueError("attach: FSDP2 divides float16 gradients behind the hook; use reduce_dtype=torch.float32")
 
