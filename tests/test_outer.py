@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -483,22 +483,31 @@ def train_sharded(world: World, shards: int, density: float, directory: Path | N
     model = net()
     for part in (model[0], model[2], model):
         fully_shard(part, mesh=mesh["shard"])
-    settings: dict[str, Any] = {"every": 4, "density": density, "scope": "block", "block": 2}
-    outer = flare_dist.outer(model, mesh, fragments=2, delay=1, **settings)
+    with train_on(mesh, model, density, directory).averaged():
+        whole: Any = list(model.parameters())
+        return [parameter.full_tensor().detach().clone() for parameter in whole]
+
+
+def train_on(mesh: DeviceMesh, model: nn.Module, density: float, directory: Path | None) -> flare_dist.OuterSteps:
+    """Take twelve steps, saved and loaded in the middle of a window if there is a directory."""
+    settings: dict[str, Any] = {
+        "every": 4,
+        "fragments": 2,
+        "delay": 1,
+        "density": density,
+        "scope": "block",
+        "block": 2,
+    }
+    outer = flare_dist.outer(model, mesh, **settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for step in range(1, 13):
-        inputs, labels = batch(step, mesh.get_local_rank("replicate"))
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
+        inner_step(model, optimizer, step, mesh.get_local_rank("replicate"))
         outer.step()
         if directory and step == 5:
             flare_dist.save_hook_state(outer, directory)
-            outer = flare_dist.outer(model, mesh, fragments=2, delay=1, **settings)
+            outer = flare_dist.outer(model, mesh, **settings)
             flare_dist.load_hook_state(outer, directory)
-    with outer.averaged():
-        whole: Any = list(model.parameters())
-        return [parameter.full_tensor().detach().clone() for parameter in whole]
+    return outer
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5])
@@ -523,20 +532,7 @@ def train_behind_ddp(world: World, directory: Path) -> list[Tensor]:
     """The same replicas, whose two ranks DistributedDataParallel keeps alike; saved and loaded in mid-window."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     model = DistributedDataParallel(net(), process_group=mesh.get_group("shard"))
-    settings: dict[str, Any] = {"every": 4, "fragments": 2, "delay": 1, "density": 0.5, "scope": "block", "block": 2}
-    outer = flare_dist.outer(model, mesh, **settings)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for step in range(1, 13):
-        inputs, labels = batch(step, mesh.get_local_rank("replicate"))
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        outer.step()
-        if step == 5:
-            flare_dist.save_hook_state(outer, directory)
-            outer = flare_dist.outer(model, mesh, **settings)
-            flare_dist.load_hook_state(outer, directory)
-    with outer.averaged():
+    with train_on(mesh, model, 0.5, directory).averaged():
         return [parameter.detach().clone() for parameter in model.parameters()]
 
 
