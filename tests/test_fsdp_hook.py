@@ -27,8 +27,8 @@ from flare_dist.comm.collectives import gather_objects
 from flare_dist.comm.world import World
 from flare_dist.engines import fsdp_groups
 from flare_dist.hook import call_order
-from flare_dist.hook.backwards import ABSENT, arrived, elsewhere
-from flare_dist.hook.call_order import CallOrder, begin_together
+from flare_dist.hook.backwards import ABSENT, elsewhere
+from flare_dist.hook.call_order import CallOrder, arrived, begin_together
 from flare_dist.hook.state import SparseHookState
 from tests.helpers.hook import batch, flat, net
 from tests.helpers.sharded import backward, equal, mesh_of, sharded, train, whole
@@ -560,7 +560,7 @@ def test_a_replica_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) 
     gone.set_exception(RuntimeError("Connection closed by peer"))
     words = "another replica did not come .* give each as many batches, and let all of them begin together .*closed"
     with pytest.raises(RuntimeError, match=words):
-        arrived(gone)
+        arrived(gone, ABSENT)
     monkeypatch.setattr(call_order, "start_gather", lambda place, group: (place, gone))
     with pytest.raises(RuntimeError, match=words):
         CallOrder(None, ABSENT, elsewhere).compare(torch.zeros(1))

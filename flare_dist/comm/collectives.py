@@ -5,7 +5,7 @@ Everything works without a process group, too, as a single rank. Those of a run 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | 
     if size == 1:
         return [own]
     gathered: list[Any] = [None] * size
-    with nullcontext() if device is None or device.type != "cuda" else torch.cuda.device(device):
+    with _current(device):
         dist.all_gather_object(gathered, own, group)
     return gathered
 
@@ -52,9 +52,14 @@ def gather_objects(own: Any, group: ProcessGroup | None, device: torch.device | 
 def object_from(source: int, own: Any, group: ProcessGroup | None, device: torch.device | None = None) -> Any:
     """Return what rank `source` of the group gives; pickled, and all ranks of it call it together."""
     held = [own]
-    with nullcontext() if device is None or device.type != "cuda" else torch.cuda.device(device):
+    with _current(device):
         dist.broadcast_object_list(held, group_src=source, group=group)
     return held[0]
+
+
+def _current(device: torch.device | None) -> AbstractContextManager[object]:
+    """Make a GPU the current one, through which NCCL moves objects; anything else changes nothing."""
+    return torch.cuda.device(device) if device is not None and device.type == "cuda" else nullcontext()
 
 
 def ranks_of(group: ProcessGroup | None) -> list[int]:

@@ -19,8 +19,8 @@ from flare_dist.comm.collectives import group_of, rank_and_size, ranks_of
 from flare_dist.engines.attach_ddp import WorldOfOne
 from flare_dist.engines.fsdp_groups import Group, Slice, groups_of, refuse_broken_off
 from flare_dist.engines.optimizers import refuse_scaling
-from flare_dist.hook.backwards import Backwards, arrived, elsewhere
-from flare_dist.hook.call_order import begin_together, place_of
+from flare_dist.hook.backwards import ABSENT, Backwards, elsewhere
+from flare_dist.hook.call_order import arrived, begin_together, place_of
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.held_means import holds_mean
 from flare_dist.hook.replica_weights import ReplicaWeights
@@ -148,7 +148,7 @@ class GroupHook:
         if not self._parameters:
             return
         flat = self._without_padding(reduced)
-        self._put_back(arrived(exchange_gradients(self._state, self._parameters, flat)), reduced)
+        self._put_back(arrived(exchange_gradients(self._state, self._parameters, flat), ABSENT), reduced)
 
     def _check_length(self, reduced: Tensor) -> None:
         """Raise RuntimeError if some of the group's parameters got no gradient: nobody tells which."""

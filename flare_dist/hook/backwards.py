@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.autograd import Variable
 
 from flare_dist.comm.collectives import rank_and_size
 from flare_dist.comm.traffic import all_gather_wire
-from flare_dist.hook.call_order import BEGINNING, CallOrder, absent
+from flare_dist.hook.call_order import BEGINNING, CallOrder
 from flare_dist.hook.state import SparseHookState
 
 ABSENT = "attach: another replica did not come to the exchange of its gradients"
@@ -28,14 +27,6 @@ def elsewhere(places: Sequence[int]) -> str:
         "one of them, as if its forward had left one out; run the same modules on all replicas, times 0 where one has "
         "no use for it"
     )
-
-
-def arrived(mean: torch.futures.Future[Tensor]) -> Tensor:
-    """Wait for a mean over replicas; what stops its collective mostly is that one of them takes fewer steps."""
-    try:
-        return mean.wait()
-    except RuntimeError as error:
-        raise absent(ABSENT, error) from error
 
 
 class Backwards:

@@ -38,6 +38,14 @@ def absent(who: str, error: RuntimeError) -> RuntimeError:
     )
 
 
+def arrived(mean: torch.futures.Future[Tensor], who: str) -> Tensor:
+    """Wait for a mean over replicas; raises RuntimeError that begins with `who` if one of them did not send."""
+    try:
+        return mean.wait()
+    except RuntimeError as error:
+        raise absent(who, error) from error
+
+
 def begin_together(group: ProcessGroup | None, device: torch.device, who: str, problem: Problem) -> None:
     """Wait until all replicas begin; raises RuntimeError on all of them if one is elsewhere."""
     own = torch.full((1,), BEGINNING, device=device)

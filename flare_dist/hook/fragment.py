@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare_dist.comm.collectives import ProcessGroup
-from flare_dist.hook.call_order import absent
+from flare_dist.hook.call_order import arrived
 from flare_dist.hook.ddp import exchange_gradients
 from flare_dist.hook.pull import aim_at, pull
 from flare_dist.hook.scale import not_finite
@@ -87,10 +87,7 @@ class Fragment:
         RuntimeError if a replica did not send, which mostly has taken fewer steps.
         """
         if self._on_the_way is not None:
-            try:
-                self._arrived = self._on_the_way.wait()
-            except RuntimeError as error:
-                raise absent("outer: another replica has not sent what it has moved", error) from error
+            self._arrived = arrived(self._on_the_way, "outer: another replica has not sent what it has moved")
             self._on_the_way = None
             failed = self.exchange.failures.of_step(True)  # None if everything is sent, where nothing was looked at
             if not_finite(self._arrived) if failed is None else failed:
